@@ -1,0 +1,13 @@
+// The Python module hotset._native: what each part binds is in the file of its name.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_linear(nb::module_& m);
+void bind_layers(nb::module_& m);
+
+NB_MODULE(_native, m) {
+  m.doc() = "Hotset's CPU kernels.";
+  bind_linear(m);
+  bind_layers(m);
+}

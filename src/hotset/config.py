@@ -1,0 +1,89 @@
+"""What a model is, in numbers: everything the decoder needs to know, and nothing about files or backends."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Activation(str, Enum):
+    """The FFN's non-linearity. In a gated FFN the neuron is ``act(gate) * up``, otherwise ``act(up)``."""
+
+    RELU = "relu"
+    """ReLU; in a gated FFN this is ReGLU."""
+    DRELU = "drelu"
+    """ReLU on gate and on up (Bamboo, TurboSparse; arXiv 2406.05955). Gated only."""
+    RELU2 = "relu2"
+    """Squared ReLU (Nemotron, Primer; arXiv 2109.08668)."""
+    SILU = "silu"
+    GELU = "gelu"
+    """Exact GELU, by the error function."""
+    GELU_TANH = "gelu_tanh"
+    """The tanh approximation of GELU (Gemma)."""
+
+    @property
+    def zero_producing(self) -> bool:
+        """Whether the activation is exactly zero for negative input, so that `exact` skipping is lossless."""
+        return self in (Activation.RELU, Activation.DRELU, Activation.RELU2)
+
+
+class NormKind(str, Enum):
+    """How hidden vectors are normalised."""
+
+    RMS = "rms"
+    LAYER = "layer"
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding (RoPE, arXiv 2104.09864), resolved to numbers.
+
+    ``inverse_frequencies`` has ``dim / 2`` entries, in radians per position, with any scaling (linear, Llama 3,
+    YaRN) already in; ``magnitude`` multiplies cosine and sine (YaRN's attention factor).
+    """
+
+    dim: int
+    """Numbers of each head that are rotated, from its start; even, at most the head's size."""
+    interleaved: bool
+    """Pairs are (2i, 2i + 1) as in GGUF's Llama files, else (i, i + dim / 2) as in Hugging Face's."""
+    inverse_frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Where one layer differs from its neighbours."""
+
+    rope: RopeConfig | None
+    window: int | None = None
+    """Attention reaches back over this many positions, the token itself included; None: over all."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape and options. Sizes are counts of numbers (hidden, head, FFN) or of tokens (context)."""
+
+    architecture: str
+    vocab_size: int
+    context_length: int
+    hidden_size: int
+    ffn_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    layers: tuple[LayerConfig, ...]
+    activation: Activation
+    gated: bool
+    norm: NormKind
+    norm_eps: float
+    parallel: bool = False
+    """Attention and FFN read the same input and are added together (Falcon), else one after the other."""
+    attention_scale: float = 0.0
+    """Factor on q.k; 0 means ``head_dim ** -0.5``."""
+    embedding_scale: float = 1.0
+    """Factor on the token embedding (Gemma: the square root of the hidden size)."""
+    position_offset: int = 0
+    """Row of ``position_embd.weight`` for position 0 (OPT: 2); used only where that tensor exists."""
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers the decoder has."""
+        return len(self.layers)

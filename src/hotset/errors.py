@@ -1,0 +1,17 @@
+"""The one exception that a user is meant to read: a single line that names the thing and the remedy."""
+
+
+class HotsetError(Exception):
+    """Something the user can mend: a file, a flag, a shape or a request.
+
+    The message is one line that names the thing, what was expected and what was found, and the remedy. The command
+    line prints it and exits with 2; the server answers with a 4xx.
+    """
+
+
+class CheckpointError(HotsetError):
+    """A model file that cannot be read, or a model that cannot be run."""
+
+
+class RequestError(HotsetError):
+    """A prompt or a sampling parameter that cannot be served, such as one longer than the context."""

@@ -1,0 +1,25 @@
+"""What every model file is read into: a configuration, named tensors and what the tokenizer needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hotset.config import ModelConfig
+from hotset.formats.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, opened. Tensors are memory-mapped: bytes are read when they are used.
+
+    Tensor names are GGUF's (``token_embd``, ``blk.N.attn_q``, ``blk.N.ffn_down`` … with ``.weight`` and ``.bias``),
+    whatever the file's own names; fused matrices (Falcon's ``attn_qkv``) are given as their parts ``attn_q``,
+    ``attn_k``, ``attn_v``; norm weights stored minus one (Gemma, Nemotron in Hugging Face files) have it added.
+    """
+
+    path: Path
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """GGUF's key-values; for a Hugging Face directory the parsed ``config.json``."""

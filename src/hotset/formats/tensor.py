@@ -1,0 +1,91 @@
+"""A tensor as it lies in a file: a type, a shape and raw bytes."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TensorType(IntEnum):
+    """Element types that Hotset reads, numbered as in GGUF."""
+
+    F32 = 0
+    F16 = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q5_0 = 6
+    Q5_1 = 7
+    Q8_0 = 8
+    Q4_K = 12
+    Q5_K = 13
+    Q6_K = 14
+    BF16 = 30
+
+    @property
+    def block_size(self) -> int:
+        """Elements in one block; a row holds a whole number of blocks."""
+        return _BLOCKS[self][0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return _BLOCKS[self][1]
+
+
+_BLOCKS = {
+    TensorType.F32: (1, 4),
+    TensorType.F16: (1, 2),
+    TensorType.BF16: (1, 2),
+    TensorType.Q4_0: (32, 18),
+    TensorType.Q4_1: (32, 20),
+    TensorType.Q5_0: (32, 22),
+    TensorType.Q5_1: (32, 24),
+    TensorType.Q8_0: (32, 34),
+    TensorType.Q4_K: (256, 144),
+    TensorType.Q5_K: (256, 176),
+    TensorType.Q6_K: (256, 210),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A named tensor; ``data`` is a flat uint8 view (often of a memory-mapped file) of exactly ``nbytes`` bytes."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    """In NumPy order: a matrix is (rows, columns), and a row's numbers are contiguous."""
+    data: NDArray[np.uint8]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor in its own type."""
+        return self.data.nbytes
+
+    def rows(self, start: int, stop: int) -> "Tensor":
+        """The matrix of rows [start, stop), a view."""
+        row_bytes = self.nbytes // self.shape[0]
+        data = self.data[start * row_bytes : stop * row_bytes]
+        return Tensor(self.name, self.type, (stop - start, *self.shape[1:]), data)
+
+    def to_float32(self) -> NDArray[np.float32]:
+        """Dequantise: float32 of ``shape``, by the `gguf` library."""
+        from gguf import GGMLQuantizationType, dequantize
+
+        values = dequantize(self._typed(), GGMLQuantizationType(self.type))
+        return np.ascontiguousarray(values, dtype=np.float32).reshape(self.shape)
+
+    def _typed(self) -> NDArray[np.generic]:
+        """The bytes as `gguf` wants them: floats by element, blocks by row."""
+        if self.type is TensorType.F32:
+            return self.data.view(np.float32).reshape(self.shape)
+        if self.type is TensorType.F16:
+            return self.data.view(np.float16).reshape(self.shape)
+        return self.data.reshape(*self.shape[:-1], -1)
+
+
+def tensor_from_array(name: str, values: NDArray[np.float32]) -> Tensor:
+    """Wrap a float32 array as an F32 tensor of the same shape."""
+    data = np.ascontiguousarray(values, dtype=np.float32)
+    return Tensor(name, TensorType.F32, data.shape, data.reshape(-1).view(np.uint8))
