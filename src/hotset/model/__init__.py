@@ -1,0 +1,1 @@
+"""The decoder: what every backend's parts are put together into."""

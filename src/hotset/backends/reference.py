@@ -1,0 +1,247 @@
+"""The oracle: every part of the decoder in plain NumPy, written to be read as its definition.
+
+Weights are dequantised to float32 and all arithmetic is float32. Nothing is fused, blocked or kept small, so
+it is slow and needs four bytes a weight; other backends are tested against it, and it against `transformers`.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from hotset.backends.base import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, KVCache, Linear, Norm
+from hotset.config import Activation, NormKind, RopeConfig
+from hotset.errors import HotsetError
+
+
+def relu(x: F32) -> F32:
+    """max(x, 0)."""
+    y: F32 = np.maximum(x, 0)
+    return y
+
+
+def silu(x: F32) -> F32:
+    """x times the logistic sigmoid of x, by a form that does not overflow."""
+    y: F32 = x * (0.5 * (1 + np.tanh(0.5 * x)))
+    return y
+
+
+def gelu(x: F32) -> F32:
+    """x times the standard normal distribution function (arXiv 1606.08415)."""
+    erf = np.vectorize(math.erf)(x / math.sqrt(2))
+    return (x * (0.5 * (1 + erf))).astype(np.float32)
+
+
+def gelu_tanh(x: F32) -> F32:
+    """The same paper's approximation by tanh."""
+    y: F32 = x * (0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    return y
+
+
+ACTIVATIONS: dict[Activation, Callable[[F32], F32]] = {
+    Activation.RELU: relu,
+    Activation.DRELU: relu,
+    Activation.RELU2: lambda x: relu(x) ** 2,
+    Activation.SILU: silu,
+    Activation.GELU: gelu,
+    Activation.GELU_TANH: gelu_tanh,
+}
+
+
+def normalise(x: F32, norm: Norm) -> F32:
+    """RMS norm (arXiv 1910.07467) or layer norm (arXiv 1607.06450) over the last axis."""
+    if norm.kind is NormKind.LAYER:
+        x = x - x.mean(axis=-1, keepdims=True)
+    scale = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + norm.eps)
+    y: F32 = x * scale * norm.weight
+    return y if norm.bias is None else y + norm.bias
+
+
+def rotate(x: F32, rope: RopeConfig, position: int) -> F32:
+    """RoPE on x (T, heads, head_dim), whose first token stands at `position`."""
+    positions = np.arange(position, position + x.shape[0])
+    angles = positions[:, None, None] * np.array(rope.inverse_frequencies)
+    cos = (rope.magnitude * np.cos(angles)).astype(np.float32)
+    sin = (rope.magnitude * np.sin(angles)).astype(np.float32)
+
+    half = rope.dim // 2
+    first, second = (
+        (slice(0, rope.dim, 2), slice(1, rope.dim, 2))
+        if rope.interleaved
+        else (slice(0, half), slice(half, rope.dim))
+    )
+    a, b = x[..., first], x[..., second]
+    y: F32 = x.copy()
+    y[..., first] = a * cos - b * sin
+    y[..., second] = a * sin + b * cos
+    return y
+
+
+def softmax(x: F32) -> F32:
+    """Softmax over the last axis."""
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    y: F32 = e / e.sum(axis=-1, keepdims=True)
+    return y
+
+
+class _Linear:
+    """``y = x W^T + b``."""
+
+    def __init__(self, linear: Linear) -> None:
+        self.weight = linear.weight.to_float32()
+        self.bias = linear.bias
+
+    def __call__(self, x: F32) -> F32:
+        y: F32 = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class ReferenceKVCache:
+    """Keys and values as two arrays (layers, capacity, n_kv_heads, head_dim)."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> None:
+        self.keys = np.zeros(shape, dtype)
+        self.values = np.zeros(shape, dtype)
+        self.length = 0
+        self.capacity = shape[1]
+
+    def advance(self, count: int) -> None:
+        """See `KVCache`."""
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """See `KVCache`."""
+        self.length = length
+
+
+class ReferenceEmbedding:
+    """A row of the table for each token, and one for its position where there is such a table."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self.tokens = spec.tokens.to_float32()
+        self.positions = None if spec.positions is None else spec.positions.to_float32()
+        self.scale = np.float32(spec.scale)
+        self.position_offset = spec.position_offset
+
+    def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
+        """See `Embedding`."""
+        x: F32 = self.tokens[tokens] * self.scale
+        if self.positions is not None:
+            first = position + self.position_offset
+            x += self.positions[first : first + len(tokens)]
+        return x
+
+
+class ReferenceAttention:
+    """Grouped-query attention with the whole matrix of scores."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        self.spec = spec
+        self.q, self.k, self.v = _Linear(spec.q), _Linear(spec.k), _Linear(spec.v)
+        self.output = _Linear(spec.output)
+
+    def forward(self, x: F32, out: F32, kv: KVCache, layer: int) -> None:
+        """See `Attention`."""
+        assert isinstance(kv, ReferenceKVCache)
+        s = self.spec
+        start, end = kv.length, kv.length + len(x)
+
+        n = normalise(x, s.norm)
+        q = self.q(n).reshape(-1, s.n_heads, s.head_dim)
+        k = self.k(n).reshape(-1, s.n_kv_heads, s.head_dim)
+        v = self.v(n).reshape(-1, s.n_kv_heads, s.head_dim)
+        if s.q_norm:
+            q = normalise(q, s.q_norm)
+        if s.k_norm:
+            k = normalise(k, s.k_norm)
+        if s.rope:
+            q, k = rotate(q, s.rope, start), rotate(k, s.rope, start)
+        kv.keys[layer, start:end] = k
+        kv.values[layer, start:end] = v
+
+        # Heads first: queries (H, T, d) against the keys (H, S, d) of all positions so far. A key-value head
+        # serves n_heads / n_kv_heads query heads that follow one another.
+        group = s.n_heads // s.n_kv_heads
+        queries = q.transpose(1, 0, 2)
+        keys = kv.keys[layer, :end].astype(np.float32).transpose(1, 0, 2).repeat(group, axis=0)
+        values = kv.values[layer, :end].astype(np.float32).transpose(1, 0, 2).repeat(group, axis=0)
+
+        distance = np.arange(start, end)[:, None] - np.arange(end)[None, :]
+        visible = distance >= 0
+        if s.window is not None:
+            visible &= distance < s.window
+        scores = np.where(visible, s.scale * (queries @ keys.transpose(0, 2, 1)), -np.inf)
+        mixed = softmax(scores) @ values
+        y = self.output(mixed.transpose(1, 0, 2).reshape(len(x), -1))
+        out += normalise(y, s.post_norm) if s.post_norm else y
+
+
+class ReferenceFFN:
+    """All neurons, for every token."""
+
+    def __init__(self, spec: FFNSpec) -> None:
+        self.spec = spec
+        self.gate = _Linear(spec.gate) if spec.gate else None
+        self.up, self.down = _Linear(spec.up), _Linear(spec.down)
+
+    def neurons(self, x: F32) -> F32:
+        """What the neurons hold, (T, F): the input of down."""
+        act = ACTIVATIONS[self.spec.activation]
+        n = normalise(x, self.spec.norm)
+        up = self.up(n)
+        if self.gate is None:
+            return act(up)
+        if self.spec.activation is Activation.DRELU:
+            up = act(up)
+        return act(self.gate(n)) * up
+
+    def forward(self, x: F32, out: F32) -> None:
+        """See `FFN`."""
+        y = self.down(self.neurons(x))
+        out += normalise(y, self.spec.post_norm) if self.spec.post_norm else y
+
+
+class ReferenceHead:
+    """The final norm and the output projection."""
+
+    def __init__(self, spec: HeadSpec) -> None:
+        self.norm = spec.norm
+        self.output = _Linear(spec.output)
+
+    def forward(self, x: F32) -> F32:
+        """See `Head`."""
+        return self.output(normalise(x, self.norm))
+
+
+class ReferenceBackend:
+    """Builds the parts; see `hotset.backends.base.Backend`."""
+
+    name = "reference"
+
+    def embedding(self, spec: EmbeddingSpec) -> ReferenceEmbedding:
+        """Build the token embedding."""
+        return ReferenceEmbedding(spec)
+
+    def attention(self, spec: AttentionSpec) -> ReferenceAttention:
+        """Build one layer's attention."""
+        return ReferenceAttention(spec)
+
+    def ffn(self, spec: FFNSpec) -> ReferenceFFN:
+        """Build one layer's FFN."""
+        return ReferenceFFN(spec)
+
+    def head(self, spec: HeadSpec) -> ReferenceHead:
+        """Build the final norm and the output projection."""
+        return ReferenceHead(spec)
+
+    def kv_cache(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
+    ) -> ReferenceKVCache:
+        """Room for `capacity` positions; `type` is ``f32`` or ``f16``."""
+        dtypes: dict[str, DTypeLike] = {"f32": np.float32, "f16": np.float16}
+        if type not in dtypes:
+            raise HotsetError(
+                f"KV cache type {type!r}: the reference backend has f32 and f16; choose one of them"
+            )
+        return ReferenceKVCache((n_layers, capacity, n_kv_heads, head_dim), dtypes[type])
