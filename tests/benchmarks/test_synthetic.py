@@ -1,0 +1,49 @@
+"""Synthetic files hold valid blocks and nothing is left behind when the disk is full."""
+
+from dataclasses import replace
+
+import gguf
+import numpy as np
+import pytest
+import synthetic
+
+
+@pytest.mark.parametrize("kind", list(synthetic.TYPES))
+@pytest.mark.parametrize("columns", [576, 4096])
+def test_blocks_dequantise_to_centred_numbers_of_the_wanted_deviation(kind, columns):
+    type_ = synthetic.matrix_type(synthetic.TYPES[kind], columns)
+    blocks = synthetic.random_blocks(type_, columns, 1024, np.random.default_rng(1))
+    if type_.name in ("F32", "F16"):
+        values = (
+            blocks.reshape(-1).view({"F32": np.float32, "F16": np.float16}[type_.name]).astype(np.float32)
+        )
+    else:
+        values = gguf.dequantize(blocks, type_)
+    assert np.isfinite(values).all()
+    assert np.std(values) * columns**0.5 == pytest.approx(1.0, rel=0.15)
+    assert abs(np.mean(values)) * columns**0.5 < 0.15
+
+
+@pytest.mark.parametrize("shape", ["smollm2-135m", "qwen2.5-1.5b", "falcon-7b", "opt-6.7b"])
+def test_file_is_read_back_by_gguf(tmp_path, shape, monkeypatch):
+    monkeypatch.setitem(synthetic.SHAPES, shape, replace(synthetic.SHAPES[shape], vocab=1000))
+    path = tmp_path / "m.gguf"
+    size = synthetic.write(path, shape, "q4_k", layers=1)
+    assert size == path.stat().st_size
+    reader = gguf.GGUFReader(path)
+    assert "synthetic" in reader.fields["general.name"].contents()
+    planned = synthetic.plan(synthetic.SHAPES[shape], 1, gguf.GGMLQuantizationType.Q4_K)
+    found = {t.name: (tuple(int(n) for n in t.shape[::-1]), t.tensor_type) for t in reader.tensors}
+    assert found == {t.name: (t.shape, t.type) for t in planned}
+    assert len(reader.fields["tokenizer.ggml.tokens"].data) == synthetic.SHAPES[shape].vocab
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr(synthetic, "tensor_chunks", full)
+    with pytest.raises(OSError, match="No space left"):
+        synthetic.write(tmp_path / "m.gguf", "smollm2-135m", "q4_0", layers=1)
+    assert list(tmp_path.iterdir()) == []
