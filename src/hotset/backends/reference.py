@@ -30,12 +30,14 @@ def silu(x: F32) -> F32:
 def gelu(x: F32) -> F32:
     """x times the standard normal distribution function (arXiv 1606.08415)."""
     erf = np.vectorize(math.erf)(x / math.sqrt(2))
-    return (x * (0.5 * (1 + erf))).astype(np.float32)
+    y: F32 = (x * (0.5 * (1 + erf))).astype(np.float32)
+    return y
 
 
 def gelu_tanh(x: F32) -> F32:
     """The same paper's approximation by tanh."""
-    y: F32 = x * (0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+    z: F32 = x + 0.044715 * x**3
+    y: F32 = x * (0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * z)))
     return y
 
 
