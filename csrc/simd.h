@@ -1,0 +1,349 @@
+// One vocabulary for every instruction set: the only file that names intrinsics. The flags a file is compiled
+// with choose the section. A register holds kLanes 32-bit lanes:
+//   F32   kLanes floats
+//   I32   kLanes integers, or 4 * kLanes bytes; shifts act on 32-bit lanes
+//   CodeDot, ByteDot   sums of products of bytes, four to a lane (see "Dot products" below)
+// Everything is in an anonymous namespace, and no STL header is included, so that no symbol of one
+// instruction set can be linked into another's kernels.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE4_2__) || defined(__AVX2__)
+#define HOTSET_X86 1
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#else
+#error "simd.h: no section for this instruction set"
+#endif
+
+// HOTSET_TABLE(linear) is linear_avx2 in the files compiled with -DHOTSET_LEVEL=avx2.
+#define HOTSET_JOIN2(a, b) a##_##b
+#define HOTSET_JOIN(a, b) HOTSET_JOIN2(a, b)
+#define HOTSET_TABLE(name) HOTSET_JOIN(name, HOTSET_LEVEL)
+
+#define HOTSET_INLINE [[gnu::always_inline]] inline
+
+namespace hotset {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------
+// Registers and their arithmetic, by instruction set.
+
+#if defined(__AVX512VNNI__)
+
+constexpr int kLanes = 16;
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+
+HOTSET_INLINE F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+HOTSET_INLINE void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+HOTSET_INLINE F32 broadcast(float a) { return {_mm512_set1_ps(a)}; }
+HOTSET_INLINE F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+HOTSET_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
+HOTSET_INLINE float max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+
+HOTSET_INLINE I32 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
+HOTSET_INLINE void store(void* p, I32 a) { _mm512_storeu_si512(p, a.v); }
+HOTSET_INLINE I32 broadcast(int32_t a) { return {_mm512_set1_epi32(a)}; }
+HOTSET_INLINE I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+HOTSET_INLINE I32 operator|(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_left(I32 a) {
+  return {_mm512_slli_epi32(a.v, n)};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right(I32 a) {  // zeros come in
+  return {_mm512_srli_epi32(a.v, n)};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right_signed(I32 a) {
+  return {_mm512_srai_epi32(a.v, n)};
+}
+HOTSET_INLINE F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
+HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
+HOTSET_INLINE I32 f32_to_bits(F32 a) { return {_mm512_castps_si512(a.v)}; }
+
+HOTSET_INLINE F32 load_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+HOTSET_INLINE void store_f16(uint16_t* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+HOTSET_INLINE I32 load_u16(const uint16_t* p) {
+  return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+HOTSET_INLINE I32 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
+}
+
+#elif defined(__AVX2__)
+
+constexpr int kLanes = 8;
+struct F32 {
+  __m256 v;
+};
+struct I32 {
+  __m256i v;
+};
+
+HOTSET_INLINE F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+HOTSET_INLINE void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
+HOTSET_INLINE F32 broadcast(float a) { return {_mm256_set1_ps(a)}; }
+HOTSET_INLINE F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+HOTSET_INLINE float sum(F32 a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+HOTSET_INLINE float max(F32 a) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+HOTSET_INLINE I32 load_i32(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+HOTSET_INLINE void store(void* p, I32 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
+HOTSET_INLINE I32 broadcast(int32_t a) { return {_mm256_set1_epi32(a)}; }
+HOTSET_INLINE I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.v, b.v)}; }
+HOTSET_INLINE I32 operator|(I32 a, I32 b) { return {_mm256_or_si256(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_left(I32 a) {
+  return {_mm256_slli_epi32(a.v, n)};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right(I32 a) {  // zeros come in
+  return {_mm256_srli_epi32(a.v, n)};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right_signed(I32 a) {
+  return {_mm256_srai_epi32(a.v, n)};
+}
+HOTSET_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
+HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }  // to nearest even
+HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm256_castsi256_ps(a.v)}; }
+HOTSET_INLINE I32 f32_to_bits(F32 a) { return {_mm256_castps_si256(a.v)}; }
+
+HOTSET_INLINE F32 load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+HOTSET_INLINE void store_f16(uint16_t* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+HOTSET_INLINE I32 load_u16(const uint16_t* p) {
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+HOTSET_INLINE I32 load_i8(const int8_t* p) {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
+HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
+  __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+
+#elif defined(HOTSET_X86)
+
+constexpr int kLanes = 4;
+struct F32 {
+  __m128 v;
+};
+struct I32 {
+  __m128i v;
+};
+
+HOTSET_INLINE F32 load(const float* p) { return {_mm_loadu_ps(p)}; }
+HOTSET_INLINE void store(float* p, F32 a) { _mm_storeu_ps(p, a.v); }
+HOTSET_INLINE F32 broadcast(float a) { return {_mm_set1_ps(a)}; }
+HOTSET_INLINE F32 operator+(F32 a, F32 b) { return {_mm_add_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator-(F32 a, F32 b) { return {_mm_sub_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator*(F32 a, F32 b) { return {_mm_mul_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {_mm_div_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
+HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm_max_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm_min_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 abs(F32 a) { return {_mm_andnot_ps(_mm_set1_ps(-0.0f), a.v)}; }
+HOTSET_INLINE float sum(F32 a) {
+  __m128 s = _mm_add_ps(a.v, _mm_movehl_ps(a.v, a.v));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+HOTSET_INLINE float max(F32 a) {
+  __m128 s = _mm_max_ps(a.v, _mm_movehl_ps(a.v, a.v));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+HOTSET_INLINE I32 load_i32(const void* p) { return {_mm_loadu_si128(static_cast<const __m128i*>(p))}; }
+HOTSET_INLINE void store(void* p, I32 a) { _mm_storeu_si128(static_cast<__m128i*>(p), a.v); }
+HOTSET_INLINE I32 broadcast(int32_t a) { return {_mm_set1_epi32(a)}; }
+HOTSET_INLINE I32 operator+(I32 a, I32 b) { return {_mm_add_epi32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator-(I32 a, I32 b) { return {_mm_sub_epi32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator&(I32 a, I32 b) { return {_mm_and_si128(a.v, b.v)}; }
+HOTSET_INLINE I32 operator|(I32 a, I32 b) { return {_mm_or_si128(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_left(I32 a) {
+  return {_mm_slli_epi32(a.v, n)};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right(I32 a) {  // zeros come in
+  return {_mm_srli_epi32(a.v, n)};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right_signed(I32 a) {
+  return {_mm_srai_epi32(a.v, n)};
+}
+HOTSET_INLINE F32 to_f32(I32 a) { return {_mm_cvtepi32_ps(a.v)}; }
+HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm_cvtps_epi32(a.v)}; }  // to nearest even
+HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm_castsi128_ps(a.v)}; }
+HOTSET_INLINE I32 f32_to_bits(F32 a) { return {_mm_castps_si128(a.v)}; }
+
+HOTSET_INLINE I32 load_u16(const uint16_t* p) {
+  return {_mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
+HOTSET_INLINE I32 load_i8(const int8_t* p) {
+  int32_t bytes;
+  memcpy(&bytes, p, 4);
+  return {_mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes))};
+}
+HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
+  __m128i words = _mm_packs_epi32(a.v, a.v);
+  int32_t bytes = _mm_cvtsi128_si32(_mm_packs_epi16(words, words));
+  memcpy(p, &bytes, 4);
+}
+
+// x86-64-v2 has no half-precision instructions. The exponent is moved into a float's place and rebased by a
+// multiplication, which also makes halves' subnormals right; infinities and NaNs are patched.
+HOTSET_INLINE F32 load_f16(const uint16_t* p) {
+  __m128i h = load_u16(p).v;
+  __m128i magnitude = _mm_slli_epi32(_mm_and_si128(h, _mm_set1_epi32(0x7fff)), 13);
+  __m128i sign = _mm_slli_epi32(_mm_and_si128(h, _mm_set1_epi32(0x8000)), 16);
+  __m128i special = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32((0x7c00 << 13) - 1));
+  __m128 value = _mm_mul_ps(_mm_castsi128_ps(magnitude), _mm_set1_ps(0x1p112f));
+  value = _mm_or_ps(value, _mm_castsi128_ps(_mm_and_si128(special, _mm_set1_epi32(0x7f800000))));
+  return {_mm_or_ps(value, _mm_castsi128_ps(sign))};
+}
+// Rounds to nearest even: by an integer addition for normal halves, by the float adder (0.5 has a half's
+// smallest subnormal as its last place) for subnormal ones.
+HOTSET_INLINE void store_f16(uint16_t* p, F32 a) {
+  __m128i bits = _mm_castps_si128(a.v);
+  __m128i sign = _mm_and_si128(bits, _mm_set1_epi32(INT32_MIN));
+  __m128i magnitude = _mm_xor_si128(bits, sign);
+  __m128i odd = _mm_and_si128(_mm_srli_epi32(magnitude, 13), _mm_set1_epi32(1));
+  __m128i normal = _mm_add_epi32(_mm_add_epi32(magnitude, odd), _mm_set1_epi32(0xfff - (112 << 23)));
+  normal = _mm_srli_epi32(normal, 13);
+  __m128 half = _mm_set1_ps(0.5f);
+  __m128i tiny = _mm_castps_si128(_mm_add_ps(_mm_castsi128_ps(magnitude), half));
+  tiny = _mm_sub_epi32(tiny, _mm_castps_si128(half));
+  __m128i is_tiny = _mm_cmplt_epi32(magnitude, _mm_set1_epi32(113 << 23));
+  __m128i is_infinite = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x477fefff));
+  __m128i is_nan = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7f800000));
+  __m128i result = _mm_blendv_epi8(normal, tiny, is_tiny);
+  result = _mm_blendv_epi8(result, _mm_set1_epi32(0x7c00), is_infinite);
+  result = _mm_or_si128(result, _mm_and_si128(is_nan, _mm_set1_epi32(0x200)));
+  result = _mm_or_si128(result, _mm_srli_epi32(sign, 16));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(result, result));
+}
+
+#else  // NEON
+
+constexpr int kLanes = 4;
+struct F32 {
+  float32x4_t v;
+};
+struct I32 {
+  int32x4_t v;
+};
+
+HOTSET_INLINE F32 load(const float* p) { return {vld1q_f32(p)}; }
+HOTSET_INLINE void store(float* p, F32 a) { vst1q_f32(p, a.v); }
+HOTSET_INLINE F32 broadcast(float a) { return {vdupq_n_f32(a)}; }
+HOTSET_INLINE F32 operator+(F32 a, F32 b) { return {vaddq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 operator-(F32 a, F32 b) { return {vsubq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 operator*(F32 a, F32 b) { return {vmulq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
+HOTSET_INLINE F32 max(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 min(F32 a, F32 b) { return {vminq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 abs(F32 a) { return {vabsq_f32(a.v)}; }
+HOTSET_INLINE float sum(F32 a) { return vaddvq_f32(a.v); }
+HOTSET_INLINE float max(F32 a) { return vmaxvq_f32(a.v); }
+
+HOTSET_INLINE I32 load_i32(const void* p) {
+  return {vreinterpretq_s32_u8(vld1q_u8(static_cast<const uint8_t*>(p)))};
+}
+HOTSET_INLINE void store(void* p, I32 a) { vst1q_u8(static_cast<uint8_t*>(p), vreinterpretq_u8_s32(a.v)); }
+HOTSET_INLINE I32 broadcast(int32_t a) { return {vdupq_n_s32(a)}; }
+HOTSET_INLINE I32 operator+(I32 a, I32 b) { return {vaddq_s32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator-(I32 a, I32 b) { return {vsubq_s32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator&(I32 a, I32 b) { return {vandq_s32(a.v, b.v)}; }
+HOTSET_INLINE I32 operator|(I32 a, I32 b) { return {vorrq_s32(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_left(I32 a) {
+  return {vshlq_s32(a.v, vdupq_n_s32(n))};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right(I32 a) {  // zeros come in
+  return {vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a.v), vdupq_n_s32(-n)))};
+}
+template <int n>
+HOTSET_INLINE I32 shift_right_signed(I32 a) {
+  return {vshlq_s32(a.v, vdupq_n_s32(-n))};
+}
+HOTSET_INLINE F32 to_f32(I32 a) { return {vcvtq_f32_s32(a.v)}; }
+HOTSET_INLINE I32 round_to_i32(F32 a) { return {vcvtnq_s32_f32(a.v)}; }  // to nearest even
+HOTSET_INLINE F32 bits_to_f32(I32 a) { return {vreinterpretq_f32_s32(a.v)}; }
+HOTSET_INLINE I32 f32_to_bits(F32 a) { return {vreinterpretq_s32_f32(a.v)}; }
+
+HOTSET_INLINE F32 load_f16(const uint16_t* p) { return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))}; }
+HOTSET_INLINE void store_f16(uint16_t* p, F32 a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a.v))); }
+HOTSET_INLINE I32 load_u16(const uint16_t* p) { return {vreinterpretq_s32_u32(vmovl_u16(vld1_u16(p)))}; }
+HOTSET_INLINE I32 load_i8(const int8_t* p) {
+  int32_t bytes;
+  memcpy(&bytes, p, 4);
+  return {vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(bytes)))))};
+}
+HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
+  int16x4_t words = vqmovn_s32(a.v);
+  int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
+  memcpy(p, &bytes, 4);
+}
+
+#endif
+
+// ---------------------------------------------------------------------------------------------------------------
+// Shared by all of them.
+
+HOTSET_INLINE F32 zero_f32() { return broadcast(0.0f); }
+HOTSET_INLINE F32 load_bf16(const uint16_t* p) { return bits_to_f32(shift_left<16>(load_u16(p))); }
+
+HOTSET_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+}  // namespace
+}  // namespace hotset
