@@ -1,0 +1,21 @@
+"""Model files: bytes to a `Checkpoint`. Knows nothing of how a model is computed."""
+
+from pathlib import Path
+
+from hotset.errors import CheckpointError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.huggingface import open_huggingface
+from hotset.formats.tensor import Tensor, TensorType
+
+__all__ = ["Checkpoint", "Tensor", "TensorType", "open_checkpoint"]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF file or a Hugging Face directory.
+
+    Raises `CheckpointError`, one line, for whatever cannot be read or run.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or directory")
+    return open_huggingface(path)

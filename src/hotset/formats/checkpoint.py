@@ -13,9 +13,11 @@ from hotset.formats.tensor import Tensor
 class Checkpoint:
     """A model on disk, opened. Tensors are memory-mapped: bytes are read when they are used.
 
-    Tensor names are GGUF's (``token_embd``, ``blk.N.attn_q``, ``blk.N.ffn_down`` … with ``.weight`` and ``.bias``),
-    whatever the file's own names; fused matrices (Falcon's ``attn_qkv``) are given as their parts ``attn_q``,
-    ``attn_k``, ``attn_v``; norm weights stored minus one (Gemma, Nemotron in Hugging Face files) have it added.
+    Tensor names are GGUF's (``token_embd``, ``blk.N.attn_q``, ``blk.N.ffn_down`` … with ``.weight`` and
+    ``.bias``), whatever the file's own names. Fused matrices (Falcon's ``attn_qkv``) are given as their parts
+    ``attn_q``, ``attn_k``, ``attn_v``; norm weights stored minus one (Gemma, Nemotron in Hugging Face files)
+    have it added. Where Falcon has ``attn_norm_2``, that is the attention's norm and ``attn_norm`` the FFN's;
+    without it, and without ``ffn_norm``, ``attn_norm`` serves both. Without ``output``, ``token_embd`` is it.
     """
 
     path: Path

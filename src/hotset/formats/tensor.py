@@ -50,7 +50,7 @@ _BLOCKS = {
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A named tensor; ``data`` is a flat uint8 view (often of a memory-mapped file) of exactly ``nbytes`` bytes."""
+    """A named tensor; ``data`` is a flat uint8 view, often of a mapped file, of exactly ``nbytes`` bytes."""
 
     name: str
     type: TensorType

@@ -1,0 +1,240 @@
+"""Hugging Face directories: config.json and safetensors, whole or in shards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hotset.architectures import ARCHITECTURES, Architecture, Windows
+from hotset.config import Activation, LayerConfig, ModelConfig, RopeConfig
+from hotset.errors import CheckpointError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.keys import Keys, shown
+from hotset.formats.mapped import read_bytes
+from hotset.formats.rope import rope_from_config
+from hotset.formats.safetensors import parse_json, read_safetensors
+from hotset.formats.tensor import Tensor
+from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, is_global, is_norm
+
+# Keys of config.json that change the computation in ways that Hotset does not run, with their neutral value.
+_NEUTRAL: Mapping[str, Any] = {
+    "quantization_config": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+    "hidden_act_param": 0,  # FATReLU's threshold
+    "num_local_experts": None,
+    "num_experts": None,
+}
+_IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
+
+
+def open_huggingface(directory: Path) -> Checkpoint:
+    """Open a directory with config.json and model.safetensors or its index."""
+    path = directory / "config.json"
+    raw = parse_json(read_bytes(path), str(path))
+    architecture = _architecture(raw, path)
+    adapted = architecture.hf_adapt(raw)
+    names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
+    keys = Keys(adapted, str(path), names=names, defaults=architecture.hf_defaults)
+    for key, value in {**_NEUTRAL, **architecture.hf_required}.items():
+        if (found := keys.get(key, value)) != value:
+            raise keys.refuse(key, shown(value), found)
+
+    files = _read_tensors(directory)
+    sizes = _sizes(keys, architecture, len(files))
+    table = _table(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
+    table.check(architecture, sizes)
+    _check_flags(keys, architecture, table)
+
+    query_scalar = keys.number("query_pre_attn_scalar", 0.0, high=1e6)
+    config = ModelConfig(
+        architecture=architecture.name,
+        vocab_size=sizes.vocab,
+        context_length=_context(keys),
+        hidden_size=sizes.hidden,
+        ffn_size=sizes.ffn,
+        n_heads=sizes.heads,
+        n_kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        layers=_layers(keys, architecture, sizes),
+        activation=_activation(keys, architecture),
+        gated=architecture.gated,
+        norm=architecture.norm,
+        norm_eps=keys.number("norm_eps", 1e-6, high=1.0),
+        parallel=architecture.parallel,
+        attention_scale=query_scalar**-0.5 if query_scalar else 0.0,
+        embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
+        position_offset=architecture.position_offset,
+    )
+    return Checkpoint(directory, config, table, raw)
+
+
+def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
+    model_type = raw.get("model_type")
+    for architecture in ARCHITECTURES:
+        if model_type in architecture.model_types:
+            return architecture
+    known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.model_types)
+    raise CheckpointError(f"{path}: model_type: expected one of {known}; found {shown(model_type)}")
+
+
+def _context(keys: Keys) -> int:
+    return keys.integer("max_position_embeddings", 2048)
+
+
+def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
+    hidden = keys.integer("hidden_size")
+    heads = keys.integer("num_attention_heads")
+    if keys.get("head_dim") is None and hidden % heads:
+        raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {hidden}", heads)
+    sizes = Sizes(
+        vocab=keys.integer("vocab_size"),
+        hidden=hidden,
+        ffn=keys.integer("intermediate_size"),
+        heads=heads,
+        kv_heads=keys.integer("num_key_value_heads", heads),
+        head_dim=keys.integer("head_dim", hidden // heads),
+        layers=check_layer_count(keys, "num_hidden_layers", tensors),
+        positions=_context(keys) + architecture.position_offset,
+    )
+    sizes.check_heads(keys, "num_key_value_heads")
+    return sizes
+
+
+def _activation(keys: Keys, architecture: Architecture) -> Activation:
+    name = keys.text("hidden_act", architecture.activation.value)
+    activation = architecture.activations.get(name)
+    if activation is None or (activation is Activation.DRELU and not architecture.gated):
+        raise keys.refuse("hidden_act", "one of " + ", ".join(architecture.activations), name)
+    return activation
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    """Map all tensors of the directory by Hugging Face's names."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.exists() or not index.exists():
+        if not single.exists():
+            raise CheckpointError(
+                f"{directory}: expected model.safetensors or model.safetensors.index.json beside config.json,"
+                " found neither; other formats can be converted with transformers' save_pretrained"
+            )
+        return read_safetensors(single, _IGNORED_TENSORS)
+    weight_map = parse_json(read_bytes(index), str(index)).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
+        raise CheckpointError(
+            f"{index}: weight_map: expected tensor names and .safetensors files beside the index"
+        )
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        found = read_safetensors(directory / shard, _IGNORED_TENSORS)
+        for name in found.keys() & tensors.keys():
+            raise CheckpointError(f"{directory / shard}: tensor {shown(name)} is in another shard too")
+        tensors |= found
+        for name, place in weight_map.items():
+            if place == shard and name not in found and not name.endswith(_IGNORED_TENSORS):
+                raise CheckpointError(
+                    f"{directory / shard}: tensor {shown(name)} is missing, which {index.name} names"
+                )
+    return tensors
+
+
+def _is_shard_name(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+
+
+def _table(
+    directory: Path, files: Mapping[str, Tensor], architecture: Architecture, sizes: Sizes, *, tied: bool
+) -> TensorTable:
+    """Give the tensors their final names."""
+    table = TensorTable(str(directory))
+    targets: dict[str, tuple[str, int, str]] = {}
+    for part, modules in architecture.tensors.items():
+        for module in modules.split("|"):
+            for layer in range(1 if is_global(part) else sizes.layers):
+                for suffix in ("weight", "bias"):
+                    targets[f"{module.format(layer)}.{suffix}"] = part, layer, suffix
+    for name, tensor in files.items():
+        part, layer, suffix = targets.get(name, ("", 0, ""))
+        target = f"{part}.{suffix}" if is_global(part) else f"blk.{layer}.{part}.{suffix}"
+        if not part:
+            table.add(name, tensor)  # the check will name it
+        elif part == "output" and tied:
+            pass  # a copy of the embedding
+        elif part == "attn_qkv":
+            table.add_fused(layer, suffix, tensor, sizes, grouped=True)
+        elif architecture.norm_weight_plus_one and is_norm(part) and suffix == "weight":
+            table.add_plus_one(target, tensor)
+        else:
+            table.add(target, tensor)
+    return table
+
+
+def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> None:
+    """Hold the tensors that may be absent against what config.json says of them."""
+    if not keys.flag("tie_word_embeddings") and "output.weight" not in table:
+        raise keys.refuse("tie_word_embeddings", "true, as there is no lm_head.weight", False)
+    for flag, parts in architecture.biases.items():
+        expected = keys.flag(flag)
+        if any((f"blk.0.{part}.bias" in table) != expected for part in parts):
+            raise keys.refuse(flag, f"{not expected}, as the tensors have it".lower(), expected)
+
+
+def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[LayerConfig, ...]:
+    full, local = _ropes(keys, architecture, sizes)
+    window = keys.integer("sliding_window", 0, low=0)
+    if architecture.windows is Windows.LATE and not keys.flag("use_sliding_window"):
+        window = 0
+    sliding = _sliding(keys, architecture, sizes.layers)
+    return tuple(LayerConfig(local if s else full, window or None if s else None) for s in sliding)
+
+
+def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
+    """Which layers attend to a window, where there is one."""
+    if architecture.windows in (Windows.NONE, Windows.ALL):
+        return [architecture.windows is Windows.ALL] * layers
+    kinds = keys.get("layer_types")
+    if kinds is not None:
+        allowed = {"full_attention": False, "sliding_attention": True}
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or not all(str(kind) in allowed for kind in kinds)
+        ):
+            raise keys.refuse("layer_types", f"{layers} of full_attention and sliding_attention", kinds)
+        return [allowed[kind] for kind in kinds]
+    if architecture.windows is Windows.LATE:
+        first = keys.integer("max_window_layers", 28, low=0)
+        return [layer >= first for layer in range(layers)]
+    pattern = keys.integer("sliding_window_pattern", keys.get("_sliding_window_pattern", 6))
+    return [(layer + 1) % pattern != 0 for layer in range(layers)]
+
+
+def _ropes(
+    keys: Keys, architecture: Architecture, sizes: Sizes
+) -> tuple[RopeConfig, RopeConfig] | tuple[None, None]:
+    """RoPE of fully attending layers and of windowed ones.
+
+    transformers 5 keeps everything in ``rope_parameters``, flat or by kind of layer; before, there were
+    ``rope_theta`` and ``rope_scaling``.
+    """
+    if not architecture.rotary:
+        return None, None
+    key = "rope_scaling" if keys.get("rope_scaling") else "rope_parameters"
+    table = keys.section(key, keys.get(key, {}))
+    factor = keys.number("partial_rotary_factor", 1.0, high=1.0)
+    theta = keys.get("rope_theta", 1e4)
+    context = keys.integer("original_max_position_embeddings", _context(keys))
+
+    def resolve(table: Keys, theta: Any) -> RopeConfig:
+        return rope_from_config(table, sizes.head_dim, theta, factor, context)
+
+    local_theta = keys.get("rope_local_base_freq", architecture.local_rope_theta)
+    if table.get("full_attention") is not None or table.get("sliding_attention") is not None:
+        full, local = (
+            table.section(kind, table.get(kind, {})) for kind in ("full_attention", "sliding_attention")
+        )
+        return resolve(full, theta), resolve(local, local_theta or theta)
+    rope = resolve(table, theta)
+    if local_theta is None:
+        return rope, rope
+    return rope, resolve(Keys({}, ""), local_theta)

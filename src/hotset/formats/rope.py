@@ -1,0 +1,147 @@
+"""RoPE frequencies, resolved to numbers in float32 exactly as transformers' ``modeling_rope_utils`` does.
+
+Scalings: linear (position interpolation, arXiv 2306.15595), Llama 3 (Meta's ``apply_scaling``), YaRN (arXiv
+2309.00071).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.config import RopeConfig
+from hotset.formats.keys import LARGEST, Keys
+
+F32 = NDArray[np.float32]
+
+
+def rope(dim: int, interleaved: bool, frequencies: F32, magnitude: float = 1.0) -> RopeConfig:
+    """Put frequencies (dim / 2,) into a `RopeConfig`."""
+    return RopeConfig(dim, interleaved, tuple(frequencies.tolist()), magnitude)
+
+
+def plain_frequencies(theta: float, dim: int) -> F32:
+    """``theta ** (-2i / dim)``, (dim / 2,)."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.asarray(1 / np.float32(theta) ** exponents, dtype=np.float32)
+
+
+def llama3_frequencies(plain: F32, factor: float, low: float, high: float, context: int) -> F32:
+    """Divide low frequencies by ``factor``; the ramp is from wavelength context / low to context / high."""
+    wavelength = np.float32(2 * math.pi) / plain
+    smooth = (np.float32(context) / wavelength - np.float32(low)) / np.float32(high - low)
+    blended = (1 - smooth) * plain / np.float32(factor) + smooth * plain
+    scaled = np.where(wavelength > context / low, plain / np.float32(factor), blended)
+    return np.where(wavelength < context / high, plain, scaled).astype(np.float32)
+
+
+def yarn_frequencies(
+    theta: float,
+    dim: int,
+    factor: float,
+    context: int,
+    *,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> F32:
+    """Interpolate slow dimensions by ``factor``, keep fast ones; the ramp is between two numbers of turns."""
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(beta_fast), dimension(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    if low == high:
+        high += 0.001  # no division by zero
+    ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+    wavelengths = np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    extrapolated = np.float32(1.0) / wavelengths
+    interpolated = np.float32(1.0) / (np.float32(factor) * wavelengths)
+    keep = 1 - ramp
+    return np.asarray(interpolated * (1 - keep) + extrapolated * keep, dtype=np.float32)
+
+
+def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
+    """YaRN's attention factor, which multiplies cosine and sine."""
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rope_from_config(keys: Keys, head_dim: int, theta: float, factor: float, context: int) -> RopeConfig:
+    """Resolve one of config.json's RoPE tables (``rope_parameters`` or ``rope_scaling``).
+
+    ``theta``, the rotated share ``factor`` of a head and ``context`` are defaults of the table's own keys.
+    """
+    theta = keys.number("rope_theta", theta, low=1.001, high=1e12)
+    dim = int(head_dim * keys.number("partial_rotary_factor", factor, high=1.0))
+    if dim < 2 or dim % 2:
+        raise keys.refuse("partial_rotary_factor", f"an even number of a head's {head_dim} rotated", dim)
+    plain = plain_frequencies(theta, dim)
+    kind = keys.text("rope_type", keys.get("type", "default"))
+    if kind == "default":
+        return rope(dim, False, plain)
+    context = keys.integer("original_max_position_embeddings", context)
+    if kind == "linear":
+        return rope(dim, False, plain / np.float32(keys.number("factor", low=1e-3, high=1e6)))
+    if kind == "llama3":
+        low = keys.number("low_freq_factor", low=1e-3, high=1e6)
+        high = keys.number("high_freq_factor", low=low * (1 + 1e-6), high=1e7)
+        scaled = llama3_frequencies(plain, keys.number("factor", low=1e-3, high=1e6), low, high, context)
+        return rope(dim, False, scaled)
+    if kind == "yarn":
+        return _yarn_from_config(keys, dim, theta, context)
+    raise keys.refuse("rope_type", "default, linear, llama3 or yarn", kind)
+
+
+def _yarn_from_config(keys: Keys, dim: int, theta: float, context: int) -> RopeConfig:
+    factor = keys.number("factor", low=1e-3, high=1e6)
+    scales = keys.number("mscale", 0.0), keys.number("mscale_all_dim", 0.0)
+    if all(scales):
+        default = yarn_magnitude(factor, scales[0]) / yarn_magnitude(factor, scales[1])
+    else:
+        default = yarn_magnitude(factor)
+    frequencies = yarn_frequencies(
+        theta,
+        dim,
+        factor,
+        context,
+        beta_fast=keys.number("beta_fast", 32.0, low=1e-3, high=1e6),
+        beta_slow=keys.number("beta_slow", 1.0, low=1e-3, high=1e6),
+        truncate=keys.flag("truncate", True),
+    )
+    return rope(dim, False, frequencies, keys.number("attention_factor", default))
+
+
+def rope_from_gguf(
+    keys: Keys, dim: int, *, interleaved: bool, theta: float, context: int, factors: F32 | None
+) -> RopeConfig:
+    """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,), the tensor ``rope_freqs``, divide."""
+    legacy = keys.number("rope.scale_linear", 0.0, high=1e6)
+    kind = keys.text("rope.scaling.type", "linear" if legacy else "none")
+    factor = keys.number("rope.scaling.factor", legacy or 1.0, high=1e6) or 1.0
+    magnitude = keys.number("rope.scaling.attn_factor", 1.0)
+    if kind == "none":
+        frequencies = plain_frequencies(theta, dim)
+    elif kind == "linear":
+        frequencies = plain_frequencies(theta, dim) / np.float32(factor)
+    elif kind == "yarn":
+        _refuse_yarn_extras(keys)
+        context = keys.integer("rope.scaling.original_context_length", context, high=LARGEST)
+        fast = keys.number("rope.scaling.yarn_beta_fast", 32.0, low=1e-3, high=1e6)
+        slow = keys.number("rope.scaling.yarn_beta_slow", 1.0, low=1e-3, high=1e6)
+        frequencies = yarn_frequencies(theta, dim, factor, context, beta_fast=fast, beta_slow=slow)
+        magnitude *= keys.number("rope.scaling.yarn_attn_factor", 1.0) * yarn_magnitude(factor)
+    else:
+        raise keys.refuse("rope.scaling.type", "none, linear or yarn", kind)
+    if factors is not None:
+        frequencies = frequencies / factors
+    return rope(dim, interleaved, frequencies, magnitude)
+
+
+def _refuse_yarn_extras(keys: Keys) -> None:
+    """DeepSeek's variants of YaRN."""
+    for key, neutral in (("rope.scaling.yarn_ext_factor", 1.0), ("rope.scaling.yarn_log_multiplier", 0.0)):
+        if (found := keys.number(key, neutral, low=-1e30)) != neutral:
+            raise keys.refuse(key, str(neutral), found)

@@ -1,0 +1,185 @@
+"""The tensors of an opened model by their final names, checked against its shape, built when asked for."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.architectures import SHAPES, Architecture
+from hotset.errors import CheckpointError
+from hotset.formats.keys import LARGEST, Keys, shown
+from hotset.formats.tensor import Tensor, TensorType
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's sizes as its file states them, not yet held against its tensors."""
+
+    vocab: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    layers: int
+    positions: int
+
+    def dimensions(self, letters: str) -> tuple[int, ...]:
+        """Return the numbers for a shape of `SHAPES`."""
+        numbers = {
+            "V": self.vocab,
+            "P": self.positions,
+            "D": self.hidden,
+            "F": self.ffn,
+            "H": self.head_dim,
+            "Q": self.heads * self.head_dim,
+            "K": self.kv_heads * self.head_dim,
+        }
+        return tuple(numbers[letter] for letter in letters)
+
+    def check_heads(self, keys: Keys, key: str) -> None:
+        """Refuse heads that don't share the key/value heads evenly."""
+        if self.heads % self.kv_heads:
+            raise keys.refuse(key, f"a divisor of the {self.heads} heads", self.kv_heads)
+
+
+class TensorTable(Mapping[str, Tensor]):
+    """Names to tensors. Renamed tensors are views; split and shifted ones are made anew at each look-up."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._make: dict[str, Callable[[], Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._make[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make)
+
+    def __len__(self) -> int:
+        return len(self._make)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._make
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor of the file in under its final name."""
+        self._add(name, tensor.shape, partial(_renamed, name, tensor))
+
+    def add_plus_one(self, name: str, tensor: Tensor) -> None:
+        """Take a float tensor in, one added."""
+        self._add(name, tensor.shape, partial(_plus_one, name, tensor))
+
+    def add_fused(self, layer: int, suffix: str, fused: Tensor, sizes: Sizes, grouped: bool) -> None:
+        """Take ``attn_qkv`` (Q + 2 K rows) in as its parts.
+
+        ``grouped``: for each key/value head come its queries' heads, its key's and its value's; otherwise all
+        queries come first, then all keys, then all values.
+        """
+        q, k = sizes.dimensions("QK")
+        source = f"blk.{layer}.attn_qkv.{suffix}"
+        expected = (q + 2 * k, *((sizes.hidden,) if suffix == "weight" else ()))
+        if fused.shape != expected:
+            raise self._mismatch(source, expected, fused.shape)
+        group = sizes.heads // sizes.kv_heads
+        # Name, first row if parts follow one another, rows, first head within a group, heads of a group.
+        parts = (("attn_q", 0, q, 0, group), ("attn_k", q, k, group, 1), ("attn_v", q + k, k, group + 1, 1))
+        for part, begin, rows, first, count in parts:
+            name = f"blk.{layer}.{part}.{suffix}"
+            if grouped and sizes.kv_heads > 1:
+                heads = np.arange(sizes.kv_heads)[:, None] * (group + 2) + first + np.arange(count)
+                self._add(name, (rows, *fused.shape[1:]), partial(_heads, name, fused, heads.ravel(), rows))
+            else:
+                self.add(name, fused.rows(begin, begin + rows))
+
+    def check(self, architecture: Architecture, sizes: Sizes) -> None:
+        """Refuse missing, unexpected and misshapen tensors, naming the first."""
+        parts = set(architecture.tensors)
+        if architecture.fused_qkv:
+            parts |= {"attn_q", "attn_k", "attn_v"}
+        expected: dict[str, tuple[int, ...]] = {}
+        for part, letters in SHAPES.items():
+            if part not in parts:
+                continue
+            for suffix, dimensions in (("weight", letters), ("bias", letters[0])):
+                names = self._names(architecture, part, suffix, sizes.layers)
+                expected |= dict.fromkeys(names, sizes.dimensions(dimensions))
+        for name, shape in self._shapes.items():
+            if name not in expected:
+                raise CheckpointError(
+                    f"{self._where}: tensor {shown(name)} is unexpected in a model of architecture"
+                    f" {architecture.name} with {sizes.layers} layers"
+                )
+            if shape != expected[name]:
+                raise self._mismatch(name, expected[name], shape)
+
+    def _names(self, architecture: Architecture, part: str, suffix: str, layers: int) -> list[str]:
+        """The names that a part stands for in this file: all of them, or none if it may be absent and is."""
+        names = [f"{part}.{suffix}"]
+        if not is_global(part):
+            names = [f"blk.{layer}.{part}.{suffix}" for layer in range(layers)]
+        if suffix == "weight":
+            optional = part in architecture.optional
+        elif names[0].removesuffix("bias") + "weight" not in self._make:
+            return []
+        else:
+            optional = part not in architecture.always_biased
+            if optional and part not in architecture.bias_names:
+                return []
+        missing = [name for name in names if name not in self._make]
+        if optional and len(missing) == len(names):
+            return []
+        if missing:
+            raise CheckpointError(
+                f"{self._where}: tensor {missing[0]} is missing: the file is incomplete, or not of"
+                f" architecture {architecture.name}"
+            )
+        return names
+
+    def _add(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> None:
+        if name in self._make:
+            raise CheckpointError(f"{self._where}: tensor {shown(name)} is there twice")
+        self._shapes[name] = shape
+        self._make[name] = make
+
+    def _mismatch(self, name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
+        return CheckpointError(
+            f"{self._where}: tensor {name}: expected shape {list(expected)}, found {list(found)}"
+        )
+
+
+def is_global(part: str) -> bool:
+    """Whether a tensor of the table exists once, not in each layer."""
+    return part in ("token_embd", "position_embd", "output_norm", "output")
+
+
+def is_norm(part: str) -> bool:
+    """Whether a tensor of the table is a normalisation's."""
+    return SHAPES.get(part) in ("D", "H")
+
+
+def check_layer_count(keys: Keys, key: str, tensors: int) -> int:
+    """Read the number of layers; each has tensors, so that a lie cannot make us build billions of them."""
+    layers = keys.integer(key, high=LARGEST)
+    if layers > tensors:
+        raise keys.refuse(key, f"at most {tensors}, the file's number of tensors", layers)
+    return layers
+
+
+def _renamed(name: str, tensor: Tensor) -> Tensor:
+    return Tensor(name, tensor.type, tensor.shape, tensor.data)
+
+
+def _heads(name: str, fused: Tensor, heads: NDArray[np.int64], rows: int) -> Tensor:
+    """Gather heads of a fused tensor, `rows` rows in all, whatever its type: a copy."""
+    head_bytes = fused.nbytes // fused.shape[0] * (rows // len(heads))
+    data = fused.data.reshape(-1, head_bytes)[heads].reshape(-1)
+    return Tensor(name, fused.type, (rows, *fused.shape[1:]), data)
+
+
+def _plus_one(name: str, tensor: Tensor) -> Tensor:
+    values = tensor.to_float32() + np.float32(1)
+    return Tensor(name, TensorType.F32, tensor.shape, values.reshape(-1).view(np.uint8))
