@@ -1,0 +1,151 @@
+"""Writes a tiny `transformers` model as GGUF, with the `gguf` library's own table of names.
+
+It follows llama.cpp's conversion: Llama's q and k rows are permuted for interleaved RoPE, norms stored minus
+one have it added, Falcon's fused matrix is regrouped, Llama 3's RoPE scaling becomes a tensor of factors.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import MODEL_ARCH
+from gguf import GGMLQuantizationType as Q
+from numpy.typing import NDArray
+
+ARCHITECTURES = {
+    "llama": MODEL_ARCH.LLAMA,
+    "qwen2": MODEL_ARCH.QWEN2,
+    "qwen3": MODEL_ARCH.QWEN3,
+    "gemma3_text": MODEL_ARCH.GEMMA3,
+    "falcon": MODEL_ARCH.FALCON,
+    "nemotron": MODEL_ARCH.NEMOTRON,
+}
+
+
+def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | None = None) -> None:
+    """Write `model` with its matrices as `kind`, and round the model's own to the same numbers.
+
+    The `gguf` library cannot quantise to K-quants: those become random blocks, in the file and in the model.
+    """
+    import torch
+
+    config = model.config
+    arch = ARCHITECTURES[config.model_type]
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    _write_metadata(writer, config)
+    if activation:
+        writer.add_string("hotset.activation", activation)
+
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for hf_name, parameter in model.named_parameters():  # a tied output comes once
+        tensor_kind = kind if parameter.ndim == 2 else Q.F32
+        data = quantise(parameter.detach().numpy(), tensor_kind)
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(gguf.dequantize(data, tensor_kind)))
+        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(name, _adapt(hf_name, data, config), raw_dtype=tensor_kind)
+    if config.rope_parameters.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
+
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def quantise(values: NDArray[np.float32], kind: Q) -> NDArray[Any]:
+    """Rows of `values` as `kind`: floats, or each row's bytes; for K-quants random blocks of their size."""
+    if kind not in (Q.Q4_K, Q.Q5_K, Q.Q6_K):
+        return gguf.quantize(values, kind)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(values.shape[0])
+    blocks = rng.integers(0, 256, (values.size // block, block_bytes), dtype=np.uint8)
+    # Deviation of quant times group scale, and the quants' centre: the numbers are to deviate as the values.
+    deviation, centre = {Q.Q4_K: (4.6 * 36.4, 7.5), Q.Q5_K: (9.2 * 36.4, 15.5), Q.Q6_K: (18.5 * 73.9, 0)}[
+        kind
+    ]
+    scale = rng.uniform(0.5, 1.5, (len(blocks), 1)) * values.std() / deviation
+    if kind is Q.Q6_K:
+        blocks[:, -2:] = scale.astype("<f2").view(np.uint8)
+    else:
+        blocks[:, :2] = scale.astype("<f2").view(np.uint8)
+        blocks[:, 2:4] = (centre * scale).astype("<f2").view(np.uint8)
+    return blocks.reshape(values.shape[0], -1)
+
+
+def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
+    heads = config.num_attention_heads
+    kv_heads = _kv_heads(config)
+    head_dim = _head_dim(config)
+    rope = config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(getattr(config, "ffn_hidden_size", None) or config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        if "original_max_position_embeddings" in rope:
+            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if config.model_type in ("falcon", "nemotron"):
+        writer.add_layer_norm_eps(getattr(config, "norm_eps", None) or config.layer_norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type == "gemma3_text":
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _kv_heads(config: Any) -> int:
+    if config.model_type == "falcon" and config.multi_query and not config.new_decoder_architecture:
+        return 1
+    return getattr(config, "num_kv_heads", None) or config.num_key_value_heads
+
+
+def _adapt(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:
+    """The rows as llama.cpp wants them."""
+    head_dim = _head_dim(config)
+    if name.endswith("norm.weight") and config.model_type in ("gemma3_text", "nemotron"):
+        return values + 1
+    if ".q_proj." in name or ".k_proj." in name:
+        if config.model_type == "llama":  # (i, i + head_dim / 2) become neighbours
+            pairs = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
+            return pairs.swapaxes(1, 2).reshape(values.shape)
+    elif ".query_key_value." in name:
+        kv_heads = _kv_heads(config)
+        groups = values.reshape(kv_heads, -1, head_dim, *values.shape[1:])
+        parts = (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])
+        return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
+    return values
+
+
+def _llama3_factors(config: Any) -> NDArray[np.float32]:
+    """By what each frequency is divided (the Llama 3.1 model card's rule)."""
+    rope = config.rope_parameters
+    low, high, context = (
+        rope["low_freq_factor"],
+        rope["high_freq_factor"],
+        rope["original_max_position_embeddings"],
+    )
+    head_dim = _head_dim(config)
+    factors = []
+    for i in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / head_dim)
+        smooth = (context / wavelength - low) / (high - low)
+        smooth = min(max(smooth, 0.0), 1.0)
+        factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.array(factors, np.float32)

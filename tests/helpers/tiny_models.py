@@ -1,0 +1,216 @@
+"""Tiny random-weight `transformers` models, one for every architecture and option that Hotset runs.
+
+Their sizes are odd on purpose: no multiple of 32, odd head counts, heads that do not add up to the hidden
+size. Their weights are large: norms far from one, biases far from zero, attention far from uniform. So a
+mistake shows.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 101
+CONTEXT = 128
+
+Model = Any  # a transformers.PreTrainedModel; the import takes seconds, so it happens inside functions
+
+
+def tiny_models() -> dict[str, Callable[[], Model]]:
+    """Name -> builder of the model, on which `save` puts weights and configuration into a directory."""
+    llama_scaling = {
+        "llama3": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+        "linear": {"rope_type": "linear", "rope_theta": 700.0, "factor": 2.5},
+        "yarn": {
+            "rope_type": "yarn",
+            "rope_theta": 600.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    }
+    models: dict[str, Callable[[], Model]] = {
+        f"llama-{act}": lambda act=act: llama(hidden_act=act)
+        for act in ("silu", "relu", "drelu", "relu2", "gelu", "gelu_pytorch_tanh")
+    }
+    for name, scaling in llama_scaling.items():
+        models[f"llama-rope-{name}"] = lambda scaling=scaling: llama(rope_parameters=scaling)
+    return models | {
+        "llama-mqa-tied": lambda: llama(num_key_value_heads=1, head_dim=14, tie_word_embeddings=True),
+        "llama-biases": lambda: llama(attention_bias=True, mlp_bias=True),
+        "mistral": mistral,
+        "qwen2": qwen2,
+        "qwen3": qwen3,
+        "gemma3": gemma3,
+        "gemma3-own-pattern": gemma3_own_pattern,
+        "falcon-7b": falcon_7b,
+        "falcon-40b": falcon_40b,
+        "falcon-11b": lambda: falcon_40b(num_ln_in_parallel_attn=1),
+        "falcon-biases": lambda: falcon_7b(multi_query=False, bias=True),
+        "opt": opt,
+        "nemotron": nemotron,
+        "minitron": lambda: nemotron(hidden_size=42, head_dim=12),
+    }
+
+
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 45,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 0.02,
+}
+
+
+def llama(hidden_act: str = "silu", **options: Any) -> Model:
+    from torch.nn.functional import relu
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 10}
+    transformers_act = "relu" if hidden_act == "drelu" else hidden_act
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | heads | {"hidden_act": transformers_act} | options))
+    if hidden_act == "drelu":  # which transformers does not have: ReLU on gate and on up
+        for layer in model.model.layers:
+            mlp = layer.mlp
+            mlp.forward = lambda x, m=mlp: m.down_proj(relu(m.gate_proj(x)) * relu(m.up_proj(x)))
+        model.config.hidden_act = "drelu"
+    return model
+
+
+def mistral() -> Model:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    heads = {"num_attention_heads": 15, "num_key_value_heads": 5, "head_dim": 6}
+    return MistralForCausalLM(MistralConfig(**SIZES | heads, sliding_window=7))
+
+
+def qwen2() -> Model:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(
+        Qwen2Config(**SIZES | {"hidden_size": 42}, num_attention_heads=7, num_key_value_heads=1)
+    )
+
+
+def qwen3() -> Model:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    heads = {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 12}
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES | heads, tie_word_embeddings=True))
+
+
+def gemma3(**options: Any) -> Model:
+    """Five local layers to one global, scaled as GGUF files can say it."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {
+        "hidden_size": 42,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 14,
+        "query_pre_attn_scalar": 14,
+        "sliding_window": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 2.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES | sizes | options))
+
+
+def gemma3_own_pattern() -> Model:
+    """What only config.json can say: which layers are global, the local RoPE base, the attention's scale."""
+    return gemma3(
+        num_hidden_layers=3,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=20,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 900.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    )
+
+
+def falcon_7b(**options: Any) -> Model:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    sizes = {
+        "hidden_size": 50,
+        "num_attention_heads": 5,
+        "ffn_hidden_size": 56,
+        "bias": False,
+        "layer_norm_epsilon": 0.02,
+        "tie_word_embeddings": True,
+    }
+    return FalconForCausalLM(FalconConfig(**SIZES | sizes | options))
+
+
+def falcon_40b(**options: Any) -> Model:
+    """Grouped queries, fused by group; two norms, or one with `num_ln_in_parallel_attn` = 1 (Falcon 2)."""
+    sizes = {"hidden_size": 60, "num_attention_heads": 6, "num_kv_heads": 3, "tie_word_embeddings": False}
+    return falcon_7b(new_decoder_architecture=True, **sizes | options)
+
+
+def opt() -> Model:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=42,
+            word_embed_proj_dim=42,
+            ffn_dim=58,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            max_position_embeddings=CONTEXT,
+        )
+    )
+
+
+def nemotron(**options: Any) -> Model:
+    from transformers import NemotronConfig, NemotronForCausalLM
+
+    sizes = {
+        "hidden_size": 72,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "norm_eps": 0.02,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
+    }
+    return NemotronForCausalLM(NemotronConfig(**SIZES | sizes | options))
+
+
+def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0) -> None:
+    """Give the model random weights, rounded to `dtype`, and save it as a Hugging Face directory."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    zero_is_neutral = "gemma" in model.config.model_type or "nemotron" in model.config.model_type
+    rounded = getattr(torch, dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias"):
+                values *= 0.3
+            elif values.ndim == 1:  # a norm's
+                values = 0.3 * values + (0 if zero_is_neutral else 1)
+            else:
+                values *= 1.5 / parameter.shape[1] ** 0.5
+            parameter.copy_(values.to(rounded).float())
+    model.eval()
+    state = {name: values.to(rounded) for name, values in model.state_dict().items()}
+    model.save_pretrained(directory, state_dict=state)
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    """Set keys of a saved model's config.json."""
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -1,0 +1,69 @@
+"""Every architecture and option against `transformers`, on tiny random weights.
+
+Logits must agree within 1e-4 of the largest logit: ``max |a - b| <= 1e-4 max |b|`` over all positions.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
+from helpers.tiny_models import falcon_40b, llama, save, tiny_models
+from numpy.typing import NDArray
+
+from hotset.formats import open_checkpoint
+from hotset.model import transformer
+from hotset.model.build import build_transformer
+
+
+@pytest.fixture(scope="module", params=tiny_models())
+def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
+    model = tiny_models()[request.param]()
+    directory = tmp_path_factory.mktemp(request.param)
+    save(model, directory)
+    return Peer(model, directory, run_peer(model))
+
+
+def test_logits(peer: Peer, backend: Any) -> None:
+    """At once, token by token, in slices, after a prefix, and after going back."""
+    model = build_transformer(open_checkpoint(peer.directory), backend)
+
+    def forward(kv: Any, start: int, stop: int) -> NDArray[np.float32]:
+        return model.forward(TOKENS[start:stop], kv, all_logits=True)
+
+    at_once = model.kv_cache(LENGTH, "f32")
+    assert_close(forward(at_once, 0, LENGTH), peer.logits)
+    assert at_once.length == LENGTH
+
+    by_token = model.kv_cache(LENGTH, "f32")
+    assert_close(np.concatenate([forward(by_token, i, i + 1) for i in range(LENGTH)]), peer.logits)
+
+    prefix = model.kv_cache(LENGTH, "f32")
+    last = model.forward(TOKENS[:17], prefix)
+    assert_close(last, peer.logits[16:17])
+    assert_close(forward(prefix, 17, LENGTH), peer.logits[17:])
+
+    prefix.truncate(11)
+    assert prefix.length == 11
+    assert_close(forward(prefix, 11, 12), peer.logits[11:12])
+    assert_close(forward(prefix, 12, LENGTH), peer.logits[12:])
+
+
+def test_slices(peer: Peer, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt longer than a slice."""
+    monkeypatch.setattr(transformer, "SLICE", 16)
+    model = build_transformer(open_checkpoint(peer.directory), backend)
+    assert_close(model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True), peer.logits)
+    assert_close(model.forward(TOKENS, model.kv_cache(LENGTH, "f32")), peer.logits[-1:])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("architecture", [llama, falcon_40b])
+def test_half_precision(architecture: Any, dtype: str, tmp_path: Path, backend: Any) -> None:
+    """Weights of two bytes are used as they are: nothing is lost against the same numbers in F32."""
+    peer = architecture()
+    save(peer, tmp_path, dtype=dtype)
+    model = build_transformer(open_checkpoint(tmp_path), backend)
+    logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    assert_close(logits, run_peer(peer))
