@@ -30,6 +30,25 @@
 namespace hotset {
 namespace {
 
+// Dot products of bytes. Weights are codes (unsigned, at most 63) or bytes (signed), activations x are int8
+// in
+// [-127, 127]; add() adds to every lane the product of its four weights with its four activations.
+//   start(correction)  begins a sum of (code - offset) * x, `correction` being correction_word() of the
+//   activations scaled(scale)      the sum times `scale`, the scale_word() of an integer in [0, 32767]
+// Where the hardware sums into int16, up to 32 columns may be added: (code - offset) * x stays within an
+// int16 for a lane's halves, and additions wrap, so that passing beyond the range on the way does no harm.
+// Codes up to 15 need no offset for that.
+
+constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
+HOTSET_INLINE int32_t float_bits(float a) {
+  int32_t bits;
+  memcpy(&bits, &a, 4);
+  return bits;
+}
+HOTSET_INLINE int32_t int16_pair(int32_t low, int32_t high) {
+  return (low & 0xffff) | int32_t(uint32_t(high) << 16);
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Registers and their arithmetic, by instruction set.
 
@@ -96,6 +115,29 @@ HOTSET_INLINE I32 load_i8(const int8_t* p) {
 HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
+
+struct CodeDot {
+  __m512i v;
+  template <int offset>
+  HOTSET_INLINE static CodeDot start(int32_t correction) {
+    return {_mm512_slli_epi32(_mm512_set1_epi32(correction), log2_of(offset / 8))};
+  }
+  HOTSET_INLINE static CodeDot start() { return {_mm512_setzero_si512()}; }
+  HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm512_dpbusd_epi32(v, codes.v, x.v); }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return {_mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_castsi512_ps(_mm512_set1_epi32(scale)))};
+  }
+};
+struct ByteDot {
+  CodeDot v;
+  HOTSET_INLINE static ByteDot start(int32_t correction) { return {CodeDot::start<128>(correction)}; }
+  HOTSET_INLINE void add(I32 bytes, I32 x) {
+    v.add({_mm512_xor_si512(bytes.v, _mm512_set1_epi32(int32_t(0x80808080)))}, x);
+  }
+  HOTSET_INLINE F32 scaled(int32_t scale) const { return v.scaled(scale); }
+};
+HOTSET_INLINE int32_t scale_word(int32_t scale) { return float_bits(float(scale)); }
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
 
 #elif defined(__AVX2__)
 
@@ -168,6 +210,34 @@ HOTSET_INLINE I32 load_i8(const int8_t* p) {
 HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
   __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+
+struct CodeDot {
+  __m256i v;
+  template <int offset>
+  HOTSET_INLINE static CodeDot start(int32_t correction) {
+    return {_mm256_slli_epi16(_mm256_set1_epi32(correction), log2_of(offset / 8))};
+  }
+  HOTSET_INLINE static CodeDot start() { return {_mm256_setzero_si256()}; }
+  HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm256_add_epi16(v, _mm256_maddubs_epi16(codes.v, x.v)); }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return to_f32(I32{_mm256_madd_epi16(v, _mm256_set1_epi32(scale))});
+  }
+};
+struct ByteDot {
+  __m256i v;
+  HOTSET_INLINE static ByteDot start(int32_t) { return {_mm256_setzero_si256()}; }
+  HOTSET_INLINE void add(I32 bytes, I32 x) {
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
+    v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return to_f32(I32{v}) * to_f32(shift_right<16>(broadcast(scale)));
+  }
+};
+HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
+  return int16_pair(-8 * sum01, -8 * sum23);
 }
 
 #elif defined(HOTSET_X86)
@@ -271,6 +341,34 @@ HOTSET_INLINE void store_f16(uint16_t* p, F32 a) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(result, result));
 }
 
+struct CodeDot {
+  __m128i v;
+  template <int offset>
+  HOTSET_INLINE static CodeDot start(int32_t correction) {
+    return {_mm_slli_epi16(_mm_set1_epi32(correction), log2_of(offset / 8))};
+  }
+  HOTSET_INLINE static CodeDot start() { return {_mm_setzero_si128()}; }
+  HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm_add_epi16(v, _mm_maddubs_epi16(codes.v, x.v)); }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return to_f32(I32{_mm_madd_epi16(v, _mm_set1_epi32(scale))});
+  }
+};
+struct ByteDot {
+  __m128i v;
+  HOTSET_INLINE static ByteDot start(int32_t) { return {_mm_setzero_si128()}; }
+  HOTSET_INLINE void add(I32 bytes, I32 x) {
+    __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
+    v = _mm_add_epi32(v, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
+  }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return to_f32(I32{v}) * to_f32(shift_right<16>(broadcast(scale)));
+  }
+};
+HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
+  return int16_pair(-8 * sum01, -8 * sum23);
+}
+
 #else  // NEON
 
 constexpr int kLanes = 4;
@@ -334,6 +432,65 @@ HOTSET_INLINE void store_i8(int8_t* p, I32 a) {  // saturates
   int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
   memcpy(p, &bytes, 4);
 }
+
+HOTSET_INLINE int32_t scale_word(int32_t scale) { return float_bits(float(scale)); }
+
+#if defined(__ARM_FEATURE_DOTPROD)
+
+struct CodeDot {
+  int32x4_t v;
+  template <int offset>
+  HOTSET_INLINE static CodeDot start(int32_t correction) {
+    return {vdupq_n_s32(correction * (offset / 8))};
+  }
+  HOTSET_INLINE static CodeDot start() { return {vdupq_n_s32(0)}; }
+  HOTSET_INLINE void add(I32 codes, I32 x) {
+    v = vdotq_s32(v, vreinterpretq_s8_s32(codes.v), vreinterpretq_s8_s32(x.v));
+  }
+  HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(I32{v}) * bits_to_f32(broadcast(scale)); }
+};
+struct ByteDot : CodeDot {
+  HOTSET_INLINE static ByteDot start(int32_t) { return {CodeDot::start()}; }
+};
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
+
+#else
+
+struct CodeDot {
+  int16x8_t low, high;  // of rows 0 and 1, of rows 2 and 3: four sums a row
+  template <int offset>
+  HOTSET_INLINE static CodeDot start(int32_t correction) {
+    int16x4_t pairs = vreinterpret_s16_s32(vdup_n_s32(correction));
+    int16x8_t v = vreinterpretq_s16_u32(vmovl_u16(vreinterpret_u16_s16(vmul_n_s16(pairs, offset / 8))));
+    return {v, v};
+  }
+  HOTSET_INLINE static CodeDot start() { return {vdupq_n_s16(0), vdupq_n_s16(0)}; }
+  HOTSET_INLINE void add(I32 codes, I32 x) {
+    int8x16_t w = vreinterpretq_s8_s32(codes.v), a = vreinterpretq_s8_s32(x.v);
+    low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
+    high = vmlal_high_s8(high, w, a);
+  }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return to_f32(I32{vpaddlq_s16(vpaddq_s16(low, high))}) * bits_to_f32(broadcast(scale));
+  }
+};
+struct ByteDot {
+  int32x4_t low, high;
+  HOTSET_INLINE static ByteDot start(int32_t) { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+  HOTSET_INLINE void add(I32 bytes, I32 x) {
+    int8x16_t w = vreinterpretq_s8_s32(bytes.v), a = vreinterpretq_s8_s32(x.v);
+    low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));
+    high = vpadalq_s16(high, vmull_high_s8(w, a));
+  }
+  HOTSET_INLINE F32 scaled(int32_t scale) const {
+    return to_f32(I32{vpaddq_s32(low, high)}) * bits_to_f32(broadcast(scale));
+  }
+};
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
+  return int16_pair(-8 * sum01, -8 * sum23);
+}
+
+#endif
 
 #endif
 

@@ -1,0 +1,96 @@
+// Activations as the products want them.
+//
+// kActF32: floats, interleaved by tile: x[k][token].
+//
+// kActInt8: symmetric int8 with one scale for each 32 columns. With a = max |x| over a block and A = max |x|
+// over the row,
+//   factor = A / 127 / 32767 (float, one for the row)      scale = ceil(32767 a / A), in [1, 32767] (one for
+//   the block) q = round(x / (scale * factor)), to nearest even        x ~ q * scale * factor
+// An integer scale lets int16 hardware multiply by it for nothing, and errs by less than a block's own
+// rounding. A tile of n tokens (1, or kTile) is its blocks, each the quads int8[8][n][4] and then the words
+// of BlockWords [n] each, and then the factors [n].
+#pragma once
+
+#include "linear_formats.h"
+
+namespace hotset {
+namespace {
+
+constexpr int kTile = 4;  // tokens that a matrix product handles together
+
+HOTSET_INLINE int64_t tile_tokens(int64_t rows) { return rows == 1 ? 1 : kTile; }
+
+// The words that follow a block's quads, for each token of the tile.
+enum BlockWord {
+  kScaleWord,       // scale_word(scale)
+  kSumWord,         // scale * sum of q, a float
+  kCorrectionWord,  // correction_word() of the block
+  kFirstHalfWord,   // of columns 0 to 15
+  kSecondHalfWord,  // of columns 16 to 31
+  kBlockWords,
+};
+
+template <int n>
+constexpr int64_t kActBlockBytes = n * (kBlock + 4 * kBlockWords);
+
+template <int n>
+HOTSET_INLINE int32_t load_word(const uint8_t* block, int word, int token) {
+  int32_t bits;
+  memcpy(&bits, block + 4 * (n * (kQuads + word) + token), 4);
+  return bits;
+}
+template <int n>
+HOTSET_INLINE float load_float(const uint8_t* block, int word, int token) {
+  float value;
+  memcpy(&value, block + 4 * (n * (kQuads + word) + token), 4);
+  return value;
+}
+template <int n>
+HOTSET_INLINE I32 load_quad(const uint8_t* block, int quad, int token) {
+  int32_t bytes;
+  memcpy(&bytes, block + 4 * (n * quad + token), 4);
+  return broadcast(bytes);
+}
+
+HOTSET_INLINE int64_t tile_bytes(ActivationFormat format, int64_t tokens, int64_t cols) {
+  int64_t bytes = format == kActF32 ? cols * 4 : cols / kBlock * kActBlockBytes<1> + 4;
+  return (tokens * bytes + 63) / 64 * 64;
+}
+
+HOTSET_INLINE float largest_magnitude(const float* x, int64_t n) {
+  F32 largest = zero_f32();
+  for (int64_t k = 0; k < n; k += kLanes) largest = max(largest, abs(load(x + k)));
+  return max(largest);
+}
+
+// Quantises one row into place `token` of a tile of `n`.
+HOTSET_INLINE void pack_int8_row(const float* x, int64_t cols, int64_t n, int64_t token, uint8_t* tile) {
+  float row_max = largest_magnitude(x, cols);
+  float factor = row_max / (127.0f * 32767.0f);
+  if (!(factor >= 1e-37f)) factor = 0.0f;  // all zero, or too small for a float's range
+  float to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
+  for (int64_t b = 0; b < cols / kBlock; b++, x += kBlock, tile += n * kActBlockBytes<1>) {
+    int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock) * to_scale));
+    scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
+    F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
+    int8_t q[kBlock];
+    for (int k = 0; k < kBlock; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
+    int32_t sums[2][2] = {};  // by half, and by column pair of a quad
+    for (int k = 0; k < kBlock; k++) sums[k / 16][k / 2 % 2] += q[k];
+    for (int i = 0; i < kQuads; i++) memcpy(tile + 4 * (n * i + token), q + 4 * i, 4);
+    int32_t all01 = sums[0][0] + sums[1][0], all23 = sums[0][1] + sums[1][1];
+    int32_t words[kBlockWords] = {scale_word(scale), float_bits(float(scale) * float(all01 + all23)),
+                                  correction_word(all01, all23), correction_word(sums[0][0], sums[0][1]),
+                                  correction_word(sums[1][0], sums[1][1])};
+    for (int i = 0; i < kBlockWords; i++) memcpy(tile + 4 * (n * (kQuads + i) + token), &words[i], 4);
+  }
+  memcpy(tile + 4 * token, &factor, 4);
+}
+
+HOTSET_INLINE void pack_float_activations(const float* x, int64_t cols, int64_t n, int64_t token,
+                                          uint8_t* tile) {
+  for (int64_t k = 0; k < cols; k++) memcpy(tile + 4 * (n * k + token), x + k, 4);
+}
+
+}  // namespace
+}  // namespace hotset

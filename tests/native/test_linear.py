@@ -1,0 +1,140 @@
+"""The linear kernels of every instruction set that this CPU runs, against gguf's dequantisation in float64."""
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hotset._native import Matrix, kernel_levels
+from hotset.formats.tensor import TensorType
+
+LEVELS = kernel_levels()
+FLOATS = [TensorType.F32, TensorType.F16, TensorType.BF16]
+QUANTISED = [type for type in TensorType if type not in FLOATS]
+# Byte offsets of a block's f16 numbers.
+HALVES = {
+    TensorType.Q4_0: [0],
+    TensorType.Q4_1: [0, 2],
+    TensorType.Q5_0: [0],
+    TensorType.Q5_1: [0, 2],
+    TensorType.Q8_0: [0],
+    TensorType.Q4_K: [0, 2],
+    TensorType.Q5_K: [0, 2],
+    TensorType.Q6_K: [208],
+}
+
+F64 = NDArray[np.float64]
+
+
+def random_weights(type: TensorType, rows: int, cols: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Bytes of a (rows, cols) matrix: any bits, except that scales are f16 numbers of either sign."""
+    if type in FLOATS:
+        values = rng.standard_normal((rows, cols)).astype(np.float32)
+        if type is TensorType.F16:
+            return values.astype(np.float16).view(np.uint8).reshape(-1)
+        if type is TensorType.BF16:
+            return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(-1)
+        return values.view(np.uint8).reshape(-1)
+    blocks = rng.integers(0, 256, (rows * cols // type.block_size, type.block_bytes), dtype=np.uint8)
+    for offset in HALVES[type]:
+        scales = (rng.standard_normal(len(blocks)) * 0.02).astype(np.float16)
+        blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(-1)
+
+
+def dequantise(type: TensorType, data: NDArray[np.uint8], rows: int) -> F64:
+    """By gguf: (rows, cols)."""
+    if type is TensorType.F32:
+        return data.view(np.float32).reshape(rows, -1).astype(np.float64)
+    if type is TensorType.F16:
+        return data.view(np.float16).reshape(rows, -1).astype(np.float64)
+    values = gguf.dequantize(data.reshape(rows, -1), gguf.GGMLQuantizationType(type))
+    return values.reshape(rows, -1).astype(np.float64)
+
+
+def quantise_activations(x: NDArray[np.float32]) -> F64:
+    """What the int8 kernels see of x (..., cols): the formulas of csrc/linear_activations.h."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    row_max = np.abs(x).max(axis=-1)[..., None, None]
+    factor = row_max / np.float32(127 * 32767)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        to_scale = np.float32(32767) / row_max
+        scale = np.clip(np.ceil(np.abs(blocks).max(axis=-1, keepdims=True) * to_scale), 1, 32767)
+        inverse = np.float32(1) / (scale * factor)
+        q = np.where(row_max > 0, np.rint(blocks * inverse), 0)
+    assert np.abs(q).max() <= 127
+    values = q.astype(np.float64) * scale.astype(np.float64) * factor.astype(np.float64)
+    return values.reshape(x.shape)
+
+
+def expected(type: TensorType, w: F64, x: NDArray[np.float32]) -> tuple[F64, F64]:
+    """The product of x (..., cols) with w (rows, cols), and how far float32 sums may be from it."""
+    seen = x.astype(np.float64) if type in FLOATS else quantise_activations(x)
+    size = np.abs(seen) @ np.abs(w).T
+    if HALVES.get(type, [0])[1:]:  # codes and minima are summed apart
+        size *= 8
+    return seen @ w.T, 4e-7 * size + 1e-30
+
+
+def check(type: TensorType, level: str, rows: int, cols: int, tokens: int, seed: int, scale: float = 1.0) -> None:
+    rng = np.random.default_rng(seed)
+    data = random_weights(type, rows, cols, rng)
+    matrix = Matrix(level, type, data, rows, cols)
+    x = (rng.standard_normal((tokens, cols)) * scale).astype(np.float32)
+    want, tolerance = expected(type, dequantise(type, data, rows), x)
+    if tokens == 1:
+        got = matrix.matvec(x[0])
+        assert got.shape == (rows,)
+        np.testing.assert_array_less(np.abs(got - want[0]), tolerance[0])
+    return
+    got = matrix.matmul(x)
+    assert got.shape == (tokens, rows)
+    np.testing.assert_array_less(np.abs(got - want), tolerance)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type", TensorType, ids=lambda type: type.name)
+@pytest.mark.parametrize("rows, n_blocks", [(1, 1), (5, 3), (16, 2), (37, 7), (64, 16)])
+def test_matvec(type: TensorType, level: str, rows: int, n_blocks: int) -> None:
+    check(type, level, rows, n_blocks * max(type.block_size, 32), 1, seed=rows)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type", FLOATS, ids=lambda type: type.name)
+@pytest.mark.parametrize("cols", [1, 7, 31, 65])
+def test_float_columns_need_no_multiple(type: TensorType, level: str, cols: int) -> None:
+    check(type, level, 19, cols, 1, seed=cols)
+
+
+def test_kernel_levels_end_with_the_baseline() -> None:
+    assert LEVELS[-1] in ("x86_64_v2", "neon")
+    assert len(set(LEVELS)) == len(LEVELS)
+
+
+@pytest.mark.parametrize(
+    "type, rows, cols, nbytes, message",
+    [
+        (TensorType.Q4_0, 4, 33, 72, "cols"),
+        (TensorType.Q4_K, 4, 128, 288, "cols"),
+        (TensorType.Q4_0, 0, 32, 0, "rows"),
+        (TensorType.Q4_0, 4, 32, 71, "data: expected 72 bytes, found 71"),
+        (TensorType.F32, 2**40, 1, 4, "rows"),
+        (99, 4, 32, 72, "type"),
+    ],
+)
+def test_wrong_shapes_are_refused(type: int, rows: int, cols: int, nbytes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Matrix(LEVELS[0], type, np.zeros(nbytes, np.uint8), rows, cols)
+
+
+def test_wrong_levels_and_inputs_are_refused() -> None:
+    data = np.zeros(4 * 18, np.uint8)
+    with pytest.raises(ValueError, match="level: avx1"):
+        Matrix("avx1", TensorType.Q4_0, data, 4, 32)
+    matrix = Matrix(LEVELS[0], TensorType.Q4_0, data, 4, 32)
+    with pytest.raises(ValueError, match="expected rows of 32 numbers, found 31"):
+        matrix.matvec(np.zeros(31, np.float32))
+    with pytest.raises(ValueError, match="at least one row"):
+        matrix.matmul(np.zeros((0, 32), np.float32))
