@@ -1,0 +1,43 @@
+"""The command line: one file a command. Nothing heavy is imported before a command needs it."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 something the user can mend (one line says what), 130 interrupted."""
+    sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        from hotset.cli.app import run_command
+        from hotset.errors import HotsetError
+
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(
+                    errors="replace"
+                )  # a terminal that cannot show a character shows something else
+        try:
+            code = run_command(arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            raise
+        except (HotsetError, OSError, MemoryError) as error:
+            return _fail(str(error) or "out of memory")
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has gone. Python flushes stdout once more on exit: let it go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _fail(message: str) -> int:
+    """One line on stderr, whatever a damaged file has brought into the message."""
+    line = " ".join(message.split())
+    print("error: " + "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    return 2

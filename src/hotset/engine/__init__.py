@@ -1,0 +1,1 @@
+"""Generation: loading a model, choosing tokens, evaluating and measuring."""

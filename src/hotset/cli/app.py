@@ -1,0 +1,50 @@
+"""The `hotset` command and its subcommands."""
+
+from typing import Annotated, Any
+
+import typer
+
+from hotset import __version__
+from hotset.cli import bench, chat, evaluate, inspect, run
+from hotset.errors import HotsetError
+
+app = typer.Typer(
+    name="hotset",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("chat")(chat.chat)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
+
+# What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run what the arguments ask for; its exit code. Wrong arguments are a `HotsetError`."""
+    try:
+        return app(arguments or ["--help"], prog_name="hotset", standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _UsageError as error:
+        raise HotsetError(f"{error.format_message()} (see hotset --help)") from None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hotset {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def hotset(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Run large language models on this computer. Without MODEL a command takes the demo model."""

@@ -1,0 +1,81 @@
+"""What goes to the terminal besides answers: progress and tables. Imports rich only to draw."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+_PATIENCE = 1.0
+"""Seconds before a progress bar is worth showing."""
+
+
+class _Bar:
+    """A progress bar on stderr that appears only when the work takes long."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._start = time.monotonic()
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._start < _PATIENCE:
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._title)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def progress(title: str) -> Iterator[_Bar | None]:
+    """A callback `(done, total)` that draws a bar, or None when stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = _Bar(title)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def table(
+    rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...] | None = None, title: str | None = None
+) -> None:
+    """Print rows to stdout, the first column flush left and the others flush right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(
+        *(header or [""] * len(rows[0])),
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if header else None,
+        show_header=header is not None,
+        pad_edge=False,
+    )
+    for column in drawn.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        drawn.add_row(*row)
+    Console().print(drawn)
+
+
+def size(n_bytes: int) -> str:
+    """Bytes for people to read; one GB is 10^9."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def count(number: int) -> str:
+    """A large number for people to read."""
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

@@ -1,0 +1,89 @@
+"""`hotset eval`: how well a model predicts a text."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hotset.cli import options
+from hotset.errors import RequestError
+
+
+def evaluate(
+    model: options.Model = None,
+    *,
+    text: Annotated[list[Path] | None, typer.Option(help="UTF-8 text to predict; may be repeated.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Reference model of the same vocabulary to compare with."),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=4, help="Read only so many tokens of the text.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=4, help="Tokens in a window; 512 if not given.", show_default=False)
+    ] = None,
+    kv_type: options.KVType = "f16",
+    threads: options.Threads = None,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Perplexity of a text, and the divergence from a second model.
+
+    The text is read in windows, and the second half of each counts: the figures compare with llama.cpp's.
+    """
+    if not text:
+        raise RequestError("no text to predict: name a file with --text FILE")
+    written = "\n".join(_read(path) for path in text)
+
+    from hotset.cli.console import progress, table
+    from hotset.engine.evaluate import evaluate as evaluate_model
+    from hotset.engine.evaluate import tokenize
+    from hotset.engine.load import load_model
+
+    with progress("Loading") as loading:
+        loaded = load_model(model, threads=threads, progress=loading)
+        reference = None if against is None else load_model(against, threads=threads, progress=loading)
+    ids = tokenize(written, loaded, reference, limit=tokens)
+    with progress("Evaluating") as evaluating:
+        result = evaluate_model(
+            loaded, ids, against=reference, window=context, kv_type=kv_type, progress=evaluating
+        )
+    divergence = result.divergence
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "model": str(loaded.path),
+                    "against": None if reference is None else str(reference.path),
+                    "tokens": result.tokens,
+                    "window": result.window,
+                    "perplexity": result.perplexity,
+                    **(dataclasses.asdict(divergence) if divergence else {}),
+                },
+                indent=2,
+            )
+        )
+        return
+    rows = [
+        ("model", loaded.path.name),
+        ("predictions", f"{result.tokens} in windows of {result.window} tokens"),
+        ("perplexity", f"{result.perplexity:.4f}"),
+    ]
+    if reference and divergence:
+        rows += [
+            ("against", reference.path.name),
+            ("its perplexity", f"{divergence.reference_perplexity:.4f}"),
+            ("KL divergence from it, mean", f"{divergence.kl_mean:.6f} nats"),
+            ("KL divergence from it, largest", f"{divergence.kl_max:.6f} nats"),
+            ("same most likely token", f"{divergence.top1_agreement:.2%}"),
+        ]
+    table(rows)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None

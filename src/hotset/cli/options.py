@@ -1,0 +1,39 @@
+"""Arguments and options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A GGUF file, a Hugging Face directory or hf:org/repo[:file]; the demo model if not given.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="Worker threads; one a physical core if not given.", show_default=False),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Tokens of context; the model's, at most 4096, if not given.", show_default=False
+    ),
+]
+KVType = Annotated[str, typer.Option(help="Type of the KV cache: f16, q8_0 or f32.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n", "--max-tokens", min=1, help="Longest answer, in tokens; what fits the context if not given."
+    ),
+]
+Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token.")]
+TopK = Annotated[int, typer.Option(help="Choose among the K most likely tokens; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that add up to P.")]
+MinP = Annotated[float, typer.Option(help="Choose among tokens at least P times as likely as the likeliest.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Over 1: repeat less of prompt and answer.")]
+PresencePenalty = Annotated[float, typer.Option(help="Over 0: repeat less of the answer.")]
+Seed = Annotated[int | None, typer.Option(help="Repeatable draws.", show_default=False)]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
