@@ -29,7 +29,7 @@ def defined_distribution(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0
     kept, total = [], 0.0
     mass = sum(p[i] for i in order)
     for i in order:
-        if kept and total >= top_p * mass:
+        if kept and total >= top_p * mass and p[i] < p[kept[-1]] * (1 - 1e-5):
             break
         kept.append(i)
         total += p[i]

@@ -115,8 +115,8 @@ class Engine:
         wanted = 1 if max_tokens is None else max_tokens
         if len(ids) + wanted > self.context:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens and the answer up to {wanted}, but the context has room for "
-                f"{self.context} in all: shorten one of them or ask for more room (--context)"
+                f"the prompt has {len(ids)} tokens and the answer up to {wanted}, but the context has room "
+                f"for {self.context} in all: shorten one of them or ask for more room (--context)"
             )
         return Request(ids, max_tokens or self.context - len(ids), sampling, check_stop(stop))
 

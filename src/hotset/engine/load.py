@@ -10,10 +10,10 @@ from hotset.config import ModelConfig
 from hotset.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Transformer
-from hotset.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from hotset.backends.cpu import CpuBackend
+    from hotset.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 """Told (done, total) while a model's parts are built."""
@@ -31,7 +31,7 @@ class Model:
 
     path: Path
     transformer: Transformer
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     backend: "CpuBackend"
     weight_bytes_per_token: int
     """Bytes of weights that decoding one token reads, each in its type's own size."""
@@ -56,6 +56,7 @@ def load_model(
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
+    from hotset.tokenizer import Tokenizer
 
     if threads is not None and threads < 1:
         raise RequestError(f"threads is {threads}: expected 1 or more (--threads)")

@@ -174,13 +174,13 @@ class _IdSet:
 
 
 def _nucleus(weights: _F32, top_p: float) -> _I64:
-    """Indices of the fewest largest weights that add up to `top_p` of the sum; at least one."""
+    """Indices of the fewest largest weights that add up to `top_p` of the sum, and of ties with the last."""
     total = float(weights.sum(dtype=np.float64))
     # Weights under this floor add up to less than 1 - top_p of the sum, so none is needed: sort the rest.
-    candidates = np.flatnonzero(weights >= (1 - top_p) * total / len(weights))
-    order = candidates[np.argsort(-weights[candidates])]
-    sums = np.cumsum(weights[order], dtype=np.float64)
-    return order[: int(np.searchsorted(sums, top_p * total)) + 1]
+    ordered = np.sort(weights[weights >= (1 - top_p) * total / len(weights)])[::-1]
+    sums = np.cumsum(ordered, dtype=np.float64)
+    least = ordered[min(int(np.searchsorted(sums, top_p * total)), len(ordered) - 1)]
+    return np.flatnonzero(weights >= least)
 
 
 def _draw_index(weights: _F32, uniform: float) -> int:
