@@ -1,0 +1,59 @@
+"""A checkpoint of random numbers in memory: no file, no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotset.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.tensor import Tensor, tensor_from_array
+
+
+def random_checkpoint(
+    *, seed: int = 0, windows: tuple[int | None, ...] = (None, 5), **options: Any
+) -> Checkpoint:
+    """A small decoder with tied output, a layer for each of `windows`; `options` are `ModelConfig`'s."""
+    rope = RopeConfig(dim=6, interleaved=False, inverse_frequencies=(1.0, 0.3, 0.1))
+    defaults: dict[str, Any] = {
+        "architecture": "random",
+        "vocab_size": 53,
+        "context_length": 64,
+        "hidden_size": 20,
+        "ffn_size": 28,
+        "n_heads": 3,
+        "n_kv_heads": 1,
+        "head_dim": 8,
+        "layers": tuple(LayerConfig(rope, window) for window in windows),
+        "activation": Activation.RELU,
+        "gated": True,
+        "norm": NormKind.RMS,
+        "norm_eps": 1e-5,
+    }
+    c = ModelConfig(**defaults | options)
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, Tensor] = {}
+
+    def add(name: str, *shape: int) -> None:
+        values = (
+            rng.standard_normal(shape) * 1.5 / np.sqrt(shape[-1])
+            if len(shape) == 2
+            else rng.random(shape) + 0.5
+        )
+        tensors[name] = tensor_from_array(name, values.astype(np.float32))
+
+    add("token_embd.weight", c.vocab_size, c.hidden_size)
+    add("output_norm.weight", c.hidden_size)
+    for i in range(c.n_layers):
+        add(f"blk.{i}.attn_norm.weight", c.hidden_size)
+        add(f"blk.{i}.attn_q.weight", c.n_heads * c.head_dim, c.hidden_size)
+        add(f"blk.{i}.attn_k.weight", c.n_kv_heads * c.head_dim, c.hidden_size)
+        add(f"blk.{i}.attn_v.weight", c.n_kv_heads * c.head_dim, c.hidden_size)
+        add(f"blk.{i}.attn_output.weight", c.hidden_size, c.n_heads * c.head_dim)
+        if not c.parallel:
+            add(f"blk.{i}.ffn_norm.weight", c.hidden_size)
+        if c.gated:
+            add(f"blk.{i}.ffn_gate.weight", c.ffn_size, c.hidden_size)
+        add(f"blk.{i}.ffn_up.weight", c.ffn_size, c.hidden_size)
+        add(f"blk.{i}.ffn_down.weight", c.hidden_size, c.ffn_size)
+    return Checkpoint(Path("random"), c, tensors)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from helpers.parity import assert_close
+from helpers.random_checkpoint import random_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hotset.backends.base import Backend
+from hotset.backends.reference import ReferenceBackend
+from hotset.errors import HotsetError, RequestError
+from hotset.model import transformer
+from hotset.model.build import build_transformer
+
+CAPACITY = 32
+TOKENS = np.random.default_rng(2).integers(0, 53, CAPACITY).astype(np.int32)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_any_way_to_the_same_position(parallel: bool, backend: Backend) -> None:
+    """However the tokens are cut, and however often the sequence is set back, the logits are the same."""
+    model = build_transformer(random_checkpoint(parallel=parallel), backend)
+    expected = model.forward(TOKENS, model.kv_cache(CAPACITY, "f32"), all_logits=True)
+    steps = st.lists(st.tuples(st.integers(1, CAPACITY), st.integers(0, CAPACITY)), min_size=1, max_size=6)
+
+    @settings(max_examples=25, deadline=None)
+    @given(steps)
+    def check(steps: list[tuple[int, int]]) -> None:
+        kv = model.kv_cache(CAPACITY, "f32")
+        for count, back in steps:
+            kv.truncate(min(back, kv.length))
+            start, stop = kv.length, min(kv.length + count, CAPACITY)
+            if start < stop:
+                assert_close(model.forward(TOKENS[start:stop], kv), expected[stop - 1 : stop])
+                assert kv.length == stop
+
+    check()
+
+
+def test_long_prompts_are_sliced(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_transformer(random_checkpoint(), backend)
+    expected = model.forward(TOKENS, model.kv_cache(CAPACITY, "f32"), all_logits=True)
+    monkeypatch.setattr(transformer, "SLICE", 7)
+    for all_logits in (True, False):
+        kv = model.kv_cache(CAPACITY, "f32")
+        logits = model.forward(TOKENS, kv, all_logits=all_logits)
+        assert_close(logits, expected if all_logits else expected[-1:])
+        assert kv.length == CAPACITY
+
+
+def test_no_room(backend: Backend) -> None:
+    model = build_transformer(random_checkpoint(), backend)
+    kv = model.kv_cache(8, "f32")
+    model.forward(TOKENS[:5], kv)
+    with pytest.raises(RequestError, match=r"4 tokens to append to 5: expected 1 to 3, as the context has 8"):
+        model.forward(TOKENS[:4], kv)
+    with pytest.raises(RequestError, match="0 tokens"):
+        model.forward(TOKENS[:0], kv)
+    assert kv.length == 5
+    model.forward(TOKENS[:3], kv)  # exactly full
+
+
+def test_sequences_do_not_mix(backend: Backend) -> None:
+    """Two sequences in turn on one model."""
+    model = build_transformer(random_checkpoint(), backend)
+    one, other = model.kv_cache(CAPACITY, "f32"), model.kv_cache(CAPACITY, "f32")
+    expected = model.forward(TOKENS[:8], model.kv_cache(CAPACITY, "f32"))
+    model.forward(TOKENS[:7], one)
+    model.forward(TOKENS[9:19], other)
+    assert_close(model.forward(TOKENS[7:8], one), expected)
+
+
+def test_progress(backend: Backend) -> None:
+    seen: list[tuple[int, int]] = []
+    build_transformer(random_checkpoint(), backend, lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_reference_refuses_q8_0_cache() -> None:
+    model = build_transformer(random_checkpoint(), ReferenceBackend())
+    with pytest.raises(HotsetError, match="q8_0"):
+        model.kv_cache(8, "q8_0")
