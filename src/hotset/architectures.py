@@ -107,6 +107,8 @@ class Architecture:
     windows: Windows = Windows.NONE
     local_rope_theta: float | None = None
     """RoPE's base in windowed layers, unscaled, where it differs (default)."""
+    gguf_hidden_scaled_depth: int | None = None
+    """A GGUF model this deep scales q.k by (hidden / heads) ** -0.5; GGUF has no key for it (Gemma 3 27B)."""
     hf_keys: Mapping[str, str] = field(default_factory=dict)
     """Llama's name of a config.json key (``norm_eps`` for ``rms_norm_eps``) -> this family's."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -259,6 +261,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         embedding_scaled=True,
         windows=Windows.PATTERN,
         local_rope_theta=1e4,
+        gguf_hidden_scaled_depth=62,
         hf_keys={"hidden_act": "hidden_activation"},
         hf_defaults={
             "head_dim": 256,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hotset.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.gguf_model import open_gguf
 from hotset.formats.huggingface import open_huggingface
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -15,7 +16,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises `CheckpointError`, one line, for whatever cannot be read or run.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or directory")
-    return open_huggingface(path)
+    if path.is_dir():
+        return open_huggingface(path)
+    if path.suffix in (".safetensors", ".json"):
+        raise CheckpointError(f"{path}: name its directory instead")
+    return open_gguf(path)

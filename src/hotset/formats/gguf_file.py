@@ -1,0 +1,309 @@
+"""GGUF files (versions 2 and 3, little-endian), memory-mapped: the container, without what it means.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. An own reader beside the `gguf` library's,
+which trusts the header and builds an object for every token of the vocabulary. Here nothing is allocated by a
+count that the file's size does not bear out, and long arrays are decoded when they are looked up.
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.errors import CheckpointError
+from hotset.formats.keys import Keys, shown
+from hotset.formats.mapped import map_file
+from hotset.formats.tensor import Tensor, TensorType
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRUCTS = {kind: struct.Struct("<" + code) for kind, code in _SCALARS.items()}
+_U32, _U64 = _STRUCTS[4], _STRUCTS[10]
+_MAX_NAME = 65535  # the format's limit for keys
+_MAX_DIMS = 4
+_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+class Metadata(Mapping[str, Any]):
+    """GGUF's key-values: Python scalars, ``list[str]``, NumPy arrays of numbers; arrays are decoded at look-up."""
+
+    def __init__(self, cursor: "_Cursor") -> None:
+        self._cursor = cursor
+        self._values: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        value = self._values[key]
+        if isinstance(value, _Array):
+            value = self._values[key] = self._cursor.decode(value, key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
+    def length(self, key: str) -> int:
+        """Entries of an array, without decoding it."""
+        value = self._values[key]
+        return value.count if isinstance(value, _Array) else len(value)
+
+    def insert(self, key: str, value: Any) -> None:
+        """Take in a value just read."""
+        if key in self._values:
+            raise self._cursor.error(f"key {shown(key)} is there twice")
+        self._values[key] = value
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """One file, or a split model's parts together: key-values of the first, tensors of all."""
+
+    metadata: Metadata
+    tensors: Mapping[str, Tensor]
+
+
+def read_gguf(path: Path) -> GGUFFile:
+    """Open a GGUF file; given any part of a split model, all its parts."""
+    file = _read_part(path)
+    count = _split_number(file, path, "split.count")
+    name = _SPLIT_NAME.fullmatch(path.name)
+    named_count = int(name[3]) if name else 1
+    if count in (0, 1) and named_count == 1:
+        return file
+    if name is None or count != named_count:
+        raise CheckpointError(
+            f"{path}: split.count: found {count}, but the name says {named_count}; parts are named"
+            " NAME-00001-of-00003.gguf"
+        )
+    parts = [path.with_name(f"{name[1]}-{i + 1:05d}-of-{name[3]}.gguf") for i in range(count)]
+    return _join(parts, count)
+
+
+def _join(paths: list[Path], count: int) -> GGUFFile:
+    files = []
+    tensors: dict[str, Tensor] = {}
+    for number, path in enumerate(paths):
+        if not path.exists():
+            raise CheckpointError(f"{path}: part {number + 1} of {count} is missing")
+        file = _read_part(path)
+        for key, expected in (("split.no", number), ("split.count", count)):
+            if (found := _split_number(file, path, key)) != expected:
+                raise CheckpointError(
+                    f"{path}: {key}: expected {expected}, found {found}; is this another part?"
+                )
+        for name in file.tensors.keys() & tensors.keys():
+            raise CheckpointError(f"{path}: tensor {shown(name)} is in another part too")
+        tensors |= file.tensors
+        files.append(file)
+    if (total := _split_number(files[0], paths[0], "split.tensors.count")) != len(tensors):
+        raise CheckpointError(
+            f"{paths[0]}: split.tensors.count: found {total}, but the parts have {len(tensors)}"
+        )
+    return GGUFFile(files[0].metadata, tensors)
+
+
+def _split_number(file: GGUFFile, path: Path, key: str) -> int:
+    return Keys(file.metadata, str(path)).integer(key, 0, low=0)
+
+
+def _read_part(path: Path) -> GGUFFile:
+    data = map_file(path)
+    cursor = _Cursor(path, data)
+    try:
+        return _parse(cursor, data)
+    except (struct.error, OverflowError):  # a read behind the end
+        raise cursor.error("the header is cut off: the file is truncated") from None
+
+
+def _parse(cursor: "_Cursor", data: NDArray[np.uint8]) -> GGUFFile:
+    magic = data[:4].tobytes()
+    if magic != b"GGUF":
+        what = "a PowerInfer model, which Hotset does not run" if magic == b"PWRI" else shown(magic)
+        raise cursor.error(f"not a GGUF file: expected it to begin with GGUF, found {what}")
+    cursor.position = 4
+    version = cursor.number(_U32)
+    if version not in (2, 3):
+        big = version in (2 << 24, 3 << 24)
+        found = "a big-endian file" if big else f"version {version}"
+        raise cursor.error(f"expected a little-endian GGUF file of version 2 or 3, found {found}")
+    n_tensors = cursor.count(24)
+    n_keys = cursor.count(13)
+    metadata = Metadata(cursor)
+    for _ in range(n_keys):
+        key = cursor.string(_MAX_NAME)
+        metadata.insert(key, cursor.value(key))
+    entries = [cursor.tensor() for _ in range(n_tensors)]
+
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
+        raise cursor.error(
+            f"general.alignment: expected a power of two from 8 to 65536, found {shown(alignment)}"
+        )
+    start = -(-cursor.position // alignment) * alignment
+    tensors: dict[str, Tensor] = {}
+    end, last = 0, ""
+    for entry in sorted(entries, key=lambda e: e.offset):
+        name = shown(entry.name)
+        if entry.offset % alignment or entry.offset < end:
+            problem = f"overlaps {last}" if entry.offset < end else f"is not aligned to {alignment} bytes"
+            raise cursor.error(f"tensor {name} at offset {entry.offset} {problem}")
+        end, last = entry.offset + entry.nbytes, name
+        if start + end > data.size:
+            raise cursor.error(
+                f"tensor {name} ends at byte {start + end} of {data.size}: the file is truncated"
+            )
+        tensors[entry.name] = Tensor(
+            entry.name, entry.type, entry.shape, data[start + entry.offset : start + end]
+        )
+    if len(tensors) < len(entries):
+        raise cursor.error("a tensor's name is there twice")
+    # In the file's order, which says what its writer thought of first.
+    return GGUFFile(metadata, {entry.name: tensors[entry.name] for entry in entries})
+
+
+@dataclass(frozen=True)
+class _Array:
+    """An array not yet decoded: where its first entry lies, and where the array ends."""
+
+    kind: int
+    count: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor's line in the header; ``offset`` counts from the start of the data."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class _Cursor:
+    """Reads the header front to back. Reading behind the end raises struct.error or OverflowError."""
+
+    def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
+        self._path = path
+        self._view = memoryview(data.data)
+        self.position = 0
+
+    def error(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: {problem}")
+
+    def number(self, kind: struct.Struct) -> Any:
+        (value,) = kind.unpack_from(self._view, self.position)
+        self.position += kind.size
+        return value
+
+    def count(self, least_bytes: int) -> int:
+        """A count of things that take at least so many bytes each, so that it cannot exceed what is left."""
+        count: int = self.number(_U64)
+        if count * least_bytes > len(self._view) - self.position:
+            raise self.error(
+                f"the header announces {count} entries, more than the file can hold: it is damaged"
+            )
+        return count
+
+    def string(self, limit: int | None = None) -> str:
+        length = self.count(1)
+        if limit is not None and length > limit:
+            raise self.error(f"expected a name of at most {limit} bytes, found {length}")
+        start = self.position
+        self.position += length
+        return self._text(self._view[start : self.position], "a string in the header")
+
+    def _text(self, raw: "memoryview | bytes", what: str) -> str:
+        try:
+            return str(raw, "utf-8")
+        except UnicodeDecodeError:
+            raise self.error(f"{what} is not UTF-8: the file is damaged") from None
+
+    def value(self, key: str) -> Any:
+        kind = self.number(_U32)
+        if kind in _STRUCTS:
+            return self.number(_STRUCTS[kind])
+        if kind == _STRING:
+            return self.string()
+        if kind != _ARRAY:
+            raise self.error(
+                f"key {shown(key)} has value type {kind}, which GGUF does not know: it is damaged"
+            )
+        kind = self.number(_U32)
+        if kind in _STRUCTS:
+            count = self.count(_STRUCTS[kind].size)
+            start = self.position
+            self.position += count * _STRUCTS[kind].size
+        elif kind == _STRING:
+            count = self.count(_U64.size)
+            start = self.position
+            self.position = self._skip_strings(start, count)
+        else:
+            what = "arrays of arrays" if kind == _ARRAY else f"entries of type {kind}"
+            raise self.error(f"key {shown(key)} has {what}, which Hotset does not read")
+        return _Array(kind, count, start, self.position)
+
+    def _skip_strings(self, position: int, count: int) -> int:
+        view, unpack = self._view, _U64.unpack_from
+        for _ in range(count):
+            position += 8 + unpack(view, position)[0]
+        if position > len(view):
+            raise struct.error
+        return position
+
+    def decode(self, array: _Array, key: str) -> Any:
+        raw = bytes(self._view[array.start : array.end])
+        if array.kind != _STRING:
+            return np.frombuffer(raw, dtype=np.dtype("<" + _SCALARS[array.kind]))
+        strings, position, unpack = [], 0, _U64.unpack_from
+        try:
+            for _ in range(array.count):
+                start = position + 8
+                position = start + unpack(raw, position)[0]
+                strings.append(raw[start:position].decode())
+        except UnicodeDecodeError:
+            raise self.error(
+                f"key {shown(key)} has a string that is not UTF-8: the file is damaged"
+            ) from None
+        return strings
+
+    def tensor(self) -> _Entry:
+        name = self.string(_MAX_NAME)
+        n_dims = self.number(_U32)
+        if not 1 <= n_dims <= _MAX_DIMS:
+            raise self.error(f"tensor {shown(name)}: expected 1 to {_MAX_DIMS} dimensions, found {n_dims}")
+        shape = tuple(self.number(_U64) for _ in range(n_dims))[::-1]
+        type = self._type(name, self.number(_U32))
+        offset: int = self.number(_U64)
+        elements = prod(shape)
+        if elements == 0 or shape[-1] % type.block_size:
+            raise self.error(
+                f"tensor {shown(name)}: expected rows of a multiple of {type.block_size} numbers for type"
+                f" {type.name}, found shape {list(shape)}"
+            )
+        return _Entry(name, type, shape, offset, elements // type.block_size * type.block_bytes)
+
+    def _type(self, name: str, number: int) -> TensorType:
+        try:
+            return TensorType(number)
+        except ValueError:
+            from gguf import GGMLQuantizationType
+
+            known = {int(kind): kind.name for kind in GGMLQuantizationType}
+            readable = ", ".join(kind.name for kind in TensorType)
+            raise self.error(
+                f"tensor {shown(name)} has type {known.get(number, number)}, which Hotset does not run; it"
+                f" reads {readable}"
+            ) from None

@@ -1,0 +1,201 @@
+"""GGUF models: what a file's key-values and tensors mean, after llama.cpp's conventions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hotset.architectures import ARCHITECTURES, Architecture, Windows
+from hotset.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.errors import CheckpointError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.gguf_file import GGUFFile, read_gguf
+from hotset.formats.keys import Keys
+from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
+from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
+
+# Keys that change the computation in ways that Hotset does not run, with their neutral value.
+_NEUTRAL: Mapping[str, Any] = {
+    "expert_count": 0,
+    "attn_logit_softcapping": 0,
+    "final_logit_softcapping": 0,
+    "attention.max_alibi_bias": 0,
+    "attention.clamp_kqv": 0,
+    "attention.causal": True,
+    "logit_scale": 0,
+    "residual_scale": 0,
+    "embedding_scale": 0,
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_GEMMA3_PATTERN = 6
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file, or all parts of a split one."""
+    file = read_gguf(path)
+    architecture, keys = _architecture(file, path)
+    for key, neutral in _NEUTRAL.items():
+        if (found := keys.get(key, neutral)) != neutral:
+            raise keys.refuse(key, str(neutral).lower(), found)
+
+    tensors = dict(file.tensors)
+    factors = tensors.pop(_ROPE_FACTORS, None)
+    context = keys.integer("context_length")
+    sizes = _sizes(keys, architecture, tensors, path)
+    table = _table(path, tensors, sizes)
+    table.check(architecture, sizes)
+    if "tokenizer.ggml.tokens" in file.metadata:
+        tokens = file.metadata.length("tokenizer.ggml.tokens")
+        if tokens > sizes.vocab:
+            raise CheckpointError(
+                f"{path}: the vocabulary has {tokens} tokens, token_embd.weight only {sizes.vocab}"
+            )
+
+    config = ModelConfig(
+        architecture=architecture.name,
+        vocab_size=sizes.vocab,
+        context_length=context,
+        hidden_size=sizes.hidden,
+        ffn_size=sizes.ffn,
+        n_heads=sizes.heads,
+        n_kv_heads=sizes.kv_heads,
+        head_dim=sizes.head_dim,
+        layers=_layers(keys, architecture, sizes, _factors(path, factors)),
+        activation=_activation(file, path, architecture),
+        gated=architecture.gated,
+        norm=architecture.norm,
+        norm_eps=_norm_eps(keys, architecture),
+        parallel=architecture.parallel,
+        attention_scale=_attention_scale(keys, architecture, sizes),
+        embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
+        position_offset=0 if architecture.rotary else sizes.positions - context,
+    )
+    if config.position_offset not in (0, architecture.position_offset):
+        raise keys.refuse(
+            "context_length", f"{sizes.positions} as in position_embd.weight, or 2 less", context
+        )
+    return Checkpoint(path, config, table, file.metadata)
+
+
+def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
+    keys = Keys(file.metadata, str(path))
+    kind = keys.text("general.type", "model")
+    if kind != "model":
+        raise keys.refuse("general.type", "model", kind)
+    name = keys.text("general.architecture")
+    for architecture in ARCHITECTURES:
+        if name == architecture.name:
+            return architecture, Keys(file.metadata, str(path), prefix=f"{name}.")
+    known = ", ".join(dict.fromkeys(architecture.name for architecture in ARCHITECTURES))
+    raise keys.refuse("general.architecture", f"one of {known}", name)
+
+
+def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
+    hidden = keys.integer("embedding_length")
+    heads = keys.integer("attention.head_count")
+    if keys.get("attention.key_length") is None and hidden % heads:
+        raise keys.refuse("attention.head_count", f"a divisor of embedding_length {hidden}", heads)
+    head_dim = keys.integer("attention.key_length", hidden // heads)
+    if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:
+        raise keys.refuse("attention.value_length", f"{head_dim} like the key's", value_dim)
+    sizes = Sizes(
+        vocab=_rows("token_embd.weight", tensors, path),
+        hidden=hidden,
+        ffn=keys.integer("feed_forward_length"),
+        heads=heads,
+        kv_heads=keys.integer("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        layers=check_layer_count(keys, "block_count", len(tensors)),
+        positions=0 if architecture.rotary else _rows("position_embd.weight", tensors, path),
+    )
+    sizes.check_heads(keys, "attention.head_count_kv")
+    return sizes
+
+
+def _rows(name: str, tensors: Mapping[str, Tensor], path: Path) -> int:
+    if name not in tensors:
+        raise CheckpointError(f"{path}: tensor {name} is missing: the file is incomplete")
+    return tensors[name].shape[0]
+
+
+def _table(path: Path, tensors: Mapping[str, Tensor], sizes: Sizes) -> TensorTable:
+    table = TensorTable(str(path))
+    fused = {
+        f"blk.{layer}.attn_qkv.{suffix}": (layer, suffix)
+        for layer in range(sizes.layers)
+        for suffix in ("weight", "bias")
+    }
+    for name, tensor in tensors.items():
+        if name in fused:
+            table.add_fused(*fused[name], tensor, sizes, grouped=False)
+        else:
+            table.add(name, tensor)
+    return table
+
+
+def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activation:
+    keys = Keys(file.metadata, str(path))
+    name = keys.text("hotset.activation", architecture.activation.value)
+    known = [a.value for a in Activation if architecture.gated or a is not Activation.DRELU]
+    if name not in known:
+        raise keys.refuse("hotset.activation", "one of " + ", ".join(known), name)
+    return Activation(name)
+
+
+def _norm_eps(keys: Keys, architecture: Architecture) -> float:
+    kind = "rms_" if architecture.norm is NormKind.RMS else ""
+    return keys.number(f"attention.layer_norm_{kind}epsilon", high=1.0)
+
+
+def _attention_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> float:
+    scale = keys.number("attention.scale", 0.0, high=1e6)
+    if not scale and sizes.layers == architecture.gguf_hidden_scaled_depth:
+        scale = (sizes.hidden / sizes.heads) ** -0.5
+    return scale
+
+
+def _factors(path: Path, tensor: Tensor | None) -> F32 | None:
+    """Llama 3's divisors of RoPE's frequencies, which converters resolve into a tensor."""
+    if tensor is None:
+        return None
+    values = tensor.data.view(np.float32) if tensor.type is TensorType.F32 else np.zeros(1, np.float32)
+    if not np.all((values > 1e-6) & (values < 1e6)):
+        raise CheckpointError(
+            f"{path}: tensor {_ROPE_FACTORS}: expected positive numbers of type F32, found others"
+        )
+    return values
+
+
+def _layers(
+    keys: Keys, architecture: Architecture, sizes: Sizes, factors: F32 | None
+) -> tuple[LayerConfig, ...]:
+    full, local = _ropes(keys, architecture, sizes, factors)
+    window = keys.integer("attention.sliding_window", 0, low=0)
+    sliding = [True] * sizes.layers
+    if architecture.windows is Windows.PATTERN:
+        pattern = keys.integer("attention.sliding_window_pattern", _GEMMA3_PATTERN)
+        sliding = [(layer + 1) % pattern != 0 for layer in range(sizes.layers)]
+    return tuple(LayerConfig(local if s else full, window or None if s else None) for s in sliding)
+
+
+def _ropes(
+    keys: Keys, architecture: Architecture, sizes: Sizes, factors: F32 | None
+) -> tuple[RopeConfig, RopeConfig] | tuple[None, None]:
+    """RoPE of fully attending layers and of windowed ones."""
+    if not architecture.rotary:
+        return None, None
+    dim = keys.integer("rope.dimension_count", sizes.head_dim, low=2, high=max(sizes.head_dim, 2))
+    if dim % 2:
+        raise keys.refuse("rope.dimension_count", "an even number", dim)
+    if factors is not None and factors.shape != (dim // 2,):
+        raise keys.refuse("rope.dimension_count", f"{2 * len(factors)} as in {_ROPE_FACTORS}", dim)
+    theta = keys.number("rope.freq_base", 1e4, low=1.001, high=1e12)
+    interleaved = architecture.gguf_rope_interleaved
+    context = keys.integer("context_length")
+    full = rope_from_gguf(keys, dim, interleaved=interleaved, theta=theta, context=context, factors=factors)
+    if architecture.local_rope_theta is None:
+        return full, full
+    local_theta = keys.number("rope.freq_base_swa", architecture.local_rope_theta, low=1.001, high=1e12)
+    return full, rope(dim, interleaved, plain_frequencies(local_theta, dim))
