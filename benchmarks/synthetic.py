@@ -12,10 +12,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
+from gguf_stream import StreamedTensor, tensor_bytes, write_gguf
 from numpy.typing import NDArray
 
 Q = GGMLQuantizationType
@@ -73,12 +75,6 @@ class TensorPlan:
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     fill: float | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes without padding."""
-        block, block_bytes = GGML_QUANT_SIZES[self.type]
-        return int(np.prod(self.shape)) // block * block_bytes
 
 
 def matrix_type(wanted: GGMLQuantizationType, columns: int, *, output: bool = False) -> GGMLQuantizationType:
@@ -191,7 +187,7 @@ def tensor_chunks(
     if key not in buffers:
         buffers[key] = random_blocks(tensor.type, columns, BUFFER_BYTES // block_bytes, rng).reshape(-1)
     buffer = buffers[key]
-    left = tensor.nbytes
+    left = tensor_bytes(tensor.shape, tensor.type)
     while left:
         start = int(rng.integers(0, BUFFER_BYTES // block_bytes // 2)) * block_bytes
         size = min(left, buffer.size - start)
@@ -241,32 +237,15 @@ def write(path: Path, name: str, kind: str, layers: int | None = None, seed: int
     tensors = plan(shape, depth, TYPES[kind])
     rng = np.random.default_rng(seed)
     buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        writer = GGUFWriter(partial, shape.architecture)
+
+    def metadata(writer: GGUFWriter) -> None:
         add_metadata(writer, name, shape, depth)
         add_vocabulary(writer, shape.vocab)
-        for tensor in tensors:
-            # The shape is in numbers, not bytes: a dtype that is not uint8 makes the writer take it as it is.
-            writer.add_tensor_info(
-                tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.type
-            )
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        with partial.open("ab") as file:
-            file.write(bytes(-file.tell() % writer.data_alignment))
-            for tensor in tensors:
-                for chunk in tensor_chunks(tensor, buffers, rng):
-                    file.write(chunk)
-                file.write(bytes(-tensor.nbytes % writer.data_alignment))
-            size = file.tell()
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return size
+
+    streamed = [
+        StreamedTensor(t.name, t.shape, t.type, partial(tensor_chunks, t, buffers, rng)) for t in tensors
+    ]
+    return write_gguf(path, shape.architecture, metadata, streamed)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import gguf
+import gguf_stream
 import numpy as np
 import pytest
 import synthetic
@@ -47,3 +48,18 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         synthetic.write(tmp_path / "m.gguf", "smollm2-135m", "q4_0", layers=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dequantised_copy_holds_the_same_numbers_and_metadata(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        synthetic.SHAPES, "smollm2-135m", replace(synthetic.SHAPES["smollm2-135m"], vocab=500)
+    )
+    synthetic.write(tmp_path / "m.gguf", "smollm2-135m", "q4_1", layers=1)
+    gguf_stream.write_dequantised(tmp_path / "m.gguf", tmp_path / "f32.gguf")
+    source, copy = gguf.GGUFReader(tmp_path / "m.gguf"), gguf.GGUFReader(tmp_path / "f32.gguf")
+    for a, b in zip(source.tensors, copy.tensors, strict=True):
+        assert a.name == b.name
+        assert b.tensor_type.name == "F32"
+        assert np.array_equal(gguf.dequantize(a.data, a.tensor_type), b.data)
+    for name, field in source.fields.items():
+        assert copy.fields[name].contents() == field.contents()
