@@ -2,8 +2,8 @@
 
 The file is dequantised to an F32 GGUF (by the `gguf` library), which a reference engine (Hotset or llama.cpp)
 runs with an F32 KV cache. The text's tokens are cut into windows; each starts with an empty context, and the
-predictions in its second half are scored, as `llama-perplexity` does. For each engine, on the same tokens: the
-mean of KL(reference || engine) in nats a token, the perplexity, and how often the likeliest token is the
+predictions in its second half are scored, as in `llama-perplexity`. For each engine, on the same tokens: the
+mean of KL(reference || engine) in nats a token, the perplexity, and how often its likeliest token is the
 reference's.
 
     python benchmarks/accuracy.py --model model.gguf --text book.txt --json result.json
