@@ -129,15 +129,13 @@ def report(benchmark: str, arguments: dict[str, Any], results: Any) -> dict[str,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": versions(),
-        "arguments": {
-            key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()
-        },
+        "arguments": arguments,
         "results": results,
     }
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write the document, by a temporary file and a rename."""
+    """Write the document, by a temporary file and a rename; of a path only the file's name."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(
         json.dumps(document, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8"
