@@ -1,0 +1,152 @@
+"""A tokenizer from a Hugging Face directory: ``tokenizer.json`` and the small JSON files beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hotset.chat_template import ChatTemplate
+from hotset.errors import CheckpointError
+from hotset.tokenizer.fast import FastEncoder, byte_level_decoder, rust_errors
+from hotset.tokenizer.sentencepiece import SPACE
+from hotset.tokenizer.vocabulary import END_OF_TURN, Encoder, Vocabulary
+
+
+def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
+    """Build the parts of a `Tokenizer` from a directory and its parsed ``config.json``."""
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        found = "tokenizer.model alone" if (path / "tokenizer.model").is_file() else "none"
+        raise CheckpointError(
+            f"{path}: expected tokenizer.json, found {found}; "
+            "write it with transformers: AutoTokenizer.from_pretrained(path).save_pretrained(path)"
+        )
+    with rust_errors(CheckpointError, f"{file} cannot be read as a tokenizer"):
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        decoder = _TokenDecoder(
+            json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else None, file
+        )
+        plain = tokenizer.encode("a", add_special_tokens=False).ids
+        whole = tokenizer.encode("a", add_special_tokens=True).ids
+        added = tokenizer.get_added_tokens_decoder()
+        size = max([tokenizer.get_vocab_size(with_added_tokens=False) - 1, *added]) + 1
+
+    special = {
+        **_json_object(path / "special_tokens_map.json"),
+        **_json_object(path / "tokenizer_config.json"),
+    }
+    generation = _json_object(path / "generation_config.json")
+    bos_text, eos_text = (_token_text(special.get(key)) for key in ("bos_token", "eos_token"))
+    control = {token.content: id for id, token in added.items() if token.special and token.content}
+    texts = {id: token.content.encode() for id, token in added.items()}
+
+    def token_bytes(id: int) -> bytes:
+        if (text := texts.get(id)) is not None:
+            return text
+        token = tokenizer.id_to_token(id)
+        return b"" if token is None else decoder(token)
+
+    bos_id = tokenizer.token_to_id(bos_text) if bos_text else config.get("bos_token_id")
+    ends = [
+        *_ids(generation.get("eos_token_id")),
+        *_ids(config.get("eos_token_id")),
+        *_ids(tokenizer.token_to_id(eos_text) if eos_text else None),
+        *(control[text] for text in END_OF_TURN & control.keys()),
+    ]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    vocabulary = Vocabulary(
+        size=size,
+        token_bytes=token_bytes,
+        control=control,
+        bos_id=next(iter(_ids(bos_id)), None),
+        end_ids={id for id in ends if id < size},
+        prefix=whole[:start],
+        suffix=whole[start + len(plain) :],
+        space_prefixed=decoder.space_prefixed,
+    )
+    source = _template(path, special.get("chat_template"))
+    template = source and ChatTemplate(source, bos_token=bos_text or "", eos_token=eos_text or "")
+    return FastEncoder(tokenizer), vocabulary, template or None
+
+
+class _TokenDecoder:
+    """What a ``tokenizer.json``'s ``decoder`` makes of a token, and whether it takes away a first space."""
+
+    def __init__(self, decoder: Mapping[str, Any] | None, file: Path) -> None:
+        self.space_prefixed = False
+        self._byte_level = None
+        self._spaces = self._bytes = False
+        steps = [] if decoder is None else decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+        for step in steps or [{"type": "none"}]:
+            match step:
+                case {"type": "ByteLevel"}:
+                    self._byte_level = byte_level_decoder()
+                case {"type": "Replace", "pattern": {"String": pattern}, "content": " "} if pattern == SPACE:
+                    self._spaces = True
+                case {"type": "Metaspace", "replacement": replacement} if replacement == SPACE:
+                    self._spaces = True
+                    self.space_prefixed |= step.get("prepend_scheme") != "never"
+                case {"type": "ByteFallback"}:
+                    self._bytes = True
+                case {"type": "Strip", "content": " ", "start": 1, "stop": 0}:
+                    self.space_prefixed = True
+                case {"type": "Fuse"}:
+                    pass
+                case _:
+                    raise CheckpointError(
+                        f"{file}: decoder: expected ByteLevel, or SentencePiece's Replace, Metaspace, "
+                        f"ByteFallback, Fuse and Strip, found {step['type']}"
+                    )
+
+    def __call__(self, token: str) -> bytes:
+        if self._byte_level:
+            return self._byte_level(token)
+        if self._bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            try:
+                return bytes.fromhex(token[3:5])
+            except ValueError:
+                pass
+        return (token.replace(SPACE, " ") if self._spaces else token).encode()
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The parsed file; empty where there is none."""
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as reason:
+        raise CheckpointError(f"{file} cannot be read as JSON: {reason}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _token_text(token: Any) -> str | None:
+    """A special token is given as its text or as an object that has it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _ids(value: Any) -> list[int]:
+    """A token id, a list of them or nothing."""
+    values = value if isinstance(value, list) else [value]
+    return [id for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0]
+
+
+def _template(path: Path, configured: Any) -> str | None:
+    """``chat_template.jinja``, else the string (or the one named default) in ``tokenizer_config.json``."""
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as reason:
+            raise CheckpointError(f"{file} cannot be read: {reason}") from None
+    if isinstance(configured, list):
+        named = {entry.get("name"): entry.get("template") for entry in configured if isinstance(entry, dict)}
+        configured = named.get("default")
+    return configured if isinstance(configured, str) else None

@@ -1,0 +1,109 @@
+"""The tokenizer that the rest of Hotset sees, wherever its vocabulary came from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hotset.chat_template import ChatTemplate
+from hotset.errors import RequestError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.tokenizer.gguf import read_metadata
+from hotset.tokenizer.huggingface import read_directory
+from hotset.tokenizer.masking import SpecialTextMask
+from hotset.tokenizer.special_tokens import SpecialTokens
+from hotset.tokenizer.streaming import StreamDecoder
+from hotset.tokenizer.vocabulary import Encoder, Vocabulary
+
+
+class Tokenizer:
+    """Text to token ids and back. Immutable; may be shared by threads."""
+
+    vocab_size: int
+    bos_id: int | None
+    end_ids: frozenset[int]
+    """Every id that ends a generation."""
+    chat_template: ChatTemplate | None
+
+    def __init__(self, encoder: Encoder, vocabulary: Vocabulary, chat_template: ChatTemplate | None) -> None:
+        self._encoder = encoder
+        self._vocabulary = vocabulary
+        self._hidden = frozenset(vocabulary.control.values())
+        self._control = SpecialTokens(vocabulary.control)
+        self.vocab_size = vocabulary.size
+        self.bos_id = vocabulary.bos_id
+        self.end_ids = frozenset(vocabulary.end_ids)
+        self.chat_template = chat_template
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Tokenizer":
+        """Read GGUF's metadata, or ``tokenizer.json`` and its neighbours in a Hugging Face directory.
+
+        Raises `CheckpointError` where the tokenizer is missing, broken or of an unknown kind.
+        """
+        if checkpoint.path.is_dir():
+            return cls(*read_directory(checkpoint.path, checkpoint.metadata))
+        return cls(*read_metadata(checkpoint.path.name, checkpoint.metadata))
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_special`` adds what the model wants around a text (most often a begin token). With
+        ``parse_special`` control tokens that are written out in the text become those tokens; without, they
+        are text like any other, which is what text from outside should be.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as reason:
+            raise RequestError(
+                f"the text is not Unicode: lone surrogate at character {reason.start}; was it read as UTF-8?"
+            ) from None
+        ids = self._encoder.encode(text, parse_special)
+        return [*self._vocabulary.prefix, *ids, *self._vocabulary.suffix] if add_special else ids
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Token ids of a conversation, written out by the model's chat template.
+
+        Control tokens come from the template alone: where a message has the text of one, it stays text, so
+        that nobody can put words into another's mouth. Raises `RequestError` where there is no chat template.
+        """
+        if self.chat_template is None:
+            raise RequestError(
+                "this model has no chat template: use plain completion, or an instruction-tuned model"
+            )
+        mask = SpecialTextMask(self._control)
+        text = self.chat_template.render(
+            mask.hide(messages), add_generation_prompt=add_generation_prompt, **mask.hide(variables)
+        )
+        if not mask.used:
+            return self.encode(text, add_special=False)
+        ids: list[int] = []
+        for part, special in self._control.split(text):
+            plain = mask.reveal(part)
+            ids += (
+                self.encode(plain, add_special=False, parse_special=False) if special is None else [special]
+            )
+        return ids
+
+    def token_bytes(self, id: int) -> bytes:
+        """The exact bytes of one token: a part of a character perhaps, or a control token's name."""
+        if not 0 <= id < self.vocab_size:
+            raise RequestError(f"token id {id} is not in the vocabulary of {self.vocab_size} tokens")
+        return self._vocabulary.token_bytes(id)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of ``ids``, without control tokens if ``skip_special``.
+
+        Bytes that are not UTF-8 become U+FFFD. ``ids`` are a whole text: where encoding put a space before it
+        (Llama 2), that space is taken away.
+        """
+        piece = self._visible_bytes if skip_special else self.token_bytes
+        text = b"".join(map(piece, ids)).decode(errors="replace")
+        return text[1:] if self._vocabulary.space_prefixed and text.startswith(" ") else text
+
+    def stream(self) -> StreamDecoder:
+        """Decode a generation token by token, without control tokens."""
+        return StreamDecoder(self._visible_bytes)
+
+    def _visible_bytes(self, id: int) -> bytes:
+        return b"" if id in self._hidden else self.token_bytes(id)
