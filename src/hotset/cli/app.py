@@ -31,7 +31,7 @@ def run_command(arguments: list[str]) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except _UsageError as error:
-        raise HotsetError(f"{error.format_message()} (see hotset --help)") from None
+        raise HotsetError(f"{error.format_message().rstrip('.')} (see hotset --help)") from None
 
 
 def _show_version(wanted: bool) -> None:

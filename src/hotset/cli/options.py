@@ -7,7 +7,7 @@ import typer
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A GGUF file, a Hugging Face directory or hf:org/repo[:file]; the demo model if not given.",
         show_default=False,
     ),

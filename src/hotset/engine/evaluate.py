@@ -76,10 +76,10 @@ def evaluate(
     models = [model] if against is None else [model, against]
     if window is None:
         window = min(DEFAULT_WINDOW, len(ids), *(m.config.context_length for m in models))
-    if window < 4 or len(ids) < window:
-        raise RequestError(
-            f"the text has {len(ids)} tokens and the window {window}: expected at least 4 and one window"
-        )
+    if len(ids) < max(window, 4):
+        raise RequestError(f"the text has {len(ids)} tokens: expected at least one window of {max(window, 4)}")
+    if window < 4:
+        raise RequestError(f"the window is {window} tokens: expected 4 or more (--context)")
     opening = [
         token for token in model.tokenizer.encode("", add_special=True) if token == model.tokenizer.bos_id
     ]
