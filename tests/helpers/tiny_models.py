@@ -210,7 +210,18 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
     model.save_pretrained(directory, state_dict=state)
 
 
-def change_config(directory: Path, **changes: Any) -> None:
-    """Set keys of a saved model's config.json."""
+def write_old_config(directory: Path) -> None:
+    """Rewrite config.json as transformers 4 did, and most published models have it: no `rope_parameters`."""
     path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        del config["layer_types"]
+        rope = rope["full_attention"]
+    config["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    path.write_text(json.dumps(config))

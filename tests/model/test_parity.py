@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
-from helpers.tiny_models import falcon_40b, llama, save, tiny_models
+from helpers.tiny_models import falcon_40b, llama, save, tiny_models, write_old_config
 from numpy.typing import NDArray
 
+from hotset.backends.reference import ReferenceBackend
 from hotset.formats import open_checkpoint
 from hotset.model import transformer
 from hotset.model.build import build_transformer
@@ -56,6 +57,18 @@ def test_slices(peer: Peer, backend: Any, monkeypatch: pytest.MonkeyPatch) -> No
     model = build_transformer(open_checkpoint(peer.directory), backend)
     assert_close(model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True), peer.logits)
     assert_close(model.forward(TOKENS, model.kv_cache(LENGTH, "f32")), peer.logits[-1:])
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-rope-llama3", "llama-rope-linear", "llama-rope-yarn", "gemma3", "falcon-7b", "minitron"]
+)
+def test_old_config(name: str, tmp_path: Path) -> None:
+    peer = tiny_models()[name]()
+    save(peer, tmp_path)
+    write_old_config(tmp_path)
+    model = build_transformer(open_checkpoint(tmp_path), ReferenceBackend())
+    logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    assert_close(logits, run_peer(peer))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -51,8 +51,8 @@ def test_type(kind: Q, tmp_path: Path, backend: Any) -> None:
     assert_close(forward(path, backend), run_peer(peer))
 
 
-# llama.cpp has one activation an architecture, and knows neither Falcon with biases nor Nemotron with heads that
-# do not add up to the hidden size.
+# llama.cpp has one activation an architecture, knows no Falcon with biases, and takes Nemotron's heads to
+# add up to the hidden size.
 ONLY_HERE = {
     "falcon-biases",
     "minitron",
