@@ -1,0 +1,167 @@
+"""The commands end to end, on the demo model."""
+
+import json
+import os
+import re
+import signal
+import sys
+
+import pytest
+
+from hotset import Engine, Sampling
+
+TEXT = "The old lighthouse keeper walked down to the harbour every morning to watch the boats come in. " * 12
+
+
+def test_run_answers_paris(hotset, demo):
+    code, out, err = hotset("run", "-p", "What is the capital of France?", "-n", "40")
+    assert (code, err) == (0, "")
+    assert "Paris" in out
+    assert out.endswith("\n")
+    assert hotset("run", demo, "-p", "What is the capital of France?", "-n", "40") == (0, out, "")
+
+
+def test_run_reads_stdin_and_streams(start, demo):
+    process = start("run", "-n", "30", "--threads", "2")
+    out, err = process.communicate(b"Count from one to ten in words.", timeout=120)
+    assert (process.returncode, err) == (0, b"")
+    assert len(out.split()) > 5
+
+
+def test_run_raw_continues(hotset, demo):
+    code, out, _ = hotset("run", demo, "--raw", "-p", "One, two, three, four,", "-n", "6")
+    assert code == 0
+    assert out.lstrip().startswith("five")
+
+
+def test_sampling_flags_and_stop(hotset, demo):
+    options = ("-p", "Tell me a story.", "-n", "24", "--temperature", "1", "--top-k", "50", "--top-p", "0.95")
+    first = hotset("run", *options, "--seed", "1", "--min-p", "0.01", "--kv-type", "q8_0")
+    assert first[0] == 0
+    assert hotset("run", *options, "--seed", "1", "--min-p", "0.01", "--kv-type", "q8_0") == first
+    assert hotset("run", *options, "--seed", "2") != first
+    code, out, _ = hotset("run", "-p", "What is the capital of France?", "-n", "40", "--stop", "Paris")
+    assert code == 0
+    assert "Paris" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-n", "5000"], "5000.*4096|4096.*5000"),
+        (["--context", "20", "-n", "20"], "--context"),
+        (["--context", "100000"], "100000.*8192"),
+        (["--kv-type", "f8"], "kv_type is 'f8': expected f16, q8_0, f32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(hotset, demo, arguments, named):
+    code, out, err = hotset("run", "-p", "Hello", *arguments)
+    assert (code, out.strip(), err.count("\n")) == (2, "", 1)
+    assert re.search(named, err)
+
+
+def test_bench_json(hotset, demo):
+    code, out, err = hotset("bench", demo, "--threads", "1", "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["threads"] == 1
+    assert result["model"] == str(demo)
+    assert result["prefill_tokens_per_second"] > result["decode_tokens_per_second"] > 1
+    assert 0 < result["decode_gb_per_second"] < 1.2 * result["memory_gb_per_second"]
+    assert isinstance(result["level"], str)
+
+
+def test_eval(hotset, demo, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    options = ("--text", path, "--tokens", "128", "--context", "64")
+    code, out, err = hotset("eval", demo, *options, "--against", demo, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["tokens"], result["window"]) == (62, 64)
+    assert 1 < result["perplexity"] < 30
+    assert result["reference_perplexity"] == pytest.approx(result["perplexity"], rel=1e-6)
+    assert result["kl_mean"] == pytest.approx(0, abs=1e-6)
+    assert result["top1_agreement"] == 1
+    code, out, _ = hotset("eval", *options)
+    assert code == 0
+    assert f"{result['perplexity']:.4f}" in out
+
+
+def test_inspect(hotset, demo):
+    code, out, err = hotset("inspect", "--json", "--context", "2048")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["architecture"] == "llama"
+    assert facts["parameters"] == 134_515_008
+    assert (facts["layers"], facts["hidden_size"], facts["ffn_size"]) == (30, 576, 1536)
+    assert (facts["heads"], facts["kv_heads"], facts["vocab_size"]) == (9, 3, 49152)
+    assert facts["tensors_by_type"]["Q4_1"]["tensors"] > 200
+    memory = facts["memory"]
+    assert memory["weights_bytes"] == sum(t["bytes"] for t in facts["tensors_by_type"].values())
+    assert memory["kv_cache_bytes"]["f16"] == 30 * 2 * 3 * 64 * 2 * 2048
+    assert memory["total_bytes"]["q8_0"] == memory["weights_bytes"] + memory["kv_cache_bytes"]["q8_0"]
+    code, out, _ = hotset("inspect", demo)
+    assert code == 0
+    assert "llama" in out
+    assert "134.5 M" in out
+
+
+def test_ctrl_c_is_130_without_a_traceback(start, demo):
+    process = start("run", "-p", "Write a very long story about the sea.", "-n", "2000")
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, b"")
+
+
+def test_a_closed_pipe_is_no_error(start, demo):
+    process = start("run", "-p", "Write a very long story about the sea.", "-n", "2000")
+    assert process.stdout.read(1)
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert (process.returncode, process.stderr.read()) == (141, b"")
+
+
+def test_chat_over_pipes_remembers(start, demo):
+    process = start("chat", "--temperature", "0", "-n", "30", "--system", "You are a helpful assistant.")
+    out, err = process.communicate(b"My name is Ada.\nWhat is my name?\n", timeout=120)
+    assert (process.returncode, err) == (0, b"")
+    assert "Ada" in out.decode().splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_chat_in_a_terminal(start, demo):
+    terminal, side = os.openpty()
+    process = start("chat", stdin=side, stdout=side, stderr=side, start_new_session=True)
+    os.close(side)
+
+    def read_until(text):
+        seen = b""
+        while text not in seen:
+            seen += os.read(terminal, 1024)
+        return seen
+
+    read_until(b"> ")
+    os.write(terminal, b"Write a very long story about the sea.\n")
+    read_until(b"\n")
+    assert os.read(terminal, 64)
+    process.send_signal(signal.SIGINT)
+    read_until(b"> ")
+    os.write(terminal, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(terminal)
+
+
+def test_python_api(demo):
+    engine = Engine.load(demo, threads=2, context=256)
+    assert engine.context == 256
+    tokens = list(engine.generate("The capital of France is", max_tokens=5, sampling=Sampling(logprobs=2)))
+    assert "Paris" in "".join(token.text for token in tokens)
+    assert tokens[-1].finish_reason == "length"
+    assert all(token.logprobs.top[0] == (token.id, token.logprobs.chosen) for token in tokens)
+    # The next request shares a prefix with this one: the same answer as from an empty cache.
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    fresh = Engine.load(demo, threads=2, context=256)
+    answers = [[token.id for token in e.chat(question, max_tokens=20)] for e in (engine, engine, fresh)]
+    assert answers[0] == answers[1] == answers[2]

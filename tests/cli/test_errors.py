@@ -1,0 +1,123 @@
+"""Whatever a user gets wrong is one line on stderr that names it, and exit code 2."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hotset.errors import HotsetError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["bogus"], "bogus"),
+        (["--bogus"], "--bogus"),
+        (["run", "--bogus", "-p", "x"], "--bogus"),
+        (["run", "one", "two", "-p", "x"], "two"),
+        (["run", "-p"], "-p"),
+        (["run", "-p", ""], "the prompt is empty"),
+        (["run", "-p", " \n "], "the prompt is empty"),
+        (["run", "-p", "x", "-n", "0"], "-n"),
+        (["run", "-p", "x", "-n", "-4"], "-n"),
+        (["run", "-p", "x", "-n", "many"], "-n"),
+        (["run", "-p", "x", "--threads", "0"], "--threads"),
+        (["run", "-p", "x", "--threads", "two"], "--threads"),
+        (["run", "-p", "x", "--context", "-1"], "--context"),
+        (["run", "-p", "x", "--temperature", "-0.5"], "temperature"),
+        (["run", "-p", "x", "--temperature", "nan"], "temperature"),
+        (["run", "-p", "x", "--temperature", "hot"], "--temperature"),
+        (["run", "-p", "x", "--top-k", "-1"], "top_k"),
+        (["run", "-p", "x", "--top-p", "1.5"], "top_p"),
+        (["run", "-p", "x", "--min-p", "-1"], "min_p"),
+        (["run", "-p", "x", "--seed", "-1"], "seed"),
+        (["run", "-p", "x", "--repetition-penalty", "0"], "repetition_penalty"),
+        (["run", "-p", "x", "--presence-penalty", "inf"], "presence_penalty"),
+        (["run", "no-such.gguf", "-p", "x"], "no-such.gguf"),
+        (["run", "hf:nonsense", "-p", "x"], "hf:nonsense"),
+        (["chat", "no-such.gguf"], "no-such.gguf"),
+        (["chat", "--temperature", "-1"], "temperature"),
+        (["bench", "no-such.gguf"], "no-such.gguf"),
+        (["bench", "--threads", "-1"], "--threads"),
+        (["eval", "no-such.gguf"], "--text"),
+        (["eval", "--text", "no-such.txt"], "no-such.txt"),
+        (["eval", "--text", "."], "."),
+        (["eval", "--text", "x", "--tokens", "0"], "--tokens"),
+        (["inspect", "no-such.gguf"], "no-such.gguf"),
+        (["inspect", "--context", "0"], "--context"),
+    ],
+)
+def test_wrong_arguments(hotset, arguments, named):
+    code, out, err = hotset(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert named in err
+
+
+@pytest.mark.parametrize("command", [["run", "-p", "x"], ["chat"], ["bench"], ["inspect"]])
+def test_a_text_file_is_no_model(hotset, tmp_path, command):
+    path = tmp_path / "notes.gguf"
+    path.write_text("This is no model.\n" * 100)
+    code, out, err = hotset(command[0], path, *command[1:])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert "notes.gguf" in err
+
+
+def test_text_that_is_not_utf8(hotset, tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("café".encode("latin-1"))
+    code, _, err = hotset("eval", "--text", path)
+    assert (code, err) == (2, f"error: {path} is not UTF-8 text: byte 3 cannot be read\n")
+
+
+def test_no_prompt_at_all(start):
+    for data, message in ((b"", "the prompt is empty"), (b"\xff\xfe", "not UTF-8")):
+        process = start("run")
+        out, err = process.communicate(data, timeout=60)
+        assert (process.returncode, out) == (2, b"")
+        assert err.startswith(b"error: ")
+        assert message in err.decode()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (MemoryError(), 2, "error: out of memory\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (
+            HotsetError("two\nlines\tand \x1b[31mcolour"),
+            2,
+            "error: two lines and ?[31mcolour\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_loading_may_raise(hotset, monkeypatch, raised, code, message):
+    def fail(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr("hotset.engine.load.open_model", fail)
+    assert hotset("inspect", "x") == (code, "", message)
+
+
+def test_version_and_help(hotset):
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)[1]
+    assert hotset("--version") == (0, f"hotset {version}\n", "")
+    for arguments in ([], ["--help"], ["-h"]):
+        code, out, err = hotset(*arguments)
+        assert (code, err) == (0, "")
+        assert all(command in out for command in ("run", "chat", "bench", "eval", "inspect"))
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    script = (
+        "import sys, hotset.cli.app\n"
+        "heavy = {'numpy', 'rich', 'tokenizers', 'jinja2', 'gguf', 'hotset.engine.engine'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"
