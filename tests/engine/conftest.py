@@ -12,6 +12,7 @@ from hotset.engine.load import Model
 
 END = 256
 VOCAB = 257
+PADDING = 3  # rows of the model's matrix that belong to no token
 
 
 class FakeKV:
@@ -32,7 +33,7 @@ class FakeTransformer:
     """Answers with `script` after the prompt's end, or with whatever a hash of all tokens says."""
 
     def __init__(self, script=None):
-        self.config = SimpleNamespace(vocab_size=VOCAB, context_length=4096)
+        self.config = SimpleNamespace(vocab_size=VOCAB + PADDING, context_length=4096)
         self.script = script
         self.calls = []
         self.fail_after = None
@@ -46,11 +47,12 @@ class FakeTransformer:
             raise KeyboardInterrupt
         kv.ids += tokens.tolist()
         if self.script is not None:
-            logits = np.zeros(VOCAB, np.float32)
+            logits = np.zeros(VOCAB + PADDING, np.float32)
+            logits[VOCAB:] = 20
             text = bytes(t for t in kv.ids if t != END).split(b"|")[-1]
             logits[self.script[len(text)] if len(text) < len(self.script) else END] = 10
             return logits[None]
-        return np.random.default_rng(kv.ids).standard_normal((1, VOCAB)).astype(np.float32)
+        return np.random.default_rng(kv.ids).standard_normal((1, VOCAB + PADDING)).astype(np.float32)
 
 
 class FakeStream:
@@ -67,12 +69,13 @@ class FakeStream:
 class FakeTokenizer:
     end_ids = frozenset({END})
     bos_id = None
-    chat_template = SimpleNamespace(
-        render=lambda messages, add_generation_prompt: "".join(m["content"] for m in messages) + "|"
-    )
+    vocab_size = VOCAB
 
-    def encode(self, text, *, add_special=True, parse_special=False):
+    def encode(self, text):
         return list(text.encode())
+
+    def encode_chat(self, messages):
+        return self.encode("".join(m["content"] for m in messages) + "|")
 
     def stream(self):
         return FakeStream()

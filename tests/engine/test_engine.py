@@ -153,6 +153,7 @@ def test_one_request_at_a_time(make_engine):
         ("x" * 150, {"max_tokens": 51}, "150 tokens and the answer up to 51.* 200 in all.*--context"),
         ("x" * 200, {}, "200 tokens and the answer up to 1.* 200 in all.*--context"),
         ("x", {"stop": [""]}, "stop"),
+        ("x", {"sampling": Sampling(logit_bias={257: 1.0})}, "token 257"),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_once(make_engine, prompt, options, message):
@@ -163,10 +164,3 @@ def test_what_cannot_be_served_is_refused_at_once(make_engine, prompt, options, 
 def test_a_prompt_and_answer_that_just_fit_are_served(make_engine):
     engine = make_engine(b"y" * 60)
     assert len(list(engine.generate("x" * 149 + "|", max_tokens=50))) == 50
-
-
-def test_chat_without_a_template_is_refused(make_engine):
-    engine = make_engine()
-    engine.tokenizer.chat_template = None
-    with pytest.raises(RequestError, match=r"fake\.gguf.*--raw"):
-        engine.chat([{"role": "user", "content": "Hi"}])

@@ -30,6 +30,8 @@ class Engine:
         self.model = model
         self.tokenizer = model.tokenizer
         self.kv = kv
+        # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.
+        self._vocab_size = min(model.config.vocab_size, model.tokenizer.vocab_size)
         # The first kv.length of these are in the cache; an interrupted call may leave more of them.
         self._ids: list[int] = []
         self._busy = Lock()
@@ -73,8 +75,8 @@ class Engine:
         `max_tokens` (None: when the context is full); its last token has the reason. Raises `RequestError` at
         once for a request that cannot be served.
         """
-        ids = self.tokenizer.encode(prompt, add_special=True) if isinstance(prompt, str) else prompt
-        return self._stream(self._request(ids, max_tokens, sampling, stop))
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._start(ids, max_tokens, sampling, stop)
 
     def chat(
         self,
@@ -88,21 +90,15 @@ class Engine:
 
         Otherwise as `generate`.
         """
-        template = self.tokenizer.chat_template
-        if template is None:
-            raise RequestError(
-                f"{self.model.path}: this model has no chat template; use plain completion (--raw)"
-            )
-        text = template.render(messages, add_generation_prompt=True)
-        ids = self.tokenizer.encode(text, add_special=False, parse_special=True)
-        return self._stream(self._request(ids, max_tokens, sampling, stop))
+        ids = self.tokenizer.encode_chat(messages)
+        return self._start(ids, max_tokens, sampling, stop)
 
-    def _request(
+    def _start(
         self, prompt: Sequence[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]
-    ) -> Request:
-        """Check what only the engine can: that the tokens exist and that all fits the context."""
+    ) -> Generator[Token, None, None]:
+        """Check what only the engine can, that the tokens exist and that all fits the context; then go."""
         ids = tuple(int(token) for token in prompt)
-        vocab_size = self.model.config.vocab_size
+        vocab_size = self._vocab_size
         if not ids:
             raise RequestError("the prompt is empty: expected at least one token")
         for token in ids:
@@ -118,13 +114,13 @@ class Engine:
                 f"the prompt has {len(ids)} tokens and the answer up to {wanted}, but the context has room "
                 f"for {self.context} in all: shorten one of them or ask for more room (--context)"
             )
-        return Request(ids, max_tokens or self.context - len(ids), sampling, check_stop(stop))
+        request = Request(ids, max_tokens or self.context - len(ids), sampling, check_stop(stop))
+        return self._stream(request, Sampler(sampling, vocab_size, ids))
 
-    def _stream(self, request: Request) -> Generator[Token, None, None]:
+    def _stream(self, request: Request, sampler: Sampler) -> Generator[Token, None, None]:
         if not self._busy.acquire(blocking=False):
             raise RequestError("this engine is busy with another request: finish or close that one first")
         try:
-            sampler = Sampler(request.sampling, self.model.config.vocab_size, request.prompt)
             text = self.tokenizer.stream()
             stops = StopStrings(request.stop)
             logits = self._prefill(request.prompt)
@@ -158,5 +154,5 @@ class Engine:
         """Append tokens to the cache: the logits (V,) after the last."""
         # Tokens that an interrupted call left behind never reached the cache.
         self._ids[self.kv.length :] = ids
-        logits: F32 = self.model.transformer.forward(np.array(ids, np.int32), self.kv)[0]
+        logits: F32 = self.model.transformer.forward(np.array(ids, np.int32), self.kv)[0, : self._vocab_size]
         return logits

@@ -76,8 +76,9 @@ def evaluate(
     models = [model] if against is None else [model, against]
     if window is None:
         window = min(DEFAULT_WINDOW, len(ids), *(m.config.context_length for m in models))
-    if len(ids) < max(window, 4):
-        raise RequestError(f"the text has {len(ids)} tokens: expected at least one window of {max(window, 4)}")
+    least = max(window, 4)
+    if len(ids) < least:
+        raise RequestError(f"the text has {len(ids)} tokens: expected at least one window of {least}")
     if window < 4:
         raise RequestError(f"the window is {window} tokens: expected 4 or more (--context)")
     opening = [
