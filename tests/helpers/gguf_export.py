@@ -5,6 +5,7 @@ one have it added, Falcon's fused matrix is regrouped, Llama 3's RoPE scaling be
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,22 @@ ARCHITECTURES = {
     "falcon": MODEL_ARCH.FALCON,
     "nemotron": MODEL_ARCH.NEMOTRON,
 }
+# llama.cpp has no OPT: these are Hotset's own names, made of GGUF's usual ones.
+OPT_NAMES = {
+    "embed_tokens": "token_embd",
+    "embed_positions": "position_embd",
+    "final_layer_norm": "output_norm",
+}
+OPT_LAYER_NAMES = {
+    "self_attn_layer_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "final_layer_norm": "ffn_norm",
+    "fc1": "ffn_up",
+    "fc2": "ffn_down",
+}
 
 
 def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | None = None) -> None:
@@ -32,21 +49,19 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
     import torch
 
     config = model.config
-    arch = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, _architecture(config))
     _write_metadata(writer, config)
     if activation:
         writer.add_string("hotset.activation", activation)
 
-    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    rename = _names(config)
     for hf_name, parameter in model.named_parameters():  # a tied output comes once
         tensor_kind = kind if parameter.ndim == 2 else Q.F32
         data = quantise(parameter.detach().numpy(), tensor_kind)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(gguf.dequantize(data, tensor_kind)))
-        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
-        writer.add_tensor(name, _adapt(hf_name, data, config), raw_dtype=tensor_kind)
-    if config.rope_parameters.get("rope_type") == "llama3":
+        writer.add_tensor(rename(hf_name), _adapt(hf_name, data, config), raw_dtype=tensor_kind)
+    if _rope(config).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
 
     writer.write_header_to_file()
@@ -79,41 +94,70 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     heads = config.num_attention_heads
     kv_heads = _kv_heads(config)
     head_dim = _head_dim(config)
-    rope = config.rope_parameters
-    rope = rope.get("full_attention", rope)
+    rope = _rope(config)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(getattr(config, "ffn_hidden_size", None) or config.intermediate_size)
+    writer.add_feed_forward_length(_first(config, "ffn_hidden_size", "ffn_dim", "intermediate_size"))
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] in ("linear", "yarn"):
+    if rope:
+        writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1.0)))
+        writer.add_rope_freq_base(rope["rope_theta"])
+    if rope.get("rope_type") in ("linear", "yarn"):
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
         writer.add_rope_scaling_factor(rope["factor"])
         if "original_max_position_embeddings" in rope:
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if config.model_type in ("falcon", "nemotron"):
-        writer.add_layer_norm_eps(getattr(config, "norm_eps", None) or config.layer_norm_epsilon)
+    if config.model_type in ("falcon", "nemotron", "opt"):
+        writer.add_layer_norm_eps(_first(config, "norm_eps", "layer_norm_epsilon", default=1e-5))
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(config.sliding_window)
 
 
+def _architecture(config: Any) -> str:
+    return "opt" if config.model_type == "opt" else gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
+
+
+def _names(config: Any) -> Callable[[str], str]:
+    """From Hugging Face's names to GGUF's."""
+    if config.model_type == "opt":
+
+        def rename(name: str) -> str:
+            module, suffix = name.removeprefix("model.decoder.").rsplit(".", 1)
+            if not module.startswith("layers."):
+                return f"{OPT_NAMES[module]}.{suffix}"
+            _, layer, module = module.split(".", 2)
+            return f"blk.{layer}.{OPT_LAYER_NAMES[module]}.{suffix}"
+
+        return rename
+    names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
+    return lambda name: names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+def _first(config: Any, *keys: str, default: Any = None) -> Any:
+    return next((getattr(config, key) for key in keys if getattr(config, key, None)), default)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope.get("full_attention", rope)
+
+
 def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return _first(config, "head_dim", default=config.hidden_size // config.num_attention_heads)
 
 
 def _kv_heads(config: Any) -> int:
     if config.model_type == "falcon" and config.multi_query and not config.new_decoder_architecture:
         return 1
-    return getattr(config, "num_kv_heads", None) or config.num_key_value_heads
+    return _first(config, "num_kv_heads", "num_key_value_heads", default=config.num_attention_heads)
 
 
 def _adapt(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:

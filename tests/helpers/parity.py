@@ -15,10 +15,10 @@ TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, LENGTH).astype(np.int3
 
 @dataclass(frozen=True)
 class Peer:
-    """A model that `transformers` has run: its directory and its logits (LENGTH, VOCABULARY)."""
+    """A model that `transformers` has run: where it is and its logits (LENGTH, VOCABULARY)."""
 
     model: Any
-    directory: Path
+    path: Path
     logits: NDArray[np.float32]
 
 

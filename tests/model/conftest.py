@@ -1,12 +1,34 @@
-"""The backends that every model test runs on."""
+"""The backends that every model test runs on, and the peers' answers, computed once."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
 
 import pytest
+from helpers.parity import Peer, run_peer
+from helpers.tiny_models import save, tiny_models
 
+from hotset.backends.base import Backend
 from hotset.backends.reference import ReferenceBackend
 
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "reference": ReferenceBackend,
+}
 
-@pytest.fixture(params=["reference"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    return ReferenceBackend()
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Peer]:
+    """The tiny model of a name, saved as a Hugging Face directory and run."""
+
+    @cache
+    def peer(name: str) -> Peer:
+        model = tiny_models()[name]()
+        directory = tmp_path_factory.mktemp(name)
+        save(model, directory)
+        return Peer(model, directory, run_peer(model))
+
+    return peer

@@ -3,6 +3,7 @@
 Logits must agree within 1e-4 of the largest logit: ``max |a - b| <= 1e-4 max |b|`` over all positions.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,19 @@ from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.tiny_models import falcon_40b, llama, save, tiny_models, write_old_config
 from numpy.typing import NDArray
 
+from hotset.backends.base import Backend, KVCache
 from hotset.backends.reference import ReferenceBackend
 from hotset.formats import open_checkpoint
-from hotset.model import transformer
 from hotset.model.build import build_transformer
 
 
-@pytest.fixture(scope="module", params=tiny_models())
-def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Peer:
-    model = tiny_models()[request.param]()
-    directory = tmp_path_factory.mktemp(request.param)
-    save(model, directory)
-    return Peer(model, directory, run_peer(model))
+@pytest.mark.parametrize("name", tiny_models())
+def test_logits(name: str, peers: Callable[[str], Peer], backend: Backend) -> None:
+    """At once, token by token, after a prefix, and after going back."""
+    peer = peers(name)
+    model = build_transformer(open_checkpoint(peer.path), backend)
 
-
-def test_logits(peer: Peer, backend: Any) -> None:
-    """At once, token by token, in slices, after a prefix, and after going back."""
-    model = build_transformer(open_checkpoint(peer.directory), backend)
-
-    def forward(kv: Any, start: int, stop: int) -> NDArray[np.float32]:
+    def forward(kv: KVCache, start: int, stop: int) -> NDArray[np.float32]:
         return model.forward(TOKENS[start:stop], kv, all_logits=True)
 
     at_once = model.kv_cache(LENGTH, "f32")
@@ -51,12 +46,15 @@ def test_logits(peer: Peer, backend: Any) -> None:
     assert_close(forward(prefix, 12, LENGTH), peer.logits[12:])
 
 
-def test_slices(peer: Peer, backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A prompt longer than a slice."""
-    monkeypatch.setattr(transformer, "SLICE", 16)
-    model = build_transformer(open_checkpoint(peer.directory), backend)
-    assert_close(model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True), peer.logits)
-    assert_close(model.forward(TOKENS, model.kv_cache(LENGTH, "f32")), peer.logits[-1:])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("architecture", [llama, falcon_40b])
+def test_half_precision(architecture: Any, dtype: str, tmp_path: Path, backend: Backend) -> None:
+    """Weights of two bytes are used as they are: nothing is lost against the same numbers in F32."""
+    peer = architecture()
+    save(peer, tmp_path, dtype=dtype)
+    model = build_transformer(open_checkpoint(tmp_path), backend)
+    logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    assert_close(logits, run_peer(peer))
 
 
 @pytest.mark.parametrize(
@@ -67,16 +65,5 @@ def test_old_config(name: str, tmp_path: Path) -> None:
     save(peer, tmp_path)
     write_old_config(tmp_path)
     model = build_transformer(open_checkpoint(tmp_path), ReferenceBackend())
-    logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
-    assert_close(logits, run_peer(peer))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("architecture", [llama, falcon_40b])
-def test_half_precision(architecture: Any, dtype: str, tmp_path: Path, backend: Any) -> None:
-    """Weights of two bytes are used as they are: nothing is lost against the same numbers in F32."""
-    peer = architecture()
-    save(peer, tmp_path, dtype=dtype)
-    model = build_transformer(open_checkpoint(tmp_path), backend)
     logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
     assert_close(logits, run_peer(peer))
