@@ -1,0 +1,324 @@
+#include "products.h"
+
+#include <algorithm>
+
+namespace hotset {
+namespace {
+
+// pack_activations takes groups of so many rows.
+constexpr int64_t kRowGroup = 16;
+
+// Weights that a chunk reads in decode: enough to hide what handing out a chunk costs, few enough that threads finish
+// together. Small products get smaller chunks, so that each thread has some.
+constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 64 << 10;
+constexpr int64_t kChunksPerThread = 4;
+
+// Prefill: a chunk's part of the result, and its part of the packed activations, should stay in the L2 cache.
+constexpr int64_t kTileFloats = 16 << 10;
+constexpr int64_t kTileActivations = 128 << 10;
+constexpr int64_t kMaxTileRows = 128;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A product cut into tiles: some panels of the matrix times some rows of the activations, rows fastest.
+struct Tiling {
+  int64_t panels, rows;
+  int64_t tile_panels, tile_rows;
+
+  int64_t row_tiles() const { return ceil_div(rows, tile_rows); }
+  int64_t tiles() const { return ceil_div(panels, tile_panels) * row_tiles(); }
+};
+
+struct Tile {
+  int64_t panel0, panel1, row0, row1;
+
+  Tile(const Tiling& t, int64_t index) {
+    panel0 = index / t.row_tiles() * t.tile_panels;
+    panel1 = std::min(panel0 + t.tile_panels, t.panels);
+    row0 = index % t.row_tiles() * t.tile_rows;
+    row1 = std::min(row0 + t.tile_rows, t.rows);
+  }
+};
+
+// `bytes` is the region's whole weight, `panel_bytes` that of one panel (of all matrices that a chunk multiplies).
+Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, int64_t bytes, int64_t rows) {
+  Tiling t{matrix.panels(), rows, 1, 1};
+  if (rows == 1) {
+    const int64_t share = bytes / (runtime.pool.threads() * kChunksPerThread);
+    t.tile_panels = std::clamp(share, kMinChunkBytes, kMaxChunkBytes) / panel_bytes;
+  } else {
+    const int64_t groups = std::clamp(kTileActivations / matrix.cols(), kRowGroup, kMaxTileRows) / kRowGroup;
+    t.tile_rows = std::min(rows, groups * kRowGroup);
+    t.tile_panels = kTileFloats / (t.tile_rows * runtime.linear.lanes);
+  }
+  t.tile_panels = std::clamp<int64_t>(t.tile_panels, 1, t.panels);
+  return t;
+}
+
+// One matrix's part of a region.
+struct Part {
+  const PackedMatrix* matrix;
+  const float* bias;
+  const void* x;
+  Tiling tiling;
+
+  Part() = default;
+  Part(const Runtime& runtime, const Matrix& m, const Activations& x, int64_t panel_bytes, int64_t bytes)
+      : matrix(&m.packed),
+        bias(m.bias.empty() ? nullptr : m.bias.data()),
+        x(x.packed[m.format]),
+        tiling(cut(runtime, m, panel_bytes, bytes, x.rows)) {}
+
+  size_t tile_floats(const LinearKernels& linear) const {
+    return static_cast<size_t>(tiling.tile_panels * linear.lanes * tiling.tile_rows);
+  }
+
+  // The tile's product without bias, rows `width(tile)` apart.
+  void multiply(const LinearKernels& linear, const Tile& tile, float* y) const {
+    if (tiling.rows == 1) {
+      linear.matvec(matrix, tile.panel0, tile.panel1, x, y);
+    } else {
+      linear.matmul(matrix, tile.panel0, tile.panel1, x, tiling.rows, tile.row0, tile.row1, y, width(linear, tile));
+    }
+  }
+
+  int64_t width(const LinearKernels& linear, const Tile& tile) const {
+    return (tile.panel1 - tile.panel0) * linear.lanes;
+  }
+
+  // How many of the tile's columns are rows of the matrix, the others being padding.
+  int64_t valid(const LinearKernels& linear, const Tile& tile) const {
+    return std::min(matrix->rows - tile.panel0 * linear.lanes, width(linear, tile));
+  }
+
+  void add_bias(const LinearKernels& linear, const Tile& tile, float* y) const {
+    if (!bias) return;
+    const int64_t n = valid(linear, tile);
+    for (int64_t row = tile.row0; row < tile.row1; ++row, y += width(linear, tile)) {
+      for (int64_t i = 0; i < n; ++i) y[i] += bias[tile.panel0 * linear.lanes + i];
+    }
+  }
+};
+
+struct ProductJob {
+  const LinearKernels* linear;
+  int n_parts;
+  bool add;
+  struct {
+    Part part;
+    int64_t first_chunk;
+    float* y;
+    int64_t stride;
+  } parts[3];
+
+  size_t scratch_bytes() const {
+    size_t floats = 0;
+    for (int i = 0; i < n_parts; ++i) floats = std::max(floats, parts[i].part.tile_floats(*linear));
+    return floats * sizeof(float);
+  }
+
+  int part_of(int64_t chunk) const {
+    int i = n_parts - 1;
+    while (chunk < parts[i].first_chunk) --i;
+    return i;
+  }
+
+  void compute(int64_t chunk, void* scratch) const {
+    const auto& p = parts[part_of(chunk)];
+    const Tile tile(p.part.tiling, chunk - p.first_chunk);
+    p.part.multiply(*linear, tile, static_cast<float*>(scratch));
+    p.part.add_bias(*linear, tile, static_cast<float*>(scratch));
+  }
+
+  void commit(int64_t chunk, void* scratch) const {
+    const auto& p = parts[part_of(chunk)];
+    const Tile tile(p.part.tiling, chunk - p.first_chunk);
+    const int64_t n = p.part.valid(*linear, tile);
+    const auto* from = static_cast<const float*>(scratch);
+    float* y = p.y + tile.row0 * p.stride + tile.panel0 * linear->lanes;
+    for (int64_t row = tile.row0; row < tile.row1; ++row) {
+      if (add) {
+        for (int64_t i = 0; i < n; ++i) y[i] += from[i];
+      } else {
+        std::copy_n(from, n, y);
+      }
+      from += p.part.width(*linear, tile);
+      y += p.stride;
+    }
+  }
+};
+
+struct NeuronJob {
+  const LinearKernels* linear;
+  const VectorKernels* vector;
+  bool gated;
+  Part gate, up;
+  Activation activation;
+  float* h;
+
+  size_t scratch_bytes() const { return 2 * up.tile_floats(*linear) * sizeof(float); }
+
+  void compute(int64_t chunk, void* scratch) const {
+    const Tile tile(up.tiling, chunk);
+    auto* y = static_cast<float*>(scratch);
+    const int64_t n = (tile.row1 - tile.row0) * up.width(*linear, tile);
+    float* factor = gated ? y + n : nullptr;
+    float* ups = gated ? factor : y;
+    if (gated) {
+      gate.multiply(*linear, tile, y);
+      gate.add_bias(*linear, tile, y);
+    }
+    up.multiply(*linear, tile, ups);
+    up.add_bias(*linear, tile, ups);
+    vector->activate(activation, y, factor, n);
+  }
+
+  void commit(int64_t chunk, void* scratch) const {
+    const Tile tile(up.tiling, chunk);
+    const int64_t n = up.valid(*linear, tile), stride = up.matrix->rows;
+    const auto* from = static_cast<const float*>(scratch);
+    for (int64_t row = tile.row0; row < tile.row1; ++row, from += up.width(*linear, tile)) {
+      std::copy_n(from, n, h + row * stride + tile.panel0 * linear->lanes);
+    }
+  }
+};
+
+// The cheap jobs below do all in their commit, since they read what belongs to the caller.
+
+struct PackJob {
+  const Runtime* runtime;
+  const Norm* norm;
+  const float* x;
+  float* normed;
+  int64_t rows, cols;
+  void* packed[2];
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+
+  void commit(int64_t chunk, void*) const {
+    const int64_t first = chunk * kRowGroup, last = std::min(first + kRowGroup, rows);
+    const float* from = x;
+    if (norm) {
+      for (int64_t row = first; row < last; ++row) norm->apply(runtime->vector, x + row * cols, normed + row * cols);
+      from = normed;
+    }
+    for (int format = 0; format < 2; ++format) {
+      if (!packed[format]) continue;
+      runtime->linear.pack_activations(static_cast<ActivationFormat>(format), from, cols, rows, cols, first, last,
+                                       packed[format]);
+    }
+  }
+};
+
+struct AddNormedJob {
+  const VectorKernels* vector;
+  const Norm* norm;
+  float* y;
+  int64_t rows;
+  float* out;
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+
+  void commit(int64_t chunk, void*) const {
+    const int64_t n = norm->size();
+    for (int64_t row = chunk * kRowGroup; row < std::min((chunk + 1) * kRowGroup, rows); ++row) {
+      norm->apply(*vector, y + row * n, y + row * n);
+      vector->add(y + row * n, n, out + row * n);
+    }
+  }
+};
+
+struct PackWeightsJob {
+  const LinearKernels* linear;
+  Type type;
+  int64_t rows, cols, row_bytes, panels, panels_per_chunk, panel_bytes;
+  const uint8_t* data;
+  uint8_t* packed;
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+
+  void commit(int64_t chunk, void*) const {
+    const int64_t first = chunk * panels_per_chunk;
+    for (int64_t panel = first; panel < std::min(first + panels_per_chunk, panels); ++panel) {
+      const int64_t row = panel * linear->lanes;
+      linear->pack_panel(type, data + row * row_bytes, std::min(linear->lanes, rows - row), cols,
+                         packed + panel * panel_bytes);
+    }
+  }
+};
+
+}  // namespace
+
+Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
+               const uint8_t* data, const float* bias)
+    : runtime_(std::move(runtime)) {
+  const LinearKernels& linear = runtime_->linear;
+  const int64_t panel_bytes = linear.panel_bytes(type, cols);
+  packed = {type, rows, cols, panel_bytes, nullptr};
+  format = linear.activation_format(type);
+  if (bias) this->bias.assign(bias, bias + rows);
+  memory_ = runtime_->buffers.allocate(static_cast<size_t>(panels() * panel_bytes));
+  packed.data = memory_.get();
+
+  const int64_t per_chunk = std::max<int64_t>(1, kMaxChunkBytes / panel_bytes);
+  Session session(runtime_->pool);
+  session.run(ceil_div(panels(), per_chunk), PackWeightsJob{&linear, type, rows, cols, row_bytes, panels(), per_chunk,
+                                                            panel_bytes, data, memory_.get()});
+}
+
+Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,
+                 std::initializer_list<const Matrix*> matrices) {
+  const int64_t cols = (*matrices.begin())->cols();
+  PackJob job{&runtime, norm, x, norm ? session.allocate<float>(rows * cols) : nullptr, rows, cols, {}};
+  for (const Matrix* matrix : matrices) {
+    void*& packed = job.packed[matrix->format];
+    if (!packed) packed = session.allocate<uint8_t>(runtime.linear.activation_bytes(matrix->format, rows, cols));
+  }
+  session.run(ceil_div(rows, kRowGroup), job);
+  return {{job.packed[0], job.packed[1]}, rows};
+}
+
+void multiply(Session& session, const Runtime& runtime, const Activations& x, std::initializer_list<Output> outputs,
+              bool add) {
+  int64_t bytes = 0;
+  for (const Output& output : outputs) bytes += output.matrix->panels() * output.matrix->packed.panel_bytes;
+  ProductJob job{};
+  job.linear = &runtime.linear;
+  job.add = add;
+  int64_t chunks = 0;
+  for (const Output& output : outputs) {
+    const Part part(runtime, *output.matrix, x, output.matrix->packed.panel_bytes, bytes);
+    job.parts[job.n_parts++] = {part, chunks, output.y, output.stride};
+    chunks += part.tiling.tiles();
+  }
+  session.run(chunks, job);
+}
+
+void multiply_neurons(Session& session, const Runtime& runtime, const Activations& x, const Matrix* gate,
+                      const Matrix& up, Activation activation, float* h) {
+  const int64_t panel_bytes = up.packed.panel_bytes + (gate ? gate->packed.panel_bytes : 0);
+  const int64_t bytes = up.panels() * panel_bytes;
+  NeuronJob job{};
+  job.linear = &runtime.linear;
+  job.vector = &runtime.vector;
+  job.gated = gate != nullptr;
+  if (gate) job.gate = Part(runtime, *gate, x, panel_bytes, bytes);
+  job.up = Part(runtime, up, x, panel_bytes, bytes);
+  job.activation = activation;
+  job.h = h;
+  session.run(job.up.tiling.tiles(), job);
+}
+
+void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,
+                       const Norm* post_norm, float* out) {
+  const int64_t n = matrix.rows();
+  if (!post_norm) return multiply(session, runtime, x, {{&matrix, out, n}}, true);
+  auto* y = session.allocate<float>(x.rows * n);
+  multiply(session, runtime, x, {{&matrix, y, n}}, false);
+  session.run(ceil_div(x.rows, kRowGroup), AddNormedJob{&runtime.vector, post_norm, y, x.rows, out});
+}
+
+}  // namespace hotset

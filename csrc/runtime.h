@@ -1,0 +1,22 @@
+// What all parts of a model share: the threads, the kernels and the memory of the weights.
+#pragma once
+
+#include "kernels.h"
+#include "memory.h"
+#include "thread_pool.h"
+#include "vector.h"
+
+namespace hotset {
+
+struct Runtime {
+  Runtime(int threads, const Kernels& kernels)
+      : pool(threads), linear(*kernels.linear), vector(*kernels.vector), attention(*kernels.vector->attention) {}
+
+  ThreadPool pool;
+  const LinearKernels& linear;
+  const VectorKernels& vector;
+  const AttentionKernels& attention;
+  SharedBuffers buffers;
+};
+
+}  // namespace hotset

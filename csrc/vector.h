@@ -1,0 +1,71 @@
+// Kernels over float vectors: norms, activations, RoPE (vector.cpp) and attention (attention.cpp).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace hotset {
+
+enum class Activation : int32_t { kRelu, kDrelu, kRelu2, kSilu, kGelu, kGeluTanh };
+
+// Elements of the key-value cache. kQ8: int8 with one half-precision scale to 32 numbers of a head.
+enum class KvType : int32_t { kF32, kF16, kQ8 };
+
+// Some rows of queries against a range of keys of one key-value head. Row r is query head r % group of token
+// r / group; that token stands at `position` + r / group and sees keys up to itself, at most `window` of them.
+struct AttentionTile {
+  KvType type;
+  int64_t head_dim, group, rows;
+  int64_t position, window;
+  int64_t first_key, last_key;     // [first, last); first is a multiple of key_block
+  const uint8_t *keys, *values;    // of this head, from position 0
+  const float* queries;            // row r at (r / group) * query_stride + (r % group) * head_dim, already scaled
+  int64_t query_stride;
+  void* scratch;                   // scratch_bytes(head_dim, rows), 64-byte aligned
+};
+
+// Unfinished attention of one row: the sum of exp(score - max) times the values, and of these weights alone.
+struct AttentionState {
+  float max, sum;
+};
+
+struct AttentionKernels {
+  // Keys lie in blocks of so many positions, within a block by dimension and then position, so that one register holds
+  // one dimension of several keys; values lie by position, each row padded to a multiple of key_block numbers.
+  int64_t key_block;
+
+  int64_t (*key_block_bytes)(KvType type, int64_t head_dim);
+  int64_t (*value_row_bytes)(KvType type, int64_t head_dim);
+
+  // Write one head's key or value at `position` of the head's memory.
+  void (*store_key)(KvType type, const float* key, int64_t head_dim, int64_t position, uint8_t* keys);
+  void (*store_value)(KvType type, const float* value, int64_t head_dim, int64_t position, uint8_t* values);
+
+  size_t (*scratch_bytes)(int64_t head_dim, int64_t rows);
+
+  // Leaves the states at the start of the scratch memory and after them, 64-byte aligned, the weighted sums:
+  // rows of head_dim numbers rounded up to key_block.
+  void (*attend)(const AttentionTile* tile);
+};
+
+struct VectorKernels {
+  // y = x / sqrt(mean(x^2) + eps) * weight + bias; bias may be null, y may be x.
+  void (*rms_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* y);
+
+  // The same of x - mean(x).
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* y);
+
+  // gate = act(gate) * up, or act(gate) where up is null.
+  void (*activate)(Activation kind, float* gate, const float* up, int64_t n);
+
+  // Rotates pairs (x[2i], x[2i + 1]), or (x[i], x[i + half]), by angles whose cosine and sine are given, i < half.
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half, bool interleaved);
+
+  // x *= factor; out += x.
+  void (*scale)(float* x, float factor, int64_t n);
+  void (*add)(const float* x, int64_t n, float* out);
+
+  const AttentionKernels* attention;
+};
+
+}  // namespace hotset
