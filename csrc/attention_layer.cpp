@@ -64,7 +64,8 @@ struct PrepareJob {
 struct AttendJob {
   const AttentionKernels* kernels;
   AttentionTile shape;  // the caller's tile is made from it
-  int64_t n_heads, tokens, tile_tokens, row_tiles, splits;
+  int64_t n_heads, tokens, tile_tokens, row_tiles;
+  int64_t splits, split_base;  // where the first split's keys begin
   const uint8_t* memory;
   int64_t head_bytes, key_bytes;
   float* mixed;
@@ -89,8 +90,12 @@ struct AttendJob {
     tile.position = shape.position + p.token;
     const int64_t first = std::max<int64_t>(0, tile.position + 1 - shape.window);
     const int64_t end = tile.position + p.tokens;
-    tile.first_key = std::max(first / kernels->key_block * kernels->key_block, p.split * kSplitKeys);
-    tile.last_key = splits == 1 ? end : std::min(end, (p.split + 1) * kSplitKeys);
+    tile.first_key = first / kernels->key_block * kernels->key_block;
+    tile.last_key = end;
+    if (splits > 1) {
+      tile.first_key = split_base + p.split * kSplitKeys;
+      tile.last_key = std::min(end, tile.first_key + kSplitKeys);
+    }
     tile.keys = memory + p.head * head_bytes;
     tile.values = tile.keys + key_bytes;
     tile.queries += p.token * shape.query_stride + p.head * shape.group * shape.head_dim;
@@ -204,13 +209,19 @@ void Attention::attend(Session& session, const float* queries, int64_t rows, con
   AttendJob job{};
   job.kernels = &runtime->attention;
   const int64_t group = n_heads / n_kv_heads, end = kv.length + rows;
-  job.shape = {.type = kv.type, .head_dim = head_dim, .group = group, .position = kv.length, .window = window,
-               .queries = queries, .query_stride = n_heads * head_dim};
+  job.shape.type = kv.type;
+  job.shape.head_dim = head_dim;
+  job.shape.group = group;
+  job.shape.position = kv.length;
+  job.shape.window = window;
+  job.shape.queries = queries;
+  job.shape.query_stride = n_heads * head_dim;
   job.n_heads = n_heads;
   job.tokens = rows;
   job.tile_tokens = std::clamp<int64_t>(kTileRows / group, 1, rows);
   job.row_tiles = (rows + job.tile_tokens - 1) / job.tile_tokens;
-  job.splits = job.row_tiles == 1 ? (end + kSplitKeys - 1) / kSplitKeys : 1;
+  job.split_base = std::max<int64_t>(0, kv.length + 1 - window) / kSplitKeys * kSplitKeys;
+  job.splits = job.row_tiles == 1 ? (end - job.split_base + kSplitKeys - 1) / kSplitKeys : 1;
   job.memory = kv.keys(layer, 0);
   job.head_bytes = kv.keys(layer, 1) - job.memory;
   job.key_bytes = kv.values(layer, 0) - job.memory;
@@ -220,8 +231,8 @@ void Attention::attend(Session& session, const float* queries, int64_t rows, con
     job.states = session.allocate<AttentionState>(chunks * rows * group);
     job.sums = session.allocate<float>(chunks * rows * group * job.width());
   }
-  const int64_t bytes = end * n_kv_heads * runtime->attention.value_row_bytes(kv.type, head_dim) * 2;
-  if (rows == 1 && std::min(end, window) * bytes / end < kMinSharedBytes) {
+  const int64_t key_bytes = 2 * n_kv_heads * runtime->attention.value_row_bytes(kv.type, head_dim);
+  if (rows == 1 && std::min(end, window) * key_bytes < kMinSharedBytes) {
     session.run_here(chunks, job);
   } else {
     session.run(chunks, job);

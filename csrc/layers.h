@@ -63,12 +63,12 @@ class KvCache {
 struct Attention {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::unique_ptr<Matrix> q, k, v, output;
+  std::shared_ptr<const Matrix> q, k, v, output;
   int64_t n_heads, n_kv_heads, head_dim;
   float scale;
   int64_t window;  // the largest integer for none
   std::shared_ptr<Rope> rope;
-  std::unique_ptr<Norm> q_norm, k_norm, post_norm;  // or null
+  std::shared_ptr<const Norm> q_norm, k_norm, post_norm;  // or null
 
   // out += attention(x); writes keys and values at kv.length and after, but does not advance it. out may be x.
   void forward(const float* x, float* out, int64_t rows, KvCache& kv, int64_t layer) const;
@@ -80,9 +80,9 @@ struct Attention {
 struct Ffn {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::unique_ptr<Matrix> gate, up, down;  // gate may be null
+  std::shared_ptr<const Matrix> gate, up, down;  // gate may be null
   Activation activation;
-  std::unique_ptr<Norm> post_norm;  // or null
+  std::shared_ptr<const Norm> post_norm;  // or null
 
   void forward(const float* x, float* out, int64_t rows) const;  // out += ffn(x); out may be x
 };
@@ -90,7 +90,7 @@ struct Ffn {
 struct Head {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::unique_ptr<Matrix> output;
+  std::shared_ptr<const Matrix> output;
 
   void forward(const float* x, float* logits, int64_t rows) const;
 };

@@ -1,0 +1,251 @@
+"""The native backend: packs weights for this CPU's instruction set and runs each part as one native call."""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset import _native
+from hotset.backends.base import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, Linear, Norm
+from hotset.config import Activation, NormKind, RopeConfig
+from hotset.errors import CheckpointError, HotsetError, RequestError
+from hotset.formats.tensor import Tensor
+
+MAX_THREADS = 512
+
+# As the native enumerations number them.
+_ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
+
+_Q8_BLOCK = 32
+
+# Far more than a last-level cache holds.
+_BANDWIDTH_BYTES = 512 << 20
+
+
+class CpuEmbedding:
+    """The table stays as it is in the file; rows are dequantised as they are asked for."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self._tokens = spec.tokens
+        self._scale = np.float32(spec.scale)
+        self._positions = spec.positions
+        self._position_offset = spec.position_offset
+
+    def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
+        """See `Embedding`."""
+        try:
+            x = _gather(self._tokens, tokens)
+        except IndexError as error:
+            raise RequestError(
+                f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is this another model's tokenizer?"
+            ) from None
+        if self._scale != 1:
+            x *= self._scale
+        if self._positions is not None:
+            first = position + self._position_offset
+            try:
+                x += _gather(self._positions, np.arange(first, first + len(tokens), dtype=np.int32))
+            except IndexError:
+                raise RequestError(
+                    f"position {position + len(tokens) - 1}: the model has "
+                    f"{self._positions.shape[0] - self._position_offset} positions; shorten the prompt"
+                ) from None
+        return x
+
+
+class CpuHead:
+    """The final norm and the output projection."""
+
+    def __init__(self, native: _native.Head, vocab_size: int) -> None:
+        self._native = native
+        self._vocab_size = vocab_size
+
+    def forward(self, x: F32) -> F32:
+        """See `Head`."""
+        logits = np.empty((len(x), self._vocab_size), np.float32)
+        self._native.forward(x, logits)
+        return logits
+
+
+class CpuBackend:
+    """Builds the parts; see `hotset.backends.base.Backend`.
+
+    `threads` counts the calling thread; by default there is one to each physical core that this process may use.
+    `level` is one of `levels()`, by default the best. Both are fixed for the backend's life. Its threads are idle
+    outside calls; one call runs at a time, others wait.
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, level: str | None = None) -> None:
+        if threads is None:
+            threads = available_cores()
+        if not 1 <= threads <= MAX_THREADS:
+            raise HotsetError(
+                f"threads: expected 1 to {MAX_THREADS}, found {threads}; this process may use {available_cores()} cores"
+            )
+        if level is None:
+            level = self.levels()[0]
+        if level not in self.levels():
+            raise HotsetError(f"level: expected one of {', '.join(self.levels())}, found {level!r}")
+        self.threads = threads
+        self.level = level
+        self._runtime = _native.Runtime(threads, level)
+        self._ropes: dict[RopeConfig, _native.Rope] = {}
+
+    @staticmethod
+    def levels() -> list[str]:
+        """Instruction sets with kernels that this CPU runs, best first."""
+        return _native.kernel_levels()
+
+    def memory_bandwidth(self) -> float:
+        """GB/s (1e9 bytes) at which the backend's threads together read memory, the best of a few passes."""
+        return self._runtime.memory_bandwidth(_BANDWIDTH_BYTES, 5) / 1e9
+
+    def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:
+        """Build the token embedding; it keeps its tensors."""
+        return CpuEmbedding(spec)
+
+    def attention(self, spec: AttentionSpec) -> _native.Attention:
+        """Build one layer's attention."""
+        hidden = spec.norm.weight.size
+        q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+        if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
+            raise CheckpointError(
+                f"{spec.q.weight.name}: expected a number of heads that is a multiple of the number of key-value "
+                f"heads, found {spec.n_heads} and {spec.n_kv_heads}"
+            )
+        if spec.rope and not 0 < spec.rope.dim <= spec.head_dim:
+            raise CheckpointError(
+                f"{spec.q.weight.name}: expected RoPE on 2 to {spec.head_dim} numbers of a head, found {spec.rope.dim}"
+            )
+        return _native.Attention(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            q=self._linear(spec.q, q_size, hidden),
+            k=self._linear(spec.k, kv_size, hidden),
+            v=self._linear(spec.v, kv_size, hidden),
+            output=self._linear(spec.output, hidden, q_size),
+            n_heads=spec.n_heads,
+            n_kv_heads=spec.n_kv_heads,
+            head_dim=spec.head_dim,
+            scale=spec.scale,
+            window=spec.window,
+            rope=self._rope(spec.rope),
+            q_norm=self._optional_norm(spec.q_norm, spec.head_dim),
+            k_norm=self._optional_norm(spec.k_norm, spec.head_dim),
+            post_norm=self._optional_norm(spec.post_norm, hidden),
+        )
+
+    def ffn(self, spec: FFNSpec) -> _native.FFN:
+        """Build one layer's FFN."""
+        hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
+        if spec.activation is Activation.DRELU and spec.gate is None:
+            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        return _native.FFN(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            gate=self._linear(spec.gate, size, hidden) if spec.gate else None,
+            up=self._linear(spec.up, size, hidden),
+            down=self._linear(spec.down, hidden, size),
+            activation=_ACTIVATIONS[spec.activation],
+            post_norm=self._optional_norm(spec.post_norm, hidden),
+        )
+
+    def head(self, spec: HeadSpec) -> CpuHead:
+        """Build the final norm and the output projection."""
+        hidden, vocab_size = spec.norm.weight.size, spec.output.weight.shape[0]
+        output = self._linear(spec.output, vocab_size, hidden)
+        return CpuHead(_native.Head(self._runtime, self._norm(spec.norm, hidden), output), vocab_size)
+
+    def kv_cache(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
+    ) -> _native.KVCache:
+        """Room for `capacity` positions; `type` is ``f16``, ``q8_0`` or ``f32``."""
+        if type not in _KV_TYPES:
+            raise HotsetError(f"KV cache type: expected one of {', '.join(_KV_TYPES)}, found {type!r}")
+        if type == "q8_0" and head_dim % _Q8_BLOCK:
+            raise HotsetError(
+                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found {head_dim}; use f16"
+            )
+        if capacity < 1:
+            raise HotsetError(f"context: expected at least 1 token, found {capacity}")
+        try:
+            return _native.KVCache(self._runtime, _KV_TYPES[type], n_layers, n_kv_heads, head_dim, capacity)
+        except MemoryError:
+            raise HotsetError(
+                f"KV cache: no memory for {capacity} positions of {n_layers} layers; ask for a smaller context"
+            ) from None
+
+    def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
+        weight, bias = linear.weight, linear.bias
+        _check_shape(weight.name, weight.shape, (rows, cols))
+        if bias is not None:
+            _check_shape(f"{weight.name}: bias", bias.shape, (rows,))
+        try:
+            packed = _native.Linear(self._runtime, int(weight.type), rows, cols, weight.data, bias)
+        except MemoryError:
+            raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
+        if _is_file_mapping(weight.data):
+            _native.release_file_pages(weight.data)
+        return packed
+
+    def _norm(self, norm: Norm, size: int) -> _native.Norm:
+        _check_shape("norm", norm.weight.shape, (size,))
+        return _native.Norm(norm.kind is NormKind.LAYER, norm.eps, norm.weight, norm.bias)
+
+    def _optional_norm(self, norm: Norm | None, size: int) -> _native.Norm | None:
+        return self._norm(norm, size) if norm else None
+
+    def _rope(self, rope: RopeConfig | None) -> _native.Rope | None:
+        if rope is None:
+            return None
+        if len(rope.inverse_frequencies) * 2 != rope.dim:
+            raise CheckpointError(
+                f"RoPE: expected {rope.dim // 2} frequencies, found {len(rope.inverse_frequencies)}"
+            )
+        if rope not in self._ropes:
+            self._ropes[rope] = _native.Rope(rope.inverse_frequencies, rope.magnitude, rope.interleaved)
+        return self._ropes[rope]
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use: by its affinity and by its control group's quota, at least one."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
+    quota, period = [*(_read("/sys/fs/cgroup/cpu.max") or "max 1").split(), "1"][:2]
+    if quota != "max":
+        return max(1, min(len(cores), int(quota) // int(period)))
+    return len(cores)
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _gather(tensor: Tensor, rows: NDArray[np.int32]) -> F32:
+    out = np.empty((len(rows), tensor.shape[1]), np.float32)
+    _native.gather(int(tensor.type), tensor.data, tensor.shape[0], rows, out, tensor.shape[1])
+    return out
+
+
+def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")
+
+
+def _is_file_mapping(array: NDArray[np.uint8]) -> bool:
+    """Whether the array is a read-only view of a memory-mapped file, so that its pages can be read again."""
+    owner: Any = array
+    while owner is not None:
+        if isinstance(owner, mmap.mmap | np.memmap):
+            return not array.flags.writeable
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return False
