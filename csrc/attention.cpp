@@ -1,5 +1,5 @@
-// Attention over simd.h: keys are walked in tiles with a running softmax (arXiv 1805.02867, 2205.14135), and all rows
-// that share a key-value head go together, so that keys and values are read once for them.
+// Attention over simd.h: keys are walked in tiles with a running softmax (arXiv 1805.02867, 2205.14135), and
+// all rows that share a key-value head go together, so that keys and values are read once for them.
 #include "vector.h"
 #include "vector_math.h"
 
@@ -8,9 +8,9 @@ namespace {
 
 constexpr int64_t kBlock = 2 * kLanes;  // key_block
 constexpr int64_t kTile = 128;          // keys in a tile, a multiple of every kBlock
-constexpr int64_t kFewRows = 6;         // up to here half-precision keys and values are converted in the inner loop
-constexpr int64_t kQ8 = 32;             // numbers to a scale
-constexpr float kNothing = -1e30f;      // the maximum of no scores
+constexpr int64_t kFewRows = 6;  // up to here half-precision keys and values are converted in the inner loop
+constexpr int64_t kQ8 = 32;      // numbers to a scale
+constexpr float kNothing = -1e30f;  // the maximum of no scores
 
 HOTSET_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 HOTSET_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -147,8 +147,9 @@ void unpack_values(KvType type, const uint8_t* values, int64_t head_dim, int64_t
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Products. Both of attention's have this form: c (rows x columns) = or += a (rows x k) times b (k x columns), where b
-// and c are cut into blocks of kBlock columns. Scores: k is the dimension; weighted sums: k is the key.
+// Products. Both of attention's have this form: c (rows x columns) = or += a (rows x k) times b (k x
+// columns), where b and c are cut into blocks of kBlock columns. Scores: k is the dimension; weighted sums: k
+// is the key.
 
 template <class T>
 struct Product {
@@ -250,10 +251,10 @@ size_t scratch_bytes(int64_t head_dim, int64_t rows) {
   return divide(head_dim, rows, nothing, &parts);
 }
 
-// One row's scores of keys [first, first + n) become exp(score - max), of which those outside [low, high) count as
-// zero; `sums` is rescaled when the maximum grows.
-void soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high, AttentionState* state, float* sums,
-            int64_t width) {
+// One row's scores of keys [first, first + n) become exp(score - max), of which those outside [low, high)
+// count as zero; `sums` is rescaled when the maximum grows.
+void soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high, AttentionState* state,
+            float* sums, int64_t width) {
   const int64_t begin = most(low - first, 0), end = least(high - first, n);
   const int64_t padded = round_up(n, kBlock);
   if (begin >= end) {
@@ -293,14 +294,16 @@ template <class T>
 void attend_tile(const AttentionTile& t, const Scratch& s, int64_t first, int64_t last, const T* keys,
                  const T* values) {
   const int64_t width = round_up(t.head_dim, kBlock), n = last - first;
-  multiply<false>(Product<T>{t.head_dim, s.queries, t.head_dim, keys, kBlock, kBlock * t.head_dim, s.scores, kTile},
-                  t.rows, round_up(n, kBlock) / kBlock);
+  multiply<false>(
+      Product<T>{t.head_dim, s.queries, t.head_dim, keys, kBlock, kBlock * t.head_dim, s.scores, kTile},
+      t.rows, round_up(n, kBlock) / kBlock);
   for (int64_t row = 0; row < t.rows; ++row) {
     const int64_t position = t.position + row / t.group;
-    soften(s.scores + row * kTile, first, n, position + 1 - t.window, position + 1, s.states + row, s.sums + row * width,
-           width);
+    soften(s.scores + row * kTile, first, n, position + 1 - t.window, position + 1, s.states + row,
+           s.sums + row * width, width);
   }
-  multiply<true>(Product<T>{n, s.scores, kTile, values, width, kBlock, s.sums, width}, t.rows, width / kBlock);
+  multiply<true>(Product<T>{n, s.scores, kTile, values, width, kBlock, s.sums, width}, t.rows,
+                 width / kBlock);
 }
 
 void attend(const AttentionTile* tile) {
@@ -321,7 +324,8 @@ void attend(const AttentionTile* tile) {
     const uint8_t* keys = t.keys + first / kBlock * key_block_bytes(t.type, t.head_dim);
     const uint8_t* values = t.values + first * value_row_bytes(t.type, t.head_dim);
     if (t.type == KvType::kF32) {
-      attend_tile(t, s, first, last, reinterpret_cast<const float*>(keys), reinterpret_cast<const float*>(values));
+      attend_tile(t, s, first, last, reinterpret_cast<const float*>(keys),
+                  reinterpret_cast<const float*>(values));
     } else if (t.type == KvType::kF16 && t.rows <= kFewRows) {
       attend_tile(t, s, first, last, reinterpret_cast<const uint16_t*>(keys),
                   reinterpret_cast<const uint16_t*>(values));
@@ -336,7 +340,7 @@ void attend(const AttentionTile* tile) {
 }  // namespace
 
 extern const AttentionKernels HOTSET_TABLE(attention);
-const AttentionKernels HOTSET_TABLE(attention) = {kBlock,    key_block_bytes, value_row_bytes, store_key,
-                                                 store_value, scratch_bytes,   attend};
+const AttentionKernels HOTSET_TABLE(attention) = {kBlock,      key_block_bytes, value_row_bytes, store_key,
+                                                  store_value, scratch_bytes,   attend};
 
 }  // namespace hotset

@@ -14,7 +14,8 @@ constexpr int64_t kTileRows = 48;
 // Tokens whose queries and keys one chunk makes ready.
 constexpr int64_t kPrepareRows = 16;
 
-// Where one tile of rows is all there is to do, its keys are split into parts of so many; a multiple of key_block.
+// Where one tile of rows is all there is to do, its keys are split into parts of so many; a multiple of
+// key_block.
 constexpr int64_t kSplitKeys = 256;
 
 // Keys and values of fewer bytes are not worth sharing among threads.
@@ -22,8 +23,8 @@ constexpr int64_t kMinSharedBytes = 32 << 10;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Norms and rotates queries and keys, and writes keys and values into the cache. All in the commit, since these
-// belong to the caller; it is cheap.
+// Norms and rotates queries and keys, and writes keys and values into the cache. All in the commit, since
+// these belong to the caller; it is cheap.
 struct PrepareJob {
   const Attention* layer;
   float *q, *k, *v;
@@ -59,8 +60,8 @@ struct PrepareJob {
   }
 };
 
-// Chunks by key-value head, then tile of rows, then split of the keys. Results go to `mixed` where the keys are not
-// split, otherwise states and sums go to the chunk's place in `states` and `sums`.
+// Chunks by key-value head, then tile of rows, then split of the keys. Results go to `mixed` where the keys
+// are not split, otherwise states and sums go to the chunk's place in `states` and `sums`.
 struct AttendJob {
   const AttentionKernels* kernels;
   AttentionTile shape;  // the caller's tile is made from it
@@ -131,7 +132,8 @@ struct AttendJob {
         for (int64_t split = 1; split < splits; ++split) {
           max = std::max(max, states[(head * splits + split) * rows + row].max);
         }
-        float* out = mixed + row / shape.group * n_heads * dim + (head * shape.group + row % shape.group) * dim;
+        float* out =
+            mixed + row / shape.group * n_heads * dim + (head * shape.group + row % shape.group) * dim;
         std::fill_n(out, dim, 0.0f);
         float total = 0;
         for (int64_t split = 0; split < splits; ++split) {
@@ -163,8 +165,8 @@ void Rope::prepare(int64_t position, int64_t count) {
   }
 }
 
-KvCache::KvCache(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
-                 int64_t capacity)
+KvCache::KvCache(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads,
+                 int64_t head_dim, int64_t capacity)
     : type(type),
       n_layers(n_layers),
       n_heads(n_heads),
@@ -175,7 +177,8 @@ KvCache::KvCache(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers
   const int64_t room = round_up(capacity, kernels.key_block);
   key_bytes_ = round_up(room / kernels.key_block * kernels.key_block_bytes(type, head_dim), 64);
   value_bytes_ = round_up(room * kernels.value_row_bytes(type, head_dim), 64);
-  const double bytes = static_cast<double>(key_bytes_ + value_bytes_) * static_cast<double>(n_layers * n_heads);
+  const double bytes =
+      static_cast<double>(key_bytes_ + value_bytes_) * static_cast<double>(n_layers * n_heads);
   if (bytes > 1e15) throw std::bad_alloc();
   memory_ = Buffer(static_cast<size_t>((key_bytes_ + value_bytes_) * n_layers * n_heads), Pages::kSmall);
 }
@@ -198,7 +201,8 @@ void Attention::forward(const float* x, float* out, int64_t rows, KvCache& kv, i
   multiply(session, *runtime, normed,
            {{q.get(), queries, q_size}, {k.get(), keys, kv_size}, {v.get(), values, kv_size}}, false);
   if (rope) rope->prepare(kv.length, rows);
-  session.run((rows + kPrepareRows - 1) / kPrepareRows, PrepareJob{this, queries, keys, values, rows, &kv, layer});
+  session.run((rows + kPrepareRows - 1) / kPrepareRows,
+              PrepareJob{this, queries, keys, values, rows, &kv, layer});
   attend(session, queries, rows, kv, layer, mixed);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});
   multiply_residual(session, *runtime, heads, *output, post_norm.get(), out);

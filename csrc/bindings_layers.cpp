@@ -1,5 +1,6 @@
-// Python's view of the layers. Calls check their arguments, let go of the interpreter and run; backends/cpu.py builds
-// the parts. Arrays are taken by the buffer protocol, which costs a tenth of nanobind's own array type.
+// Python's view of the layers. Calls check their arguments, let go of the interpreter and run;
+// backends/cpu.py builds the parts. Arrays are taken by the buffer protocol, which costs a tenth of
+// nanobind's own array type.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -101,10 +102,11 @@ void truncate_cache(KvCache& kv, int64_t length) {
   kv.truncate(length);
 }
 
-std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, MatrixPtr q, MatrixPtr k, MatrixPtr v,
-                                         MatrixPtr output, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim,
-                                         float scale, std::optional<int64_t> window, std::shared_ptr<Rope> rope,
-                                         NormPtr q_norm, NormPtr k_norm, NormPtr post_norm) {
+std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, MatrixPtr q, MatrixPtr k,
+                                         MatrixPtr v, MatrixPtr output, int64_t n_heads, int64_t n_kv_heads,
+                                         int64_t head_dim, float scale, std::optional<int64_t> window,
+                                         std::shared_ptr<Rope> rope, NormPtr q_norm, NormPtr k_norm,
+                                         NormPtr post_norm) {
   auto layer = std::make_shared<Attention>();
   layer->runtime = std::move(runtime);
   layer->norm = *norm;
@@ -202,10 +204,12 @@ void bind_layers(nb::module_& m) {
   nb::class_<Norm>(m, "Norm", "A normalisation.")
       .def(nb::new_(&new_norm), "layer"_a, "eps"_a, "weight"_a, "bias"_a.none());
   nb::class_<Rope>(m, "Rope", "A rotary embedding; layers share one to share its table.")
-      .def(nb::init<std::vector<double>, double, bool>(), "inverse_frequencies"_a, "magnitude"_a, "interleaved"_a);
+      .def(nb::init<std::vector<double>, double, bool>(), "inverse_frequencies"_a, "magnitude"_a,
+           "interleaved"_a);
 
   nb::class_<KvCache>(m, "KVCache", "Keys and values of one sequence, for every layer.")
-      .def(nb::new_(&new_kv_cache), "runtime"_a, "type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a, "capacity"_a)
+      .def(nb::new_(&new_kv_cache), "runtime"_a, "type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
+           "capacity"_a)
       .def_ro("length", &KvCache::length, "Positions filled so far.")
       .def_ro("capacity", &KvCache::capacity, "Positions there is room for.")
       .def("advance", &advance_cache, "count"_a, "Count `count` more positions as filled.")
@@ -220,13 +224,15 @@ void bind_layers(nb::module_& m) {
   nb::class_<Ffn>(m, "FFN", "One layer's feed-forward network.")
       .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,
            "activation"_a, "post_norm"_a.none())
-      .def("forward", &ffn_forward, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D), which may be x itself.");
+      .def("forward", &ffn_forward, "x"_a, "out"_a,
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Head>(m, "Head", "The final norm and the output projection.")
       .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a)
       .def("forward", &head_forward, "x"_a, "logits"_a, "Write the logits of x (T, D) to logits (T, V).");
 
   m.def("gather", &gather, "type"_a, "data"_a, "rows"_a, "indices"_a, "out"_a, "cols"_a,
-        "Write the rows of a tensor (rows, cols) that `indices` (T,) name to out (T, cols); IndexError if there is none.");
+        "Write the rows of a tensor (rows, cols) that `indices` (T,) name to out (T, cols); IndexError if "
+        "there is none.");
   m.def(
       "release_file_pages", [](Bytes data) { release_file_pages(data.data(), data.size()); }, "data"_a,
       "Let the system drop these bytes of a read-only file mapping from memory.");

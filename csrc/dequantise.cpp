@@ -1,5 +1,5 @@
-// Rows of embedding tables: tensors of every type as floats, in the order of operations of GGUF's reference, so that
-// the results are the same to the last bit.
+// Rows of embedding tables: tensors of every type as floats, in the order of operations of GGUF's reference,
+// so that the results are the same to the last bit.
 #include <cstring>
 
 #include "layers.h"
@@ -23,7 +23,8 @@ float bits_to_float(uint32_t bits) {
 float half(const uint8_t* p) {
   const uint32_t h = read<uint16_t>(p), sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
   // The exponent's bias differs by 112; a multiplication also makes subnormal halves right.
-  const float value = (h & 0x7c00) == 0x7c00 ? bits_to_float(rest | 0x7f800000) : bits_to_float(rest) * 0x1p112f;
+  const float value =
+      (h & 0x7c00) == 0x7c00 ? bits_to_float(rest | 0x7f800000) : bits_to_float(rest) * 0x1p112f;
   return bits_to_float(sign | read<uint32_t>(reinterpret_cast<const uint8_t*>(&value)));
 }
 
@@ -102,7 +103,8 @@ void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
       });
     case kQ5_0:
       return blocks(data, count, 32, 22, out, [](const uint8_t* b, float* y) {
-        nibbles(b + 6, read<uint32_t>(b + 2), y, [d = half(b)](int q) { return d * static_cast<float>(q - 16); });
+        nibbles(b + 6, read<uint32_t>(b + 2), y,
+                [d = half(b)](int q) { return d * static_cast<float>(q - 16); });
       });
     case kQ5_1:
       return blocks(data, count, 32, 24, out, [](const uint8_t* b, float* y) {
@@ -118,7 +120,8 @@ void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
       return blocks(data, count, 256, 144, out,
                     [](const uint8_t* b, float* y) { sub_blocks(b, nullptr, b + 16, y); });
     case kQ5_K:
-      return blocks(data, count, 256, 176, out, [](const uint8_t* b, float* y) { sub_blocks(b, b + 16, b + 48, y); });
+      return blocks(data, count, 256, 176, out,
+                    [](const uint8_t* b, float* y) { sub_blocks(b, b + 16, b + 48, y); });
     case kQ6_K:
       return blocks(data, count, 256, 210, out, q6_k);
   }

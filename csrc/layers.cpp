@@ -7,9 +7,8 @@ namespace hotset {
 
 void Ffn::forward(const float* x, float* out, int64_t rows) const {
   Session session(runtime->pool);
-  const Activations normed =
-      gate ? pack(session, *runtime, x, rows, &norm, {gate.get(), up.get()})
-           : pack(session, *runtime, x, rows, &norm, {up.get()});
+  const Activations normed = gate ? pack(session, *runtime, x, rows, &norm, {gate.get(), up.get()})
+                                  : pack(session, *runtime, x, rows, &norm, {up.get()});
   auto* h = session.allocate<float>(rows * up->rows());
   multiply_neurons(session, *runtime, normed, gate.get(), *up, activation, h);
   const Activations neurons = pack(session, *runtime, h, rows, nullptr, {down.get()});

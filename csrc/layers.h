@@ -1,7 +1,7 @@
 // The decoder's parts, each one native call: attention with its cache, FFN, head, embedding.
 //
-// Vectors come and go as contiguous rows of floats that belong to the caller. Arguments are checked by whoever calls
-// (bindings_layers.cpp); parts are built of matrices whose shapes fit together.
+// Vectors come and go as contiguous rows of floats that belong to the caller. Arguments are checked by
+// whoever calls (bindings_layers.cpp); parts are built of matrices whose shapes fit together.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,9 @@ namespace hotset {
 class Rope {
  public:
   Rope(std::vector<double> inverse_frequencies, double magnitude, bool interleaved)
-      : inverse_frequencies_(std::move(inverse_frequencies)), magnitude_(magnitude), interleaved_(interleaved) {}
+      : inverse_frequencies_(std::move(inverse_frequencies)),
+        magnitude_(magnitude),
+        interleaved_(interleaved) {}
 
   int64_t half() const { return static_cast<int64_t>(inverse_frequencies_.size()); }
 
@@ -36,7 +38,8 @@ class Rope {
   std::vector<float> table_;  // a row to a position: cosines, sines
 };
 
-// Keys and values of one sequence. Memory is reserved for the capacity, but used only as positions are filled.
+// Keys and values of one sequence. Memory is reserved for the capacity, but used only as positions are
+// filled.
 class KvCache {
  public:
   KvCache(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
@@ -70,11 +73,13 @@ struct Attention {
   std::shared_ptr<Rope> rope;
   std::shared_ptr<const Norm> q_norm, k_norm, post_norm;  // or null
 
-  // out += attention(x); writes keys and values at kv.length and after, but does not advance it. out may be x.
+  // out += attention(x); writes keys and values at kv.length and after, but does not advance it. out may be
+  // x.
   void forward(const float* x, float* out, int64_t rows, KvCache& kv, int64_t layer) const;
 
  private:
-  void attend(Session& session, const float* q, int64_t rows, const KvCache& kv, int64_t layer, float* mixed) const;
+  void attend(Session& session, const float* q, int64_t rows, const KvCache& kv, int64_t layer,
+              float* mixed) const;
 };
 
 struct Ffn {
@@ -98,7 +103,8 @@ struct Head {
 // Turns `count` numbers of a tensor into floats, exactly as GGUF defines them; a whole number of blocks.
 void dequantise(Type type, const uint8_t* data, int64_t count, float* out);
 
-// The rate in bytes a second at which the pool's threads together read `bytes` of memory: the best of `repeats`.
+// The rate in bytes a second at which the pool's threads together read `bytes` of memory: the best of
+// `repeats`.
 double memory_bandwidth(Runtime& runtime, size_t bytes, int repeats);
 
 }  // namespace hotset

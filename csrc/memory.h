@@ -10,8 +10,8 @@ namespace hotset {
 
 enum class Pages { kHuge, kSmall };
 
-// Zeroed memory, 64-byte aligned, resident only where touched. With kHuge it is backed by 2 MB pages as far as the
-// system gives them, with kSmall never. Throws std::bad_alloc.
+// Zeroed memory, 64-byte aligned, resident only where touched. With kHuge it is backed by 2 MB pages as far
+// as the system gives them, with kSmall never. Throws std::bad_alloc.
 class Buffer {
  public:
   Buffer() = default;
@@ -44,8 +44,9 @@ class SharedBuffers {
   size_t used_ = 0;
 };
 
-// Tells the system that these bytes of a read-only file mapping are not needed any more, so that they do not count
-// as resident; they are read again from the file when touched. Does nothing where the system has no such call.
+// Tells the system that these bytes of a read-only file mapping are not needed any more, so that they do not
+// count as resident; they are read again from the file when touched. Does nothing where the system has no
+// such call.
 void release_file_pages(const void* data, size_t bytes);
 
 }  // namespace hotset

@@ -8,8 +8,8 @@ namespace {
 // pack_activations takes groups of so many rows.
 constexpr int64_t kRowGroup = 16;
 
-// Weights that a chunk reads in decode: enough to hide what handing out a chunk costs, few enough that threads finish
-// together. Small products get smaller chunks, so that each thread has some.
+// Weights that a chunk reads in decode: enough to hide what handing out a chunk costs, few enough that
+// threads finish together. Small products get smaller chunks, so that each thread has some.
 constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 64 << 10;
 constexpr int64_t kChunksPerThread = 4;
 
@@ -40,7 +40,8 @@ struct Tile {
   }
 };
 
-// `bytes` is the region's whole weight, `panel_bytes` that of one panel (of all matrices that a chunk multiplies).
+// `bytes` is the region's whole weight, `panel_bytes` that of one panel (of all matrices that a chunk
+// multiplies).
 Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, int64_t bytes, int64_t rows) {
   Tiling t{matrix.panels(), rows, 1, 1};
   if (rows == 1) {
@@ -78,7 +79,8 @@ struct Part {
     if (tiling.rows == 1) {
       linear.matvec(matrix, tile.panel0, tile.panel1, x, y);
     } else {
-      linear.matmul(matrix, tile.panel0, tile.panel1, x, tiling.rows, tile.row0, tile.row1, y, width(linear, tile));
+      linear.matmul(matrix, tile.panel0, tile.panel1, x, tiling.rows, tile.row0, tile.row1, y,
+                    width(linear, tile));
     }
   }
 
@@ -200,13 +202,14 @@ struct PackJob {
     const int64_t first = chunk * kRowGroup, last = std::min(first + kRowGroup, rows);
     const float* from = x;
     if (norm) {
-      for (int64_t row = first; row < last; ++row) norm->apply(runtime->vector, x + row * cols, normed + row * cols);
+      for (int64_t row = first; row < last; ++row)
+        norm->apply(runtime->vector, x + row * cols, normed + row * cols);
       from = normed;
     }
     for (int format = 0; format < 2; ++format) {
       if (!packed[format]) continue;
-      runtime->linear.pack_activations(static_cast<ActivationFormat>(format), from, cols, rows, cols, first, last,
-                                       packed[format]);
+      runtime->linear.pack_activations(static_cast<ActivationFormat>(format), from, cols, rows, cols, first,
+                                       last, packed[format]);
     }
   }
 };
@@ -265,8 +268,8 @@ Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_
 
   const int64_t per_chunk = std::max<int64_t>(1, kMaxChunkBytes / panel_bytes);
   Session session(runtime_->pool);
-  session.run(ceil_div(panels(), per_chunk), PackWeightsJob{&linear, type, rows, cols, row_bytes, panels(), per_chunk,
-                                                            panel_bytes, data, memory_.get()});
+  session.run(ceil_div(panels(), per_chunk), PackWeightsJob{&linear, type, rows, cols, row_bytes, panels(),
+                                                            per_chunk, panel_bytes, data, memory_.get()});
 }
 
 Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,
@@ -275,14 +278,15 @@ Activations pack(Session& session, const Runtime& runtime, const float* x, int64
   PackJob job{&runtime, norm, x, norm ? session.allocate<float>(rows * cols) : nullptr, rows, cols, {}};
   for (const Matrix* matrix : matrices) {
     void*& packed = job.packed[matrix->format];
-    if (!packed) packed = session.allocate<uint8_t>(runtime.linear.activation_bytes(matrix->format, rows, cols));
+    if (!packed)
+      packed = session.allocate<uint8_t>(runtime.linear.activation_bytes(matrix->format, rows, cols));
   }
   session.run(ceil_div(rows, kRowGroup), job);
   return {{job.packed[0], job.packed[1]}, rows};
 }
 
-void multiply(Session& session, const Runtime& runtime, const Activations& x, std::initializer_list<Output> outputs,
-              bool add) {
+void multiply(Session& session, const Runtime& runtime, const Activations& x,
+              std::initializer_list<Output> outputs, bool add) {
   int64_t bytes = 0;
   for (const Output& output : outputs) bytes += output.matrix->panels() * output.matrix->packed.panel_bytes;
   ProductJob job{};

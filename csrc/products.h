@@ -12,7 +12,8 @@ namespace hotset {
 // y = W x + b, the weights packed for the kernels.
 class Matrix {
  public:
-  // `data` holds `rows` rows of `row_bytes` bytes as in GGUF; `bias` has `rows` numbers or is null. Both are copied.
+  // `data` holds `rows` rows of `row_bytes` bytes as in GGUF; `bias` has `rows` numbers or is null. Both are
+  // copied.
   Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
          const uint8_t* data, const float* bias);
   ~Matrix() { runtime_->pool.quiesce(); }
@@ -61,8 +62,8 @@ Activations pack(Session& session, const Runtime& runtime, const float* x, int64
                  std::initializer_list<const Matrix*> matrices);
 
 // y = W x + b, or y += W x + b with `add`, for up to three matrices in one region.
-void multiply(Session& session, const Runtime& runtime, const Activations& x, std::initializer_list<Output> outputs,
-              bool add);
+void multiply(Session& session, const Runtime& runtime, const Activations& x,
+              std::initializer_list<Output> outputs, bool add);
 
 // h (rows x F, contiguous) = act(gate x) * (up x), or act(up x) where gate is null.
 void multiply_neurons(Session& session, const Runtime& runtime, const Activations& x, const Matrix* gate,

@@ -10,7 +10,10 @@ namespace hotset {
 
 struct Runtime {
   Runtime(int threads, const Kernels& kernels)
-      : pool(threads), linear(*kernels.linear), vector(*kernels.vector), attention(*kernels.vector->attention) {}
+      : pool(threads),
+        linear(*kernels.linear),
+        vector(*kernels.vector),
+        attention(*kernels.vector->attention) {}
 
   ThreadPool pool;
   const LinearKernels& linear;

@@ -83,7 +83,8 @@ void ThreadPool::quiesce() {
   await_readers();
 }
 
-// The hazard-pointer protocol: once current_ is cleared, a thread that is not seen reading here will find it cleared.
+// The hazard-pointer protocol: once current_ is cleared, a thread that is not seen reading here will find it
+// cleared.
 void ThreadPool::await_readers() {
   current_.store(0);
   for (int i = 1; i < n_lanes_; ++i) {
@@ -137,7 +138,8 @@ int64_t ThreadPool::work_on(const Region& region, int index) {
       if (chunk < 0) break;
       if (!execute(region, chunk, own.scratch.data())) continue;
       ++committed;
-      own.done.store(region.epoch << kChunkBits | static_cast<uint64_t>(committed), std::memory_order_release);
+      own.done.store(region.epoch << kChunkBits | static_cast<uint64_t>(committed),
+                     std::memory_order_release);
     }
   }
   return committed;
@@ -169,9 +171,11 @@ void ThreadPool::run(Region* region, int arena) {
   const int64_t own = work_on(*region, 0);
   if (complete(*region, own)) return;
 
-  // The others get about as long as two chunks take; then those that are still open are computed here as well.
+  // The others get about as long as two chunks take; then those that are still open are computed here as
+  // well.
   const auto now = Clock::now();
-  const auto deadline = now + std::max<Clock::duration>(kMinGrace, (now - start) * 2 / std::max<int64_t>(own, 1));
+  const auto deadline =
+      now + std::max<Clock::duration>(kMinGrace, (now - start) * 2 / std::max<int64_t>(own, 1));
   do {
     for (int i = 0; i < kSpinsPerLook; ++i) {
       if (complete(*region, own)) return;

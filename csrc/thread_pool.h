@@ -1,13 +1,14 @@
 // A persistent pool of threads that never waits for a thread which is not running.
 //
-// A parallel region is cut into chunks. A chunk's `compute` writes to its thread's scratch memory only; its `commit`
-// then copies the result out. When the calling thread finds no chunk left while others still hold some, for longer
-// than chunks take, it computes these again itself: whoever comes first to a chunk commits it, the other's result is
-// dropped. So a thread whose core was taken by another program delays nobody, unless that happened within a commit.
+// A parallel region is cut into chunks. A chunk's `compute` writes to its thread's scratch memory only; its
+// `commit` then copies the result out. When the calling thread finds no chunk left while others still hold
+// some, for longer than chunks take, it computes these again itself: whoever comes first to a chunk commits
+// it, the other's result is dropped. So a thread whose core was taken by another program delays nobody,
+// unless that happened within a commit.
 //
-// Such a straggler may go on reading a region's inputs after the region has ended. Therefore they live where nothing
-// overwrites them meanwhile: in the session's arena, which is reused only after every thread has left it, or in
-// memory whose owner calls quiesce() before it changes or frees it (weights, key-value caches).
+// Such a straggler may go on reading a region's inputs after the region has ended. Therefore they live where
+// nothing overwrites them meanwhile: in the session's arena, which is reused only after every thread has left
+// it, or in memory whose owner calls quiesce() before it changes or frees it (weights, key-value caches).
 #pragma once
 
 #include <algorithm>
@@ -68,11 +69,11 @@ class ThreadPool {
     uint64_t epoch;
   };
 
-  // What belongs to one thread; lane 0 is the calling thread's. Every lane owns a range of each region's chunks and,
-  // when that is used up, takes from the others'.
+  // What belongs to one thread; lane 0 is the calling thread's. Every lane owns a range of each region's
+  // chunks and, when that is used up, takes from the others'.
   struct Lane {
-    alignas(kLine) std::atomic<uint64_t> next{0};      // epoch << kChunkBits | next chunk of this lane's range
-    alignas(kLine) std::atomic<uint64_t> done{0};      // epoch << kChunkBits | chunks committed by this thread
+    alignas(kLine) std::atomic<uint64_t> next{0};  // epoch << kChunkBits | next chunk of this lane's range
+    alignas(kLine) std::atomic<uint64_t> done{0};  // epoch << kChunkBits | chunks committed by this thread
     alignas(kLine) std::atomic<uintptr_t> reading{0};  // the region being read (as in current_) or 0
     Buffer scratch;
     std::thread thread;
@@ -114,9 +115,9 @@ class Session {
     return static_cast<T*>(arena_->allocate(static_cast<size_t>(count) * sizeof(T)));
   }
 
-  // Runs job.compute(chunk, scratch), then job.commit(chunk, scratch), for every chunk in [0, n_chunks), and returns
-  // when all are committed. A chunk may be computed twice but is committed once. `job` is copied; scratch has
-  // job.scratch_bytes() bytes.
+  // Runs job.compute(chunk, scratch), then job.commit(chunk, scratch), for every chunk in [0, n_chunks), and
+  // returns when all are committed. A chunk may be computed twice but is committed once. `job` is copied;
+  // scratch has job.scratch_bytes() bytes.
   template <class Job>
   void run(int64_t n_chunks, const Job& job) {
     static_assert(std::is_trivially_copyable_v<Job>);

@@ -19,7 +19,8 @@ void scale(float* x, float factor, int64_t n) {
 }
 
 // y = (x - mean) * weight / deviation + bias
-void normalise(const float* x, const float* weight, const float* bias, float mean, float eps, int64_t n, float* y) {
+void normalise(const float* x, const float* weight, const float* bias, float mean, float eps, int64_t n,
+               float* y) {
   const F32 m = broadcast(mean);
   const float squares = sum_of(x, n, mean, [m](F32 a) { return (a - m) * (a - m); });
   const F32 factor = broadcast(1.0f / sqrtf(squares / static_cast<float>(n) + eps));
@@ -49,8 +50,8 @@ F32 gelu_tanh(F32 x) {
   return swish(x, x * inner);
 }
 
-// max(x, 0) - |x| Phi(-|x|), and Phi(-|x|) = erfc(|x| / sqrt 2) / 2 by Abramowitz and Stegun's formula 7.1.26,
-// whose error is below 1.5e-7.
+// max(x, 0) - |x| Phi(-|x|), and Phi(-|x|) = erfc(|x| / sqrt 2) / 2 by Abramowitz and Stegun's
+// formula 7.1.26, whose error is below 1.5e-7.
 F32 gelu(F32 x) {
   const F32 size = abs(x);
   const F32 t = broadcast(1.0f) / fma(size, broadcast(0.3275911f * 0.70710678f), broadcast(1.0f));
@@ -111,6 +112,7 @@ void rope(float* x, const float* cos, const float* sin, int64_t half, bool inter
 }  // namespace
 
 extern const VectorKernels HOTSET_TABLE(vector);
-const VectorKernels HOTSET_TABLE(vector) = {rms_norm, layer_norm, activate, rope, scale, add, &HOTSET_TABLE(attention)};
+const VectorKernels HOTSET_TABLE(vector) = {
+    rms_norm, layer_norm, activate, rope, scale, add, &HOTSET_TABLE(attention)};
 
 }  // namespace hotset

@@ -12,16 +12,17 @@ enum class Activation : int32_t { kRelu, kDrelu, kRelu2, kSilu, kGelu, kGeluTanh
 enum class KvType : int32_t { kF32, kF16, kQ8 };
 
 // Some rows of queries against a range of keys of one key-value head. Row r is query head r % group of token
-// r / group; that token stands at `position` + r / group and sees keys up to itself, at most `window` of them.
+// r / group; that token stands at `position` + r / group and sees keys up to itself, at most `window` of
+// them.
 struct AttentionTile {
   KvType type;
   int64_t head_dim, group, rows;
   int64_t position, window;
-  int64_t first_key, last_key;     // [first, last); first is a multiple of key_block
-  const uint8_t *keys, *values;    // of this head, from position 0
-  const float* queries;            // row r at (r / group) * query_stride + (r % group) * head_dim, already scaled
+  int64_t first_key, last_key;   // [first, last); first is a multiple of key_block
+  const uint8_t *keys, *values;  // of this head, from position 0
+  const float* queries;  // row r at (r / group) * query_stride + (r % group) * head_dim, already scaled
   int64_t query_stride;
-  void* scratch;                   // scratch_bytes(head_dim, rows), 64-byte aligned
+  void* scratch;  // scratch_bytes(head_dim, rows), 64-byte aligned
 };
 
 // Unfinished attention of one row: the sum of exp(score - max) times the values, and of these weights alone.
@@ -30,8 +31,9 @@ struct AttentionState {
 };
 
 struct AttentionKernels {
-  // Keys lie in blocks of so many positions, within a block by dimension and then position, so that one register holds
-  // one dimension of several keys; values lie by position, each row padded to a multiple of key_block numbers.
+  // Keys lie in blocks of so many positions, within a block by dimension and then position, so that one
+  // register holds one dimension of several keys; values lie by position, each row padded to a multiple of
+  // key_block numbers.
   int64_t key_block;
 
   int64_t (*key_block_bytes)(KvType type, int64_t head_dim);
@@ -58,7 +60,8 @@ struct VectorKernels {
   // gate = act(gate) * up, or act(gate) where up is null.
   void (*activate)(Activation kind, float* gate, const float* up, int64_t n);
 
-  // Rotates pairs (x[2i], x[2i + 1]), or (x[i], x[i + half]), by angles whose cosine and sine are given, i < half.
+  // Rotates pairs (x[2i], x[2i + 1]), or (x[i], x[i + half]), by angles whose cosine and sine are given, i <
+  // half.
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half, bool interleaved);
 
   // x *= factor; out += x.

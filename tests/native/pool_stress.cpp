@@ -1,6 +1,7 @@
 // Stress test of the thread pool, run by test_thread_pool.py (also under ThreadSanitizer).
 //   pool_stress random THREADS ROUNDS     random regions, now and then with a chunk that its thread sleeps in
-//   pool_stress straggler THREADS         how long a region takes in which every other thread sleeps for 300 ms
+//   pool_stress straggler THREADS         how long a region takes in which every other thread sleeps for 300
+//   ms
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -72,7 +73,8 @@ int random_regions(int threads, int rounds) {
         wrong += out[chunk] != 7 + sum;
       }
     }
-    if (random() % 64 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // lets the workers sleep
+    if (random() % 64 == 0)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // lets the workers sleep
   }
   pool.quiesce();
   std::printf("%lld\n", static_cast<long long>(wrong));

@@ -41,7 +41,7 @@ class CpuEmbedding:
             x = _gather(self._tokens, tokens)
         except IndexError as error:
             raise RequestError(
-                f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is this another model's tokenizer?"
+                f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is the tokenizer another model's?"
             ) from None
         if self._scale != 1:
             x *= self._scale
@@ -74,9 +74,9 @@ class CpuHead:
 class CpuBackend:
     """Builds the parts; see `hotset.backends.base.Backend`.
 
-    `threads` counts the calling thread; by default there is one to each physical core that this process may use.
-    `level` is one of `levels()`, by default the best. Both are fixed for the backend's life. Its threads are idle
-    outside calls; one call runs at a time, others wait.
+    `threads` counts the calling thread; by default there is one to each physical core that this process may
+    use. `level` is one of `levels()`, by default the best. The threads are idle outside calls; one call runs
+    at a time, others wait.
     """
 
     name = "cpu"
@@ -86,7 +86,8 @@ class CpuBackend:
             threads = available_cores()
         if not 1 <= threads <= MAX_THREADS:
             raise HotsetError(
-                f"threads: expected 1 to {MAX_THREADS}, found {threads}; this process may use {available_cores()} cores"
+                f"threads: expected 1 to {MAX_THREADS}, found {threads}; "
+                f"this process may use {available_cores()} cores"
             )
         if level is None:
             level = self.levels()[0]
@@ -116,12 +117,13 @@ class CpuBackend:
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
             raise CheckpointError(
-                f"{spec.q.weight.name}: expected a number of heads that is a multiple of the number of key-value "
-                f"heads, found {spec.n_heads} and {spec.n_kv_heads}"
+                f"{spec.q.weight.name}: expected heads in a multiple of the number of key-value heads, "
+                f"found {spec.n_heads} and {spec.n_kv_heads}"
             )
         if spec.rope and not 0 < spec.rope.dim <= spec.head_dim:
             raise CheckpointError(
-                f"{spec.q.weight.name}: expected RoPE on 2 to {spec.head_dim} numbers of a head, found {spec.rope.dim}"
+                f"{spec.q.weight.name}: expected RoPE on 2 to {spec.head_dim} numbers of a head, "
+                f"found {spec.rope.dim}"
             )
         return _native.Attention(
             runtime=self._runtime,
@@ -170,7 +172,8 @@ class CpuBackend:
             raise HotsetError(f"KV cache type: expected one of {', '.join(_KV_TYPES)}, found {type!r}")
         if type == "q8_0" and head_dim % _Q8_BLOCK:
             raise HotsetError(
-                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found {head_dim}; use f16"
+                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found {head_dim}; "
+                "use f16"
             )
         if capacity < 1:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
@@ -178,7 +181,8 @@ class CpuBackend:
             return _native.KVCache(self._runtime, _KV_TYPES[type], n_layers, n_kv_heads, head_dim, capacity)
         except MemoryError:
             raise HotsetError(
-                f"KV cache: no memory for {capacity} positions of {n_layers} layers; ask for a smaller context"
+                f"KV cache: no memory for {capacity} positions of {n_layers} layers; "
+                "ask for a smaller context"
             ) from None
 
     def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
@@ -214,9 +218,11 @@ class CpuBackend:
 
 
 def available_cores() -> int:
-    """Physical cores that this process may use: by its affinity and by its control group's quota, at least one."""
+    """Physical cores that this process may use, by its affinity and its control group's quota."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus}
+    cores = {
+        _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
+    }
     quota, period = [*(_read("/sys/fs/cgroup/cpu.max") or "max 1").split(), "1"][:2]
     if quota != "max":
         return max(1, min(len(cores), int(quota) // int(period)))

@@ -1,0 +1,124 @@
+// Python's view of the vector and attention kernels, for tests: one instruction set, one thread. The model
+// calls them through layers.cpp.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+#include "kernels.h"
+#include "memory.h"
+#include "vector.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace hotset;
+
+namespace {
+
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Heads =
+    nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;  // (tokens, heads, head_dim)
+using HeadsResult = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+class Vectors {
+ public:
+  explicit Vectors(const std::string& level) {
+    for (auto kernels = available_kernels(); *kernels; ++kernels) {
+      if (level == (*kernels)->name) vector_ = (*kernels)->vector;
+    }
+    if (!vector_) throw nb::value_error(("level: " + level + " is not in kernel_levels()").c_str());
+  }
+
+  void norm(bool layer, Floats x, Floats weight, std::optional<Floats> bias, float eps, Result out) const {
+    same_size(x, weight);
+    same_size(x, out);
+    if (bias) same_size(x, *bias);
+    const auto kernel = layer ? vector_->layer_norm : vector_->rms_norm;
+    kernel(x.data(), weight.data(), bias ? bias->data() : nullptr, eps, static_cast<int64_t>(x.size()),
+           out.data());
+  }
+
+  void activate(int kind, Result gate, std::optional<Floats> up) const {
+    if (up) same_size(gate, *up);
+    vector_->activate(static_cast<Activation>(kind), gate.data(), up ? up->data() : nullptr,
+                      static_cast<int64_t>(gate.size()));
+  }
+
+  void rope(Result x, Floats cos, Floats sin, bool interleaved) const {
+    same_size(cos, sin);
+    if (x.size() < 2 * cos.size()) throw nb::value_error("x: shorter than what is rotated");
+    vector_->rope(x.data(), cos.data(), sin.data(), static_cast<int64_t>(cos.size()), interleaved);
+  }
+
+  // The queries stand at the last positions.
+  void attention(int type, Heads q, Heads k, Heads v, int64_t window, HeadsResult out) const {
+    const AttentionKernels& kernels = *vector_->attention;
+    const auto tokens = static_cast<int64_t>(q.shape(0)), heads = static_cast<int64_t>(q.shape(1)),
+               dim = static_cast<int64_t>(q.shape(2)), positions = static_cast<int64_t>(k.shape(0)),
+               kv_heads = static_cast<int64_t>(k.shape(1));
+    const auto kv_type = static_cast<KvType>(type);
+    const int64_t blocks = (positions + kernels.key_block - 1) / kernels.key_block;
+    const Buffer keys(static_cast<size_t>(blocks * kernels.key_block_bytes(kv_type, dim)), Pages::kSmall);
+    const Buffer values(static_cast<size_t>(positions * kernels.value_row_bytes(kv_type, dim)),
+                        Pages::kSmall);
+    const int64_t group = heads / kv_heads;
+    const Buffer scratch(kernels.scratch_bytes(dim, tokens * group), Pages::kSmall);
+    for (int64_t head = 0; head < kv_heads; ++head) {
+      for (int64_t position = 0; position < positions; ++position) {
+        const int64_t at = (position * kv_heads + head) * dim;
+        kernels.store_key(kv_type, k.data() + at, dim, position, keys.data());
+        kernels.store_value(kv_type, v.data() + at, dim, position, values.data());
+      }
+      const int64_t position = positions - tokens;
+      const int64_t first =
+          std::max<int64_t>(0, position + 1 - window) / kernels.key_block * kernels.key_block;
+      const AttentionTile tile{kv_type,
+                               dim,
+                               group,
+                               tokens * group,
+                               position,
+                               window,
+                               first,
+                               positions,
+                               keys.data(),
+                               values.data(),
+                               q.data() + head * group * dim,
+                               heads * dim,
+                               scratch.data()};
+      kernels.attend(&tile);
+      const int64_t width = (dim + kernels.key_block - 1) / kernels.key_block * kernels.key_block;
+      const auto* states = reinterpret_cast<const AttentionState*>(scratch.data());
+      const float* sums =
+          reinterpret_cast<const float*>(scratch.data()) + (tokens * group * 2 + 15) / 16 * 16;
+      for (int64_t row = 0; row < tokens * group; ++row) {
+        float* y = out.data() + (row / group * heads + head * group + row % group) * dim;
+        for (int64_t i = 0; i < dim; ++i) y[i] = sums[row * width + i] / states[row].sum;
+      }
+    }
+  }
+
+ private:
+  template <class A, class B>
+  static void same_size(const A& a, const B& b) {
+    if (a.size() != b.size()) throw nb::value_error("arrays of different sizes");
+  }
+
+  const VectorKernels* vector_ = nullptr;
+};
+
+}  // namespace
+
+void bind_vector(nb::module_& m) {
+  nb::class_<Vectors>(m, "VectorKernels",
+                      "Norms, activations, RoPE and attention of one instruction set; for tests.")
+      .def(nb::init<const std::string&>(), "level"_a)
+      .def("norm", &Vectors::norm, "layer"_a, "x"_a, "weight"_a, "bias"_a.none(), "eps"_a, "out"_a)
+      .def("activate", &Vectors::activate, "kind"_a, "gate"_a, "up"_a.none())
+      .def("rope", &Vectors::rope, "x"_a, "cos"_a, "sin"_a, "interleaved"_a)
+      .def("attention", &Vectors::attention, "type"_a, "q"_a, "k"_a, "v"_a, "window"_a, "out"_a);
+}

@@ -1,0 +1,80 @@
+"""Types of the native module; the definitions are in csrc/bindings*.cpp."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+def kernel_levels() -> list[str]: ...
+def gather(
+    type: int, data: NDArray[np.uint8], rows: int, indices: NDArray[np.int32], out: F32, cols: int
+) -> None: ...
+def release_file_pages(data: NDArray[np.uint8]) -> None: ...
+
+class Runtime:
+    def __init__(self, threads: int, level: str) -> None: ...
+    def memory_bandwidth(self, bytes: int, repeats: int) -> float: ...
+
+class Linear:
+    def __init__(
+        self, runtime: Runtime, type: int, rows: int, cols: int, data: NDArray[np.uint8], bias: F32 | None
+    ) -> None: ...
+
+class Norm:
+    def __init__(self, layer: bool, eps: float, weight: F32, bias: F32 | None) -> None: ...
+
+class Rope:
+    def __init__(self, inverse_frequencies: Sequence[float], magnitude: float, interleaved: bool) -> None: ...
+
+class KVCache:
+    def __init__(
+        self, runtime: Runtime, type: int, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int
+    ) -> None: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    def advance(self, count: int) -> None: ...
+    def truncate(self, length: int) -> None: ...
+
+class Attention:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        norm: Norm,
+        q: Linear,
+        k: Linear,
+        v: Linear,
+        output: Linear,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int | None,
+        rope: Rope | None,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
+        post_norm: Norm | None,
+    ) -> None: ...
+    def forward(self, x: F32, out: F32, kv: object, layer: int) -> None: ...
+
+class FFN:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        norm: Norm,
+        gate: Linear | None,
+        up: Linear,
+        down: Linear,
+        activation: int,
+        post_norm: Norm | None,
+    ) -> None: ...
+    def forward(self, x: F32, out: F32) -> None: ...
+
+class Head:
+    def __init__(self, runtime: Runtime, norm: Norm, output: Linear) -> None: ...
+    def forward(self, x: F32, logits: F32) -> None: ...
