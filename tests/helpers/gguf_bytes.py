@@ -1,0 +1,126 @@
+"""GGUF files from parts, as honest or as damaged as a test wants them."""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+_ALIGNMENT = 32
+
+
+def pack_string(text: str | bytes) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def pack_value(value: Any) -> bytes:
+    """A value with its type, which Python's type decides; bytes are taken for packed already."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        kind, code = (4, "I") if 0 <= value < 2**32 else (10, "Q") if value > 0 else (11, "q")
+        return struct.pack("<I" + code, kind, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + pack_string(value)
+    kind = pack_value(value[0])[:4] if value else struct.pack("<I", 4)
+    return (
+        struct.pack("<I", 9)
+        + kind
+        + struct.pack("<Q", len(value))
+        + b"".join(pack_value(v)[4:] for v in value)
+    )
+
+
+@dataclass
+class TensorLine:
+    """A tensor's line in the header, `shape` in NumPy's order; without `offset` it follows its predecessor."""
+
+    name: str
+    shape: tuple[int, ...]
+    data: bytes
+    type: int = 0
+    offset: int | None = None
+
+
+@dataclass
+class GGUFBytes:
+    """A file's parts; the counts can be lied about."""
+
+    keys: Mapping[str, Any] | list[tuple[str, Any]]
+    tensors: list[TensorLine] = field(default_factory=list)
+    magic: bytes = b"GGUF"
+    version: int = 3
+    n_tensors: int | None = None
+    n_keys: int | None = None
+
+    def to_bytes(self) -> bytes:
+        keys = list(self.keys.items()) if isinstance(self.keys, Mapping) else self.keys
+        n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
+        n_keys = len(keys) if self.n_keys is None else self.n_keys
+        header = self.magic + struct.pack("<IQQ", self.version, n_tensors, n_keys)
+        for key, value in keys:
+            header += pack_string(key) + pack_value(value)
+        body = b""
+        for tensor in self.tensors:
+            offset = len(body) if tensor.offset is None else tensor.offset
+            header += pack_string(tensor.name) + struct.pack("<I", len(tensor.shape))
+            header += struct.pack(f"<{len(tensor.shape)}Q", *tensor.shape[::-1])
+            header += struct.pack("<IQ", tensor.type, offset)
+            body += tensor.data + bytes(-len(tensor.data) % _ALIGNMENT)
+        return header + bytes(-len(header) % _ALIGNMENT) + body
+
+
+def tiny_llama(**changes: Any) -> GGUFBytes:
+    """One layer, two heads of four; `changes` replace key-values, with dots in their names as ``__``."""
+    sizes = {"V": 6, "D": 8, "F": 12, "K": 4}
+    keys = {
+        "general.architecture": "llama",
+        "llama.context_length": 32,
+        "llama.embedding_length": 8,
+        "llama.block_count": 1,
+        "llama.feed_forward_length": 12,
+        "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.tokens": ["a", "bc", "", "ä", "d", "e"],
+        "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3],
+    }
+    shapes = {
+        "token_embd": "VD",
+        "blk.0.attn_norm": "D",
+        "blk.0.attn_q": "DD",
+        "blk.0.attn_k": "KD",
+        "blk.0.attn_v": "KD",
+        "blk.0.attn_output": "DD",
+        "blk.0.ffn_norm": "D",
+        "blk.0.ffn_gate": "FD",
+        "blk.0.ffn_up": "FD",
+        "blk.0.ffn_down": "DF",
+        "output_norm": "D",
+    }
+    rng = np.random.default_rng(0)
+    tensors = []
+    for name, letters in shapes.items():
+        shape = tuple(sizes[letter] for letter in letters)
+        tensors.append(
+            TensorLine(f"{name}.weight", shape, rng.standard_normal(shape).astype("<f4").tobytes())
+        )
+    keys |= {key.replace("__", "."): value for key, value in changes.items()}
+    return GGUFBytes({key: value for key, value in keys.items() if value is not None}, tensors)
+
+
+def split(whole: GGUFBytes, parts: int) -> list[GGUFBytes]:
+    """The parts of a split model: all key-values in the first, tensors dealt out in order."""
+    size = -(-len(whole.tensors) // parts)
+    files = []
+    for number in range(parts):
+        keys = {"split.no": number, "split.count": parts, "split.tensors.count": len(whole.tensors)}
+        tensors = whole.tensors[number * size : (number + 1) * size]
+        files.append(GGUFBytes({**dict(whole.keys), **keys} if number == 0 else keys, tensors))
+    return files
