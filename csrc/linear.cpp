@@ -63,7 +63,20 @@ void matvec(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x
   }
 }
 
-void matmul(const PackedMatrix*, int64_t, int64_t, const void*, int64_t, int64_t, int64_t, float*, int64_t) {}
+void matmul(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, int64_t rows, int64_t row0,
+            int64_t row1, float* y, int64_t ldy) {
+  if (rows == 1) return matvec(w, panel0, panel1, x, y);
+  const uint8_t* tiles = static_cast<const uint8_t*>(x);
+  if (is_float(w->type)) {
+    with_weight(w->type, [&](auto weight) {
+      matmul_float<decltype(weight)>(w, panel0, panel1, tiles, row0, row1, y, ldy);
+    });
+  } else {
+    with_format(w->type, [&](auto format) {
+      matmul_int8<decltype(format)>(w, panel0, panel1, tiles, row0, row1, y, ldy);
+    });
+  }
+}
 
 }  // namespace
 

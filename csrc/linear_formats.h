@@ -91,95 +91,76 @@ struct Codes8 {
   }
 };
 
-// ---- Scales. A record holds, for every row, kHalves f16 numbers, then kWords words; it serves kBlocks
-// blocks. scale<j, half>() and min<j>() are those of block j.
+// ---- Scales. A record holds, for every row, kHalves f16 numbers, then kWords words, and serves kBlocks
+// blocks. Each block has kScales scales (one, or one for each half of it) and kMins minima (none or one).
+// decode() gives those of all its blocks.
 
 struct Scale {
-  static constexpr int kBlocks = 1, kHalves = 1, kWords = 0;
-  static constexpr bool kMin = false, kSplit = false;
-  F32 d;
+  static constexpr int kBlocks = 1, kHalves = 1, kWords = 0, kScales = 1, kMins = 0;
 
-  HOTSET_INLINE explicit Scale(const uint8_t* p) : d(load_f16(reinterpret_cast<const uint16_t*>(p))) {}
-  template <int j, int half>
-  HOTSET_INLINE F32 scale() const {
-    return d;
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32*) { scales[0] = load_half(p, 0); }
+  HOTSET_INLINE static F32 load_half(const uint8_t* p, int k) {
+    return load_f16(reinterpret_cast<const uint16_t*>(p) + k * kLanes);
   }
 };
 
 struct ScaleMin {
-  static constexpr int kBlocks = 1, kHalves = 2, kWords = 0;
-  static constexpr bool kMin = true, kSplit = false;
-  F32 d, m;
+  static constexpr int kBlocks = 1, kHalves = 2, kWords = 0, kScales = 1, kMins = 1;
 
-  HOTSET_INLINE explicit ScaleMin(const uint8_t* p)
-      : d(load_f16(reinterpret_cast<const uint16_t*>(p))),
-        m(load_f16(reinterpret_cast<const uint16_t*>(p) + kLanes)) {}
-  template <int j, int half>
-  HOTSET_INLINE F32 scale() const {
-    return d;
-  }
-  template <int j>
-  HOTSET_INLINE F32 min() const {
-    return m;
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32* mins) {
+    scales[0] = Scale::load_half(p, 0);
+    mins[0] = Scale::load_half(p, 1);
   }
 };
 
-template <int j>
-HOTSET_INLINE I32 byte_of(I32 word) {
-  if constexpr (j == 0) {
-    return word & broadcast(0xff);
-  } else if constexpr (j == 3) {
-    return shift_right<24>(word);
+// Byte `i` of every word, unsigned.
+template <int i>
+HOTSET_INLINE F32 byte_to_f32(I32 word) {
+  if constexpr (i == 3) {
+    return to_f32(shift_right<24>(word));
   } else {
-    return shift_right<8 * j>(word) & broadcast(0xff);
+    return to_f32(shift_right<8 * i>(word) & broadcast(0xff));
   }
+}
+template <int i>
+HOTSET_INLINE F32 signed_byte_to_f32(I32 word) {
+  return to_f32(shift_right_signed<24>(shift_left<24 - 8 * i>(word)));
 }
 
 // Q4_K and Q5_K: d, dmin and eight pairs of 6-bit factors in 12 bytes. Of the first four blocks, the factors
 // of d are the low six bits of word 0, those of dmin of word 1; of the last four, the low and high nibbles of
 // word 2, topped by the upper two bits of words 0 and 1.
 struct KScaleMin {
-  static constexpr int kBlocks = 8, kHalves = 2, kWords = 3;
-  static constexpr bool kMin = true, kSplit = false;
-  F32 d, m;
-  I32 d_factors[2], m_factors[2];
+  static constexpr int kBlocks = 8, kHalves = 2, kWords = 3, kScales = 1, kMins = 1;
 
-  HOTSET_INLINE explicit KScaleMin(const uint8_t* p)
-      : d(load_f16(reinterpret_cast<const uint16_t*>(p))),
-        m(zero_f32() - load_f16(reinterpret_cast<const uint16_t*>(p) + kLanes)) {
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32* mins) {
+    F32 d = Scale::load_half(p, 0), m = zero_f32() - Scale::load_half(p, 1);
     I32 word0 = load_i32(p + kWordBytes), word1 = load_i32(p + 2 * kWordBytes),
         word2 = load_i32(p + 3 * kWordBytes);
     I32 six = broadcast(0x3f3f3f3f), nibble = broadcast(0x0f0f0f0f), top = broadcast(0x30303030);
-    d_factors[0] = word0 & six;
-    m_factors[0] = word1 & six;
-    d_factors[1] = (word2 & nibble) | (shift_right<2>(word0) & top);
-    m_factors[1] = (shift_right<4>(word2) & nibble) | (shift_right<2>(word1) & top);
-  }
-  template <int j, int half>
-  HOTSET_INLINE F32 scale() const {
-    return to_f32(byte_of<j % 4>(d_factors[j / 4])) * d;
-  }
-  template <int j>
-  HOTSET_INLINE F32 min() const {
-    return to_f32(byte_of<j % 4>(m_factors[j / 4])) * m;
+    I32 scales0 = word0 & six, scales1 = (word2 & nibble) | (shift_right<2>(word0) & top);
+    I32 mins0 = word1 & six, mins1 = (shift_right<4>(word2) & nibble) | (shift_right<2>(word1) & top);
+    unroll<4>([&](auto i) HOTSET_INLINED {
+      scales[i.value] = byte_to_f32<i.value>(scales0) * d;
+      scales[i.value + 4] = byte_to_f32<i.value>(scales1) * d;
+      mins[i.value] = byte_to_f32<i.value>(mins0) * m;
+      mins[i.value + 4] = byte_to_f32<i.value>(mins1) * m;
+    });
   }
 };
 
-// Q6_K: d and sixteen signed bytes, one for each half block.
-struct KScaleSplit {
-  static constexpr int kBlocks = 8, kHalves = 1, kWords = 4;
-  static constexpr bool kMin = false, kSplit = true;
-  F32 d;
-  const uint8_t* factors;
+// Q6_K: d and sixteen signed factors, one for each half block.
+struct KScaleHalves {
+  static constexpr int kBlocks = 8, kHalves = 1, kWords = 4, kScales = 2, kMins = 0;
 
-  HOTSET_INLINE explicit KScaleSplit(const uint8_t* p)
-      : d(load_f16(reinterpret_cast<const uint16_t*>(p))), factors(p + 2 * kLanes) {}
-  template <int j, int half>
-  HOTSET_INLINE F32 scale() const {
-    constexpr int byte = (2 * j + half) % 4;
-    I32 word = load_i32(factors + (2 * j + half) / 4 * kWordBytes);
-    if constexpr (byte < 3) word = shift_left<24 - 8 * byte>(word);
-    return to_f32(shift_right_signed<24>(word)) * d;
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32*) {
+    F32 d = Scale::load_half(p, 0);
+    unroll<kWords>([&](auto word) HOTSET_INLINED {
+      I32 factors = load_i32(p + 2 * kLanes + word.value * kWordBytes);
+      unroll<4>([&](auto i) HOTSET_INLINED {
+        scales[4 * word.value + i.value] = signed_byte_to_f32<i.value>(factors) * d;
+      });
+    });
   }
 };
 
@@ -188,9 +169,6 @@ struct Format {
   using Codes = CodesOf;
   using Meta = MetaOf;
   using Dot = typename Codes::Dot;
-  static constexpr int kOffset = offset;
-  static constexpr bool kMin = Meta::kMin, kSplit = Meta::kSplit;
-
   static constexpr int kMetaBytes = kLanes * (2 * Meta::kHalves + 4 * Meta::kWords);
   static constexpr int kCodeBytes = kWordBytes * Codes::kWords;
 
@@ -201,22 +179,18 @@ struct Format {
     return (codes_start(cols) + cols / kBlock * kCodeBytes + 63) / 64 * 64;
   }
 
-  template <int half>
-  HOTSET_INLINE static Dot start(int32_t correction) {
-    if constexpr (kOffset > 0) {
-      return Dot::template start<kOffset>(correction);
-    } else if constexpr (Codes::kWords == 8) {
-      return Dot::start(correction);
-    } else {
-      return Dot::start();
+  // A dot product that begins with the offset's share, given the correction_word() of the activations.
+  HOTSET_INLINE static Dot start(int32_t correction) { return Dot::template start<offset>(correction); }
+
+  // The scales and minima of a record, for code - offset.
+  HOTSET_INLINE static void decode_meta(const uint8_t* meta, F32* scales, F32* mins) {
+    Meta::decode(meta, scales, mins);
+    if constexpr (Meta::kMins == 1 && offset > 0) {
+      // The type has no offset: it was put in to keep the dot product within int16.
+      unroll<Meta::kBlocks>([&](auto j) HOTSET_INLINED {
+        mins[j.value] = fma(broadcast(float(offset)), scales[j.value], mins[j.value]);
+      });
     }
-  }
-  template <int j>
-  HOTSET_INLINE static F32 min(const Meta& meta) {
-    // Types with a minimum have no offset; where one was put in for the dot product's sake, it is taken back
-    // here.
-    F32 m = meta.template min<j>();
-    return kOffset == 0 ? m : fma(broadcast(float(kOffset)), meta.template scale<j, 0>(), m);
   }
 };
 
@@ -227,7 +201,7 @@ using FormatQ5_1 = Format<Codes5, ScaleMin, 16>;
 using FormatQ8_0 = Format<Codes8, Scale, 0>;
 using FormatQ4_K = Format<Codes4, KScaleMin, 0>;
 using FormatQ5_K = Format<Codes5, KScaleMin, 16>;
-using FormatQ6_K = Format<Codes6, KScaleSplit, 32>;
+using FormatQ6_K = Format<Codes6, KScaleHalves, 32>;
 
 // Calls f with the Format of a quantised type.
 template <class F>

@@ -7,57 +7,184 @@
 namespace hotset {
 namespace {
 
-constexpr int kPrefetch = 4096;  // bytes ahead
+// ---- Decode
 
-// Adds block j of a meta record to y: `codes` and `x` point at the block.
-template <class F, int j>
-HOTSET_INLINE F32 add_block(F32 y, const typename F::Meta& meta, const uint8_t* codes, const uint8_t* x) {
+// y + one block of weights, at `codes`, times the block of activations at `x`.
+template <class F>
+HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, const F32* mins,
+                            const uint8_t* x) {
   using Dot = typename F::Dot;
-  if constexpr (F::kSplit) {
-    Dot first = F::template start<0>(load_word<1>(x, kFirstHalfWord, 0));
-    Dot second = F::template start<1>(load_word<1>(x, kSecondHalfWord, 0));
-    unroll<4>([&](auto i) {
+  const int32_t scale = load_word<1>(x, kScaleWord, 0);
+  if constexpr (F::Meta::kScales == 2) {
+    Dot first = F::start(load_word<1>(x, kFirstHalfWord, 0));
+    Dot second = F::start(load_word<1>(x, kSecondHalfWord, 0));
+    unroll<4>([&](auto i) HOTSET_INLINED {
       first.add(F::Codes::template code<i.value>(codes), load_quad<1>(x, i.value, 0));
       second.add(F::Codes::template code<i.value + 4>(codes), load_quad<1>(x, i.value + 4, 0));
     });
-    int32_t scale = load_word<1>(x, kScaleWord, 0);
-    y = fma(first.scaled(scale), meta.template scale<j, 0>(), y);
-    return fma(second.scaled(scale), meta.template scale<j, 1>(), y);
+    y = fma(second.scaled(scale), scales[1], fma(first.scaled(scale), scales[0], y));
   } else {
-    Dot dot = F::template start<0>(load_word<1>(x, kCorrectionWord, 0));
-    unroll<4>([&](auto i) {
+    Dot dot = F::start(load_word<1>(x, kCorrectionWord, 0));
+    unroll<4>([&](auto i) HOTSET_INLINED {
       dot.add(F::Codes::template code<i.value>(codes), load_quad<1>(x, i.value, 0));
       dot.add(F::Codes::template code<i.value + 4>(codes), load_quad<1>(x, i.value + 4, 0));
     });
-    y = fma(dot.scaled(load_word<1>(x, kScaleWord, 0)), meta.template scale<j, 0>(), y);
-    if constexpr (F::kMin) y = fma(broadcast(load_float<1>(x, kSumWord, 0)), F::template min<j>(meta), y);
-    return y;
+    y = fma(dot.scaled(scale), scales[0], y);
   }
+  if constexpr (F::Meta::kMins == 1) y = fma(broadcast(load_float<1>(x, kSumWord, 0)), mins[0], y);
+  return y;
+}
+
+// `n` panels at once: as many streams of weights keep more requests to memory in flight than one.
+template <class F, int n>
+HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int64_t cols, const uint8_t* x,
+                                 float* y) {
+  using Meta = typename F::Meta;
+  const uint8_t* codes = panel + F::codes_start(cols);
+  F32 sums[n];
+  for (F32& sum : sums) sum = zero_f32();
+  for (int64_t b = 0; b < cols / kBlock; b += Meta::kBlocks, panel += F::kMetaBytes) {
+    F32 scales[n][Meta::kBlocks * Meta::kScales], mins[n][Meta::kBlocks];
+    unroll<n>([&](auto p) HOTSET_INLINED {
+      F::decode_meta(panel + p.value * panel_bytes, scales[p.value], mins[p.value]);
+    });
+    for (int j = 0; j < Meta::kBlocks; j++, codes += F::kCodeBytes, x += kActBlockBytes<1>) {
+      unroll<n>([&](auto p) HOTSET_INLINED {
+        const uint8_t* block = codes + p.value * panel_bytes;
+        sums[p.value] =
+            add_block<F>(sums[p.value], block, scales[p.value] + j * Meta::kScales, mins[p.value] + j, x);
+      });
+    }
+  }
+  float factor;
+  memcpy(&factor, x, 4);
+  unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * kLanes, sums[p.value] * broadcast(factor)); });
 }
 
 template <class F>
 void matvec_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, float* y) {
-  using Meta = typename F::Meta;
-  const int64_t n_blocks = w->cols / kBlock;
-  float factor;
-  memcpy(&factor, x + n_blocks * kActBlockBytes<1>, 4);
-  for (int64_t panel = panel0; panel < panel1; panel++, y += kLanes) {
-    const uint8_t* meta_at = w->data + panel * w->panel_bytes;
-    const uint8_t* codes = meta_at + F::codes_start(w->cols);
-    const uint8_t* ahead = meta_at + kPrefetch;
-    const uint8_t* block = x;
-    F32 sum = zero_f32();
-    for (int64_t b = 0; b < n_blocks; b += Meta::kBlocks, meta_at += F::kMetaBytes) {
-      Meta meta(meta_at);
-      unroll<Meta::kBlocks>([&](auto j) {
-        for (int k = 0; k < F::kCodeBytes; k += 64) prefetch(ahead + k);
-        sum = add_block<F, j.value>(sum, meta, codes, block);
-        codes += F::kCodeBytes;
-        ahead += F::kCodeBytes;
-        block += kActBlockBytes<1>;
-      });
+  constexpr int n = 4;
+  int64_t panel = panel0;
+  for (; panel + n <= panel1; panel += n, y += n * kLanes) {
+    matvec_panels<F, n>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, y);
+  }
+  for (; panel < panel1; panel++, y += kLanes) {
+    matvec_panels<F, 1>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, y);
+  }
+}
+
+// ---- Prefill
+
+constexpr int kTokenBlock = 128;  // tokens whose activations stay in the second-level cache
+constexpr int kChunkBlocks =
+    256 / kLanes;  // blocks whose codes stay in the first-level cache, 16 KB for two panels
+
+// Some blocks of n panels, decoded once for many tokens.
+template <class F, int n>
+struct Chunk {
+  alignas(64) uint8_t codes[kChunkBlocks][kQuads][n][kWordBytes];
+  F32 scales[kChunkBlocks][F::Meta::kScales][n];
+  F32 mins[kChunkBlocks][n];
+
+  // `panel` is the first panel's start, `block` the first block, a multiple of Meta::kBlocks.
+  void unpack(const uint8_t* panel, int64_t panel_bytes, int64_t cols, int64_t block, int64_t n_blocks) {
+    using Meta = typename F::Meta;
+    for (int p = 0; p < n; p++, panel += panel_bytes) {
+      const uint8_t* meta = panel + block / Meta::kBlocks * F::kMetaBytes;
+      for (int64_t b = 0; b < n_blocks; b += Meta::kBlocks, meta += F::kMetaBytes) {
+        F32 s[Meta::kBlocks * Meta::kScales], m[Meta::kBlocks];
+        F::decode_meta(meta, s, m);
+        for (int j = 0; j < Meta::kBlocks; j++) {
+          for (int k = 0; k < Meta::kScales; k++) scales[b + j][k][p] = s[j * Meta::kScales + k];
+          if constexpr (Meta::kMins == 1) mins[b + j][p] = m[j];
+        }
+      }
+      const uint8_t* source = panel + F::codes_start(cols) + block * F::kCodeBytes;
+      for (int64_t b = 0; b < n_blocks; b++, source += F::kCodeBytes) {
+        unroll<kQuads>([&](auto i) HOTSET_INLINED {
+          store(codes[b][i.value][p], F::Codes::template code<i.value>(source));
+        });
+      }
     }
-    store(y, sum * broadcast(factor));
+  }
+
+  // Adds the products with a tile of activations, at its first block here, to sums[token][panel].
+  HOTSET_INLINE void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
+    using Dot = typename F::Dot;
+    constexpr int kParts = F::Meta::kScales, kPartQuads = kQuads / kParts;
+    for (int64_t b = 0; b < n_blocks; b++, x += kActBlockBytes<kTile>) {
+      unroll<kParts>([&](auto part) HOTSET_INLINED {
+        constexpr int kCorrection = kParts == 1 ? kCorrectionWord : kFirstHalfWord + part.value;
+        Dot dots[kTile * n];
+        unroll<kTile * n>([&](auto i) HOTSET_INLINED {
+          dots[i.value] = F::start(load_word<kTile>(x, kCorrection, i.value / n));
+        });
+        unroll<kPartQuads>([&](auto quad) HOTSET_INLINED {
+          constexpr int q = part.value * kPartQuads + quad.value;
+          I32 w[n];
+          unroll<n>([&](auto p) HOTSET_INLINED { w[p.value] = load_i32(codes[b][q][p.value]); });
+          unroll<kTile>([&](auto t) HOTSET_INLINED {
+            I32 quad_of_x = load_quad<kTile>(x, q, t.value);
+            unroll<n>([&](auto p) HOTSET_INLINED { dots[t.value * n + p.value].add(w[p.value], quad_of_x); });
+          });
+        });
+        unroll<kTile * n>([&](auto i) HOTSET_INLINED {
+          F32 product = dots[i.value].scaled(load_word<kTile>(x, kScaleWord, i.value / n));
+          sums[i.value] = fma(product, scales[b][part.value][i.value % n], sums[i.value]);
+        });
+      });
+      if constexpr (F::Meta::kMins == 1) {
+        unroll<kTile * n>([&](auto i) HOTSET_INLINED {
+          F32 sum_of_x = broadcast(load_float<kTile>(x, kSumWord, i.value / n));
+          sums[i.value] = fma(sum_of_x, mins[b][i.value % n], sums[i.value]);
+        });
+      }
+    }
+  }
+};
+
+// The products of n panels with rows [row0, row1), of which the first goes to y.
+template <class F, int n>
+void matmul_panels(const uint8_t* panel, int64_t panel_bytes, int64_t cols, const uint8_t* x, int64_t row0,
+                   int64_t row1, float* y, int64_t ldy) {
+  const int64_t n_blocks = cols / kBlock, bytes = tile_bytes(kActInt8, kTile, cols);
+  Chunk<F, n> chunk;
+  for (int64_t block = 0; block < n_blocks; block += kChunkBlocks) {
+    const int64_t count = n_blocks - block < kChunkBlocks ? n_blocks - block : kChunkBlocks;
+    chunk.unpack(panel, panel_bytes, cols, block, count);
+    for (int64_t row = row0; row < row1; row += kTile) {
+      const uint8_t* tile = x + row / kTile * bytes;
+      const int64_t tokens = row1 - row < kTile ? row1 - row : kTile;
+      float* out = y + (row - row0) * ldy;
+      F32 sums[kTile * n];
+      for (int i = 0; i < kTile * n; i++) {
+        sums[i] = block > 0 && i / n < tokens ? load(out + i / n * ldy + i % n * kLanes) : zero_f32();
+      }
+      chunk.multiply(count, tile + block * kActBlockBytes<kTile>, sums);
+      for (int i = 0; i < tokens * n; i++) {
+        F32 sum = sums[i];
+        if (block + count == n_blocks)
+          sum = sum * broadcast(load_float<0>(tile + n_blocks * kActBlockBytes<kTile>, 0, i / n));
+        store(out + i / n * ldy + i % n * kLanes, sum);
+      }
+    }
+  }
+}
+
+template <class F>
+void matmul_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, int64_t row0,
+                 int64_t row1, float* y, int64_t ldy) {
+  for (int64_t first = row0; first < row1; first += kTokenBlock, y += kTokenBlock * ldy) {
+    const int64_t last = row1 - first < kTokenBlock ? row1 : first + kTokenBlock;
+    int64_t panel = panel0;
+    for (; panel + 2 <= panel1; panel += 2) {
+      matmul_panels<F, 2>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, first, last,
+                          y + (panel - panel0) * kLanes, ldy);
+    }
+    if (panel < panel1) {
+      matmul_panels<F, 1>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, first, last,
+                          y + (panel - panel0) * kLanes, ldy);
+    }
   }
 }
 

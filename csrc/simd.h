@@ -26,6 +26,7 @@
 #define HOTSET_TABLE(name) HOTSET_JOIN(name, HOTSET_LEVEL)
 
 #define HOTSET_INLINE [[gnu::always_inline]] inline
+#define HOTSET_INLINED __attribute__((always_inline))  // of a lambda
 
 namespace hotset {
 namespace {
@@ -120,9 +121,9 @@ struct CodeDot {
   __m512i v;
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
+    if constexpr (offset == 0) return {_mm512_setzero_si512()};
     return {_mm512_slli_epi32(_mm512_set1_epi32(correction), log2_of(offset / 8))};
   }
-  HOTSET_INLINE static CodeDot start() { return {_mm512_setzero_si512()}; }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm512_dpbusd_epi32(v, codes.v, x.v); }
   HOTSET_INLINE F32 scaled(int32_t scale) const {
     return {_mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_castsi512_ps(_mm512_set1_epi32(scale)))};
@@ -130,7 +131,10 @@ struct CodeDot {
 };
 struct ByteDot {
   CodeDot v;
-  HOTSET_INLINE static ByteDot start(int32_t correction) { return {CodeDot::start<128>(correction)}; }
+  template <int>
+  HOTSET_INLINE static ByteDot start(int32_t correction) {
+    return {CodeDot::start<128>(correction)};
+  }
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     v.add({_mm512_xor_si512(bytes.v, _mm512_set1_epi32(int32_t(0x80808080)))}, x);
   }
@@ -216,9 +220,9 @@ struct CodeDot {
   __m256i v;
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
+    if constexpr (offset == 0) return {_mm256_setzero_si256()};
     return {_mm256_slli_epi16(_mm256_set1_epi32(correction), log2_of(offset / 8))};
   }
-  HOTSET_INLINE static CodeDot start() { return {_mm256_setzero_si256()}; }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm256_add_epi16(v, _mm256_maddubs_epi16(codes.v, x.v)); }
   HOTSET_INLINE F32 scaled(int32_t scale) const {
     return to_f32(I32{_mm256_madd_epi16(v, _mm256_set1_epi32(scale))});
@@ -226,7 +230,10 @@ struct CodeDot {
 };
 struct ByteDot {
   __m256i v;
-  HOTSET_INLINE static ByteDot start(int32_t) { return {_mm256_setzero_si256()}; }
+  template <int>
+  HOTSET_INLINE static ByteDot start(int32_t) {
+    return {_mm256_setzero_si256()};
+  }
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
     v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -345,9 +352,9 @@ struct CodeDot {
   __m128i v;
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
+    if constexpr (offset == 0) return {_mm_setzero_si128()};
     return {_mm_slli_epi16(_mm_set1_epi32(correction), log2_of(offset / 8))};
   }
-  HOTSET_INLINE static CodeDot start() { return {_mm_setzero_si128()}; }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm_add_epi16(v, _mm_maddubs_epi16(codes.v, x.v)); }
   HOTSET_INLINE F32 scaled(int32_t scale) const {
     return to_f32(I32{_mm_madd_epi16(v, _mm_set1_epi32(scale))});
@@ -355,7 +362,10 @@ struct CodeDot {
 };
 struct ByteDot {
   __m128i v;
-  HOTSET_INLINE static ByteDot start(int32_t) { return {_mm_setzero_si128()}; }
+  template <int>
+  HOTSET_INLINE static ByteDot start(int32_t) {
+    return {_mm_setzero_si128()};
+  }
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
     v = _mm_add_epi32(v, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
@@ -441,16 +451,19 @@ struct CodeDot {
   int32x4_t v;
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
+    if constexpr (offset == 0) return {vdupq_n_s32(0)};
     return {vdupq_n_s32(correction * (offset / 8))};
   }
-  HOTSET_INLINE static CodeDot start() { return {vdupq_n_s32(0)}; }
   HOTSET_INLINE void add(I32 codes, I32 x) {
     v = vdotq_s32(v, vreinterpretq_s8_s32(codes.v), vreinterpretq_s8_s32(x.v));
   }
   HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(I32{v}) * bits_to_f32(broadcast(scale)); }
 };
 struct ByteDot : CodeDot {
-  HOTSET_INLINE static ByteDot start(int32_t) { return {CodeDot::start()}; }
+  template <int>
+  HOTSET_INLINE static ByteDot start(int32_t) {
+    return {CodeDot::start<0>(0)};
+  }
 };
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
 
@@ -460,11 +473,11 @@ struct CodeDot {
   int16x8_t low, high;  // of rows 0 and 1, of rows 2 and 3: four sums a row
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
+    if constexpr (offset == 0) return {vdupq_n_s16(0), vdupq_n_s16(0)};
     int16x4_t pairs = vreinterpret_s16_s32(vdup_n_s32(correction));
     int16x8_t v = vreinterpretq_s16_u32(vmovl_u16(vreinterpret_u16_s16(vmul_n_s16(pairs, offset / 8))));
     return {v, v};
   }
-  HOTSET_INLINE static CodeDot start() { return {vdupq_n_s16(0), vdupq_n_s16(0)}; }
   HOTSET_INLINE void add(I32 codes, I32 x) {
     int8x16_t w = vreinterpretq_s8_s32(codes.v), a = vreinterpretq_s8_s32(x.v);
     low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
@@ -476,7 +489,10 @@ struct CodeDot {
 };
 struct ByteDot {
   int32x4_t low, high;
-  HOTSET_INLINE static ByteDot start(int32_t) { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+  template <int>
+  HOTSET_INLINE static ByteDot start(int32_t) {
+    return {vdupq_n_s32(0), vdupq_n_s32(0)};
+  }
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     int8x16_t w = vreinterpretq_s8_s32(bytes.v), a = vreinterpretq_s8_s32(x.v);
     low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));

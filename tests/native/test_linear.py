@@ -88,7 +88,6 @@ def check(type: TensorType, level: str, rows: int, cols: int, tokens: int, seed:
         got = matrix.matvec(x[0])
         assert got.shape == (rows,)
         np.testing.assert_array_less(np.abs(got - want[0]), tolerance[0])
-    return
     got = matrix.matmul(x)
     assert got.shape == (tokens, rows)
     np.testing.assert_array_less(np.abs(got - want), tolerance)
@@ -138,3 +137,10 @@ def test_wrong_levels_and_inputs_are_refused() -> None:
         matrix.matvec(np.zeros(31, np.float32))
     with pytest.raises(ValueError, match="at least one row"):
         matrix.matmul(np.zeros((0, 32), np.float32))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type", TensorType, ids=lambda type: type.name)
+@pytest.mark.parametrize("rows, n_blocks, tokens", [(1, 1, 2), (7, 3, 37), (40, 35, 17), (24, 9, 150)])
+def test_matmul(type: TensorType, level: str, rows: int, n_blocks: int, tokens: int) -> None:
+    check(type, level, rows, n_blocks * max(type.block_size, 32), tokens, seed=tokens)
