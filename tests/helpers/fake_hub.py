@@ -20,7 +20,16 @@ class FakeHub:
     files: Mapping[str, bytes]
     cut_after: int | None = None
     """Drop the connection after so many bytes of each body."""
+    stall_after: int | None = None
+    """Send so many bytes of each body, set `stalled` and wait until `release`."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    _released: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Stall no more."""
+        self.stall_after = None
+        self._released.set()
 
     def downloads(self) -> list[tuple[str, str | None]]:
         """Files got, with the range asked for."""
@@ -36,8 +45,6 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
     """Serve `files` as `repo` until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
         def log_message(self, *args: object) -> None:
             pass
 
@@ -92,13 +99,13 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
             self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
-            if body and hub.cut_after is None:
-                self.wfile.write(data[start:])
-            elif body:
-                self.wfile.write(data[start : start + hub.cut_after])
-                self.wfile.flush()
-                self.connection.close()
-                self.close_connection = True
+            if not body:
+                return
+            limit = hub.cut_after or hub.stall_after
+            self.wfile.write(data[start:][:limit])
+            if hub.stall_after:
+                hub.stalled.set()
+                hub._released.wait(60)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub = FakeHub(f"http://127.0.0.1:{server.server_port}", repo, files)

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from hotset.architectures import ARCHITECTURES, SHAPES, Architecture
+from hotset.formats.tensor_table import is_global
+
 _ALIGNMENT = 32
 
 
@@ -39,7 +42,7 @@ def pack_value(value: Any) -> bytes:
 
 @dataclass
 class TensorLine:
-    """A tensor's line in the header, `shape` in NumPy's order; without `offset` it follows its predecessor."""
+    """A tensor's line in the header, `shape` in NumPy's order; by default it follows its predecessor."""
 
     name: str
     shape: tuple[int, ...]
@@ -76,43 +79,45 @@ class GGUFBytes:
         return header + bytes(-len(header) % _ALIGNMENT) + body
 
 
-def tiny_llama(**changes: Any) -> GGUFBytes:
-    """One layer, two heads of four; `changes` replace key-values, with dots in their names as ``__``."""
-    sizes = {"V": 6, "D": 8, "F": 12, "K": 4}
+SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4}
+
+
+def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
+    """One layer, two heads of four; `changes` replace key-values (None: leave out), their dots as ``__``."""
+    name = architecture.name
     keys = {
-        "general.architecture": "llama",
-        "llama.context_length": 32,
-        "llama.embedding_length": 8,
-        "llama.block_count": 1,
-        "llama.feed_forward_length": 12,
-        "llama.attention.head_count": 2,
-        "llama.attention.head_count_kv": 1,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "general.architecture": name,
+        f"{name}.context_length": 32,
+        f"{name}.embedding_length": 8,
+        f"{name}.block_count": 1,
+        f"{name}.feed_forward_length": 12,
+        f"{name}.attention.head_count": 2,
+        f"{name}.attention.head_count_kv": 1,
+        f"{name}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{name}.attention.layer_norm_epsilon": 1e-5,
         "tokenizer.ggml.tokens": ["a", "bc", "", "ä", "d", "e"],
         "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3],
     }
-    shapes = {
-        "token_embd": "VD",
-        "blk.0.attn_norm": "D",
-        "blk.0.attn_q": "DD",
-        "blk.0.attn_k": "KD",
-        "blk.0.attn_v": "KD",
-        "blk.0.attn_output": "DD",
-        "blk.0.ffn_norm": "D",
-        "blk.0.ffn_gate": "FD",
-        "blk.0.ffn_up": "FD",
-        "blk.0.ffn_down": "DF",
-        "output_norm": "D",
-    }
+    keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
-    for name, letters in shapes.items():
-        shape = tuple(sizes[letter] for letter in letters)
-        tensors.append(
-            TensorLine(f"{name}.weight", shape, rng.standard_normal(shape).astype("<f4").tobytes())
-        )
-    keys |= {key.replace("__", "."): value for key, value in changes.items()}
+    for part in architecture.tensors:
+        if part in ("output", "attn_norm_2"):  # what a model may lack
+            continue
+        place = part if is_global(part) else f"blk.0.{part}"
+        rows, *columns = SHAPES.get(part, "SD")
+        shape = tuple((SIZES | {"S": 16})[letter] for letter in (rows, *columns))
+        parts = {"weight": shape}
+        if part in architecture.always_biased:
+            parts["bias"] = shape[:1]
+        for suffix, dims in parts.items():
+            data = rng.standard_normal(dims).astype("<f4").tobytes()
+            tensors.append(TensorLine(f"{place}.{suffix}", dims, data))
     return GGUFBytes({key: value for key, value in keys.items() if value is not None}, tensors)
+
+
+def tiny_llama(**changes: Any) -> GGUFBytes:
+    return tiny_model(ARCHITECTURES[0], **changes)
 
 
 def split(whole: GGUFBytes, parts: int) -> list[GGUFBytes]:

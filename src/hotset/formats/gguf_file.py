@@ -55,7 +55,11 @@ class Metadata(Mapping[str, Any]):
     def length(self, key: str) -> int:
         """Entries of an array, without decoding it."""
         value = self._values[key]
-        return value.count if isinstance(value, _Array) else len(value)
+        if isinstance(value, _Array):
+            return value.count
+        if isinstance(value, list | np.ndarray):
+            return len(value)
+        raise self._cursor.error(f"{key}: expected an array, found {shown(value)}")
 
     def insert(self, key: str, value: Any) -> None:
         """Take in a value just read."""

@@ -36,10 +36,7 @@ def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file, or all parts of a split one."""
     file = read_gguf(path)
     architecture, keys = _architecture(file, path)
-    for key, neutral in _NEUTRAL.items():
-        if (found := keys.get(key, neutral)) != neutral:
-            raise keys.refuse(key, str(neutral).lower(), found)
-
+    keys.require(_NEUTRAL)
     tensors = dict(file.tensors)
     factors = tensors.pop(_ROPE_FACTORS, None)
     context = keys.integer("context_length")

@@ -31,15 +31,17 @@ _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
 def open_huggingface(directory: Path) -> Checkpoint:
     """Open a directory with config.json and model.safetensors or its index."""
     path = directory / "config.json"
+    if not path.exists():
+        models = sorted(file.name for file in directory.glob("*.gguf"))
+        hint = f"; name the file to open {models[0]}" if models else ""
+        raise CheckpointError(f"{directory}: expected a model's directory with config.json, found none{hint}")
     raw = parse_json(read_bytes(path), str(path))
     architecture = _architecture(raw, path)
     adapted = architecture.hf_adapt(raw)
     names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
     keys = Keys(adapted, str(path), names=names, defaults=architecture.hf_defaults)
-    for key, value in {**_NEUTRAL, **architecture.hf_required}.items():
-        if (found := keys.get(key, value)) != value:
-            raise keys.refuse(key, shown(value), found)
-
+    keys.require(_NEUTRAL)
+    keys.require(architecture.hf_required)
     files = _read_tensors(directory)
     sizes = _sizes(keys, architecture, len(files))
     table = _table(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))

@@ -90,6 +90,13 @@ class Keys:
             raise self.refuse(key, "a string", value)
         return value
 
+    def require(self, neutral: Mapping[str, Any]) -> None:
+        """Refuse keys that are there and have another value than these."""
+        for key, expected in neutral.items():
+            found = self.get(key, expected)
+            if isinstance(found, np.ndarray) or found != expected:
+                raise self.refuse(key, shown(expected), found)
+
     def section(self, key: str, value: Any) -> "Keys":
         """Return a nested table's keys, under ``key.``."""
         if not isinstance(value, Mapping):

@@ -100,21 +100,22 @@ class TensorTable(Mapping[str, Tensor]):
         parts = set(architecture.tensors)
         if architecture.fused_qkv:
             parts |= {"attn_q", "attn_k", "attn_v"}
-        expected: dict[str, tuple[int, ...]] = {}
+        expected: dict[str, tuple[int, ...]] = {}  # of what is there
         for part, letters in SHAPES.items():
             if part not in parts:
                 continue
             for suffix, dimensions in (("weight", letters), ("bias", letters[0])):
                 names = self._names(architecture, part, suffix, sizes.layers)
                 expected |= dict.fromkeys(names, sizes.dimensions(dimensions))
-        for name, shape in self._shapes.items():
+        for name, shape in expected.items():
+            if self._shapes[name] != shape:
+                raise self._mismatch(name, shape, self._shapes[name])
+        for name in self._shapes:
             if name not in expected:
                 raise CheckpointError(
                     f"{self._where}: tensor {shown(name)} is unexpected in a model of architecture"
                     f" {architecture.name} with {sizes.layers} layers"
                 )
-            if shape != expected[name]:
-                raise self._mismatch(name, expected[name], shape)
 
     def _names(self, architecture: Architecture, part: str, suffix: str, layers: int) -> list[str]:
         """The names that a part stands for in this file: all of them, or none if it may be absent and is."""

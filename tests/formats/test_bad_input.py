@@ -1,0 +1,348 @@
+"""Mutated files: each opens or is refused in one line, fast and within a memory that no header sets.
+
+The everyday run tries a few hundred cases; the slow-marked one more than 10,000.
+"""
+
+import json
+import struct
+import tracemalloc
+import warnings
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import gguf  # noqa: F401 - not to be counted when an error message needs it
+import numpy as np
+import pytest
+from helpers.gguf_bytes import split, tiny_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from hotset.architectures import ARCHITECTURES, SHAPES, Architecture
+from hotset.errors import CheckpointError
+from hotset.formats import open_checkpoint
+from hotset.formats.tensor_table import is_global
+
+MOST_BYTES = 2 << 20  # a thousand times the files
+MOST_SECONDS = 2.0
+
+
+def assert_opens_or_refuses(path: Path) -> None:
+    start = process_time()
+    tracemalloc.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            checkpoint = open_checkpoint(path)
+            for tensor in checkpoint.tensors.values():
+                assert tensor.nbytes == prod(tensor.shape) // tensor.type.block_size * tensor.type.block_bytes
+            for key in checkpoint.metadata:
+                checkpoint.metadata[key]
+            layer = checkpoint.config.layers[-1]
+            assert layer.rope is None or np.isfinite(layer.rope.inverse_frequencies).all()
+    except CheckpointError as error:
+        assert str(error)
+        assert str(error).isprintable()
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < MOST_BYTES
+    assert process_time() - start < MOST_SECONDS
+
+
+def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int) -> None:
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples < 1000,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def run(case: Any) -> None:
+        check(case)
+
+    run()
+
+
+def examples(everyday: int, thorough: int) -> Any:
+    return pytest.mark.parametrize("examples", [everyday, pytest.param(thorough, marks=pytest.mark.slow)])
+
+
+# Mutations of bytes.
+
+NUMBERS = st.sampled_from(
+    [0, 1, 2, 7, 8, 9, 31, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
+)
+PLACES = st.integers(0, 1 << 16)
+
+
+def set_bytes(place: int, raw: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data[: place % len(data)] + raw + data[place % len(data) + len(raw) :]
+
+
+def move(start: int, length: int, target: int) -> Callable[[bytes], bytes]:
+    def apply(data: bytes) -> bytes:
+        begin = start % len(data)
+        piece, rest = data[begin : begin + length], data[:begin] + data[begin + length :]
+        at = target % (len(rest) + 1)
+        return rest[:at] + piece + rest[at:]
+
+    return apply
+
+
+def repeat(start: int, length: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[: start % len(data) + length] + data[start % len(data) :]
+
+
+def cut(start: int, length: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[: start % len(data)] + data[start % len(data) + length :]
+
+
+MUTATION = st.one_of(
+    st.builds(set_bytes, PLACES, st.binary(min_size=1, max_size=9)),
+    st.builds(lambda place, n: set_bytes(place, struct.pack("<Q", n)), PLACES, NUMBERS),
+    st.builds(lambda place, n: set_bytes(place, struct.pack("<I", n % 2**32)), PLACES, NUMBERS),
+    st.builds(move, PLACES, st.integers(1, 200), PLACES),
+    st.builds(repeat, PLACES, st.integers(1, 200)),
+    st.builds(cut, PLACES, st.integers(1, 5000)),
+)
+MUTATIONS = st.lists(MUTATION, min_size=1, max_size=3)
+
+
+def mutated(data: bytes, mutations: list[Callable[[bytes], bytes]]) -> bytes:
+    for mutation in mutations:
+        data = mutation(data or b"\0")
+    return data
+
+
+# GGUF.
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+WEIRD = st.one_of(
+    st.none(),
+    st.booleans(),
+    NUMBERS,
+    st.integers(-2, 40),
+    st.floats(width=32),
+    st.sampled_from(["", "x" * 300, "llama", "linear", "yarn", "relu", "drelu", "a\nb", "\x1b[2J"]),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.just(["a", "b"]),
+)
+GGUF_KEYS = words("""
+    context_length embedding_length block_count feed_forward_length attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
+    attention.layer_norm_epsilon attention.sliding_window attention.sliding_window_pattern attention.scale
+    attention.causal expert_count rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
+    rope.scaling.factor rope.scale_linear rope.scaling.original_context_length rope.scaling.attn_factor
+    rope.scaling.yarn_beta_fast final_logit_softcapping
+""")
+GENERAL_KEYS = words("""
+    general.architecture general.alignment general.type hotset.activation split.no split.count
+    split.tensors.count tokenizer.ggml.tokens
+""")
+MODELS = st.sampled_from(ARCHITECTURES)
+
+
+@examples(200, 3000)
+def test_mutated_gguf_bytes(examples: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+
+    def check(case: tuple[Architecture, list[Callable[[bytes], bytes]]]) -> None:
+        path.write_bytes(mutated(tiny_model(case[0]).to_bytes(), case[1]))
+        assert_opens_or_refuses(path)
+
+    fuzz(st.tuples(MODELS, MUTATIONS), check, examples)
+
+
+@examples(200, 3000)
+def test_weird_gguf_values(examples: int, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+
+    def check(case: tuple[Architecture, dict[str, Any]]) -> None:
+        architecture, values = case
+        changes = {
+            key if key in GENERAL_KEYS else f"{architecture.name}.{key}": value
+            for key, value in values.items()
+        }
+        path.write_bytes(tiny_model(architecture, **changes).to_bytes())
+        assert_opens_or_refuses(path)
+
+    values = st.dictionaries(st.sampled_from(GGUF_KEYS + GENERAL_KEYS), WEIRD, min_size=1, max_size=3)
+    fuzz(st.tuples(MODELS, values), check, examples)
+
+
+@examples(100, 1500)
+def test_reordered_and_cyclic_splits(examples: int, tmp_path: Path) -> None:
+    parts = [part.to_bytes() for part in split(tiny_model(ARCHITECTURES[0]), 3)]
+    paths = [tmp_path / f"m-{i + 1:05d}-of-00003.gguf" for i in range(3)]
+
+    def check(case: tuple[list[int], int, list[Callable[[bytes], bytes]], int]) -> None:
+        order, damaged, mutations, opened = case
+        for i, path in enumerate(paths):
+            data = parts[order[i]]
+            path.write_bytes(mutated(data, mutations) if i == damaged else data)
+        assert_opens_or_refuses(paths[opened])
+
+    part = st.integers(0, 2)
+    fuzz(
+        st.tuples(st.lists(part, min_size=3, max_size=3), st.integers(0, 5), MUTATIONS, part), check, examples
+    )
+
+
+# Hugging Face directories.
+
+SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "S": 16}
+CONFIG = {
+    "vocab_size": 6,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
+FAMILY = {
+    "falcon": {"ffn_hidden_size": 12, "multi_query": True},
+    "opt": {"ffn_dim": 12, "num_key_value_heads": 1},
+    "gemma3": {"layer_types": ["full_attention"]},
+}
+HF_KEYS = words("""
+    model_type hidden_size vocab_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim hidden_act hidden_activation activation_function activation
+    max_position_embeddings rms_norm_eps norm_eps layer_norm_epsilon tie_word_embeddings sliding_window
+    use_sliding_window max_window_layers layer_types sliding_window_pattern rope_theta rope_scaling
+    rope_parameters rope_local_base_freq partial_rotary_factor query_pre_attn_scalar attention_bias mlp_bias
+    bias enable_bias alibi multi_query new_decoder_architecture parallel_attn ffn_hidden_size ffn_dim
+    num_kv_heads original_max_position_embeddings quantization_config final_logit_softcapping
+    hidden_act_param do_layer_norm_before
+""")
+ROPE_KEYS = words("""
+    rope_type type rope_theta factor low_freq_factor high_freq_factor original_max_position_embeddings
+    beta_fast beta_slow attention_factor mscale mscale_all_dim truncate partial_rotary_factor full_attention
+    sliding_attention
+""")
+JSON = st.one_of(
+    WEIRD, st.just(10**400), st.just([]), st.just({}), st.just({"a": [1]}), st.just(["full_attention"])
+)
+ROPE = st.dictionaries(
+    st.sampled_from(ROPE_KEYS),
+    st.sampled_from(["default", "linear", "llama3", "yarn", 1.5, 8, 4.0]) | JSON,
+    max_size=7,
+)
+
+
+def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
+    """config.json and model.safetensors of a one-layer model."""
+    tensors = {}
+    for part, modules in architecture.tensors.items():
+        if part in ("output", "attn_norm_2"):
+            continue
+        shape = tuple(SIZES[letter] for letter in SHAPES.get(part, "SD"))
+        name = modules.split("|", maxsplit=1)[0].format(0)
+        tensors[f"{name}.weight"] = np.ones(shape, np.float16 if is_global(part) else np.float32)
+        if part in architecture.always_biased:
+            tensors[f"{name}.bias"] = np.ones(shape[:1], np.float32)
+    config = CONFIG | {"model_type": architecture.model_types[0], "num_key_value_heads": 1, "head_dim": 4}
+    return config | {"intermediate_size": 12} | FAMILY.get(architecture.name, {}), save(tensors)
+
+
+def write_directory(folder: Path, config: Mapping[str, Any] | bytes, weights: bytes) -> None:
+    text = config if isinstance(config, bytes) else json.dumps(config).encode()
+    (folder / "config.json").write_bytes(text)
+    (folder / "model.safetensors").write_bytes(weights)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.model_types[0])
+def test_what_gets_mutated_is_sound(architecture: Architecture, tmp_path: Path) -> None:
+    write_directory(tmp_path, *tiny_directory(architecture))
+    directory = open_checkpoint(tmp_path)
+    (tmp_path / "m.gguf").write_bytes(tiny_model(architecture).to_bytes())
+    file = open_checkpoint(tmp_path / "m.gguf")
+    assert set(directory.tensors) == set(file.tensors)
+
+
+@examples(200, 3000)
+def test_mutated_safetensors_bytes(examples: int, tmp_path: Path) -> None:
+    def check(case: tuple[Architecture, bool, list[Callable[[bytes], bytes]]]) -> None:
+        architecture, in_config, mutations = case
+        config, weights = tiny_directory(architecture)
+        if in_config:
+            write_directory(tmp_path, mutated(json.dumps(config).encode(), mutations), weights)
+        else:
+            write_directory(tmp_path, config, mutated(weights, mutations))
+        assert_opens_or_refuses(tmp_path)
+
+    fuzz(st.tuples(MODELS, st.booleans(), MUTATIONS), check, examples)
+
+
+@examples(200, 3000)
+def test_weird_config_values(examples: int, tmp_path: Path) -> None:
+    def check(case: tuple[Architecture, dict[str, Any], dict[str, Any] | None]) -> None:
+        architecture, values, rope = case
+        config, weights = tiny_directory(architecture)
+        config |= values
+        if rope is not None:
+            config["rope_parameters"] = rope
+        write_directory(tmp_path, config, weights)
+        assert_opens_or_refuses(tmp_path)
+
+    values = st.dictionaries(st.sampled_from(HF_KEYS), JSON, max_size=3)
+    fuzz(st.tuples(MODELS, values, st.none() | ROPE), check, examples)
+
+
+@examples(100, 1500)
+def test_weird_safetensors_headers(examples: int, tmp_path: Path) -> None:
+    config, weights = tiny_directory(ARCHITECTURES[0])
+    length = struct.unpack("<Q", weights[:8])[0]
+    header, body = json.loads(weights[8 : 8 + length]), weights[8 + length :]
+    names = sorted(header)
+    sizes = st.lists(NUMBERS | st.integers(-1, 600), max_size=4)
+
+    def check(case: tuple[list[tuple[str, str, Any]], int]) -> None:
+        changes, padding = case
+        entries = {name: dict(entry) for name, entry in header.items()}
+        for name, key, value in changes:
+            entries[name][key] = value
+        text = json.dumps(entries).encode() + b" " * padding
+        write_directory(tmp_path, config, struct.pack("<Q", len(text)) + text + body)
+        assert_opens_or_refuses(tmp_path)
+
+    value = sizes | JSON | st.sampled_from(["F32", "BF16", "F8_E4M3", "I64"])
+    change = st.tuples(st.sampled_from(names), st.sampled_from(["dtype", "shape", "data_offsets"]), value)
+    fuzz(st.tuples(st.lists(change, max_size=2), st.integers(0, 8)), check, examples)
+
+
+@examples(100, 1500)
+def test_weird_shard_indexes(examples: int, tmp_path: Path) -> None:
+    config, weights = tiny_directory(ARCHITECTURES[0])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "a.safetensors").write_bytes(weights)
+    (tmp_path / "b.safetensors").write_bytes(save({"lm_head.weight": np.ones((6, 8), np.float32)}))
+    length = struct.unpack("<Q", weights[:8])[0]
+    names = sorted(json.loads(weights[8 : 8 + length]))
+    places = [
+        "a.safetensors",
+        "b.safetensors",
+        "../a.safetensors",
+        "/etc/passwd",
+        "",
+        "x\0.safetensors",
+        "n" * 300,
+    ]
+
+    def check(case: tuple[Any, list[Callable[[bytes], bytes]]]) -> None:
+        text = json.dumps({"weight_map": case[0]}).encode()
+        (tmp_path / "model.safetensors.index.json").write_bytes(mutated(text, case[1]))
+        assert_opens_or_refuses(tmp_path)
+
+    place = st.sampled_from(places) | JSON
+    maps = st.dictionaries(st.sampled_from([*names, "lm_head.weight", "x"]), place, max_size=4) | JSON
+    whole = st.just(dict.fromkeys(names, "a.safetensors"))
+    fuzz(st.tuples(maps | whole, st.lists(MUTATION, max_size=1)), check, examples)
