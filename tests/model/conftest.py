@@ -8,10 +8,16 @@ from helpers.parity import Peer, run_peer
 from helpers.tiny_models import save, tiny_models
 
 from hotset.backends.base import Backend
+from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
     "reference": ReferenceBackend,
+    **{
+        f"cpu-{level}-{threads}": lambda level=level, threads=threads: CpuBackend(threads, level)
+        for level in CpuBackend.levels()
+        for threads in (1, 2)
+    },
 }
 
 
