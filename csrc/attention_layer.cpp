@@ -154,13 +154,15 @@ void Rope::prepare(int64_t position, int64_t count) {
   if (position == position_ && count == count_) return;
   position_ = position;
   count_ = count;
-  table_.resize(static_cast<size_t>(count * 2 * half()));
-  float* out = table_.data();
-  for (int64_t row = 0; row < count; ++row, out += 2 * half()) {
-    for (int64_t i = 0; i < half(); ++i) {
-      const double angle = static_cast<double>(position + row) * inverse_frequencies_[i];
-      out[i] = static_cast<float>(magnitude_ * std::cos(angle));
-      out[half() + i] = static_cast<float>(magnitude_ * std::sin(angle));
+  table_.clear();
+  for (int64_t row = position; row < position + count; ++row) {
+    for (const bool sine : {false, true}) {
+      for (const double frequency : inverse_frequencies_) {
+        const double angle = static_cast<double>(row) * frequency;
+        const auto value = static_cast<float>(magnitude_ * (sine ? std::sin(angle) : std::cos(angle)));
+        if (interleaved_) table_.push_back(sine ? -value : value);
+        table_.push_back(value);
+      }
     }
   }
 }

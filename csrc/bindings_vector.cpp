@@ -51,8 +51,10 @@ class Vectors {
 
   void rope(Result x, Floats cos, Floats sin, bool interleaved) const {
     same_size(cos, sin);
-    if (x.size() < 2 * cos.size()) throw nb::value_error("x: shorter than what is rotated");
-    vector_->rope(x.data(), cos.data(), sin.data(), static_cast<int64_t>(cos.size()), interleaved);
+    const size_t rotated = (interleaved ? 1 : 2) * cos.size();
+    if (x.size() < rotated || rotated % 2 != 0) throw nb::value_error("x: not what is rotated");
+    const auto kernel = interleaved ? vector_->rope_interleaved : vector_->rope;
+    kernel(x.data(), cos.data(), sin.data(), static_cast<int64_t>(cos.size()));
   }
 
   // The queries stand at the last positions.

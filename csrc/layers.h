@@ -17,23 +17,24 @@ class Rope {
   Rope(std::vector<double> inverse_frequencies, double magnitude, bool interleaved)
       : inverse_frequencies_(std::move(inverse_frequencies)),
         magnitude_(magnitude),
-        interleaved_(interleaved) {}
-
-  int64_t half() const { return static_cast<int64_t>(inverse_frequencies_.size()); }
+        interleaved_(interleaved),
+        width_(static_cast<int64_t>(inverse_frequencies_.size()) * (interleaved ? 2 : 1)) {}
 
   // Fills the table for `count` positions from `position` on. Only within a session, like apply().
   void prepare(int64_t position, int64_t count);
 
   // Rotates one head of the token at position + `row`.
   void apply(const VectorKernels& vector, float* head, int64_t row) const {
-    const float* cosines = table_.data() + row * 2 * half();
-    vector.rope(head, cosines, cosines + half(), half(), interleaved_);
+    const float* cosines = table_.data() + row * 2 * width_;
+    const auto kernel = interleaved_ ? vector.rope_interleaved : vector.rope;
+    kernel(head, cosines, cosines + width_, width_);
   }
 
  private:
   std::vector<double> inverse_frequencies_;
   double magnitude_;
   bool interleaved_;
+  int64_t width_;  // entries for cosines and for sines, as the kernels want them
   int64_t position_ = 0, count_ = 0;
   std::vector<float> table_;  // a row to a position: cosines, sines
 };

@@ -73,6 +73,7 @@ HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }  // lanes 1 0 3 2 ...
 HOTSET_INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
 HOTSET_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 HOTSET_INLINE float max(F32 a) { return _mm512_reduce_max_ps(a.v); }
@@ -163,6 +164,7 @@ HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 swap_pairs(F32 a) { return {_mm256_permute_ps(a.v, 0xb1)}; }  // lanes 1 0 3 2 ...
 HOTSET_INLINE F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 HOTSET_INLINE float sum(F32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -267,6 +269,7 @@ HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {_mm_div_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return a * b + c; }
 HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm_max_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm_min_ps(a.v, b.v)}; }
+HOTSET_INLINE F32 swap_pairs(F32 a) { return {_mm_shuffle_ps(a.v, a.v, 0xb1)}; }  // lanes 1 0 3 2
 HOTSET_INLINE F32 abs(F32 a) { return {_mm_andnot_ps(_mm_set1_ps(-0.0f), a.v)}; }
 HOTSET_INLINE float sum(F32 a) {
   __m128 s = _mm_add_ps(a.v, _mm_movehl_ps(a.v, a.v));
@@ -399,6 +402,7 @@ HOTSET_INLINE F32 operator/(F32 a, F32 b) { return {vdivq_f32(a.v, b.v)}; }
 HOTSET_INLINE F32 fma(F32 a, F32 b, F32 c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 HOTSET_INLINE F32 max(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {vminq_f32(a.v, b.v)}; }
+HOTSET_INLINE F32 swap_pairs(F32 a) { return {vrev64q_f32(a.v)}; }  // lanes 1 0 3 2
 HOTSET_INLINE F32 abs(F32 a) { return {vabsq_f32(a.v)}; }
 HOTSET_INLINE float sum(F32 a) { return vaddvq_f32(a.v); }
 HOTSET_INLINE float max(F32 a) { return vmaxvq_f32(a.v); }

@@ -89,30 +89,37 @@ void activate(Activation kind, float* gate, const float* up, int64_t n) {
   }
 }
 
-void rotate(float* a, float* b, float cos, float sin) {
-  const float rotated = *a * cos - *b * sin;
-  *b = *a * sin + *b * cos;
-  *a = rotated;
-}
-
-void rope(float* x, const float* cos, const float* sin, int64_t half, bool interleaved) {
-  if (interleaved) {
-    for (int64_t i = 0; i < half; ++i) rotate(x + 2 * i, x + 2 * i + 1, cos[i], sin[i]);
-    return;
-  }
+void rope(float* x, const float* cos, const float* sin, int64_t half) {
   int64_t i = 0;
   for (; i + kLanes <= half; i += kLanes) {
     const F32 a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
     store(x + i, a * c - b * s);
     store(x + half + i, fma(a, s, b * c));
   }
-  for (; i < half; ++i) rotate(x + i, x + half + i, cos[i], sin[i]);
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cos[i] - b * sin[i];
+    x[half + i] = a * sin[i] + b * cos[i];
+  }
+}
+
+void rope_interleaved(float* x, const float* cos, const float* sin, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F32 a = load(x + i);
+    store(x + i, fma(a, load(cos + i), swap_pairs(a) * load(sin + i)));
+  }
+  for (; i < n; i += 2) {
+    const float a = x[i], b = x[i + 1];
+    x[i] = a * cos[i] + b * sin[i];
+    x[i + 1] = b * cos[i + 1] + a * sin[i + 1];
+  }
 }
 
 }  // namespace
 
 extern const VectorKernels HOTSET_TABLE(vector);
-const VectorKernels HOTSET_TABLE(vector) = {
-    rms_norm, layer_norm, activate, rope, scale, add, &HOTSET_TABLE(attention)};
+const VectorKernels HOTSET_TABLE(vector) = {rms_norm,         layer_norm, activate, rope,
+                                            rope_interleaved, scale,      add,      &HOTSET_TABLE(attention)};
 
 }  // namespace hotset

@@ -60,9 +60,11 @@ struct VectorKernels {
   // gate = act(gate) * up, or act(gate) where up is null.
   void (*activate)(Activation kind, float* gate, const float* up, int64_t n);
 
-  // Rotates pairs (x[2i], x[2i + 1]), or (x[i], x[i + half]), by angles whose cosine and sine are given, i <
-  // half.
-  void (*rope)(float* x, const float* cos, const float* sin, int64_t half, bool interleaved);
+  // Rotates pairs (x[i], x[i + half]), i < half, by angles whose cosine and sine are given.
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
+
+  // The same for pairs (x[2i], x[2i + 1]); cos and sin have an entry to each number, sin's even ones negated.
+  void (*rope_interleaved)(float* x, const float* cos, const float* sin, int64_t n);
 
   // x *= factor; out += x.
   void (*scale)(float* x, float factor, int64_t n);

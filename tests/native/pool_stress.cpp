@@ -108,23 +108,38 @@ int stragglers(int threads) {
   return 0;
 }
 
-struct EmptyJob {
-  size_t scratch_bytes() const { return 64; }
-  void compute(int64_t, void*) const {}
-  void commit(int64_t, const void*) const {}
+// Some microseconds of arithmetic.
+struct WorkJob {
+  int64_t steps;
+  uint64_t* out;
+  size_t scratch_bytes() const { return sizeof(uint64_t); }
+  void compute(int64_t chunk, void* scratch) const {
+    uint64_t x = static_cast<uint64_t>(chunk);
+    for (int64_t i = 0; i < steps; ++i) x = mix(x);
+    *static_cast<uint64_t*>(scratch) = x;
+  }
+  void commit(int64_t chunk, void* scratch) const { out[chunk] = *static_cast<uint64_t*>(scratch); }
 };
 
+// What a region costs beyond its share of the work, in microseconds: the median.
 int overhead(int threads) {
-  ThreadPool pool(threads);
-  double best = 1e9;
-  for (int round = 0; round < 50; ++round) {
-    Session session(pool);
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < 1000; ++i) session.run(8, EmptyJob{});
-    const std::chrono::duration<double, std::micro> elapsed = std::chrono::steady_clock::now() - start;
-    best = std::min(best, elapsed.count() / 1000);
-  }
-  std::printf("%.3f\n", best);
+  constexpr int kChunks = 16, kRegions = 2000;
+  const auto time_regions = [](int n, std::vector<double>& times) {
+    ThreadPool pool(n);
+    uint64_t out[kChunks];
+    for (int i = 0; i < kRegions; ++i) {
+      Session session(pool);
+      const auto start = std::chrono::steady_clock::now();
+      session.run(kChunks, WorkJob{300, out});
+      const std::chrono::duration<double, std::micro> elapsed = std::chrono::steady_clock::now() - start;
+      times.push_back(elapsed.count());
+    }
+    std::nth_element(times.begin(), times.begin() + kRegions / 2, times.end());
+    return times[kRegions / 2];
+  };
+  std::vector<double> serial, parallel;
+  const double alone = time_regions(1, serial), together = time_regions(threads, parallel);
+  std::printf("%.3f %.3f overhead %.3f\n", alone, together, together - alone / threads);
   return 0;
 }
 

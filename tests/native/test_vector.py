@@ -76,7 +76,10 @@ def test_rope(kernels: Any, half: int, interleaved: bool) -> None:
     x, angles = numbers(half, 2 * half + 5), np.linspace(0, 100, half)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     found = x.copy()
-    kernels.rope(found, cos, sin, interleaved)
+    if interleaved:
+        kernels.rope(found, cos.repeat(2), np.stack([-sin, sin], axis=1).reshape(-1), True)
+    else:
+        kernels.rope(found, cos, sin, False)
 
     pairs = x[: 2 * half].reshape(half, 2).T if interleaved else x[: 2 * half].reshape(2, half)
     rotated = (pairs[0] + 1j * pairs[1]) * (cos + 1j * sin)
