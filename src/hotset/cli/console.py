@@ -48,27 +48,26 @@ def progress(title: str) -> Iterator[_Bar | None]:
         bar.close()
 
 
-def table(
-    rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...] | None = None, title: str | None = None
-) -> None:
-    """Print rows to stdout, the first column flush left and the others flush right."""
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...] | None = None) -> None:
+    """Print rows to stdout; under a header, all columns but the first are flush right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(
         *(header or [""] * len(rows[0])),
-        title=title,
-        title_justify="left",
         box=box.SIMPLE_HEAD if header else None,
+        show_edge=False,
         show_header=header is not None,
         pad_edge=False,
     )
-    for column in drawn.columns[1:]:
-        column.justify = "right"
+    for i, column in enumerate(drawn.columns):
+        column.overflow = "fold"
+        column.justify = "right" if header and i else "left"
     for row in rows:
         drawn.add_row(*row)
-    Console().print(drawn)
+    # Where there is no terminal to fit, nothing is folded.
+    Console(width=None if sys.stdout.isatty() else 500, highlight=False).print(drawn)
 
 
 def size(n_bytes: int) -> str:
@@ -78,4 +77,7 @@ def size(n_bytes: int) -> str:
 
 def count(number: int) -> str:
     """A large number for people to read."""
-    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+    for unit, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return str(number)
