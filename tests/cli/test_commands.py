@@ -124,10 +124,14 @@ def test_a_closed_pipe_is_no_error(start, demo):
 
 
 def test_chat_over_pipes_remembers(start, demo):
-    process = start("chat", "--temperature", "0", "-n", "30", "--system", "You are a helpful assistant.")
-    out, err = process.communicate(b"My name is Ada.\nWhat is my name?\n", timeout=120)
+    process = start("chat", demo, "--temperature", "0", "-n", "30")
+    questions = b"What is the capital of France?\nWhat is the capital of Italy?\nWhat was my first question?\n"
+    out, err = process.communicate(questions, timeout=120)
     assert (process.returncode, err) == (0, b"")
-    assert "Ada" in out.decode().splitlines()[-1]
+    answers = out.decode().splitlines()
+    assert "Paris" in answers[0]
+    assert "Rome" in answers[1]
+    assert "France" in answers[2]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
