@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 something the user can mend (one line says what), 130 interrupted."""
+    """Run a command and exit.
+
+    0: done; 1: nobody reads stdout any more; 2: something the user can mend, one line says what; 130: Ctrl-C.
+    """
     sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -33,7 +36,7 @@ def _exit_code(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader (`head`, a pager) has gone. Python flushes stdout once more on exit: let it go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 1
 
 
 def _fail(message: str) -> int:

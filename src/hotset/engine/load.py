@@ -58,8 +58,6 @@ def load_model(
     from hotset.model.build import build_transformer
     from hotset.tokenizer import Tokenizer
 
-    if threads is not None and threads < 1:
-        raise RequestError(f"threads is {threads}: expected 1 or more (--threads)")
     checkpoint = open_model(model)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     backend = CpuBackend(threads=threads)
