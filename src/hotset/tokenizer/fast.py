@@ -1,6 +1,6 @@
 """The `tokenizers` library behind this package's two needs: encode text, and name one token's bytes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ class FastEncoder:
 
 
 def byte_level_bpe(
-    tokens: Sequence[str],
+    ids: Mapping[str, int],
     merges: Sequence[str],
     pre_tokenizer: PreTokenizer,
     *,
@@ -48,7 +48,7 @@ def byte_level_bpe(
     user_defined: Sequence[str],
     name: str,
 ) -> FastEncoder:
-    """Byte-level BPE as GPT-2's: ``merges`` in order of rank, each two tokens with a space between.
+    """Byte-level BPE as GPT-2's: ``ids`` by token, ``merges`` by rank, each two tokens with a space between.
 
     ``user_defined`` tokens are found in every text, ``control`` tokens only where the caller allows it.
     Errors begin with ``name``.
@@ -57,7 +57,7 @@ def byte_level_bpe(
 
     with rust_errors(CheckpointError, f"{name}: the tokenizer's merges do not fit its tokens"):
         model = models.BPE(
-            vocab=dict(zip(tokens, range(len(tokens)), strict=True)),
+            vocab=dict(ids),
             merges=[tuple(merge.split(" ")) for merge in merges],  # type: ignore[misc]
             ignore_merges=pre_tokenizer.ignore_merges,
         )

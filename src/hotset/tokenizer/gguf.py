@@ -47,7 +47,7 @@ class _Reader:
         if model not in ("gpt2", "llama"):
             raise self._error(f"tokenizer.ggml.model: expected gpt2 or llama, found {model!r}")
         self._tokens = self._strings("tokens")
-        self._ids = {token: id for id, token in enumerate(self._tokens)}
+        self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
         if len(self._ids) < len(self._tokens):
             second = next(id for id, token in enumerate(self._tokens) if self._ids[token] != id)
             first = self._ids[self._tokens[second]]
@@ -67,7 +67,7 @@ class _Reader:
             )
         pre_tokenizer = PRE_TOKENIZERS[pre]
         encoder = byte_level_bpe(
-            self._tokens,
+            self._ids,
             self._strings("merges"),
             pre_tokenizer,
             control=list(self._control()),
@@ -81,9 +81,11 @@ class _Reader:
         space_prefixed = self._flag("add_space_prefix", True)
         byte_of = {f"<0x{byte:02X}>": byte for byte in range(256)}
         byte_ids = [id for text in byte_of if (id := self._ids.get(text)) is not None]
-        unmergeable = self._control().keys() | self._of_type(TokenType.BYTE).keys() | byte_of.keys()
+        pieces = self._ids.copy()
+        for text in self._control().keys() | self._of_type(TokenType.BYTE).keys() | byte_of.keys():
+            pieces.pop(text, None)
         encoder = SentencePieceEncoder(
-            pieces={token: id for token, id in self._ids.items() if token not in unmergeable},
+            pieces=pieces,
             scores=self._scores(),
             byte_ids=byte_ids if len(byte_ids) == len(byte_of) else None,
             unknown_id=self._id("unknown_token_id", 0),
@@ -185,7 +187,7 @@ class _Reader:
 
     def _strings(self, key: str) -> list[str]:
         values = self._get(key, list)
-        if not values or not all(isinstance(value, str) for value in values):
+        if not values or set(map(type, values)) != {str}:
             raise self._error(f"tokenizer.ggml.{key}: expected a list of strings; convert the model again")
         return values
 
@@ -204,10 +206,10 @@ class _Reader:
         types = self._numbers("token_type")
         return np.full(len(self._tokens), TokenType.NORMAL) if types is None else types
 
-    def _scores(self) -> list[float]:
+    def _scores(self) -> NDArray[Any]:
         scores = self._numbers("scores")
         if scores is None:
             raise self._error("missing key tokenizer.ggml.scores, which a llama tokenizer needs")
         if not np.isfinite(scores).all():
             raise self._error("tokenizer.ggml.scores: expected finite numbers")
-        return [float(score) for score in scores]
+        return scores

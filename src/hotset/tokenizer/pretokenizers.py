@@ -26,10 +26,6 @@ _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _AFTER_DIGITS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_AFTER_DIGITS}"
 _QWEN2 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_AFTER_DIGITS}"
-_QWEN35 = (
-    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
-    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _AFTER_DIGITS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -70,15 +66,11 @@ PRE_TOKENIZERS = {
     "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     "gpt-2": PreTokenizer((_GPT2,)),
     "phi-2": PreTokenizer((_GPT2,)),
-    "jais": PreTokenizer((_GPT2,)),
     "mpt": PreTokenizer((_GPT2,), nfc=True),
     "olmo": PreTokenizer((_GPT2,), nfc=True),
     "smollm": _GPT2_DIGITS,
     "starcoder": _GPT2_DIGITS,
     "refact": _GPT2_DIGITS,
-    "codeshell": _GPT2_DIGITS,
-    "exaone": _GPT2_DIGITS,
-    "minerva-7b": _GPT2_DIGITS,
     "command-r": PreTokenizer((r"\p{N}", _GPT2), nfc=True),
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2, r"[0-9][0-9][0-9]")),
     "llama-bpe": _LLAMA3_BOS,
@@ -91,7 +83,6 @@ PRE_TOKENIZERS = {
     "smaug-bpe": PreTokenizer((_LLAMA3,)),
     "qwen2": _QWEN2_NFC,
     "deepseek-r1-qwen": _QWEN2_NFC,
-    "qwen35": PreTokenizer((_QWEN35,), nfc=True),
     "stablelm2": PreTokenizer((_QWEN2,)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": PreTokenizer((_GPT4O,)),

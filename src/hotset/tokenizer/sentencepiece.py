@@ -9,6 +9,10 @@ a merge table for the `tokenizers` library would take Gemma's 262,144 pieces som
 import re
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hotset.tokenizer.special_tokens import SpecialTokens
 
@@ -26,7 +30,7 @@ class SentencePieceEncoder:
         self,
         *,
         pieces: dict[str, int],
-        scores: Sequence[float],
+        scores: NDArray[np.number[Any]],
         byte_ids: Sequence[int] | None,
         unknown_id: int | None,
         control: dict[str, int],
@@ -39,7 +43,7 @@ class SentencePieceEncoder:
         ``user_defined`` tokens are found in every text, ``control`` tokens only where the caller allows it.
         """
         self._pieces = pieces
-        self._costs = [-score for score in scores]
+        self._costs = np.negative(scores, dtype=np.float32).tolist()
         self._byte_ids = byte_ids
         self._unknown_id = unknown_id
         self._user_defined = SpecialTokens(user_defined)
@@ -123,11 +127,6 @@ def _word_start(pieces: dict[str, int]) -> re.Pattern[str]:
     Short words are then encoded once and remembered. Nearly no piece has a space after another character; the
     characters before the spaces of those that do (``>`` for Gemma 3's ``>▁</``) are left uncut.
     """
-    joined = {
-        before
-        for piece in pieces
-        if SPACE in piece.lstrip(SPACE)
-        for before in re.findall(f"(?s)([^{SPACE}]){SPACE}", piece)
-    }
-    uncut = re.escape("".join(sorted(joined)))
-    return re.compile(f"(?<=[^{SPACE}{uncut}])(?={SPACE})")
+    separator = "\0"  # thus never cut after
+    joined = {before[-1:] for before in separator.join(pieces).split(SPACE)[:-1]} | {separator}
+    return re.compile(f"(?<=[^{SPACE}{re.escape(''.join(sorted(joined)))}])(?={SPACE})")
