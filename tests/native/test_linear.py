@@ -3,8 +3,6 @@
 import gguf
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hotset._native import Matrix, kernel_levels

@@ -80,15 +80,19 @@ class _Reader:
     def _sentencepiece(self) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
         space_prefixed = self._flag("add_space_prefix", True)
         byte_of = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        byte_ids = [id for text in byte_of if (id := self._ids.get(text)) is not None]
+        byte_ids = [self._ids[text] for text in byte_of if text in self._ids]
+        if len(byte_ids) < len(byte_of):
+            raise self._error(
+                f"tokenizer.ggml.tokens: expected 256 byte tokens <0x00> to <0xFF>, found {len(byte_ids)}; "
+                "Hotset needs byte fallback"
+            )
         pieces = self._ids.copy()
         for text in self._control().keys() | self._of_type(TokenType.BYTE).keys() | byte_of.keys():
             pieces.pop(text, None)
         encoder = SentencePieceEncoder(
             pieces=pieces,
             scores=self._scores(),
-            byte_ids=byte_ids if len(byte_ids) == len(byte_of) else None,
-            unknown_id=self._id("unknown_token_id", 0),
+            byte_ids=byte_ids,
             control=self._control(),
             user_defined=self._of_type(TokenType.USER_DEFINED),
             add_space_prefix=space_prefixed,

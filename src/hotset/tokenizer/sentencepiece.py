@@ -31,21 +31,19 @@ class SentencePieceEncoder:
         *,
         pieces: dict[str, int],
         scores: NDArray[np.number[Any]],
-        byte_ids: Sequence[int] | None,
-        unknown_id: int | None,
+        byte_ids: Sequence[int],
         control: dict[str, int],
         user_defined: dict[str, int],
         add_space_prefix: bool,
         remove_extra_whitespaces: bool,
     ) -> None:
-        """``pieces`` are the mergeable ones, with ``scores`` by id; ``byte_ids`` the 256 byte tokens or None.
+        """``pieces`` are the mergeable ones, with ``scores`` by id; ``byte_ids`` are the byte tokens by byte.
 
         ``user_defined`` tokens are found in every text, ``control`` tokens only where the caller allows it.
         """
         self._pieces = pieces
         self._costs = np.negative(scores, dtype=np.float32).tolist()
         self._byte_ids = byte_ids
-        self._unknown_id = unknown_id
         self._user_defined = SpecialTokens(user_defined)
         self._all_special = SpecialTokens(control | user_defined)
         self._add_space_prefix = add_space_prefix
@@ -116,9 +114,7 @@ class SentencePieceEncoder:
     def _ids(self, piece: str) -> list[int]:
         if (id := self._pieces.get(piece)) is not None:
             return [id]
-        if self._byte_ids is not None:
-            return [self._byte_ids[byte] for byte in piece.encode()]
-        return [] if self._unknown_id is None else [self._unknown_id]
+        return [self._byte_ids[byte] for byte in piece.encode()]
 
 
 def _word_start(pieces: dict[str, int]) -> re.Pattern[str]:
