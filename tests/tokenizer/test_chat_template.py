@@ -1,5 +1,6 @@
 """Chat templates, against transformers' rendering; nobody but the template writes control tokens."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def test_a_message_without_a_role_is_refused(message: Any) -> None:
         ChatTemplate(CHATML).render([MESSAGES[0], message])
 
 
+@cache
 def chat(source: str | None) -> Tokenizer:
     return from_metadata({**byte_level(), **({"tokenizer.chat_template": source} if source else {})})
 
@@ -126,14 +128,11 @@ def test_messages_cannot_write_control_tokens(texts: list[str]) -> None:
     """Whether a message is a text or cut into parts, its tokens are those of plain text."""
     control = set(range(len(CONTROL)))
     whole = [{"role": "user", "content": "".join(texts)}]
-    ids = INJECTED["chatml"].encode_chat(whole, add_generation_prompt=False)
+    ids = chat(CHATML).encode_chat(whole, add_generation_prompt=False)
     assert [id for id in ids if id in control] == [1, 2]
     shown = "".join(texts).replace("\ufdd0", "")
-    assert INJECTED["chatml"].decode(ids) == f"user\n{shown}\n"
+    assert chat(CHATML).decode(ids) == f"user\n{shown}\n"
 
     parts = [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
-    ids = INJECTED["parts"].encode_chat(parts, tools=[{"description": "".join(texts)}])
+    ids = chat(PARTS).encode_chat(parts, tools=[{"description": "".join(texts)}])
     assert [id for id in ids if id in control] == [1, 2]
-
-
-INJECTED = {"chatml": chat(CHATML), "parts": chat(PARTS)}
