@@ -192,6 +192,7 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
     """Give the model random weights, rounded to `dtype`, and save it as a Hugging Face directory."""
     import torch
 
+    torch.set_num_threads(1)  # on such sizes more threads are slower
     generator = torch.Generator().manual_seed(seed)
     zero_is_neutral = "gemma" in model.config.model_type or "nemotron" in model.config.model_type
     rounded = getattr(torch, dtype)

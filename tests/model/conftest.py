@@ -27,14 +27,14 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture(scope="session")
-def peers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Peer]:
+def peers(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Peer]:
     """The tiny model of a name, saved as a Hugging Face directory and run."""
 
     @cache
-    def peer(name: str) -> Peer:
+    def peer(name: str, dtype: str = "float32") -> Peer:
         model = tiny_models()[name]()
         directory = tmp_path_factory.mktemp(name)
-        save(model, directory)
+        save(model, directory, dtype=dtype)
         return Peer(model, directory, run_peer(model))
 
     return peer
