@@ -94,7 +94,9 @@ class Hub:
         from huggingface_hub import HfApi
 
         try:
-            return HfApi(endpoint=self.endpoint).list_repo_files(repo)
+            # Unlike list_repo_files, this does not try for 20 seconds when there is no network.
+            siblings = HfApi(endpoint=self.endpoint).model_info(repo, timeout=10).siblings
+            return [sibling.rfilename for sibling in siblings or ()]
         except Exception as error:
             if _is_refusal(error):
                 raise _explained(error, f"hf:{repo}", repo) from None
@@ -133,7 +135,7 @@ class Hub:
         except CheckpointError:
             raise
         except Exception as error:
-            raise _explained(error, what, repo) from None
+            raise _explained(error, what, repo, reached=True) from None
 
     def _download(self, repo: str, file: str, metadata: Any) -> None:
         """Put the file's bytes where the cache expects them, going on with what an earlier attempt left."""
@@ -198,7 +200,7 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, RepositoryNotFoundError | EntryNotFoundError | HFValidationError)
 
 
-def _explained(error: Exception, what: str, repo: str) -> CheckpointError:
+def _explained(error: Exception, what: str, repo: str, *, reached: bool = False) -> CheckpointError:
     """Turn whatever the library or its network stack raised into one line."""
     from huggingface_hub import errors
 
@@ -216,5 +218,7 @@ def _explained(error: Exception, what: str, repo: str) -> CheckpointError:
         reason = "the disk is full; what was downloaded is kept: free some space and start again"
     else:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"the download failed, start it again to go on with it ({first_line[:160]})"
+        failure = "the download failed, start it again to go on with it"
+        reason = failure if reached else "not in the cache, and the hub cannot be reached"
+        reason += f" ({first_line[:160]})"
     return CheckpointError(f"{what}: {reason}")
