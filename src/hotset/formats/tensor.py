@@ -70,19 +70,20 @@ class Tensor:
         return Tensor(self.name, self.type, (stop - start, *self.shape[1:]), data)
 
     def to_float32(self) -> NDArray[np.float32]:
-        """Dequantise: float32 of ``shape``, by the `gguf` library."""
-        from gguf import GGMLQuantizationType, dequantize
-
-        values = dequantize(self._typed(), GGMLQuantizationType(self.type))
-        return np.ascontiguousarray(values, dtype=np.float32).reshape(self.shape)
-
-    def _typed(self) -> NDArray[np.generic]:
-        """The bytes as `gguf` wants them: floats by element, blocks by row."""
+        """Dequantise: float32 of ``shape``, for F32 a read-only view; blocks by the `gguf` library."""
+        values: NDArray[np.generic]
         if self.type is TensorType.F32:
-            return self.data.view(np.float32).reshape(self.shape)
-        if self.type is TensorType.F16:
-            return self.data.view(np.float16).reshape(self.shape)
-        return self.data.reshape(*self.shape[:-1], -1)
+            values = self.data.view(np.float32)
+        elif self.type is TensorType.F16:
+            values = self.data.view(np.float16).astype(np.float32)
+        elif self.type is TensorType.BF16:  # the upper half of a float32
+            values = (self.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            from gguf import GGMLQuantizationType, dequantize
+
+            rows = self.data.reshape(*self.shape[:-1], -1)
+            values = dequantize(rows, GGMLQuantizationType(self.type))
+        return np.asarray(values, dtype=np.float32).reshape(self.shape)
 
 
 def tensor_from_array(name: str, values: NDArray[np.float32]) -> Tensor:
