@@ -14,14 +14,16 @@ constexpr int64_t kTileRows = 48;
 // Tokens whose queries and keys one chunk makes ready.
 constexpr int64_t kPrepareRows = 16;
 
-// Where one tile of rows is all there is to do, its keys are split into parts of so many; a multiple of
+// Where one tile of rows is all there is to do, keys are split as well, to give about so many chunks in all. How many
+// does not depend on the threads, so that neither do the results. Splits are whole groups of keys, a multiple of every
 // key_block.
-constexpr int64_t kSplitKeys = 256;
+constexpr int64_t kSplitChunks = 32, kSplitGroup = 64;
 
 // Keys and values of fewer bytes are not worth sharing among threads.
 constexpr int64_t kMinSharedBytes = 32 << 10;
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 // Norms and rotates queries and keys, and writes keys and values into the cache. All in the commit, since
 // these belong to the caller; it is cheap.
@@ -66,7 +68,7 @@ struct AttendJob {
   const AttentionKernels* kernels;
   AttentionTile shape;  // the caller's tile is made from it
   int64_t n_heads, tokens, tile_tokens, row_tiles;
-  int64_t splits, split_base;  // where the first split's keys begin
+  int64_t splits, split_keys, split_base;  // keys in a split, where the first one's begin
   const uint8_t* memory;
   int64_t head_bytes, key_bytes;
   float* mixed;
@@ -94,8 +96,8 @@ struct AttendJob {
     tile.first_key = first / kernels->key_block * kernels->key_block;
     tile.last_key = end;
     if (splits > 1) {
-      tile.first_key = split_base + p.split * kSplitKeys;
-      tile.last_key = std::min(end, tile.first_key + kSplitKeys);
+      tile.first_key = split_base + p.split * split_keys;
+      tile.last_key = std::min(end, tile.first_key + split_keys);
     }
     tile.keys = memory + p.head * head_bytes;
     tile.values = tile.keys + key_bytes;
@@ -203,7 +205,7 @@ void Attention::forward(const float* x, float* out, int64_t rows, KvCache& kv, i
   multiply(session, *runtime, normed,
            {{q.get(), queries, q_size}, {k.get(), keys, kv_size}, {v.get(), values, kv_size}}, false);
   if (rope) rope->prepare(kv.length, rows);
-  session.run((rows + kPrepareRows - 1) / kPrepareRows,
+  session.run(ceil_div(rows, kPrepareRows),
               PrepareJob{this, queries, keys, values, rows, &kv, layer});
   attend(session, queries, rows, kv, layer, mixed);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});
@@ -225,9 +227,14 @@ void Attention::attend(Session& session, const float* queries, int64_t rows, con
   job.n_heads = n_heads;
   job.tokens = rows;
   job.tile_tokens = std::clamp<int64_t>(kTileRows / group, 1, rows);
-  job.row_tiles = (rows + job.tile_tokens - 1) / job.tile_tokens;
-  job.split_base = std::max<int64_t>(0, kv.length + 1 - window) / kSplitKeys * kSplitKeys;
-  job.splits = job.row_tiles == 1 ? (end - job.split_base + kSplitKeys - 1) / kSplitKeys : 1;
+  job.row_tiles = ceil_div(rows, job.tile_tokens);
+  job.splits = 1;
+  if (job.row_tiles == 1) {
+    job.split_base = std::max<int64_t>(0, kv.length + 1 - window) / kSplitGroup * kSplitGroup;
+    const int64_t keys = end - job.split_base, wanted = ceil_div(kSplitChunks, n_kv_heads);
+    job.split_keys = round_up(ceil_div(keys, wanted), kSplitGroup);
+    job.splits = ceil_div(keys, job.split_keys);
+  }
   job.memory = kv.keys(layer, 0);
   job.head_bytes = kv.keys(layer, 1) - job.memory;
   job.key_bytes = kv.values(layer, 0) - job.memory;

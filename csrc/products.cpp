@@ -13,6 +13,9 @@ constexpr int64_t kRowGroup = 16;
 constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 64 << 10;
 constexpr int64_t kChunksPerThread = 4;
 
+// The decode kernels are fastest on so many panels at once.
+constexpr int64_t kPanelGroup = 4;
+
 // Prefill: a chunk's part of the result, and its part of the packed activations, should stay in the L2 cache.
 constexpr int64_t kTileFloats = 16 << 10;
 constexpr int64_t kTileActivations = 128 << 10;
@@ -46,7 +49,8 @@ Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, in
   Tiling t{matrix.panels(), rows, 1, 1};
   if (rows == 1) {
     const int64_t share = bytes / (runtime.pool.threads() * kChunksPerThread);
-    t.tile_panels = std::clamp(share, kMinChunkBytes, kMaxChunkBytes) / panel_bytes;
+    const int64_t panels = std::clamp(share, kMinChunkBytes, kMaxChunkBytes) / panel_bytes;
+    t.tile_panels = std::max<int64_t>(1, panels / kPanelGroup) * kPanelGroup;
   } else {
     const int64_t groups = std::clamp(kTileActivations / matrix.cols(), kRowGroup, kMaxTileRows) / kRowGroup;
     t.tile_rows = std::min(rows, groups * kRowGroup);

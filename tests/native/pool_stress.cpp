@@ -1,7 +1,10 @@
 // Stress test of the thread pool, run by test_thread_pool.py (also under ThreadSanitizer).
-//   pool_stress random THREADS ROUNDS     random regions, now and then with a chunk that its thread sleeps in
-//   pool_stress straggler THREADS         how long a region takes in which every other thread sleeps for 300
-//   ms
+//   pool_stress random THREADS ROUNDS   random regions, now and then with chunks that their threads sleep in; prints
+//                                       how many results are wrong
+//   pool_stress straggler THREADS MS    regions in which every other thread sleeps for MS milliseconds in its chunk;
+//                                       prints how many milliseconds the regions took
+//   pool_stress overhead THREADS        prints a region's time on one thread, on all, and what it costs beyond its
+//                                       share of the work, in microseconds
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -82,10 +85,11 @@ int random_regions(int threads, int rounds) {
 }
 
 struct SleepingJob {
+  int milliseconds;
   int* committed;
   size_t scratch_bytes() const { return 64; }
   void compute(int64_t, void*) const {
-    sleep_unless_caller(300);
+    sleep_unless_caller(milliseconds);
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(20);
     while (std::chrono::steady_clock::now() < end) {
     }
@@ -93,18 +97,18 @@ struct SleepingJob {
   void commit(int64_t chunk, const void*) const { ++committed[chunk]; }
 };
 
-int stragglers(int threads) {
+int stragglers(int threads, int milliseconds) {
   ThreadPool pool(threads);
   const auto start = std::chrono::steady_clock::now();
   for (int region = 0; region < 100; ++region) {
     std::vector<int> committed(64);
-    Session(pool).run(64, SleepingJob{committed.data()});
+    Session(pool).run(64, SleepingJob{milliseconds, committed.data()});
     for (int count : committed) {
       if (count != 1) return 1;
     }
   }
   const std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
-  std::printf("%.3f\n", elapsed.count());
+  std::printf("%.1f\n", elapsed.count());
   return 0;
 }
 
@@ -149,7 +153,7 @@ int main(int argc, char** argv) {
   caller = std::this_thread::get_id();
   const int threads = argc > 2 ? std::atoi(argv[2]) : 2;
   if (argc > 3 && std::strcmp(argv[1], "random") == 0) return random_regions(threads, std::atoi(argv[3]));
-  if (argc > 2 && std::strcmp(argv[1], "straggler") == 0) return stragglers(threads);
+  if (argc > 3 && std::strcmp(argv[1], "straggler") == 0) return stragglers(threads, std::atoi(argv[3]));
   if (argc > 2 && std::strcmp(argv[1], "overhead") == 0) return overhead(threads);
   return 2;
 }
