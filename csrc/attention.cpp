@@ -306,11 +306,6 @@ void attend_tile(const AttentionTile& t, const Scratch& s, int64_t first, int64_
                  width / kBlock);
 }
 
-// Memory's own prefetchers stop at each page, and a cache's pages are small.
-HOTSET_INLINE void prefetch(const uint8_t* data, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) prefetch(data + i);
-}
-
 void attend(const AttentionTile* tile) {
   const AttentionTile& t = *tile;
   const int64_t width = round_up(t.head_dim, kBlock);
@@ -328,8 +323,6 @@ void attend(const AttentionTile* tile) {
     const int64_t last = least(first + kTile, t.last_key);
     const uint8_t* keys = t.keys + first / kBlock * key_block_bytes(t.type, t.head_dim);
     const uint8_t* values = t.values + first * value_row_bytes(t.type, t.head_dim);
-    prefetch(keys, round_up(last - first, kBlock) / kBlock * key_block_bytes(t.type, t.head_dim));
-    prefetch(values, (last - first) * value_row_bytes(t.type, t.head_dim));
     if (t.type == KvType::kF32) {
       attend_tile(t, s, first, last, reinterpret_cast<const float*>(keys),
                   reinterpret_cast<const float*>(values));

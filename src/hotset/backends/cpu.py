@@ -23,7 +23,7 @@ _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 _Q8_BLOCK = 32
 
 # Far more than a last-level cache holds.
-_BANDWIDTH_BYTES = 512 << 20
+_BANDWIDTH_BYTES = 256 << 20
 
 
 class CpuEmbedding:
