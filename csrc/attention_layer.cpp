@@ -14,9 +14,9 @@ constexpr int64_t kTileRows = 48;
 // Tokens whose queries and keys one chunk makes ready.
 constexpr int64_t kPrepareRows = 16;
 
-// Where one tile of rows is all there is to do, keys are split as well, to give about so many chunks in all. How many
-// does not depend on the threads, so that neither do the results. Splits are whole groups of keys, a multiple of every
-// key_block.
+// Where one tile of rows is all there is to do, keys are split as well, to give about so many chunks in all.
+// How many does not depend on the threads, so that neither do the results. Splits are whole groups of keys, a
+// multiple of every key_block.
 constexpr int64_t kSplitChunks = 32, kSplitGroup = 64;
 
 // Keys and values of fewer bytes are not worth sharing among threads.
@@ -205,8 +205,7 @@ void Attention::forward(const float* x, float* out, int64_t rows, KvCache& kv, i
   multiply(session, *runtime, normed,
            {{q.get(), queries, q_size}, {k.get(), keys, kv_size}, {v.get(), values, kv_size}}, false);
   if (rope) rope->prepare(kv.length, rows);
-  session.run(ceil_div(rows, kPrepareRows),
-              PrepareJob{this, queries, keys, values, rows, &kv, layer});
+  session.run(ceil_div(rows, kPrepareRows), PrepareJob{this, queries, keys, values, rows, &kv, layer});
   attend(session, queries, rows, kv, layer, mixed);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});
   multiply_residual(session, *runtime, heads, *output, post_norm.get(), out);

@@ -16,10 +16,11 @@ constexpr int64_t kChunksPerThread = 4;
 // The decode kernels are fastest on so many panels at once.
 constexpr int64_t kPanelGroup = 4;
 
-// Prefill: a chunk's part of the result, and its part of the packed activations, should stay in the L2 cache.
-constexpr int64_t kTileFloats = 16 << 10;
-constexpr int64_t kTileActivations = 128 << 10;
+// Prefill: more rows make unpacking the weights worth more, while their packed activations, and the chunk's
+// part of the result, should stay in the L2 cache.
 constexpr int64_t kMaxTileRows = 128;
+constexpr int64_t kTileActivations = 512 << 10;
+constexpr int64_t kTileFloats = 16 << 10;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -52,9 +53,10 @@ Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, in
     const int64_t panels = std::clamp(share, kMinChunkBytes, kMaxChunkBytes) / panel_bytes;
     t.tile_panels = std::max<int64_t>(1, panels / kPanelGroup) * kPanelGroup;
   } else {
-    const int64_t groups = std::clamp(kTileActivations / matrix.cols(), kRowGroup, kMaxTileRows) / kRowGroup;
-    t.tile_rows = std::min(rows, groups * kRowGroup);
-    t.tile_panels = kTileFloats / (t.tile_rows * runtime.linear.lanes);
+    const int64_t most = std::clamp(kTileActivations / matrix.cols(), kRowGroup, kMaxTileRows);
+    t.tile_rows = std::min(rows, most / kRowGroup * kRowGroup);
+    const int64_t share = t.panels * t.row_tiles() / (runtime.pool.threads() * kChunksPerThread);
+    t.tile_panels = std::min(share, kTileFloats / (t.tile_rows * runtime.linear.lanes)) / 2 * 2;
   }
   t.tile_panels = std::clamp<int64_t>(t.tile_panels, 1, t.panels);
   return t;
