@@ -122,7 +122,7 @@ pieces = st.sampled_from(
 contents = st.lists(pieces, max_size=6).map("".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(contents, min_size=1, max_size=3))
 def test_messages_cannot_write_control_tokens(texts: list[str]) -> None:
     """Whether a message is a text or cut into parts, its tokens are those of plain text."""

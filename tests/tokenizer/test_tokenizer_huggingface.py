@@ -1,12 +1,14 @@
 """Hugging Face directories, against transformers' AutoTokenizer."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.small_tokenizers import CONTROL, byte_level, checkpoint, sentencepiece_model, texts
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hotset.errors import CheckpointError, HotsetError
 from hotset.tokenizer import Tokenizer
@@ -67,7 +69,7 @@ def test_directories_equal_transformers(kind: str, tmp_path: Path) -> None:
     ours = open_directory(tmp_path)
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(texts)
     def check(text: str) -> None:
         for special in (False, True):
@@ -125,6 +127,7 @@ def test_every_source_of_end_tokens_counts(tmp_path: Path) -> None:
             "yes",
         ),
         ({"tokenizer_config.json": "{}"}, None),
+        ({"tokenizer_config.json": "{}", "chat_template.json": '{"chat_template": "own file"}'}, "own file"),
     ],
 )
 def test_the_chat_template_is_found(files: dict[str, str], expected: str | None, tmp_path: Path) -> None:
@@ -153,6 +156,63 @@ def test_a_decoder_that_is_unknown_is_refused_by_name(tmp_path: Path) -> None:
     fast.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(CheckpointError, match="found WordPiece"):
         open_directory(tmp_path)
+
+
+def test_damaged_tokenizer_json_never_crashes(tmp_path: Path) -> None:
+    save_with_begin_token(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    spots = [
+        (parent, key)
+        for parent in (whole, whole["model"], *whole["added_tokens"], *children(whole["post_processor"]))
+        for key in (parent if isinstance(parent, dict) else range(len(parent)))
+    ]
+    values = (
+        st.none()
+        | st.booleans()
+        | st.integers(-1, 2**33)
+        | st.sampled_from(["", "x", [], {}, [[]], {"a": 1}])
+    )
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.sampled_from(range(len(spots))), values)
+    def check(spot: int, value: Any) -> None:
+        parent, key = spots[spot]
+        kept, parent[key] = parent[key], value
+        file.write_text(json.dumps(whole))
+        parent[key] = kept
+        try:
+            ours = open_directory(tmp_path)
+            ours.decode(ours.encode("The end. <|im_end|> 東京"))
+        except HotsetError as error:
+            assert "\n" not in str(error)
+
+    check()
+
+
+def children(value: Any) -> list[Any]:
+    """Every object and list within a JSON value, itself included."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (
+        [value, *(found for item in inner for found in children(item))]
+        if isinstance(value, dict | list)
+        else []
+    )
+
+
+def test_threads_do_not_share_what_they_allow(tmp_path: Path) -> None:
+    save_byte_level(tmp_path)
+    ours = open_directory(tmp_path)
+
+    def encode(parse_special: bool) -> set[tuple[int, ...]]:
+        text = "hello <|im_end|> " * 20
+        return {tuple(ours.encode(text, parse_special=parse_special)) for _ in range(200)}
+
+    with ThreadPoolExecutor(2) as pool:
+        parsed, plain = pool.map(encode, [True, False])
+    assert len(parsed) == len(plain) == 1
+    assert ours.end_ids & set(*parsed)
+    assert not ours.end_ids & set(*plain)
 
 
 BROKEN = {

@@ -47,7 +47,7 @@ def test_a_stream_continues_any_prompt(kind: str) -> None:
 def test_a_stream_of_any_ids_is_their_bytes_decoded(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(ids)
     def check(ids: list[int]) -> None:
         visible = b"".join(tokenizer.token_bytes(id) for id in ids if id not in hidden)

@@ -1,6 +1,6 @@
 """The `tokenizers` library behind this package's two needs: encode text, and name one token's bytes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -20,8 +20,7 @@ def rust_errors(error: type[HotsetError], what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit, HotsetError):
         raise
     except BaseException as reason:  # a panic is no Exception
-        first_line = (str(reason).splitlines() or [type(reason).__name__])[0]
-        raise error(f"{what}: {first_line}") from None
+        raise error(f"{what}: {' '.join(str(reason).split()) or type(reason).__name__}") from None
 
 
 class FastEncoder:
@@ -40,7 +39,7 @@ class FastEncoder:
 
 
 def byte_level_bpe(
-    ids: Mapping[str, int],
+    ids: dict[str, int],
     merges: Sequence[str],
     pre_tokenizer: PreTokenizer,
     *,
@@ -57,7 +56,7 @@ def byte_level_bpe(
 
     with rust_errors(CheckpointError, f"{name}: the tokenizer's merges do not fit its tokens"):
         model = models.BPE(
-            vocab=dict(ids),
+            vocab=ids,
             merges=[tuple(merge.split(" ")) for merge in merges],  # type: ignore[misc]
             ignore_merges=pre_tokenizer.ignore_merges,
         )

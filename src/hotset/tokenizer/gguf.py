@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hotset.chat_template import ChatTemplate
 from hotset.errors import CheckpointError
+from hotset.formats.keys import shown
 from hotset.tokenizer.fast import byte_level_bpe, byte_level_decoder
 from hotset.tokenizer.pretokenizers import PRE_TOKENIZERS
 from hotset.tokenizer.sentencepiece import SPACE, SentencePieceEncoder
@@ -45,13 +46,15 @@ class _Reader:
                 "missing key tokenizer.ggml.model: the file has no tokenizer; convert the model again"
             )
         if model not in ("gpt2", "llama"):
-            raise self._error(f"tokenizer.ggml.model: expected gpt2 or llama, found {model!r}")
+            raise self._error(f"tokenizer.ggml.model: expected gpt2 or llama, found {shown(model)}")
         self._tokens = self._strings("tokens")
         self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
         if len(self._ids) < len(self._tokens):
             second = next(id for id, token in enumerate(self._tokens) if self._ids[token] != id)
             first = self._ids[self._tokens[second]]
-            raise self._error(f"tokenizer.ggml.tokens: {second} and {first} are both {self._tokens[first]!r}")
+            raise self._error(
+                f"tokenizer.ggml.tokens: {second} and {first} are both {shown(self._tokens[first])}"
+            )
         self._types = self._token_types()
         return self._byte_level() if model == "gpt2" else self._sentencepiece()
 
@@ -63,7 +66,7 @@ class _Reader:
             )
         if pre not in PRE_TOKENIZERS:
             raise self._error(
-                f"tokenizer.ggml.pre: expected one of {', '.join(PRE_TOKENIZERS)}, found {pre!r}"
+                f"tokenizer.ggml.pre: expected one of {', '.join(PRE_TOKENIZERS)}, found {shown(pre)}"
             )
         pre_tokenizer = PRE_TOKENIZERS[pre]
         encoder = byte_level_bpe(

@@ -62,13 +62,14 @@ def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Voca
         size=size,
         token_bytes=token_bytes,
         control=control,
-        bos_id=next(iter(_ids(bos_id)), None),
+        bos_id=next((id for id in _ids(bos_id) if id < size), None),
         end_ids={id for id in ends if id < size},
         prefix=whole[:start],
         suffix=whole[start + len(plain) :],
         space_prefixed=decoder.space_prefixed,
     )
-    source = _template(path, special.get("chat_template"))
+    named = _json_object(path / "chat_template.json") | special
+    source = _template(path, named.get("chat_template"))
     template = source and ChatTemplate(source, bos_token=bos_text or "", eos_token=eos_text or "")
     return FastEncoder(tokenizer), vocabulary, template or None
 
@@ -139,7 +140,7 @@ def _ids(value: Any) -> list[int]:
 
 
 def _template(path: Path, configured: Any) -> str | None:
-    """``chat_template.jinja``, else the string (or the one named default) in ``tokenizer_config.json``."""
+    """``chat_template.jinja``, else what the JSON files say: a string, or a list with one named default."""
     file = path / "chat_template.jinja"
     if file.is_file():
         try:

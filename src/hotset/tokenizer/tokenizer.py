@@ -41,7 +41,7 @@ class Tokenizer:
         """
         if checkpoint.path.is_dir():
             return cls(*read_directory(checkpoint.path, checkpoint.metadata))
-        return cls(*read_metadata(checkpoint.path.name, checkpoint.metadata))
+        return cls(*read_metadata(str(checkpoint.path), checkpoint.metadata))
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of ``text``.
