@@ -57,6 +57,7 @@ texts = st.lists(st.sampled_from(HARD) | st.sampled_from(LANGUAGES) | st.text(ma
 )
 
 
+@cache
 def corpus() -> list[str]:
     """Code and prose, a line each."""
     code = [inspect.getsource(module).splitlines() for module in (argparse, textwrap, types)]
@@ -121,6 +122,7 @@ def sentencepiece_model(*, add_dummy_prefix: bool) -> bytes:
     return model.getvalue()
 
 
+@cache
 def sentencepiece_metadata(*, add_dummy_prefix: bool) -> dict[str, Any]:
     """What llama.cpp's converter writes for `sentencepiece_model`."""
     spm = pytest.importorskip("sentencepiece")

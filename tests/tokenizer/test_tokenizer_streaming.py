@@ -35,7 +35,7 @@ def test_a_stream_continues_any_prompt(kind: str) -> None:
     def check(text: str) -> None:
         ids = tokenizer.encode(text, parse_special=False)
         whole = tokenizer.decode(ids)
-        for cut in range(2, len(ids)):
+        for cut in range(2, len(ids), 3):
             prompt = tokenizer.decode(ids[:cut])
             if whole.startswith(prompt):  # else the cut is within a character
                 assert prompt + streamed(tokenizer, ids[cut:]) == whole
