@@ -222,6 +222,8 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # the superuser may read everything
-    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
-        open_checkpoint(path)
+    for method, target in (("open", path), ("stat", path), ("exists", tmp_path)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, denied)  # the superuser may read everything
+            with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+                open_checkpoint(target)

@@ -1,6 +1,5 @@
 """Model files: bytes to a `Checkpoint`. Knows nothing of how a model is computed."""
 
-import os
 from pathlib import Path
 
 from hotset.errors import CheckpointError
@@ -8,6 +7,7 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.huggingface import open_huggingface
 from hotset.formats.locate import locate
+from hotset.formats.mapped import unreadable
 from hotset.formats.tensor import Tensor, TensorType
 
 __all__ = ["Checkpoint", "Tensor", "TensorType", "locate", "open_checkpoint"]
@@ -18,8 +18,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises `CheckpointError`, one line, for whatever cannot be read or run.
     """
-    if os.path.isdir(path):  # noqa: PTH112 - where Path's raises, such as for a name too long, this says no
-        return open_huggingface(path)
-    if path.suffix in (".safetensors", ".json"):
-        raise CheckpointError(f"{path}: name its directory instead")
-    return open_gguf(path)
+    try:
+        if path.is_dir():
+            return open_huggingface(path)
+        if path.suffix in (".safetensors", ".json"):
+            raise CheckpointError(f"{path}: name its directory instead")
+        return open_gguf(path)
+    except OSError as error:
+        raise unreadable(path, error) from None

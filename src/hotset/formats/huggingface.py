@@ -230,7 +230,9 @@ def _ropes(
     def resolve(table: Keys, theta: Any) -> RopeConfig:
         return rope_from_config(table, sizes.head_dim, theta, factor, context)
 
-    local_theta = keys.get("rope_local_base_freq", architecture.local_rope_theta)
+    local_theta = architecture.local_rope_theta and keys.get(
+        "rope_local_base_freq", architecture.local_rope_theta
+    )
     if table.get("full_attention") is not None or table.get("sliding_attention") is not None:
         full, local = (
             table.section(kind, table.get(kind, {})) for kind in ("full_attention", "sliding_attention")

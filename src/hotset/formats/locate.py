@@ -22,7 +22,7 @@ def locate(name: str | None) -> Path:
 
         return Hub().locate(name.removeprefix("hf:"))
     path = Path(name).expanduser()
-    if _REPOSITORY.fullmatch(name) and not path.exists():
+    if len(name) < 200 and _REPOSITORY.fullmatch(name) and not path.exists():
         raise CheckpointError(
             f"{name}: no such file or directory; to download it from the hub, write hf:{name}"
         )
