@@ -15,8 +15,8 @@ def llama_cpp_logits(path: Path, tokens: NDArray[np.int32]) -> NDArray[np.float3
         n_ctx=len(tokens) + 1,
         n_batch=len(tokens),
         n_ubatch=len(tokens),
-        n_threads=2,
-        n_threads_batch=2,
+        n_threads=1,  # its threads wait for each other without end where a core is busy
+        n_threads_batch=1,
         logits_all=True,
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
