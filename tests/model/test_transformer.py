@@ -69,6 +69,20 @@ def test_sequences_do_not_mix(backend: Backend) -> None:
     assert_close(model.forward(TOKENS[7:8], one), expected)
 
 
+@pytest.mark.parametrize(("type", "tolerance"), [("f16", 2e-3), ("q8_0", 5e-2)])
+def test_small_kv_cache(type: str, tolerance: float, backend: Backend) -> None:
+    """Keys and values in fewer bits: near the same logits, but not the same."""
+    if backend.name == "reference" and type == "q8_0":
+        pytest.skip("the reference backend has no such cache")
+    model = build_transformer(random_checkpoint(head_dim=32), backend)
+    expected = model.forward(TOKENS, model.kv_cache(CAPACITY, "f32"), all_logits=True)
+    kv = model.kv_cache(CAPACITY, type)
+    first, rest = (model.forward(part, kv, all_logits=True) for part in (TOKENS[:9], TOKENS[9:]))
+    found = np.concatenate([first, rest])
+    assert_close(found, expected, tolerance)
+    assert not np.array_equal(found, expected)
+
+
 def test_progress(backend: Backend) -> None:
     seen: list[tuple[int, int]] = []
     build_transformer(random_checkpoint(), backend, lambda done, total: seen.append((done, total)))
