@@ -13,8 +13,8 @@ from hotset import Engine, Sampling
 TEXT = "The old lighthouse keeper walked down to the harbour every morning to watch the boats come in. " * 12
 
 
-# SmolLM2 wavers on "What is the capital of France?" (0.15 against 0.14 for the first word, by the F32 reference);
-# here each word up to "Paris" is clearly the likeliest.
+# SmolLM2 wavers on "What is the capital of France?": by the F32 reference its first word is "The" with a
+# probability of 0.15, or a wrong one with 0.14. Here each word up to "Paris" is clearly the likeliest.
 QUESTION = "Where is the Eiffel Tower?"
 
 

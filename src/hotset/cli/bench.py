@@ -8,7 +8,7 @@ from hotset.cli import options
 def bench(
     model: options.Model = None, threads: options.Threads = None, as_json: options.AsJSON = False
 ) -> None:
-    """Time a prompt of 512 tokens and 128 single tokens; medians of five, beside the memory bandwidth."""
+    """Time a prompt of 512 tokens and 128 single tokens; medians of three, beside the memory bandwidth."""
     from hotset.cli.console import progress, table
     from hotset.engine.load import load_model
     from hotset.engine.measure import measure

@@ -1,6 +1,7 @@
 """`hotset chat`: a conversation in the terminal."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,7 +62,8 @@ def _converse(
     """Read, answer and remember, until the user leaves."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
-        import readline  # noqa: F401  (line editing and history in input())
+        with suppress(ImportError):  # Windows edits lines by itself
+            import readline  # noqa: F401  (line editing and history in input())
 
         print(_HELP)
     messages = list(opening)

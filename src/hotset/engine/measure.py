@@ -32,7 +32,7 @@ class Speed:
         return self.decode_gb_per_second / self.memory_gb_per_second
 
 
-def measure(model: Model, *, repeats: int = 5, progress: Callable[[int, int], None] | None = None) -> Speed:
+def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], None] | None = None) -> Speed:
     """Time a prompt of 512 tokens and 128 single tokens, each from an empty context and without sampling.
 
     Tokens are random: a dense model's speed does not depend on them. A first, shorter round warms up.
