@@ -45,8 +45,10 @@ void pack_activations(ActivationFormat format, const float* x, int64_t ldx, int6
     if (t % n == 0 && last - t < n) memset(tile, 0, bytes);
     if (format == kActF32) {
       pack_float_activations(x + t * ldx, cols, n, t % n, tile);
+    } else if (n == 1) {
+      pack_int8_row<1>(x + t * ldx, cols, 0, tile);
     } else {
-      pack_int8_row(x + t * ldx, cols, n, t % n, tile);
+      pack_int8_row<kTile>(x + t * ldx, cols, t % n, tile);
     }
   }
 }

@@ -52,6 +52,14 @@ HOTSET_INLINE I32 load_quad(const uint8_t* block, int quad, int token) {
   return broadcast(bytes);
 }
 
+// The factor of a row, given its tile and the number of blocks.
+template <int n>
+HOTSET_INLINE float load_factor(const uint8_t* tile, int64_t n_blocks, int token) {
+  float factor;
+  memcpy(&factor, tile + n_blocks * kActBlockBytes<n> + 4 * token, 4);
+  return factor;
+}
+
 HOTSET_INLINE int64_t tile_bytes(ActivationFormat format, int64_t tokens, int64_t cols) {
   int64_t bytes = format == kActF32 ? cols * 4 : cols / kBlock * kActBlockBytes<1> + 4;
   return (tokens * bytes + 63) / 64 * 64;
@@ -63,25 +71,45 @@ HOTSET_INLINE float largest_magnitude(const float* x, int64_t n) {
   return max(largest);
 }
 
+// Sums of 16 columns' bytes, in [-127, 127]: of the first two of every four, and of the last two.
+struct QuadSums {
+  int32_t sum01, sum23;
+};
+HOTSET_INLINE QuadSums quad_sums(const int8_t* q) {
+  constexpr uint64_t kLowBytes = 0x00ff00ff00ff00ff;
+  uint64_t bytes[2], pairs = 0;
+  memcpy(bytes, q, 16);
+  for (uint64_t b : bytes) {
+    b ^= 0x8080808080808080;  // now 128 more, without sign
+    pairs += (b & kLowBytes) + (b >> 8 & kLowBytes);
+  }
+  const uint32_t sums = uint32_t(pairs) + uint32_t(pairs >> 32);
+  return {int32_t(sums & 0xffff) - 8 * 128, int32_t(sums >> 16) - 8 * 128};
+}
+
 // Quantises one row into place `token` of a tile of `n`.
-HOTSET_INLINE void pack_int8_row(const float* x, int64_t cols, int64_t n, int64_t token, uint8_t* tile) {
-  float row_max = largest_magnitude(x, cols);
+template <int n>
+void pack_int8_row(const float* x, int64_t cols, int64_t token, uint8_t* tile) {
+  const float row_max = largest_magnitude(x, cols);
   float factor = row_max / (127.0f * 32767.0f);
   if (!(factor >= 1e-37f)) factor = 0.0f;  // all zero, or too small for a float's range
-  float to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
-  for (int64_t b = 0; b < cols / kBlock; b++, x += kBlock, tile += n * kActBlockBytes<1>) {
+  const float to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
+  for (int64_t b = 0; b < cols / kBlock; b++, x += kBlock, tile += kActBlockBytes<n>) {
     int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock) * to_scale));
     scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
-    F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
+    const F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
     int8_t q[kBlock];
     for (int k = 0; k < kBlock; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
-    int32_t sums[2][2] = {};  // by half, and by column pair of a quad
-    for (int k = 0; k < kBlock; k++) sums[k / 16][k / 2 % 2] += q[k];
     for (int i = 0; i < kQuads; i++) memcpy(tile + 4 * (n * i + token), q + 4 * i, 4);
-    int32_t all01 = sums[0][0] + sums[1][0], all23 = sums[0][1] + sums[1][1];
-    int32_t words[kBlockWords] = {scale_word(scale), float_bits(float(scale) * float(all01 + all23)),
-                                  correction_word(all01, all23), correction_word(sums[0][0], sums[0][1]),
-                                  correction_word(sums[1][0], sums[1][1])};
+    const QuadSums first = quad_sums(q), second = quad_sums(q + 16);
+    const int32_t sum01 = first.sum01 + second.sum01, sum23 = first.sum23 + second.sum23;
+    const int32_t words[kBlockWords] = {
+        scale_word(scale),
+        float_bits(float(scale) * float(sum01 + sum23)),
+        correction_word(sum01, sum23),
+        correction_word(first.sum01, first.sum23),
+        correction_word(second.sum01, second.sum23),
+    };
     for (int i = 0; i < kBlockWords; i++) memcpy(tile + 4 * (n * (kQuads + i) + token), &words[i], 4);
   }
   memcpy(tile + 4 * token, &factor, 4);

@@ -56,9 +56,8 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int6
       });
     }
   }
-  float factor;
-  memcpy(&factor, x, 4);
-  unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * kLanes, sums[p.value] * broadcast(factor)); });
+  const F32 factor = broadcast(load_factor<1>(x, 0, 0));
+  unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * kLanes, sums[p.value] * factor); });
 }
 
 template <class F>
@@ -143,47 +142,55 @@ struct Chunk {
   }
 };
 
-// The products of n panels with rows [row0, row1), of which the first goes to y.
+// What matmul_int8 is called with, and the part of it that is being worked on.
+struct Matmul {
+  const PackedMatrix* w;
+  const uint8_t* x;        // packed activations
+  int64_t row0, row1;      // rows of x
+  int64_t block0, block1;  // blocks of columns
+  float* y;                // of row0 and the first panel
+  int64_t ldy;
+};
+
+// n panels, starting with `panel`; their products begin at column `column` of y.
 template <class F, int n>
-void matmul_panels(const uint8_t* panel, int64_t panel_bytes, int64_t cols, const uint8_t* x, int64_t row0,
-                   int64_t row1, float* y, int64_t ldy) {
-  const int64_t n_blocks = cols / kBlock, bytes = tile_bytes(kActInt8, kTile, cols);
+void matmul_panels(const Matmul& m, int64_t panel, int64_t column) {
+  const int64_t cols = m.w->cols, n_blocks = cols / kBlock, count = m.block1 - m.block0;
+  const int64_t bytes = tile_bytes(kActInt8, kTile, cols);
   Chunk<F, n> chunk;
-  for (int64_t block = 0; block < n_blocks; block += kChunkBlocks) {
-    const int64_t count = n_blocks - block < kChunkBlocks ? n_blocks - block : kChunkBlocks;
-    chunk.unpack(panel, panel_bytes, cols, block, count);
-    for (int64_t row = row0; row < row1; row += kTile) {
-      const uint8_t* tile = x + row / kTile * bytes;
-      const int64_t tokens = row1 - row < kTile ? row1 - row : kTile;
-      float* out = y + (row - row0) * ldy;
-      F32 sums[kTile * n];
-      for (int i = 0; i < kTile * n; i++) {
-        sums[i] = block > 0 && i / n < tokens ? load(out + i / n * ldy + i % n * kLanes) : zero_f32();
-      }
-      chunk.multiply(count, tile + block * kActBlockBytes<kTile>, sums);
-      for (int i = 0; i < tokens * n; i++) {
-        F32 sum = sums[i];
-        if (block + count == n_blocks)
-          sum = sum * broadcast(load_float<0>(tile + n_blocks * kActBlockBytes<kTile>, 0, i / n));
-        store(out + i / n * ldy + i % n * kLanes, sum);
-      }
+  chunk.unpack(m.w->data + panel * m.w->panel_bytes, m.w->panel_bytes, cols, m.block0, count);
+  for (int64_t row = m.row0; row < m.row1; row += kTile) {
+    const uint8_t* tile = m.x + row / kTile * bytes;
+    const int64_t tokens = m.row1 - row < kTile ? m.row1 - row : kTile;
+    float* out = m.y + (row - m.row0) * m.ldy + column;
+    F32 sums[kTile * n];
+    for (F32& sum : sums) sum = zero_f32();
+    if (m.block0 > 0) {
+      for (int i = 0; i < tokens * n; i++) sums[i] = load(out + i / n * m.ldy + i % n * kLanes);
+    }
+    chunk.multiply(count, tile + m.block0 * kActBlockBytes<kTile>, sums);
+    const bool last = m.block1 == n_blocks;
+    for (int i = 0; i < tokens * n; i++) {
+      F32 factor = broadcast(last ? load_factor<kTile>(tile, n_blocks, i / n) : 1.0f);
+      store(out + i / n * m.ldy + i % n * kLanes, sums[i] * factor);
     }
   }
 }
 
+// The columns are cut so that the activations of a block of tokens stay in the second-level cache while all
+// panels go by; between the cuts the sums wait in y, without the rows' factors.
 template <class F>
 void matmul_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, int64_t row0,
                  int64_t row1, float* y, int64_t ldy) {
-  for (int64_t first = row0; first < row1; first += kTokenBlock, y += kTokenBlock * ldy) {
-    const int64_t last = row1 - first < kTokenBlock ? row1 : first + kTokenBlock;
-    int64_t panel = panel0;
-    for (; panel + 2 <= panel1; panel += 2) {
-      matmul_panels<F, 2>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, first, last,
-                          y + (panel - panel0) * kLanes, ldy);
-    }
-    if (panel < panel1) {
-      matmul_panels<F, 1>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, first, last,
-                          y + (panel - panel0) * kLanes, ldy);
+  const int64_t n_blocks = w->cols / kBlock;
+  for (int64_t row = row0; row < row1; row += kTokenBlock, y += kTokenBlock * ldy) {
+    const int64_t last_row = row1 - row < kTokenBlock ? row1 : row + kTokenBlock;
+    for (int64_t block = 0; block < n_blocks; block += kChunkBlocks) {
+      const int64_t last_block = n_blocks - block < kChunkBlocks ? n_blocks : block + kChunkBlocks;
+      const Matmul m = {w, x, row, last_row, block, last_block, y, ldy};
+      int64_t panel = panel0;
+      for (; panel + 2 <= panel1; panel += 2) matmul_panels<F, 2>(m, panel, (panel - panel0) * kLanes);
+      if (panel < panel1) matmul_panels<F, 1>(m, panel, (panel - panel0) * kLanes);
     }
   }
 }
