@@ -112,6 +112,8 @@ def main() -> int:
     for path in (args.model, args.text):
         if not path.is_file():
             return fail("accuracy", f"{path}: no such file")
+    from hotset.tokenizer import Tokenizer
+
     with tempfile.TemporaryDirectory(prefix="hotset-accuracy-") as folder:
         exact = Path(folder) / "f32.gguf"
         write_dequantised(args.model, exact)
@@ -119,7 +121,7 @@ def main() -> int:
         peer = LlamaCppEngine(args.model, args.threads, args.window)
         reference = ENGINES[args.reference](exact, args.threads, args.window, "f32")
         text = args.text.read_text(encoding="utf-8", errors="replace")
-        tokenizer = hotset.model.tokenizer
+        tokenizer = Tokenizer.from_checkpoint(hotset.checkpoint)
         # Text beyond what can be needed would only cost tokenizing time.
         text = text[: args.tokens * 2 * 16]
         tokens = tokenizer.encode(text, add_special=False)

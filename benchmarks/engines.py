@@ -37,14 +37,18 @@ class TokenEngine(Protocol):
 
 
 class HotsetEngine:
-    """Hotset, below its sampler."""
+    """Hotset, below its tokenizer and sampler."""
 
     def __init__(self, model: Path, threads: int, context: int, kv_type: str = "f16") -> None:
-        from hotset.engine.load import load_model
+        from hotset.backends.cpu import CpuBackend
+        from hotset.formats import open_checkpoint
+        from hotset.model.build import build_transformer
 
-        self.model = load_model(model, threads=threads)
-        self.vocab_size = self.model.config.vocab_size
-        self._kv = self.model.kv_cache(context, kv_type)
+        self.checkpoint = open_checkpoint(model)
+        self.backend = CpuBackend(threads=threads)
+        self.vocab_size = self.checkpoint.config.vocab_size
+        self._transformer = build_transformer(self.checkpoint, self.backend)
+        self._kv = self._transformer.kv_cache(context, kv_type)
 
     def clear(self) -> None:
         """Forget the sequence."""
@@ -52,11 +56,11 @@ class HotsetEngine:
 
     def step(self, tokens: Sequence[int]) -> None:
         """Append tokens and compute the logits after the last."""
-        self.model.transformer.forward(np.asarray(tokens, np.int32), self._kv)
+        self._transformer.forward(np.asarray(tokens, np.int32), self._kv)
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Append T tokens: the logits (T, V) after each."""
-        return self.model.transformer.forward(np.asarray(tokens, np.int32), self._kv, all_logits=True)
+        return self._transformer.forward(np.asarray(tokens, np.int32), self._kv, all_logits=True)
 
 
 class LlamaCppEngine:
