@@ -153,6 +153,16 @@ def decode(engine: TokenEngine, tokens: int, seconds: float = float("inf")) -> f
     return done / (time.perf_counter() - start)
 
 
+def memory_bandwidth(engine: TokenEngine) -> float:
+    """GB/s at which Hotset's threads read memory when they do nothing else."""
+    if not isinstance(engine, HotsetEngine):
+        raise TypeError("only Hotset measures the memory's bandwidth")
+    return engine.backend.memory_bandwidth()
+
+
+MEASURES = {"prefill": prefill, "decode": decode, "memory_bandwidth": memory_bandwidth}
+
+
 def _random_tokens(engine: TokenEngine, count: int) -> list[int]:
     return [int(i) for i in np.random.default_rng(count).integers(0, engine.vocab_size, count)]
 
@@ -177,7 +187,7 @@ class Worker:
         self._process.wait()
 
     def ask(self, what: str, **arguments: float) -> float:
-        """Have the worker measure `prefill` or `decode`: tokens/s. RuntimeError if the worker fails."""
+        """Have the worker make one of `MEASURES`: its result. RuntimeError if the worker fails."""
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"what": what, **arguments}) + "\n")
@@ -186,7 +196,7 @@ class Worker:
         answer = json.loads(line) if line else {"error": "its process ended"}
         if "error" in answer:
             raise RuntimeError(f"{self.engine}: {answer['error']}")
-        return float(answer["tokens_per_second"])
+        return float(answer["result"])
 
 
 def serve(engine_name: str, model: Path, threads: int, context: int) -> None:
@@ -203,8 +213,7 @@ def serve(engine_name: str, model: Path, threads: int, context: int) -> None:
         engine = ENGINES[engine_name](model, threads, context)
         for line in sys.stdin:
             request = json.loads(line)
-            measure = {"prefill": prefill, "decode": decode}[request.pop("what")]
-            answer({"tokens_per_second": measure(engine, **request)})
+            answer({"result": MEASURES[request.pop("what")](engine, **request)})
     except Exception as error:
         answer({"error": f"{type(error).__name__}: {error}"})
 

@@ -33,7 +33,9 @@ def compare(
                 order = workers if pair % 2 == 0 else workers[::-1]
                 for worker in order:
                     found[test][worker.engine].append(worker.ask(test, tokens=tokens))
-    results: dict[str, Any] = {}
+        results: dict[str, Any] = {}
+        if names[0] == "hotset":
+            results["memory_gb_per_second"] = round(workers[0].ask("memory_bandwidth"), 1)
     for test, figures in found.items():
         results[test] = {"tokens": tests[test], **{name: summary(values) for name, values in figures.items()}}
         if len(names) == 2:
@@ -68,6 +70,8 @@ def main() -> int:
             except RuntimeError as error:
                 return fail("peers", str(error))
             results.append({"model": identity, "threads": threads, **figures})
+            if "memory_gb_per_second" in figures:
+                print(f"  {threads} threads  memory   {figures['memory_gb_per_second']} GB/s")
             for test in tests:
                 row = "  ".join(f"{name} {span(figures[test][name])} tok/s" for name in names)
                 ratio = f"  ratio {span(figures[test]['ratio'], 2)}" if "ratio" in figures[test] else ""
