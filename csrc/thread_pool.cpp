@@ -67,15 +67,24 @@ ThreadPool::ThreadPool(int threads)
       states_(new std::atomic<uint64_t>[kMaxChunks]()),
       // As many as threads means that one is always free; a few are nearly as good and cost less memory.
       arenas_(std::min(threads, kMaxArenas)) {
-  for (int i = 1; i < threads; ++i) lanes_[i].thread = std::thread([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads; ++i) lanes_[i].thread = std::thread([this, i] { work(i); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_.store(true, std::memory_order_relaxed);
   epoch_.fetch_add(1);
   wakeups_.fetch_add(1);
   wakeups_.notify_all();
-  for (int i = 1; i < n_lanes_; ++i) lanes_[i].thread.join();
+  for (int i = 1; i < n_lanes_; ++i) {
+    if (lanes_[i].thread.joinable()) lanes_[i].thread.join();
+  }
 }
 
 void ThreadPool::quiesce() {

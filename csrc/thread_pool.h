@@ -41,7 +41,7 @@ class Arena {
 
 class ThreadPool {
  public:
-  // `threads` counts the thread that calls run().
+  // `threads` counts the thread that calls run(). Throws std::system_error where the system refuses threads.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -81,6 +81,7 @@ class ThreadPool {
 
   void run(Region* region, int arena);
   void work(int index);
+  void stop();
   bool wait_for_region(uint64_t& seen);
   int64_t work_on(const Region& region, int index);
   bool execute(const Region& region, int64_t chunk, void* scratch);

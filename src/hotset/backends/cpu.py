@@ -95,7 +95,10 @@ class CpuBackend:
             raise HotsetError(f"level: expected one of {', '.join(self.levels())}, found {level!r}")
         self.threads = threads
         self.level = level
-        self._runtime = _native.Runtime(threads, level)
+        try:
+            self._runtime = _native.Runtime(threads, level)
+        except RuntimeError as error:
+            raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
         self._ropes: dict[RopeConfig, _native.Rope] = {}
 
     @staticmethod
@@ -223,10 +226,11 @@ def available_cores() -> int:
     cores = {
         _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
     }
-    quota, period = [*(_read("/sys/fs/cgroup/cpu.max") or "max 1").split(), "1"][:2]
-    if quota != "max":
-        return max(1, min(len(cores), int(quota) // int(period)))
-    return len(cores)
+    quota, period = (_read("/sys/fs/cgroup/cpu.max") or "max 1").split()
+    if quota == "max":  # the control groups' first version
+        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "-1"
+        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "1"
+    return max(1, min(len(cores), int(quota) // int(period))) if int(quota) > 0 else len(cores)
 
 
 def _read(path: str) -> str | None:
