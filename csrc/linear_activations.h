@@ -22,11 +22,9 @@ HOTSET_INLINE int64_t tile_tokens(int64_t rows) { return rows == 1 ? 1 : kTile; 
 
 // The words that follow a block's quads, for each token of the tile.
 enum BlockWord {
-  kScaleWord,       // scale_word(scale)
-  kSumWord,         // scale * sum of q, a float
-  kCorrectionWord,  // correction_word() of the block
-  kFirstHalfWord,   // of columns 0 to 15
-  kSecondHalfWord,  // of columns 16 to 31
+  kScaleWord,                        // scale_word() of columns 0 to 15, of columns 16 to 31
+  kCorrectionWord = kScaleWord + 2,  // correction_word(), likewise
+  kSumWord = kCorrectionWord + 2,    // sum of scale * q over all 32 columns, a float
   kBlockWords,
 };
 
@@ -94,22 +92,24 @@ void pack_int8_row(const float* x, int64_t cols, int64_t token, uint8_t* tile) {
   float factor = row_max / (127.0f * 32767.0f);
   if (!(factor >= 1e-37f)) factor = 0.0f;  // all zero, or too small for a float's range
   const float to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
-  for (int64_t b = 0; b < cols / kBlock; b++, x += kBlock, tile += kActBlockBytes<n>) {
-    int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock) * to_scale));
-    scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
-    const F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
-    int8_t q[kBlock];
-    for (int k = 0; k < kBlock; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
-    for (int i = 0; i < kQuads; i++) memcpy(tile + 4 * (n * i + token), q + 4 * i, 4);
-    const QuadSums first = quad_sums(q), second = quad_sums(q + 16);
-    const int32_t sum01 = first.sum01 + second.sum01, sum23 = first.sum23 + second.sum23;
-    const int32_t words[kBlockWords] = {
-        scale_word(scale),
-        float_bits(float(scale) * float(sum01 + sum23)),
-        correction_word(sum01, sum23),
-        correction_word(first.sum01, first.sum23),
-        correction_word(second.sum01, second.sum23),
-    };
+  for (int64_t b = 0; b < cols / kBlock; b++, tile += kActBlockBytes<n>) {
+    int32_t words[kBlockWords];
+    int32_t sum = 0;
+    for (int half = 0; half < 2; half++, x += kBlock / 2) {
+      int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock / 2) * to_scale));
+      scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
+      const F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
+      int8_t q[kBlock / 2];
+      for (int k = 0; k < kBlock / 2; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
+      for (int i = 0; i < kQuads / 2; i++) {
+        memcpy(tile + 4 * (n * (half * kQuads / 2 + i) + token), q + 4 * i, 4);
+      }
+      const QuadSums sums = quad_sums(q);
+      words[kScaleWord + half] = scale_word(scale);
+      words[kCorrectionWord + half] = correction_word(sums.sum01, sums.sum23);
+      sum += scale * (sums.sum01 + sums.sum23);
+    }
+    words[kSumWord] = float_bits(float(sum));
     for (int i = 0; i < kBlockWords; i++) memcpy(tile + 4 * (n * (kQuads + i) + token), &words[i], 4);
   }
   memcpy(tile + 4 * token, &factor, 4);

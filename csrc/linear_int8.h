@@ -13,23 +13,17 @@ namespace {
 template <class F>
 HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, const F32* mins,
                             const uint8_t* x) {
-  using Dot = typename F::Dot;
-  const int32_t scale = load_word<1>(x, kScaleWord, 0);
+  typename F::Dot first = F::start(load_word<1>(x, kCorrectionWord, 0));
+  typename F::Dot second = F::start(load_word<1>(x, kCorrectionWord + 1, 0));
+  unroll<4>([&](auto i) HOTSET_INLINED {
+    first.add(F::Codes::template code<i.value>(codes), load_quad<1>(x, i.value, 0));
+    second.add(F::Codes::template code<i.value + 4>(codes), load_quad<1>(x, i.value + 4, 0));
+  });
+  const int32_t scale0 = load_word<1>(x, kScaleWord, 0), scale1 = load_word<1>(x, kScaleWord + 1, 0);
   if constexpr (F::Meta::kScales == 2) {
-    Dot first = F::start(load_word<1>(x, kFirstHalfWord, 0));
-    Dot second = F::start(load_word<1>(x, kSecondHalfWord, 0));
-    unroll<4>([&](auto i) HOTSET_INLINED {
-      first.add(F::Codes::template code<i.value>(codes), load_quad<1>(x, i.value, 0));
-      second.add(F::Codes::template code<i.value + 4>(codes), load_quad<1>(x, i.value + 4, 0));
-    });
-    y = fma(second.scaled(scale), scales[1], fma(first.scaled(scale), scales[0], y));
+    y = fma(second.scaled(scale1), scales[1], fma(first.scaled(scale0), scales[0], y));
   } else {
-    Dot dot = F::start(load_word<1>(x, kCorrectionWord, 0));
-    unroll<4>([&](auto i) HOTSET_INLINED {
-      dot.add(F::Codes::template code<i.value>(codes), load_quad<1>(x, i.value, 0));
-      dot.add(F::Codes::template code<i.value + 4>(codes), load_quad<1>(x, i.value + 4, 0));
-    });
-    y = fma(dot.scaled(scale), scales[0], y);
+    y = fma(scaled_sum(first, scale0, second, scale1), scales[0], y);
   }
   if constexpr (F::Meta::kMins == 1) y = fma(broadcast(load_float<1>(x, kSumWord, 0)), mins[0], y);
   return y;
@@ -109,28 +103,36 @@ struct Chunk {
 
   // Adds the products with a tile of activations, at its first block here, to sums[token][panel].
   HOTSET_INLINE void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
-    using Dot = typename F::Dot;
-    constexpr int kParts = F::Meta::kScales, kPartQuads = kQuads / kParts;
     for (int64_t b = 0; b < n_blocks; b++, x += kActBlockBytes<kTile>) {
-      unroll<kParts>([&](auto part) HOTSET_INLINED {
-        constexpr int kCorrection = kParts == 1 ? kCorrectionWord : kFirstHalfWord + part.value;
-        Dot dots[kTile * n];
+      typename F::Dot dots[2][kTile * n];
+      unroll<2>([&](auto half) HOTSET_INLINED {
         unroll<kTile * n>([&](auto i) HOTSET_INLINED {
-          dots[i.value] = F::start(load_word<kTile>(x, kCorrection, i.value / n));
+          dots[half.value][i.value] =
+              F::start(load_word<kTile>(x, kCorrectionWord + half.value, i.value / n));
         });
-        unroll<kPartQuads>([&](auto quad) HOTSET_INLINED {
-          constexpr int q = part.value * kPartQuads + quad.value;
+        unroll<kQuads / 2>([&](auto quad) HOTSET_INLINED {
+          constexpr int q = half.value * kQuads / 2 + quad.value;
           I32 w[n];
           unroll<n>([&](auto p) HOTSET_INLINED { w[p.value] = load_i32(codes[b][q][p.value]); });
           unroll<kTile>([&](auto t) HOTSET_INLINED {
             I32 quad_of_x = load_quad<kTile>(x, q, t.value);
-            unroll<n>([&](auto p) HOTSET_INLINED { dots[t.value * n + p.value].add(w[p.value], quad_of_x); });
+            unroll<n>([&](auto p) HOTSET_INLINED {
+              dots[half.value][t.value * n + p.value].add(w[p.value], quad_of_x);
+            });
           });
         });
-        unroll<kTile * n>([&](auto i) HOTSET_INLINED {
-          F32 product = dots[i.value].scaled(load_word<kTile>(x, kScaleWord, i.value / n));
-          sums[i.value] = fma(product, scales[b][part.value][i.value % n], sums[i.value]);
-        });
+      });
+      unroll<kTile * n>([&](auto i) HOTSET_INLINED {
+        const int32_t scale0 = load_word<kTile>(x, kScaleWord, i.value / n);
+        const int32_t scale1 = load_word<kTile>(x, kScaleWord + 1, i.value / n);
+        const auto first = dots[0][i.value], second = dots[1][i.value];
+        const F32* scale = &scales[b][0][i.value % n];
+        if constexpr (F::Meta::kScales == 2) {
+          sums[i.value] =
+              fma(second.scaled(scale1), scale[n], fma(first.scaled(scale0), scale[0], sums[i.value]));
+        } else {
+          sums[i.value] = fma(scaled_sum(first, scale0, second, scale1), scale[0], sums[i.value]);
+        }
       });
       if constexpr (F::Meta::kMins == 1) {
         unroll<kTile * n>([&](auto i) HOTSET_INLINED {

@@ -34,11 +34,13 @@ namespace {
 // Dot products of bytes. Weights are codes (unsigned, at most 63) or bytes (signed), activations x are int8
 // in
 // [-127, 127]; add() adds to every lane the product of its four weights with its four activations.
-//   start(correction)  begins a sum of (code - offset) * x, `correction` being correction_word() of the
-//   activations scaled(scale)      the sum times `scale`, the scale_word() of an integer in [0, 32767]
-// Where the hardware sums into int16, up to 32 columns may be added: (code - offset) * x stays within an
-// int16 for a lane's halves, and additions wrap, so that passing beyond the range on the way does no harm.
-// Codes up to 15 need no offset for that.
+// - start(correction) begins a sum of (code - offset) * x, `correction` being correction_word() of the
+// activations.
+// - scaled(scale) is the sum times `scale`, the scale_word() of an integer in [0, 32767].
+// - scaled_sum(a, scale_a, b, scale_b) is the same of two sums, added up; codes are at most 16 from their
+// offset. A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it
+// for either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
+// scaled sum stays within int32.
 
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 HOTSET_INLINE int32_t float_bits(float a) {
@@ -226,9 +228,8 @@ struct CodeDot {
     return {_mm256_slli_epi16(_mm256_set1_epi32(correction), log2_of(offset / 8))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm256_add_epi16(v, _mm256_maddubs_epi16(codes.v, x.v)); }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return to_f32(I32{_mm256_madd_epi16(v, _mm256_set1_epi32(scale))});
-  }
+  HOTSET_INLINE I32 times(int32_t scale) const { return {_mm256_madd_epi16(v, _mm256_set1_epi32(scale))}; }
+  HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(times(scale)); }
 };
 struct ByteDot {
   __m256i v;
@@ -244,6 +245,9 @@ struct ByteDot {
     return to_f32(I32{v}) * to_f32(shift_right<16>(broadcast(scale)));
   }
 };
+HOTSET_INLINE F32 scaled_sum(CodeDot a, int32_t scale_a, CodeDot b, int32_t scale_b) {
+  return to_f32(a.times(scale_a) + b.times(scale_b));
+}
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
   return int16_pair(-8 * sum01, -8 * sum23);
@@ -359,9 +363,8 @@ struct CodeDot {
     return {_mm_slli_epi16(_mm_set1_epi32(correction), log2_of(offset / 8))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm_add_epi16(v, _mm_maddubs_epi16(codes.v, x.v)); }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return to_f32(I32{_mm_madd_epi16(v, _mm_set1_epi32(scale))});
-  }
+  HOTSET_INLINE I32 times(int32_t scale) const { return {_mm_madd_epi16(v, _mm_set1_epi32(scale))}; }
+  HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(times(scale)); }
 };
 struct ByteDot {
   __m128i v;
@@ -377,6 +380,9 @@ struct ByteDot {
     return to_f32(I32{v}) * to_f32(shift_right<16>(broadcast(scale)));
   }
 };
+HOTSET_INLINE F32 scaled_sum(CodeDot a, int32_t scale_a, CodeDot b, int32_t scale_b) {
+  return to_f32(a.times(scale_a) + b.times(scale_b));
+}
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
   return int16_pair(-8 * sum01, -8 * sum23);
@@ -516,6 +522,11 @@ HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
 
 // ---------------------------------------------------------------------------------------------------------------
 // Shared by all of them.
+
+template <class Dot>
+HOTSET_INLINE F32 scaled_sum(Dot a, int32_t scale_a, Dot b, int32_t scale_b) {
+  return a.scaled(scale_a) + b.scaled(scale_b);
+}
 
 HOTSET_INLINE F32 zero_f32() { return broadcast(0.0f); }
 HOTSET_INLINE F32 load_bf16(const uint16_t* p) { return bits_to_f32(shift_left<16>(load_u16(p))); }
