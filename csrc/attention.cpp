@@ -164,10 +164,10 @@ struct Product {
 
 // kRows x kBlocks blocks of c in registers.
 template <bool kAdd, int kRows, int kBlocks, class T>
-HOTSET_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t block) {
-  const float* a = p.a + row * p.lda;
+HOTSET_INLINE void multiply_tile(const Product<T>& p, int64_t block) {
+  const float* a = p.a;
   const T* b = p.b + block * p.b_block;
-  float* c = p.c + row * p.ldc + block * kBlock;
+  float* c = p.c + block * kBlock;
   F32 sums[kRows][2 * kBlocks];
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < 2 * kBlocks; ++j) {
@@ -190,30 +190,11 @@ HOTSET_INLINE void multiply_tile(const Product<T>& p, int64_t row, int64_t block
   }
 }
 
-// kWide blocks at a time give few rows enough independent sums to hide the latency of additions.
 template <bool kAdd, int kRows, int kWide, class T>
-void multiply_rows(const Product<T>& p, int64_t row, int64_t blocks) {
+HOTSET_INLINE void multiply(const Product<T>& p, int64_t blocks) {
   int64_t block = 0;
-  for (; block + kWide <= blocks; block += kWide) multiply_tile<kAdd, kRows, kWide>(p, row, block);
-  for (; block < blocks; ++block) multiply_tile<kAdd, kRows, 1>(p, row, block);
-}
-
-template <bool kAdd, class T>
-void multiply(const Product<T>& p, int64_t rows, int64_t blocks) {
-  int64_t row = 0;
-  for (; row + 6 <= rows; row += 6) multiply_rows<kAdd, 6, 1>(p, row, blocks);
-  switch (rows - row) {
-    case 1:
-      return multiply_rows<kAdd, 1, 4>(p, row, blocks);
-    case 2:
-      return multiply_rows<kAdd, 2, 2>(p, row, blocks);
-    case 3:
-      return multiply_rows<kAdd, 3, 2>(p, row, blocks);
-    case 4:
-      return multiply_rows<kAdd, 4, 1>(p, row, blocks);
-    case 5:
-      return multiply_rows<kAdd, 5, 1>(p, row, blocks);
-  }
+  for (; block + kWide <= blocks; block += kWide) multiply_tile<kAdd, kRows, kWide>(p, block);
+  for (; block < blocks; ++block) multiply_tile<kAdd, kRows, 1>(p, block);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -289,21 +270,49 @@ void soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high, 
   for (int64_t i = end; i < padded; ++i) scores[i] = 0.0f;
 }
 
-// Keys [first, last) for all rows; `keys` and `values` point at the first of them.
-template <class T>
-void attend_tile(const AttentionTile& t, const Scratch& s, int64_t first, int64_t last, const T* keys,
-                 const T* values) {
-  const int64_t width = round_up(t.head_dim, kBlock), n = last - first;
-  multiply<false>(
-      Product<T>{t.head_dim, s.queries, t.head_dim, keys, kBlock, kBlock * t.head_dim, s.scores, kTile},
-      t.rows, round_up(n, kBlock) / kBlock);
-  for (int64_t row = 0; row < t.rows; ++row) {
-    const int64_t position = t.position + row / t.group;
-    soften(s.scores + row * kTile, first, n, position + 1 - t.window, position + 1, s.states + row,
-           s.sums + row * width, width);
+// Keys [first, last) for rows [row, row + kRows); `keys` and `values` point at the first of them.
+template <int kRows, class T>
+void attend_rows(const AttentionTile& t, const Scratch& s, int64_t row, int64_t first, int64_t last,
+                 const T* keys, const T* values) {
+  const int64_t oldest = t.position + row / t.group, newest = t.position + (row + kRows - 1) / t.group;
+  const int64_t n = least(last, newest + 1) - first;
+  if (n <= 0 || last <= oldest + 1 - t.window) return;
+  const int64_t width = round_up(t.head_dim, kBlock);
+  float* scores = s.scores + row * kTile;
+  float* sums = s.sums + row * width;
+
+  // So many blocks at a time give few rows enough independent sums to hide the latency of additions.
+  constexpr int kWide = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
+  multiply<false, kRows, kWide>(Product<T>{t.head_dim, s.queries + row * t.head_dim, t.head_dim, keys, kBlock,
+                                           kBlock * t.head_dim, scores, kTile},
+                                round_up(n, kBlock) / kBlock);
+  for (int i = 0; i < kRows; ++i) {
+    const int64_t position = t.position + (row + i) / t.group;
+    soften(scores + i * kTile, first, n, position + 1 - t.window, position + 1, s.states + row + i,
+           sums + i * width, width);
   }
-  multiply<true>(Product<T>{n, s.scores, kTile, values, width, kBlock, s.sums, width}, t.rows,
-                 width / kBlock);
+  multiply<true, kRows, kWide>(Product<T>{n, scores, kTile, values, width, kBlock, sums, width},
+                               width / kBlock);
+}
+
+// The same for all rows.
+template <class T>
+void attend_keys(const AttentionTile& t, const Scratch& s, int64_t first, int64_t last, const T* keys,
+                 const T* values) {
+  int64_t row = 0;
+  for (; row + 6 <= t.rows; row += 6) attend_rows<6>(t, s, row, first, last, keys, values);
+  switch (t.rows - row) {
+    case 1:
+      return attend_rows<1>(t, s, row, first, last, keys, values);
+    case 2:
+      return attend_rows<2>(t, s, row, first, last, keys, values);
+    case 3:
+      return attend_rows<3>(t, s, row, first, last, keys, values);
+    case 4:
+      return attend_rows<4>(t, s, row, first, last, keys, values);
+    case 5:
+      return attend_rows<5>(t, s, row, first, last, keys, values);
+  }
 }
 
 void attend(const AttentionTile* tile) {
@@ -324,15 +333,15 @@ void attend(const AttentionTile* tile) {
     const uint8_t* keys = t.keys + first / kBlock * key_block_bytes(t.type, t.head_dim);
     const uint8_t* values = t.values + first * value_row_bytes(t.type, t.head_dim);
     if (t.type == KvType::kF32) {
-      attend_tile(t, s, first, last, reinterpret_cast<const float*>(keys),
+      attend_keys(t, s, first, last, reinterpret_cast<const float*>(keys),
                   reinterpret_cast<const float*>(values));
     } else if (t.type == KvType::kF16 && t.rows <= kFewRows) {
-      attend_tile(t, s, first, last, reinterpret_cast<const uint16_t*>(keys),
+      attend_keys(t, s, first, last, reinterpret_cast<const uint16_t*>(keys),
                   reinterpret_cast<const uint16_t*>(values));
     } else {
       unpack_keys(t.type, keys, t.head_dim, round_up(last - first, kBlock) / kBlock, s.keys);
       unpack_values(t.type, values, t.head_dim, last - first, s.values);
-      attend_tile<float>(t, s, first, last, s.keys, s.values);
+      attend_keys<float>(t, s, first, last, s.keys, s.values);
     }
   }
 }

@@ -9,7 +9,7 @@ namespace hotset {
 namespace {
 
 // Query rows (tokens times heads of a group) that go through the keys together in prefill.
-constexpr int64_t kTileRows = 48;
+constexpr int64_t kTileRows = 64;
 
 // Tokens whose queries and keys one chunk makes ready.
 constexpr int64_t kPrepareRows = 16;
