@@ -141,7 +141,9 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def _is_shard_name(name: object) -> bool:
-    return isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return Path(name).name == name and name.endswith(".safetensors")
 
 
 def _table(
