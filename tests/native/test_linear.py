@@ -1,8 +1,10 @@
-"""The linear kernels of every instruction set that this CPU runs, against gguf's dequantisation in float64."""
+"""The linear kernels of every instruction set of this CPU, against gguf's dequantisation in float64."""
 
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hotset._native import Matrix, kernel_levels
@@ -57,11 +59,12 @@ def quantise_activations(x: NDArray[np.float32]) -> F64:
     blocks = x.reshape(*x.shape[:-1], -1, 16)
     row_max = np.abs(x).max(axis=-1)[..., None, None]
     factor = row_max / np.float32(127 * 32767)
+    factor = np.where(factor >= 1e-37, factor, np.float32(0))
     with np.errstate(divide="ignore", invalid="ignore"):
         to_scale = np.float32(32767) / row_max
         scale = np.clip(np.ceil(np.abs(blocks).max(axis=-1, keepdims=True) * to_scale), 1, 32767)
         inverse = np.float32(1) / (scale * factor)
-        q = np.where(row_max > 0, np.rint(blocks * inverse), 0)
+        q = np.where(factor > 0, np.rint(blocks * inverse), 0)
     assert np.abs(q).max() <= 127
     values = q.astype(np.float64) * scale.astype(np.float64) * factor.astype(np.float64)
     return values.reshape(x.shape)
@@ -76,7 +79,9 @@ def expected(type: TensorType, w: F64, x: NDArray[np.float32]) -> tuple[F64, F64
     return seen @ w.T, 4e-7 * size + 1e-30
 
 
-def check(type: TensorType, level: str, rows: int, cols: int, tokens: int, seed: int, scale: float = 1.0) -> None:
+def check(
+    type: TensorType, level: str, rows: int, cols: int, tokens: int, seed: int, scale: float = 1.0
+) -> None:
     rng = np.random.default_rng(seed)
     data = random_weights(type, rows, cols, rng)
     matrix = Matrix(level, type, data, rows, cols)
@@ -88,6 +93,8 @@ def check(type: TensorType, level: str, rows: int, cols: int, tokens: int, seed:
         np.testing.assert_array_less(np.abs(got - want[0]), tolerance[0])
     got = matrix.matmul(x)
     assert got.shape == (tokens, rows)
+    if type in QUANTISED:  # decode and prefill add in the same order
+        np.testing.assert_array_equal(matrix.matvec(x[-1]), got[-1])
     np.testing.assert_array_less(np.abs(got - want), tolerance)
 
 
@@ -96,6 +103,38 @@ def check(type: TensorType, level: str, rows: int, cols: int, tokens: int, seed:
 @pytest.mark.parametrize("rows, n_blocks", [(1, 1), (5, 3), (16, 2), (37, 7), (64, 16)])
 def test_matvec(type: TensorType, level: str, rows: int, n_blocks: int) -> None:
     check(type, level, rows, n_blocks * max(type.block_size, 32), 1, seed=rows)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type", TensorType, ids=lambda type: type.name)
+@given(scale=st.floats(1e-20, 1e20), spread=st.floats(0, 12), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_any_range_of_activations(
+    type: TensorType, level: str, scale: float, spread: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows, cols = 9, 2 * max(type.block_size, 32)
+    data = random_weights(type, rows, cols, rng)
+    x = rng.standard_normal((3, cols)) * 10 ** (rng.random((3, cols)) * -spread)
+    x = (x * scale).astype(np.float32)
+    want, tolerance = expected(type, dequantise(type, data, rows), x)
+    got = Matrix(level, type, data, rows, cols).matmul(x)
+    np.testing.assert_array_less(np.abs(got - want), tolerance)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type", TensorType, ids=lambda type: type.name)
+def test_zeros(type: TensorType, level: str) -> None:
+    rows, cols = 9, max(type.block_size, 32)
+    data = random_weights(type, rows, cols, np.random.default_rng(0))
+    matrix = Matrix(level, type, data, rows, cols)
+    assert not matrix.matvec(np.zeros(cols, np.float32)).any()
+    x = np.zeros((5, cols), np.float32)
+    x[1] = 1
+    got = matrix.matmul(x)
+    assert got[1].any() and not got[[0, 2, 3, 4]].any()
+    empty = Matrix(level, type, np.zeros_like(data), rows, cols)
+    assert not empty.matmul(x).any()
 
 
 @pytest.mark.parametrize("level", LEVELS)
