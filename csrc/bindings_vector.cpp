@@ -5,12 +5,11 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <algorithm>
 #include <optional>
 #include <string>
 
+#include "attention_arrays.h"
 #include "kernels.h"
-#include "memory.h"
 #include "vector.h"
 
 namespace nb = nanobind;
@@ -57,51 +56,12 @@ class Vectors {
     kernel(x.data(), cos.data(), sin.data(), static_cast<int64_t>(cos.size()));
   }
 
-  // The queries stand at the last positions.
   void attention(int type, Heads q, Heads k, Heads v, int64_t window, HeadsResult out) const {
-    const AttentionKernels& kernels = *vector_->attention;
-    const auto tokens = static_cast<int64_t>(q.shape(0)), heads = static_cast<int64_t>(q.shape(1)),
-               dim = static_cast<int64_t>(q.shape(2)), positions = static_cast<int64_t>(k.shape(0)),
-               kv_heads = static_cast<int64_t>(k.shape(1));
-    const auto kv_type = static_cast<KvType>(type);
-    const int64_t blocks = (positions + kernels.key_block - 1) / kernels.key_block;
-    const Buffer keys(static_cast<size_t>(blocks * kernels.key_block_bytes(kv_type, dim)), Pages::kSmall);
-    const Buffer values(static_cast<size_t>(positions * kernels.value_row_bytes(kv_type, dim)),
-                        Pages::kSmall);
-    const int64_t group = heads / kv_heads;
-    const Buffer scratch(kernels.scratch_bytes(dim, tokens * group), Pages::kSmall);
-    for (int64_t head = 0; head < kv_heads; ++head) {
-      for (int64_t position = 0; position < positions; ++position) {
-        const int64_t at = (position * kv_heads + head) * dim;
-        kernels.store_key(kv_type, k.data() + at, dim, position, keys.data());
-        kernels.store_value(kv_type, v.data() + at, dim, position, values.data());
-      }
-      const int64_t position = positions - tokens;
-      const int64_t first =
-          std::max<int64_t>(0, position + 1 - window) / kernels.key_block * kernels.key_block;
-      const AttentionTile tile{kv_type,
-                               dim,
-                               group,
-                               tokens * group,
-                               position,
-                               window,
-                               first,
-                               positions,
-                               keys.data(),
-                               values.data(),
-                               q.data() + head * group * dim,
-                               heads * dim,
-                               scratch.data()};
-      kernels.attend(&tile);
-      const int64_t width = (dim + kernels.key_block - 1) / kernels.key_block * kernels.key_block;
-      const auto* states = reinterpret_cast<const AttentionState*>(scratch.data());
-      const float* sums =
-          reinterpret_cast<const float*>(scratch.data()) + (tokens * group * 2 + 15) / 16 * 16;
-      for (int64_t row = 0; row < tokens * group; ++row) {
-        float* y = out.data() + (row / group * heads + head * group + row % group) * dim;
-        for (int64_t i = 0; i < dim; ++i) y[i] = sums[row * width + i] / states[row].sum;
-      }
-    }
+    const HeadShapes shapes{static_cast<int64_t>(q.shape(0)), static_cast<int64_t>(k.shape(0)),
+                            static_cast<int64_t>(q.shape(1)), static_cast<int64_t>(k.shape(1)),
+                            static_cast<int64_t>(q.shape(2))};
+    attend_arrays(*vector_->attention, static_cast<KvType>(type), shapes, q.data(), k.data(), v.data(),
+                  window, out.data());
   }
 
  private:

@@ -85,7 +85,9 @@ ATTENTIONS = {
 LENGTHS = (1, 1, 5, 17, 1, 130, 1, 70, 3, 1)
 
 
-def run_attention(backend: Any, spec: AttentionSpec, kv_type: str = "f32", lengths: Any = LENGTHS) -> list[F32]:
+def run_attention(
+    backend: Any, spec: AttentionSpec, kv_type: str = "f32", lengths: Any = LENGTHS
+) -> list[F32]:
     kv = backend.kv_cache(
         n_layers=2,
         n_kv_heads=spec.n_kv_heads,
@@ -181,7 +183,10 @@ def test_embedding(type: TensorType) -> None:
 
 def test_embedding_of_positions() -> None:
     spec = EmbeddingSpec(
-        tensor_from_array("tokens", numbers(1, 5, 6)), 1.0, tensor_from_array("positions", numbers(2, 10, 6)), 2
+        tensor_from_array("tokens", numbers(1, 5, 6)),
+        1.0,
+        tensor_from_array("positions", numbers(2, 10, 6)),
+        2,
     )
     tokens = np.array([4, 0], np.int32)
     embedding = CpuBackend(1).embedding(spec)
@@ -301,7 +306,9 @@ def test_wrong_arguments() -> None:
     cache: dict[str, Any] = {"n_layers": 1, "n_kv_heads": 1, "head_dim": 20, "capacity": 8}
     with pytest.raises(HotsetError, match="^KV cache type: expected one of f32, f16, q8_0, found 'q4_0'"):
         backend.kv_cache(**cache, type="q4_0")
-    with pytest.raises(HotsetError, match="^KV cache type q8_0: expected heads of a multiple of 32 numbers, found 20"):
+    with pytest.raises(
+        HotsetError, match="^KV cache type q8_0: expected heads of a multiple of 32 numbers, found 20"
+    ):
         backend.kv_cache(**cache, type="q8_0")
     with pytest.raises(HotsetError, match="^context: expected at least 1"):
         backend.kv_cache(**{**cache, "capacity": 0}, type="f16")
@@ -320,7 +327,9 @@ def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(CheckpointError, match="expected RoPE on 2 to 20 numbers of a head, found 22"):
         backend.attention(replace(spec, rope=rope(22, False)))
     with pytest.raises(CheckpointError, match="dReLU needs a gate"):
-        backend.ffn(FFNSpec(norm(1, HIDDEN), None, linear(1, 8, HIDDEN), linear(2, HIDDEN, 8), Activation.DRELU))
+        backend.ffn(
+            FFNSpec(norm(1, HIDDEN), None, linear(1, 8, HIDDEN), linear(2, HIDDEN, 8), Activation.DRELU)
+        )
 
 
 def test_arrays_that_do_not_fit() -> None:

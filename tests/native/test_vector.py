@@ -128,16 +128,14 @@ CASES = st.builds(
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(case=CASES)
-def test_attention(case: Case) -> None:
+def test_attention(kernels: Any, case: Case) -> None:
     positions, (n_heads, n_kv_heads) = case.tokens + case.prefix, case.heads
     q = case.spread * numbers(1, case.tokens, n_heads, case.head_dim) / np.float32(math.sqrt(case.head_dim))
     k, v = (numbers(seed, positions, n_kv_heads, case.head_dim) for seed in (2, 3))
+    found = np.full(q.shape, np.nan, np.float32)
+    kernels.attention(KV_TYPES[case.kv_type], q, k, v, case.window, found)
     expected = exact_attention(q, stored(k, case.kv_type), stored(v, case.kv_type), case.window)
-    for level in _native.kernel_levels():
-        found = np.full(q.shape, np.nan, np.float32)
-        kernels = _native.VectorKernels(level)
-        kernels.attention(KV_TYPES[case.kv_type], q, k, v, case.window, found)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
 
 def stored(x: NDArray[np.float32], kv_type: str) -> NDArray[np.float32]:
