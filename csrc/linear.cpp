@@ -15,7 +15,7 @@ int64_t panel_bytes(Type type, int64_t cols) {
 }
 
 void pack_panel(Type type, const uint8_t* src, int64_t rows, int64_t cols, uint8_t* panel) {
-  memset(panel, 0, panel_bytes(type, cols));
+  if (rows < kLanes) memset(panel, 0, panel_bytes(type, cols));
   for (int64_t row = 0; row < rows; row++) {
     if (type == kF32) {
       pack_float_row<float>(src + row * cols * 4, cols, row, panel);
