@@ -1,6 +1,6 @@
 """How fast the linear kernels are: decode in GB/s beside the memory bandwidth, prefill in GMAC/s.
 
-Each type's weights are larger than the last cache; every thread has its own matrix. A decode step is timed just
+Weights of each type are larger than the last cache; every thread has its own. A decode step is timed just
 after a pass that only reads memory, with as many threads, and their ratio is taken.
 
     python benchmarks/kernels.py --threads 1 --threads 2 --json kernels.json
