@@ -43,26 +43,26 @@ struct LinearKernels {
   // Bytes of one panel of a matrix with `cols` columns, every panel a multiple of 64.
   int64_t (*panel_bytes)(Type type, int64_t cols);
 
-  // Re-lays rows [panel * lanes, min(rows, (panel + 1) * lanes)) of a GGUF tensor. `src` points at the first of
-  // these rows, `rows` says how many are valid (1 to lanes).
+  // Re-lays rows [panel * lanes, min(rows, (panel + 1) * lanes)) of a GGUF tensor. `src` points at the first
+  // of these rows, `rows` says how many are valid (1 to lanes).
   void (*pack_panel)(Type type, const uint8_t* src, int64_t rows, int64_t cols, uint8_t* panel);
 
   // Bytes of a packed activation buffer for `rows` rows.
   int64_t (*activation_bytes)(ActivationFormat format, int64_t rows, int64_t cols);
 
-  // Packs rows [first, last) of x (float, row stride ldx) into `out`, a buffer for `rows` rows in all. `first` is a
-  // multiple of 16, `last` is too or equals `rows`.
+  // Packs rows [first, last) of x (float, row stride ldx) into `out`, a buffer for `rows` rows in all.
+  // `first` is a multiple of 16, `last` is too or equals `rows`.
   void (*pack_activations)(ActivationFormat format, const float* x, int64_t ldx, int64_t rows, int64_t cols,
                            int64_t first, int64_t last, void* out);
 
-  // Decode: y[r] = sum_k w[r, k] x[k] for the rows of panels [panel0, panel1). `x` is a packed buffer of one row,
-  // y[0] is row panel0 * lanes, and whole panels are written ((panel1 - panel0) * lanes floats).
+  // Decode: y[r] = sum_k w[r, k] x[k] for the rows of panels [panel0, panel1). `x` is a packed buffer of one
+  // row, y[0] is row panel0 * lanes, and whole panels are written ((panel1 - panel0) * lanes floats).
   void (*matvec)(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, float* y);
 
-  // Prefill: the same for rows [row0, row1) of a packed buffer of `rows` rows, row0 a multiple of 16. Token t and
-  // matrix row r go to y[(t - row0) * ldy + r - panel0 * lanes]; whole panels are written.
-  void (*matmul)(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, int64_t rows, int64_t row0,
-                 int64_t row1, float* y, int64_t ldy);
+  // Prefill: the same for rows [row0, row1) of a packed buffer of `rows` rows, row0 a multiple of 16. Token t
+  // and matrix row r go to y[(t - row0) * ldy + r - panel0 * lanes]; whole panels are written.
+  void (*matmul)(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, int64_t rows,
+                 int64_t row0, int64_t row1, float* y, int64_t ldy);
 };
 
 // Everything else that runs over vectors (norms, RoPE, activations, attention): vector.cpp.

@@ -36,8 +36,8 @@ class NormKind(str, Enum):
 class RopeConfig:
     """Rotary position embedding (RoPE, arXiv 2104.09864), resolved to numbers.
 
-    ``inverse_frequencies`` has ``dim / 2`` entries, in radians per position, with any scaling (linear, Llama 3,
-    YaRN) already in; ``magnitude`` multiplies cosine and sine (YaRN's attention factor).
+    ``inverse_frequencies`` has ``dim / 2`` entries, in radians per position, with any scaling (linear,
+    Llama 3, YaRN) already in; ``magnitude`` multiplies cosine and sine (YaRN's attention factor).
     """
 
     dim: int
@@ -59,7 +59,7 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder's shape and options. Sizes are counts of numbers (hidden, head, FFN) or of tokens (context)."""
+    """A decoder's shape and options. Sizes count numbers (hidden, head, FFN) or tokens (context)."""
 
     architecture: str
     vocab_size: int

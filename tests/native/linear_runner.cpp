@@ -1,7 +1,7 @@
-// Runs one level's linear kernels on cases read from standard input, where no Python module of that level can be loaded
-// (see test_other_levels.py). A case is five int64 (type, rows, columns, tokens, bytes of weights), the weights and the
-// activations; the answer is the product, tokens x rows floats. One token goes through the decode kernel as well, and
-// both must agree to the bit.
+// Runs one level's linear kernels on cases read from standard input, where no Python module of that level can
+// be loaded (see test_other_levels.py). A case is five int64 (type, rows, columns, tokens, bytes of weights),
+// the weights and the activations; the answer is the product, tokens x rows floats. One token goes through
+// the decode kernel as well, and both must agree to the bit.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -44,7 +44,8 @@ void run(int64_t type_number, int64_t rows, int64_t cols, int64_t tokens, int64_
   Aligned packed(panels * panel_bytes);
   for (int64_t p = 0; p < panels; p++) {
     const int64_t count = rows - p * k.lanes < k.lanes ? rows - p * k.lanes : k.lanes;
-    k.pack_panel(type, weights.data() + p * k.lanes * (weight_bytes / rows), count, cols, packed.data + p * panel_bytes);
+    k.pack_panel(type, weights.data() + p * k.lanes * (weight_bytes / rows), count, cols,
+                 packed.data + p * panel_bytes);
   }
   const PackedMatrix matrix = {type, rows, cols, panel_bytes, packed.data};
 
@@ -72,5 +73,6 @@ void run(int64_t type_number, int64_t rows, int64_t cols, int64_t tokens, int64_
 
 int main() {
   int64_t header[5];
-  while (fread(header, sizeof(int64_t), 5, stdin) == 5) run(header[0], header[1], header[2], header[3], header[4]);
+  while (fread(header, sizeof(int64_t), 5, stdin) == 5)
+    run(header[0], header[1], header[2], header[3], header[4]);
 }

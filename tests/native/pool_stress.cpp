@@ -1,9 +1,12 @@
 // Stress test of the thread pool, run by test_thread_pool.py (also under ThreadSanitizer).
-//   pool_stress random THREADS ROUNDS   random regions, now and then with chunks that their threads sleep in; prints
+//   pool_stress random THREADS ROUNDS   random regions, now and then with chunks that their threads sleep in;
+//   prints
 //                                       how many results are wrong
-//   pool_stress straggler THREADS MS    regions in which every other thread sleeps for MS milliseconds in its chunk;
+//   pool_stress straggler THREADS MS    regions in which every other thread sleeps for MS milliseconds in its
+//   chunk;
 //                                       prints how many milliseconds the regions took
-//   pool_stress overhead THREADS        prints a region's time on one thread, on all, and what it costs beyond its
+//   pool_stress overhead THREADS        prints a region's time on one thread, on all, and what it costs
+//   beyond its
 //                                       share of the work, in microseconds
 #include <chrono>
 #include <cstdio>

@@ -1,0 +1,1 @@
+"""Where the decoder's parts are computed."""

@@ -1,7 +1,7 @@
 """What a backend must offer: the decoder's four parts, built once from weights and then only called.
 
-A backend knows nothing of architectures, files or requests. Arrays are float32 and C-contiguous; T is the number of
-tokens in the call, D the hidden size, V the vocabulary.
+A backend knows nothing of architectures, files or requests. Arrays are float32 and C-contiguous; T is the
+number of tokens in the call, D the hidden size, V the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """Token embedding (V, D) times ``scale``, plus row ``position + position_offset`` of ``positions`` (P, D)."""
+    """Tokens (V, D) times ``scale``, plus row ``position + position_offset`` of ``positions`` (P, D)."""
 
     tokens: Tensor
     scale: float = 1.0
@@ -70,7 +70,7 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class FFNSpec:
-    """``out += post_norm(W_down h)`` with ``h = act(W_gate n) * (W_up n)``, or ``act(W_up n)`` without a gate.
+    """``out += post_norm(W_down h)``, ``h = act(W_gate n) * (W_up n)`` or, without a gate, ``act(W_up n)``.
 
     ``n = norm(x)``; gate and up are (F, D), down is (D, F).
     """
