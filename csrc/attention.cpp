@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t kBlock = 2 * kLanes;  // key_block
 constexpr int64_t kTile = 128;          // keys in a tile, a multiple of every kBlock
-constexpr int64_t kFewRows = 6;  // up to here half-precision keys and values are converted in the inner loop
-constexpr int64_t kQ8 = 32;      // numbers to a scale
+constexpr int64_t kFewRows = 12;  // up to here half-precision keys and values are converted in the inner loop
+constexpr int64_t kQ8 = 32;       // numbers to a scale
 constexpr float kNothing = -1e30f;  // the maximum of no scores
 
 HOTSET_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -174,15 +174,25 @@ HOTSET_INLINE void multiply_tile(const Product<T>& p, int64_t block) {
       sums[i][j] = kAdd ? load(c + i * p.ldc + j * kLanes) : zero_f32();
     }
   }
+  const auto column = [&](int64_t k, int j) {
+    return load_numbers(b + j / 2 * p.b_block + k * p.ldb + j % 2 * kLanes);
+  };
   for (int64_t k = 0; k < p.k; ++k) {
-    F32 columns[2 * kBlocks];
-    for (int j = 0; j < kBlocks; ++j) {
-      columns[2 * j] = load_numbers(b + j * p.b_block + k * p.ldb);
-      columns[2 * j + 1] = load_numbers(b + j * p.b_block + k * p.ldb + kLanes);
-    }
-    for (int i = 0; i < kRows; ++i) {
-      const F32 factor = broadcast(a[i * p.lda + k]);
-      for (int j = 0; j < 2 * kBlocks; ++j) sums[i][j] = fma(factor, columns[j], sums[i][j]);
+    // Whichever are fewer stay in registers, factors or columns, so that these suffice.
+    if constexpr (kRows < 2 * kBlocks) {
+      F32 factors[kRows];
+      for (int i = 0; i < kRows; ++i) factors[i] = broadcast(a[i * p.lda + k]);
+      for (int j = 0; j < 2 * kBlocks; ++j) {
+        const F32 numbers = column(k, j);
+        for (int i = 0; i < kRows; ++i) sums[i][j] = fma(factors[i], numbers, sums[i][j]);
+      }
+    } else {
+      F32 columns[2 * kBlocks];
+      for (int j = 0; j < 2 * kBlocks; ++j) columns[j] = column(k, j);
+      for (int i = 0; i < kRows; ++i) {
+        const F32 factor = broadcast(a[i * p.lda + k]);
+        for (int j = 0; j < 2 * kBlocks; ++j) sums[i][j] = fma(factor, columns[j], sums[i][j]);
+      }
     }
   }
   for (int i = 0; i < kRows; ++i) {

@@ -20,7 +20,7 @@ constexpr int64_t kPrepareRows = 16;
 constexpr int64_t kSplitChunks = 32, kSplitGroup = 64;
 
 // Keys and values of fewer bytes are not worth sharing among threads.
-constexpr int64_t kMinSharedBytes = 32 << 10;
+constexpr int64_t kMinSharedBytes = 64 << 10;
 
 int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
@@ -66,6 +66,7 @@ struct PrepareJob {
 // are not split, otherwise states and sums go to the chunk's place in `states` and `sums`.
 struct AttendJob {
   const AttentionKernels* kernels;
+  const VectorKernels* vector;
   AttentionTile shape;  // the caller's tile is made from it
   int64_t n_heads, tokens, tile_tokens, row_tiles;
   int64_t splits, split_keys, split_base;  // keys in a split, where the first one's begin
@@ -110,19 +111,23 @@ struct AttendJob {
     const Place p = place(chunk);
     const int64_t rows = p.tokens * shape.group, dim = shape.head_dim;
     const auto* state = static_cast<const AttentionState*>(scratch);
-    const float* sum = reinterpret_cast<const float*>(static_cast<const uint8_t*>(scratch) +
-                                                      round_up(rows * sizeof(AttentionState), 64));
+    float* sum = reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) +
+                                          round_up(rows * sizeof(AttentionState), 64));
     if (splits > 1) {
       std::copy_n(state, rows, states + chunk * rows);
       std::copy_n(sum, rows * width(), sums + chunk * rows * width());
       return;
     }
-    for (int64_t row = 0; row < rows; ++row) {
-      float* out = mixed + (p.token + row / shape.group) * n_heads * dim +
-                   (p.head * shape.group + row % shape.group) * dim;
-      const float factor = 1.0f / state[row].sum;
-      for (int64_t i = 0; i < dim; ++i) out[i] = sum[row * width() + i] * factor;
+    for (int64_t row = 0; row < rows; ++row, sum += width()) {
+      vector->scale(sum, 1.0f / state[row].sum, dim);
+      std::copy_n(sum, dim, output(p.head, p.token * shape.group + row));
     }
+  }
+
+  // Where row `row` of a key-value head's queries goes.
+  float* output(int64_t head, int64_t row) const {
+    const int64_t token = row / shape.group, query_head = head * shape.group + row % shape.group;
+    return mixed + (token * n_heads + query_head) * shape.head_dim;
   }
 
   // Joins the splits of every row, on the calling thread.
@@ -134,17 +139,18 @@ struct AttendJob {
         for (int64_t split = 1; split < splits; ++split) {
           max = std::max(max, states[(head * splits + split) * rows + row].max);
         }
-        float* out =
-            mixed + row / shape.group * n_heads * dim + (head * shape.group + row % shape.group) * dim;
-        std::fill_n(out, dim, 0.0f);
         float total = 0;
         for (int64_t split = 0; split < splits; ++split) {
-          const int64_t at = (head * splits + split) * rows + row;
-          const float weight = std::exp(states[at].max - max);
-          total += weight * states[at].sum;
-          for (int64_t i = 0; i < dim; ++i) out[i] += weight * sums[at * width() + i];
+          const AttentionState& state = states[(head * splits + split) * rows + row];
+          total += std::exp(state.max - max) * state.sum;
         }
-        for (int64_t i = 0; i < dim; ++i) out[i] /= total;
+        float* out = output(head, row);
+        std::fill_n(out, dim, 0.0f);
+        for (int64_t split = 0; split < splits; ++split) {
+          const int64_t at = (head * splits + split) * rows + row;
+          vector->scale(sums + at * width(), std::exp(states[at].max - max) / total, dim);
+          vector->add(sums + at * width(), dim, out);
+        }
       }
     }
   }
@@ -215,6 +221,7 @@ void Attention::attend(Session& session, const float* queries, int64_t rows, con
                        float* mixed) const {
   AttendJob job{};
   job.kernels = &runtime->attention;
+  job.vector = &runtime->vector;
   const int64_t group = n_heads / n_kv_heads, end = kv.length + rows;
   job.shape.type = kv.type;
   job.shape.head_dim = head_dim;

@@ -99,17 +99,17 @@ struct Part {
     return std::min(matrix->rows - tile.panel0 * linear.lanes, width(linear, tile));
   }
 
-  void add_bias(const LinearKernels& linear, const Tile& tile, float* y) const {
+  void add_bias(const Runtime& runtime, const Tile& tile, float* y) const {
     if (!bias) return;
-    const int64_t n = valid(linear, tile);
+    const LinearKernels& linear = runtime.linear;
     for (int64_t row = tile.row0; row < tile.row1; ++row, y += width(linear, tile)) {
-      for (int64_t i = 0; i < n; ++i) y[i] += bias[tile.panel0 * linear.lanes + i];
+      runtime.vector.add(bias + tile.panel0 * linear.lanes, valid(linear, tile), y);
     }
   }
 };
 
 struct ProductJob {
-  const LinearKernels* linear;
+  const Runtime* runtime;
   int n_parts;
   bool add;
   struct {
@@ -121,7 +121,7 @@ struct ProductJob {
 
   size_t scratch_bytes() const {
     size_t floats = 0;
-    for (int i = 0; i < n_parts; ++i) floats = std::max(floats, parts[i].part.tile_floats(*linear));
+    for (int i = 0; i < n_parts; ++i) floats = std::max(floats, parts[i].part.tile_floats(runtime->linear));
     return floats * sizeof(float);
   }
 
@@ -134,59 +134,58 @@ struct ProductJob {
   void compute(int64_t chunk, void* scratch) const {
     const auto& p = parts[part_of(chunk)];
     const Tile tile(p.part.tiling, chunk - p.first_chunk);
-    p.part.multiply(*linear, tile, static_cast<float*>(scratch));
-    p.part.add_bias(*linear, tile, static_cast<float*>(scratch));
+    p.part.multiply(runtime->linear, tile, static_cast<float*>(scratch));
+    p.part.add_bias(*runtime, tile, static_cast<float*>(scratch));
   }
 
   void commit(int64_t chunk, void* scratch) const {
     const auto& p = parts[part_of(chunk)];
     const Tile tile(p.part.tiling, chunk - p.first_chunk);
-    const int64_t n = p.part.valid(*linear, tile);
+    const int64_t n = p.part.valid(runtime->linear, tile);
     const auto* from = static_cast<const float*>(scratch);
-    float* y = p.y + tile.row0 * p.stride + tile.panel0 * linear->lanes;
+    float* y = p.y + tile.row0 * p.stride + tile.panel0 * runtime->linear.lanes;
     for (int64_t row = tile.row0; row < tile.row1; ++row) {
       if (add) {
-        for (int64_t i = 0; i < n; ++i) y[i] += from[i];
+        runtime->vector.add(from, n, y);
       } else {
         std::copy_n(from, n, y);
       }
-      from += p.part.width(*linear, tile);
+      from += p.part.width(runtime->linear, tile);
       y += p.stride;
     }
   }
 };
 
 struct NeuronJob {
-  const LinearKernels* linear;
-  const VectorKernels* vector;
+  const Runtime* runtime;
   bool gated;
   Part gate, up;
   Activation activation;
   float* h;
 
-  size_t scratch_bytes() const { return 2 * up.tile_floats(*linear) * sizeof(float); }
+  size_t scratch_bytes() const { return 2 * up.tile_floats(runtime->linear) * sizeof(float); }
 
   void compute(int64_t chunk, void* scratch) const {
     const Tile tile(up.tiling, chunk);
     auto* y = static_cast<float*>(scratch);
-    const int64_t n = (tile.row1 - tile.row0) * up.width(*linear, tile);
+    const int64_t n = (tile.row1 - tile.row0) * up.width(runtime->linear, tile);
     float* factor = gated ? y + n : nullptr;
     float* ups = gated ? factor : y;
     if (gated) {
-      gate.multiply(*linear, tile, y);
-      gate.add_bias(*linear, tile, y);
+      gate.multiply(runtime->linear, tile, y);
+      gate.add_bias(*runtime, tile, y);
     }
-    up.multiply(*linear, tile, ups);
-    up.add_bias(*linear, tile, ups);
-    vector->activate(activation, y, factor, n);
+    up.multiply(runtime->linear, tile, ups);
+    up.add_bias(*runtime, tile, ups);
+    runtime->vector.activate(activation, y, factor, n);
   }
 
   void commit(int64_t chunk, void* scratch) const {
     const Tile tile(up.tiling, chunk);
-    const int64_t n = up.valid(*linear, tile), stride = up.matrix->rows;
+    const int64_t n = up.valid(runtime->linear, tile), stride = up.matrix->rows;
     const auto* from = static_cast<const float*>(scratch);
-    for (int64_t row = tile.row0; row < tile.row1; ++row, from += up.width(*linear, tile)) {
-      std::copy_n(from, n, h + row * stride + tile.panel0 * linear->lanes);
+    for (int64_t row = tile.row0; row < tile.row1; ++row, from += up.width(runtime->linear, tile)) {
+      std::copy_n(from, n, h + row * stride + tile.panel0 * runtime->linear.lanes);
     }
   }
 };
@@ -296,7 +295,7 @@ void multiply(Session& session, const Runtime& runtime, const Activations& x,
   int64_t bytes = 0;
   for (const Output& output : outputs) bytes += output.matrix->panels() * output.matrix->packed.panel_bytes;
   ProductJob job{};
-  job.linear = &runtime.linear;
+  job.runtime = &runtime;
   job.add = add;
   int64_t chunks = 0;
   for (const Output& output : outputs) {
@@ -312,8 +311,7 @@ void multiply_neurons(Session& session, const Runtime& runtime, const Activation
   const int64_t panel_bytes = up.packed.panel_bytes + (gate ? gate->packed.panel_bytes : 0);
   const int64_t bytes = up.panels() * panel_bytes;
   NeuronJob job{};
-  job.linear = &runtime.linear;
-  job.vector = &runtime.vector;
+  job.runtime = &runtime;
   job.gated = gate != nullptr;
   if (gate) job.gate = Part(runtime, *gate, x, panel_bytes, bytes);
   job.up = Part(runtime, up, x, panel_bytes, bytes);
