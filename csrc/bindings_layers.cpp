@@ -65,13 +65,13 @@ RuntimePtr new_runtime(int threads, const std::string& level) {
   refuse("level: " + level + " is not in kernel_levels()");
 }
 
-MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, Bytes data,
+MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, Bytes data, bool from_file,
                      std::optional<Numbers> bias) {
   if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
   if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), rows);
   const nb::gil_scoped_release release;
   return std::make_shared<Matrix>(std::move(runtime), static_cast<Type>(type), rows, cols,
-                                  static_cast<int64_t>(data.size()) / rows, data.data(),
+                                  static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
                                   bias ? bias->data() : nullptr);
 }
 
@@ -200,7 +200,8 @@ void bind_layers(nb::module_& m) {
           "bytes"_a, "repeats"_a, "Bytes a second at which all threads together read memory.");
 
   nb::class_<Matrix>(m, "Linear", "A packed weight matrix with its bias.")
-      .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "bias"_a.none());
+      .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
+           "bias"_a.none());
   nb::class_<Norm>(m, "Norm", "A normalisation.")
       .def(nb::new_(&new_norm), "layer"_a, "eps"_a, "weight"_a, "bias"_a.none());
   nb::class_<Rope>(m, "Rope", "A rotary embedding; layers share one to share its table.")
@@ -233,7 +234,4 @@ void bind_layers(nb::module_& m) {
   m.def("gather", &gather, "type"_a, "data"_a, "rows"_a, "indices"_a, "out"_a, "cols"_a,
         "Write the rows of a tensor (rows, cols) that `indices` (T,) name to out (T, cols); IndexError if "
         "there is none.");
-  m.def(
-      "release_file_pages", [](Bytes data) { release_file_pages(data.data(), data.size()); }, "data"_a,
-      "Let the system drop these bytes of a read-only file mapping from memory.");
 }

@@ -13,6 +13,9 @@ constexpr int64_t kRowGroup = 16;
 constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 64 << 10;
 constexpr int64_t kChunksPerThread = 4;
 
+// Packed weights after which the file's pages are given back.
+constexpr int64_t kSliceBytes = 16 << 20;
+
 // The decode kernels are fastest on so many panels at once.
 constexpr int64_t kPanelGroup = 4;
 
@@ -261,7 +264,7 @@ struct PackWeightsJob {
 }  // namespace
 
 Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
-               const uint8_t* data, const float* bias)
+               const uint8_t* data, bool from_file, const float* bias)
     : runtime_(std::move(runtime)) {
   const LinearKernels& linear = runtime_->linear;
   const int64_t panel_bytes = linear.panel_bytes(type, cols);
@@ -272,9 +275,18 @@ Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_
   packed.data = memory_.get();
 
   const int64_t per_chunk = std::max<int64_t>(1, kMaxChunkBytes / panel_bytes);
+  const int64_t per_slice = std::max<int64_t>(1, kSliceBytes / panel_bytes);
   Session session(runtime_->pool);
-  session.run(ceil_div(panels(), per_chunk), PackWeightsJob{&linear, type, rows, cols, row_bytes, panels(),
-                                                            per_chunk, panel_bytes, data, memory_.get()});
+  for (int64_t panel = 0; panel < panels(); panel += per_slice) {
+    const int64_t count = std::min(per_slice, panels() - panel), row = panel * linear.lanes;
+    const int64_t slice_rows = std::min(rows - row, count * linear.lanes);
+    const uint8_t* slice = data + row * row_bytes;
+    session.run(ceil_div(count, per_chunk),
+                PackWeightsJob{&linear, type, slice_rows, cols, row_bytes, count, per_chunk, panel_bytes,
+                               slice, memory_.get() + panel * panel_bytes});
+    if (from_file) release_file_pages(slice, static_cast<size_t>(slice_rows * row_bytes));
+  }
+  if (from_file) release_file_pages(data, static_cast<size_t>(rows * row_bytes));
 }
 
 Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,

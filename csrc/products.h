@@ -13,9 +13,10 @@ namespace hotset {
 class Matrix {
  public:
   // `data` holds `rows` rows of `row_bytes` bytes as in GGUF; `bias` has `rows` numbers or is null. Both are
-  // copied.
+  // copied. With `from_file`, `data` is a read-only file mapping, whose pages are given back to the system as
+  // they are copied, so that the weights are never in memory twice.
   Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
-         const uint8_t* data, const float* bias);
+         const uint8_t* data, bool from_file, const float* bias);
   ~Matrix() { runtime_->pool.quiesce(); }
 
   int64_t rows() const { return packed.rows; }

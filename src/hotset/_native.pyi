@@ -11,7 +11,6 @@ def kernel_levels() -> list[str]: ...
 def gather(
     type: int, data: NDArray[np.uint8], rows: int, indices: NDArray[np.int32], out: F32, cols: int
 ) -> None: ...
-def release_file_pages(data: NDArray[np.uint8]) -> None: ...
 
 class Runtime:
     def __init__(self, threads: int, level: str) -> None: ...
@@ -19,7 +18,14 @@ class Runtime:
 
 class Linear:
     def __init__(
-        self, runtime: Runtime, type: int, rows: int, cols: int, data: NDArray[np.uint8], bias: F32 | None
+        self,
+        runtime: Runtime,
+        type: int,
+        rows: int,
+        cols: int,
+        data: NDArray[np.uint8],
+        from_file: bool,
+        bias: F32 | None,
     ) -> None: ...
 
 class Norm:

@@ -194,12 +194,11 @@ class CpuBackend:
         if bias is not None:
             _check_shape(f"{weight.name}: bias", bias.shape, (rows,))
         try:
-            packed = _native.Linear(self._runtime, int(weight.type), rows, cols, weight.data, bias)
+            return _native.Linear(
+                self._runtime, int(weight.type), rows, cols, weight.data, _is_file_mapping(weight.data), bias
+            )
         except MemoryError:
             raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
-        if _is_file_mapping(weight.data):
-            _native.release_file_pages(weight.data)
-        return packed
 
     def _norm(self, norm: Norm, size: int) -> _native.Norm:
         _check_shape("norm", norm.weight.shape, (size,))
