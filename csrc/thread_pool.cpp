@@ -103,16 +103,22 @@ void ThreadPool::await_readers() {
 
 int ThreadPool::free_arena() {
   current_.store(0);
-  for (;;) {
+  for (int spins = 0;; ++spins) {
     uint32_t taken = 0;
     for (int i = 1; i < n_lanes_; ++i) {
       const uintptr_t reading = lanes_[i].reading.load();
       if (reading != 0) taken |= 1u << (reading % kLine);
     }
-    for (size_t arena = 0; arena < arenas_.size(); ++arena) {
+    // The first is worth a moment's wait: it is in the caches, and the others take memory once they are used.
+    const size_t candidates = spins < kSpinsPerLook ? 1 : arenas_.size();
+    for (size_t arena = 0; arena < candidates; ++arena) {
       if ((taken >> arena & 1) == 0) return static_cast<int>(arena);
     }
-    std::this_thread::yield();
+    if (spins < kSpinsPerLook) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
   }
 }
 
