@@ -49,6 +49,7 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int6
     F32 x0 = broadcast(x[k]), x1 = broadcast(x[k + 1]);
     unroll<n>([&](auto p) HOTSET_INLINED {
       const uint8_t* w = panel + p.value * panel_bytes;
+      if (n > 1) prefetch_l2(w + n * panel_bytes);
       sums[p.value][0] = fma(W::load_lanes(w), x0, sums[p.value][0]);
       sums[p.value][1] = fma(W::load_lanes(w + kStep), x1, sums[p.value][1]);
     });

@@ -29,7 +29,9 @@ HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, cons
   return y;
 }
 
-// `n` panels at once: as many streams of weights keep more requests to memory in flight than one.
+// `n` panels at once: as many streams of weights keep more requests to memory in flight than one. Each
+// prefetches what it will be reading of the next n panels: where rows are short, the hardware notices a
+// stream when it is nearly over.
 template <class F, int n>
 HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int64_t cols, const uint8_t* x,
                                  float* y) {
@@ -45,6 +47,7 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int6
     for (int j = 0; j < Meta::kBlocks; j++, codes += F::kCodeBytes, x += kActBlockBytes<1>) {
       unroll<n>([&](auto p) HOTSET_INLINED {
         const uint8_t* block = codes + p.value * panel_bytes;
+        for (int k = 0; n > 1 && k < F::kCodeBytes; k += 64) prefetch_l2(block + n * panel_bytes + k);
         sums[p.value] =
             add_block<F>(sums[p.value], block, scales[p.value] + j * Meta::kScales, mins[p.value] + j, x);
       });
