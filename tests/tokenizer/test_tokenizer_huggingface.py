@@ -158,6 +158,16 @@ def test_a_decoder_that_is_unknown_is_refused_by_name(tmp_path: Path) -> None:
         open_directory(tmp_path)
 
 
+def test_a_prefix_within_words_is_refused(tmp_path: Path) -> None:
+    save_byte_level(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    damaged = json.loads(file.read_text())
+    damaged["model"]["continuing_subword_prefix"] = "x"
+    file.write_text(json.dumps(damaged))
+    with pytest.raises(CheckpointError, match="continuing_subword_prefix: expected none, found 'x'"):
+        open_directory(tmp_path)
+
+
 def test_damaged_tokenizer_json_never_crashes(tmp_path: Path) -> None:
     save_with_begin_token(tmp_path)
     file = tmp_path / "tokenizer.json"

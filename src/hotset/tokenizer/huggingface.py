@@ -7,6 +7,7 @@ from typing import Any
 
 from hotset.chat_template import ChatTemplate
 from hotset.errors import CheckpointError
+from hotset.formats.keys import shown
 from hotset.tokenizer.fast import FastEncoder, byte_level_decoder, rust_errors
 from hotset.tokenizer.sentencepiece import SPACE
 from hotset.tokenizer.vocabulary import END_OF_TURN, Encoder, Vocabulary
@@ -23,6 +24,7 @@ def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Voca
             f"{path}: expected tokenizer.json, found {found}; "
             "write it with transformers: AutoTokenizer.from_pretrained(path).save_pretrained(path)"
         )
+    _check_merges(file)
     with rust_errors(CheckpointError, f"{file} cannot be read as a tokenizer"):
         tokenizer = Tokenizer.from_file(str(file))
         tokenizer.no_truncation()
@@ -112,6 +114,20 @@ class _TokenDecoder:
             except ValueError:
                 pass
         return (token.replace(SPACE, " ") if self._spaces else token).encode()
+
+
+def _check_merges(file: Path) -> None:
+    """Refuse BPE with a prefix within words, which no decoder here has.
+
+    With merges that lack the prefix, `tokenizers` cuts through characters and ends the process.
+    """
+    model = _json_object(file).get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        return
+    if (prefix := model.get("continuing_subword_prefix")) not in (None, ""):
+        raise CheckpointError(
+            f"{file}: model.continuing_subword_prefix: expected none, found {shown(prefix)}"
+        )
 
 
 def _json_object(file: Path) -> dict[str, Any]:
