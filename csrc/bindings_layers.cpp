@@ -159,6 +159,16 @@ void ffn_forward(const Ffn& layer, nb::handle x, nb::handle out) {
   layer.forward(from.data(), to.data(), from.rows());
 }
 
+void ffn_neurons(const Ffn& layer, nb::handle x, nb::handle gate, nb::handle h) {
+  const Rows from("x", x, layer.up->cols(), false);
+  const Rows pre("gate", gate, layer.up->rows(), true), values("h", h, layer.up->rows(), true);
+  expect("gate", "rows", pre.rows(), from.rows());
+  expect("h", "rows", values.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.neurons(from.data(), from.rows(), pre.data(), values.data());
+}
+
 std::shared_ptr<Head> new_head(RuntimePtr runtime, NormPtr norm, MatrixPtr output) {
   return std::make_shared<Head>(Head{std::move(runtime), *norm, std::move(output)});
 }
@@ -226,7 +236,10 @@ void bind_layers(nb::module_& m) {
       .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,
            "activation"_a, "post_norm"_a.none())
       .def("forward", &ffn_forward, "x"_a, "out"_a,
-           "Add the FFN of x (T, D) to out (T, D), which may be x itself.");
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself.")
+      .def("neurons", &ffn_neurons, "x"_a, "gate"_a, "h"_a,
+           "Write the gate's pre-activations (up's, where there is no gate) of x (T, D) to gate (T, F), the "
+           "neurons' values to h (T, F).");
   nb::class_<Head>(m, "Head", "The final norm and the output projection.")
       .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a)
       .def("forward", &head_forward, "x"_a, "logits"_a, "Write the logits of x (T, D) to logits (T, V).");

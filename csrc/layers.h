@@ -91,6 +91,10 @@ struct Ffn {
   std::shared_ptr<const Norm> post_norm;  // or null
 
   void forward(const float* x, float* out, int64_t rows) const;  // out += ffn(x); out may be x
+
+  // What the neurons do with x: `gate` (rows x F) gets the pre-activations of the gate (of up, where there is
+  // none), h (rows x F) the neurons' values.
+  void neurons(const float* x, int64_t rows, float* gate, float* h) const;
 };
 
 struct Head {

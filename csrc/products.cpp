@@ -241,6 +241,29 @@ struct AddNormedJob {
   }
 };
 
+// h = act(pre) * h, or act(pre) where there is no gate.
+struct ActivateJob {
+  static constexpr int64_t kChunk = 4096;
+
+  const VectorKernels* vector;
+  Activation activation;
+  bool gated;
+  const float* pre;
+  float* h;
+  int64_t count;
+
+  size_t scratch_bytes() const { return kChunk * sizeof(float); }
+  void compute(int64_t, void*) const {}
+
+  void commit(int64_t chunk, void* scratch) const {
+    const int64_t first = chunk * kChunk, n = std::min(kChunk, count - first);
+    auto* y = static_cast<float*>(scratch);
+    std::copy_n(pre + first, n, y);
+    vector->activate(activation, y, gated ? h + first : nullptr, n);
+    std::copy_n(y, n, h + first);
+  }
+};
+
 struct PackWeightsJob {
   const LinearKernels* linear;
   Type type;
@@ -330,6 +353,19 @@ void multiply_neurons(Session& session, const Runtime& runtime, const Activation
   job.activation = activation;
   job.h = h;
   session.run(job.up.tiling.tiles(), job);
+}
+
+void multiply_neurons_apart(Session& session, const Runtime& runtime, const Activations& x,
+                            const Matrix* gate, const Matrix& up, Activation activation, float* pre,
+                            float* h) {
+  const int64_t size = up.rows(), count = x.rows * size;
+  if (gate) {
+    multiply(session, runtime, x, {{gate, pre, size}, {&up, h, size}}, false);
+  } else {
+    multiply(session, runtime, x, {{&up, pre, size}}, false);
+  }
+  session.run(ceil_div(count, ActivateJob::kChunk),
+              ActivateJob{&runtime.vector, activation, gate != nullptr, pre, h, count});
 }
 
 void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,

@@ -70,6 +70,12 @@ void multiply(Session& session, const Runtime& runtime, const Activations& x,
 void multiply_neurons(Session& session, const Runtime& runtime, const Activations& x, const Matrix* gate,
                       const Matrix& up, Activation activation, float* h);
 
+// The same in two results, of which a caller wants to see the first: pre-activations of the gate (of up,
+// where gate is null) and h.
+void multiply_neurons_apart(Session& session, const Runtime& runtime, const Activations& x,
+                            const Matrix* gate, const Matrix& up, Activation activation, float* pre,
+                            float* h);
+
 // out += post_norm(W x + b); without post_norm where it is null.
 void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,
                        const Norm* post_norm, float* out);
