@@ -48,6 +48,50 @@ class RopeConfig:
     magnitude: float = 1.0
 
 
+class Way(str, Enum):
+    """Which neurons of an FFN are computed for a token."""
+
+    DENSE = "dense"
+    """All."""
+    EXACT = "exact"
+    """Those that are not exactly zero; only for zero-producing activations. Equal to dense."""
+    THRESHOLD = "threshold"
+    """Those whose score, computed exactly, reaches the cut-off."""
+    PREDICTOR = "predictor"
+    """Those whose predicted score reaches the cut-off."""
+
+
+class Score(str, Enum):
+    """The number that a neuron's cut-off is held against. ``n`` is the FFN's normalised input."""
+
+    GATE = "gate"
+    """|act(gate)| (CATS, arXiv 2404.08763); saves the neuron's rows of up and down. `Way.THRESHOLD`."""
+    DOWN = "down"
+    """|h| times the length of the neuron's row of down; saves that row. `Way.THRESHOLD`."""
+    LOW_RANK = "low_rank"
+    """``fc2 fc1 n``. `Way.PREDICTOR`, like all that follow."""
+    LOW_RANK_RELU = "low_rank_relu"
+    """``fc2 relu(fc1 n)`` (Deja Vu, arXiv 2310.17157; PowerInfer's files)."""
+    GATE_Q4 = "gate_q4"
+    """A 4-bit copy of the gate (of up, where there is no gate), made while loading, times ``n``."""
+    GATE_Q2 = "gate_q2"
+    """The same with 2 bits."""
+
+
+@dataclass(frozen=True)
+class FFNPlan:
+    """How one layer, stored by neuron, chooses the neurons that it computes for a token in decoding."""
+
+    way: Way
+    score: Score | None = None
+    cutoff: float = 0.0
+    """A neuron is computed where its score is at least this."""
+    recall: float = 0.0
+    """Share of the firing neurons that the running audit holds by moving the cut-off; 0: no audit."""
+    raw_input: bool = False
+    """The predictor reads the FFN's input before its norm, as in PowerInfer's files."""
+
+
 @dataclass(frozen=True)
 class LayerConfig:
     """Where one layer differs from its neighbours."""
@@ -55,6 +99,8 @@ class LayerConfig:
     rope: RopeConfig | None
     window: int | None = None
     """Attention reaches back over this many positions, the token itself included; None: over all."""
+    ffn: FFNPlan | None = None
+    """None: the FFN is not stored by neuron, and all its neurons are computed."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,6 @@ HUGE = struct.pack("<Q", 2**63)
 
 DAMAGE = {
     "magic": (GGUFBytes({}, magic=b"GGML"), r"expected it to begin with GGUF, found b'GGML'"),
-    "powerinfer": (GGUFBytes({}, magic=b"PWRI"), r"PowerInfer"),
     "version 1": (GGUFBytes({}, version=1), r"version 2 or 3, found version 1"),
     "big-endian": (GGUFBytes({}, version=3 << 24), r"big-endian"),
     "many tensors": (GGUFBytes({}, n_tensors=2**60), r"announces 1152921504606846976 entries"),

@@ -1,11 +1,14 @@
 """A checkpoint of random numbers in memory: no file, no torch."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hotset.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, tensor_from_array
 
@@ -57,3 +60,18 @@ def random_checkpoint(
         add(f"blk.{i}.ffn_up.weight", c.ffn_size, c.hidden_size)
         add(f"blk.{i}.ffn_down.weight", c.hidden_size, c.ffn_size)
     return Checkpoint(Path("random"), c, tensors)
+
+
+def by_neuron(checkpoint: Checkpoint, plan: FFNPlan, orders: Sequence[NDArray[np.int64]]) -> Checkpoint:
+    """The same model (in float types) with every FFN stored by neuron, a layer's neurons in its order."""
+    tensors = dict(checkpoint.tensors)
+    for i, order in enumerate(orders):
+        for part in ("ffn_gate.weight", "ffn_gate.bias", "ffn_up.weight", "ffn_up.bias"):
+            name = f"blk.{i}.{part}"
+            if name in tensors:
+                tensors[name] = tensor_from_array(name, tensors[name].to_float32()[order])
+        down = tensors.pop(f"blk.{i}.ffn_down.weight").to_float32()
+        name = f"blk.{i}.ffn_down_t.weight"
+        tensors[name] = tensor_from_array(name, down.T[order])
+    layers = tuple(replace(layer, ffn=plan) for layer in checkpoint.config.layers)
+    return replace(checkpoint, config=replace(checkpoint.config, layers=layers), tensors=tensors)

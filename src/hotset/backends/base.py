@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.config import Activation, NormKind, RopeConfig
+from hotset.config import Activation, FFNPlan, NormKind, RopeConfig
 from hotset.formats.tensor import Tensor
 
 F32 = NDArray[np.float32]
@@ -84,6 +84,38 @@ class FFNSpec:
 
 
 @dataclass(frozen=True)
+class NeuronFFNSpec:
+    """An FFN stored by neuron: as `FFNSpec`, but ``down_t`` is (F, D), its row j belonging to neuron j.
+
+    ``predictor`` has the matrices of a low-rank score, (r, D) and (F, r); otherwise it is empty.
+    """
+
+    norm: Norm
+    gate: Linear | None
+    up: Linear
+    down_t: Linear
+    activation: Activation
+    plan: FFNPlan
+    predictor: tuple[Linear, ...] = ()
+    post_norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class NeuronCounts:
+    """What a `NeuronFFN` has done for tokens whose neurons it chose (not for prompts), summed over tokens."""
+
+    tokens: int
+    read: int
+    """Neurons whose row of down was read."""
+    fired: int
+    """Of these, neurons that were not zero."""
+
+
+DENSE_TOKENS = 8
+"""In calls of more tokens than this, every neuron is computed: together they need nearly all."""
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     """``logits = W norm(x)``, W being (V, D)."""
 
@@ -132,6 +164,23 @@ class FFN(Protocol):
     def forward(self, x: F32, out: F32) -> None:
         """Add the FFN of x (T, D) to out (T, D), which may be x itself."""
 
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        """Compute every neuron of x (T, D), for profiles and training.
+
+        Written are the activation's input to ``gate`` (T, F), which is up's product where there is no gate,
+        and the neurons' values, which are the input of down, to ``h`` (T, F).
+        """
+
+
+class NeuronFFN(FFN, Protocol):
+    """An FFN stored by neuron, which computes only some neurons for each token."""
+
+    cutoff: float
+    """A neuron is computed where its score is at least this; an audit may move it."""
+
+    def counts(self) -> NeuronCounts:
+        """What was done since the FFN was built."""
+
 
 class Head(Protocol):
     """Hidden vectors to logits."""
@@ -153,6 +202,9 @@ class Backend(Protocol):
 
     def ffn(self, spec: FFNSpec) -> FFN:
         """Build one layer's FFN."""
+
+    def neuron_ffn(self, spec: NeuronFFNSpec) -> NeuronFFN:
+        """Build one layer's FFN that is stored by neuron."""
 
     def head(self, spec: HeadSpec) -> Head:
         """Build the final norm and the output projection."""

@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.base import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, Linear, Norm
+from hotset.backends.base import (
+    F32,
+    AttentionSpec,
+    EmbeddingSpec,
+    FFNSpec,
+    HeadSpec,
+    Linear,
+    NeuronFFN,
+    NeuronFFNSpec,
+    Norm,
+)
 from hotset.config import Activation, NormKind, RopeConfig
 from hotset.errors import CheckpointError, HotsetError, RequestError
 from hotset.formats.tensor import Tensor
@@ -160,6 +170,10 @@ class CpuBackend:
             activation=_ACTIVATIONS[spec.activation],
             post_norm=self._optional_norm(spec.post_norm, hidden),
         )
+
+    def neuron_ffn(self, spec: NeuronFFNSpec) -> NeuronFFN:
+        """Build one layer's FFN that is stored by neuron."""
+        raise HotsetError(f"{spec.down_t.weight.name}: the CPU backend has no kernels by neuron yet")
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """Build the final norm and the output projection."""

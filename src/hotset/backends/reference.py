@@ -10,9 +10,22 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.base import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, KVCache, Linear, Norm
-from hotset.config import Activation, NormKind, RopeConfig
+from hotset.backends.base import (
+    DENSE_TOKENS,
+    F32,
+    AttentionSpec,
+    EmbeddingSpec,
+    FFNSpec,
+    HeadSpec,
+    KVCache,
+    Linear,
+    NeuronCounts,
+    NeuronFFNSpec,
+    Norm,
+)
+from hotset.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.errors import HotsetError
+from hotset.formats.tensor import tensor_from_array
 
 
 def relu(x: F32) -> F32:
@@ -183,25 +196,122 @@ class ReferenceFFN:
     """All neurons, for every token."""
 
     def __init__(self, spec: FFNSpec) -> None:
-        self.spec = spec
-        self.gate = _Linear(spec.gate) if spec.gate else None
-        self.up, self.down = _Linear(spec.up), _Linear(spec.down)
-
-    def neurons(self, x: F32) -> F32:
-        """What the neurons hold, (T, F): the input of down."""
-        act = ACTIVATIONS[self.spec.activation]
-        n = normalise(x, self.spec.norm)
-        up = self.up(n)
-        if self.gate is None:
-            return act(up)
-        if self.spec.activation is Activation.DRELU:
-            up = act(up)
-        return act(self.gate(n)) * up
+        self.norm, self.post_norm = spec.norm, spec.post_norm
+        self.hidden = _Neurons(spec)
+        self.down = _Linear(spec.down)
 
     def forward(self, x: F32, out: F32) -> None:
         """See `FFN`."""
-        y = self.down(self.neurons(x))
+        y = self.down(self.hidden(normalise(x, self.norm))[1])
+        out += normalise(y, self.post_norm) if self.post_norm else y
+
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        """See `FFN`."""
+        gate[:], h[:] = self.hidden(normalise(x, self.norm))
+
+
+class _Neurons:
+    """Of normalised input (T, D): the activation's input and the neurons' values, both (T, F)."""
+
+    def __init__(self, spec: FFNSpec | NeuronFFNSpec) -> None:
+        self.activation = spec.activation
+        self.gate = _Linear(spec.gate) if spec.gate else None
+        self.up = _Linear(spec.up)
+
+    def __call__(self, n: F32) -> tuple[F32, F32]:
+        act = ACTIVATIONS[self.activation]
+        up = self.up(n)
+        if self.gate is None:
+            return up, act(up)
+        if self.activation is Activation.DRELU:
+            up = act(up)
+        gate = self.gate(n)
+        return gate, act(gate) * up
+
+
+class ReferenceNeuronFFN:
+    """Computes all neurons, then forgets those that its plan would not have computed. Nothing adapts."""
+
+    def __init__(self, spec: NeuronFFNSpec) -> None:
+        self.spec = spec
+        self.cutoff = spec.plan.cutoff
+        self.hidden = _Neurons(spec)
+        self.down_t = spec.down_t.weight.to_float32()
+        self.predictor = [_Linear(linear) for linear in spec.predictor]
+        if spec.plan.score in (Score.GATE_Q2, Score.GATE_Q4):
+            bits = 2 if spec.plan.score is Score.GATE_Q2 else 4
+            gate = spec.gate or spec.up
+            copy = low_bit_copy(gate.weight.to_float32(), bits)
+            self.predictor = [_Linear(Linear(tensor_from_array("copy", copy), gate.bias))]
+        self._counts = np.zeros(3, np.int64)
+
+    def counts(self) -> NeuronCounts:
+        """See `NeuronFFN`."""
+        return NeuronCounts(*map(int, self._counts))
+
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        """See `FFN`."""
+        gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
+
+    def forward(self, x: F32, out: F32) -> None:
+        """See `FFN`."""
+        n = normalise(x, self.spec.norm)
+        gate, h = self.hidden(n)
+        if len(x) <= DENSE_TOKENS:
+            active = self.active(x, n, gate, h)
+            h = np.where(active, h, np.float32(0))
+            self._counts += [len(x), int(active.sum()), int((h != 0).sum())]
+        y: F32 = h @ self.down_t
+        if self.spec.down_t.bias is not None:
+            y += self.spec.down_t.bias
         out += normalise(y, self.spec.post_norm) if self.spec.post_norm else y
+
+    def active(self, x: F32, n: F32, gate: F32, h: F32) -> NDArray[np.bool_]:
+        """Which neurons are computed, (T, F)."""
+        plan = self.spec.plan
+        if plan.way is Way.DENSE:
+            return np.ones(h.shape, np.bool_)
+        if plan.way is Way.EXACT:
+            fires: NDArray[np.bool_] = h != 0
+            return fires
+        if plan.score is Score.GATE:
+            score = np.abs(ACTIVATIONS[self.spec.activation](gate))
+        elif plan.score is Score.DOWN:
+            score = np.abs(h) * np.linalg.norm(self.down_t, axis=1)
+        else:
+            score = x if plan.raw_input else n
+            for i, linear in enumerate(self.predictor):
+                if i and plan.score is Score.LOW_RANK_RELU:
+                    score = relu(score)
+                score = linear(score)
+        predicted: NDArray[np.bool_] = score >= np.float32(self.cutoff)
+        if (
+            self.spec.activation.zero_producing
+        ):  # known once the gate is computed: the row of down is not read
+            predicted &= h != 0
+        return predicted
+
+
+def low_bit_copy(weight: F32, bits: int) -> F32:
+    """What a 2- or 4-bit copy of a matrix (rows, cols) holds: blocks of 32 columns with a scale each.
+
+    Four bits: Q4_0. Two bits: ``scale * (code - 1.5)``, the scale being the best of a few.
+    """
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    if bits == 4:
+        kind = GGMLQuantizationType.Q4_0
+        return np.asarray(dequantize(quantize(weight, kind), kind), np.float32)
+    blocks = weight.reshape(-1, 32)
+    best, least = np.zeros_like(blocks), np.full(len(blocks), np.inf)
+    for share in np.linspace(0.35, 1, 14):
+        scale = np.abs(blocks).max(axis=1, keepdims=True) * share / 1.5
+        codes = np.clip(np.round(blocks / np.where(scale > 0, scale, 1) + 1.5), 0, 3)
+        copy = scale * (codes - 1.5)
+        error = ((copy - blocks) ** 2).sum(axis=1)
+        better = error < least
+        best[better], least[better] = copy[better], error[better]
+    return best.reshape(weight.shape).astype(np.float32)
 
 
 class ReferenceHead:
@@ -232,6 +342,10 @@ class ReferenceBackend:
     def ffn(self, spec: FFNSpec) -> ReferenceFFN:
         """Build one layer's FFN."""
         return ReferenceFFN(spec)
+
+    def neuron_ffn(self, spec: NeuronFFNSpec) -> ReferenceNeuronFFN:
+        """Build one layer's FFN that is stored by neuron."""
+        return ReferenceNeuronFFN(spec)
 
     def head(self, spec: HeadSpec) -> ReferenceHead:
         """Build the final norm and the output projection."""

@@ -1,12 +1,12 @@
 """The one place that knows everything: from a model's name to a model that runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotset.backends.base import KVCache
-from hotset.config import ModelConfig
+from hotset.config import FFNPlan, ModelConfig, Way
 from hotset.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Transformer
@@ -47,18 +47,23 @@ class Model:
 
 
 def load_model(
-    model: str | Path | None = None, *, threads: int | None = None, progress: Progress | None = None
+    model: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    ffn: Way | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """Find, open and build a model for the CPU.
 
     `model` is a path, ``hf:org/repo[:file]`` or None for the demo model; `threads` None means one a physical
-    core. Raises `CheckpointError` for what cannot be read or run.
+    core; `ffn` (dense or exact) takes the place of the file's plan in layers stored by neuron. Raises
+    `CheckpointError` for what cannot be read or run.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
     from hotset.tokenizer import Tokenizer
 
-    checkpoint = open_model(model)
+    checkpoint = with_way(open_model(model), ffn)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     backend = CpuBackend(threads=threads)
     transformer = build_transformer(checkpoint, backend, progress)
@@ -70,6 +75,28 @@ def open_model(model: str | Path | None = None) -> Checkpoint:
     from hotset.formats import locate, open_checkpoint
 
     return open_checkpoint(locate(None if model is None else str(model)))
+
+
+def with_way(checkpoint: Checkpoint, way: Way | None) -> Checkpoint:
+    """The checkpoint with another way of choosing neurons in every layer stored by neuron; None: unchanged.
+
+    Dense always does, exact where the activation produces zeros; the others need what only a file's own plan
+    has: `RequestError`.
+    """
+    if way is None:
+        return checkpoint
+    config = checkpoint.config
+    if way not in (Way.DENSE, Way.EXACT):
+        raise RequestError(
+            f"ffn is {way.value!r}: expected dense or exact, or none for the file's plan (--ffn)"
+        )
+    if way is Way.EXACT and not config.activation.zero_producing:
+        raise RequestError(
+            f"exact needs an activation that produces zeros: {checkpoint.path} has "
+            f"{config.activation.value}; calibrate thresholds instead (hotset calibrate)"
+        )
+    layers = tuple(replace(layer, ffn=layer.ffn and FFNPlan(way)) for layer in config.layers)
+    return replace(checkpoint, config=replace(config, layers=layers))
 
 
 def weight_bytes_per_token(checkpoint: Checkpoint) -> int:

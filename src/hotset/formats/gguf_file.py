@@ -76,6 +76,8 @@ class GGUFFile:
 
     metadata: Metadata
     tensors: Mapping[str, Tensor]
+    powerinfer: bool = False
+    """Whether the file begins with PowerInfer's magic; all else is GGUF."""
 
 
 def read_gguf(path: Path) -> GGUFFile:
@@ -140,9 +142,8 @@ def _read_part(path: Path) -> GGUFFile:
 
 def _parse(cursor: "_Cursor", data: NDArray[np.uint8]) -> GGUFFile:
     magic = data[:4].tobytes()
-    if magic != b"GGUF":
-        what = "a PowerInfer model, which Hotset does not run" if magic == b"PWRI" else shown(magic)
-        raise cursor.error(f"not a GGUF file: expected it to begin with GGUF, found {what}")
+    if magic not in (b"GGUF", b"PWRI"):
+        raise cursor.error(f"not a GGUF file: expected it to begin with GGUF, found {shown(magic)}")
     cursor.position = 4
     version = cursor.number(_U32)
     if version not in (2, 3):
@@ -157,7 +158,8 @@ def _parse(cursor: "_Cursor", data: NDArray[np.uint8]) -> GGUFFile:
         metadata.insert(key, cursor.value(key))
     entries = [cursor.tensor() for _ in range(n_tensors)]
 
-    return GGUFFile(metadata, _map_tensors(cursor, entries, metadata.get("general.alignment", 32), data))
+    tensors = _map_tensors(cursor, entries, metadata.get("general.alignment", 32), data)
+    return GGUFFile(metadata, tensors, powerinfer=magic == b"PWRI")
 
 
 def _map_tensors(

@@ -1,6 +1,7 @@
 """GGUF models: what a file's key-values and tensors mean, after llama.cpp's conventions."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hotset.architectures import ARCHITECTURES, Architecture, Windows
 from hotset.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.ffn_plan import read_plans
 from hotset.formats.gguf_file import GGUFFile, read_gguf
 from hotset.formats.keys import Keys
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
@@ -50,6 +52,9 @@ def open_gguf(path: Path) -> Checkpoint:
                 f"{path}: the vocabulary has {tokens} tokens, token_embd.weight only {sizes.vocab}"
             )
 
+    activation = _activation(file, path, architecture)
+    plans = read_plans(file, path, activation, table, sizes.layers)
+    layers = _layers(keys, architecture, sizes, _factors(path, factors))
     config = ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
@@ -59,8 +64,8 @@ def open_gguf(path: Path) -> Checkpoint:
         n_heads=sizes.heads,
         n_kv_heads=sizes.kv_heads,
         head_dim=sizes.head_dim,
-        layers=_layers(keys, architecture, sizes, _factors(path, factors)),
-        activation=_activation(file, path, architecture),
+        layers=tuple(replace(layer, ffn=plan) for layer, plan in zip(layers, plans, strict=True)),
+        activation=activation,
         gated=architecture.gated,
         norm=architecture.norm,
         norm_eps=_norm_eps(keys, architecture),
@@ -125,7 +130,9 @@ def _table(path: Path, tensors: Mapping[str, Tensor], sizes: Sizes) -> TensorTab
         for suffix in ("weight", "bias")
     }
     for name, tensor in tensors.items():
-        if name in fused:
+        if name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
+            table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
+        elif name in fused:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
         else:
             table.add(name, tensor)
@@ -134,7 +141,10 @@ def _table(path: Path, tensors: Mapping[str, Tensor], sizes: Sizes) -> TensorTab
 
 def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activation:
     keys = Keys(file.metadata, str(path))
-    name = keys.text("hotset.activation", architecture.activation.value)
+    usual = architecture.activation
+    if file.powerinfer and usual is not Activation.DRELU:
+        usual = Activation.RELU  # its models are, whatever the architecture's others have
+    name = keys.text("hotset.activation", usual.value)
     known = [a.value for a in Activation if architecture.gated or a is not Activation.DRELU]
     if name not in known:
         raise keys.refuse("hotset.activation", "one of " + ", ".join(known), name)

@@ -12,6 +12,9 @@ from hotset.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
 
+DOWN_BY_NEURON = "ffn_down_t"
+"""Down, transposed: (F, D), so that a neuron's numbers lie together. Takes the place of ``ffn_down``."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -107,6 +110,8 @@ class TensorTable(Mapping[str, Tensor]):
             for suffix, dimensions in (("weight", letters), ("bias", letters[0])):
                 names = self._names(architecture, part, suffix, sizes.layers)
                 expected |= dict.fromkeys(names, sizes.dimensions(dimensions))
+        for layer in range(sizes.layers):
+            expected |= self._neuron_shapes(layer, sizes)
         for name, shape in expected.items():
             if self._shapes[name] != shape:
                 raise self._mismatch(name, shape, self._shapes[name])
@@ -117,14 +122,34 @@ class TensorTable(Mapping[str, Tensor]):
                     f" {architecture.name} with {sizes.layers} layers"
                 )
 
+    def by_neuron(self, layer: int) -> bool:
+        """Whether the layer's down is stored by neuron."""
+        return f"blk.{layer}.{DOWN_BY_NEURON}.weight" in self._make
+
+    def _neuron_shapes(self, layer: int, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """What a layer stored by neuron has besides the architecture's tensors, as far as it is there."""
+        ffn, hidden = sizes.dimensions("FD")
+        # Each predictor has its own width.
+        width = self._shapes.get(f"blk.{layer}.fc1.weight", (1,))[0]
+        shapes: dict[str, tuple[int, ...]] = {"ffn_profile": (2, ffn)}
+        if self.by_neuron(layer):
+            shapes |= {DOWN_BY_NEURON: (ffn, hidden), "fc1": (width, hidden), "fc2": (ffn, width)}
+        named = {f"blk.{layer}.{part}.weight": shape for part, shape in shapes.items()}
+        return {name: shape for name, shape in named.items() if name in self._make}
+
     def _names(self, architecture: Architecture, part: str, suffix: str, layers: int) -> list[str]:
         """The names that a part stands for in this file: all of them, or none if it may be absent and is."""
         names = [f"{part}.{suffix}"]
         if not is_global(part):
-            names = [f"blk.{layer}.{part}.{suffix}" for layer in range(layers)]
+            own = [
+                i for i in range(layers) if suffix == "bias" or part != "ffn_down" or not self.by_neuron(i)
+            ]
+            names = [f"blk.{layer}.{part}.{suffix}" for layer in own]
         if suffix == "weight":
             optional = part in architecture.optional
-        elif names[0].removesuffix("bias") + "weight" not in self._make:
+        elif names[0].removesuffix("bias") + "weight" not in self._make and not (
+            part == "ffn_down" and self.by_neuron(0)
+        ):
             return []
         else:
             optional = part not in architecture.always_biased

@@ -14,8 +14,10 @@ from hotset.backends.base import (
     FFNSpec,
     HeadSpec,
     Linear,
+    NeuronFFNSpec,
     Norm,
 )
+from hotset.config import FFNPlan, Score
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Layer, Transformer
 
@@ -35,7 +37,9 @@ def build_transformer(
     done(1)
     layers = []
     for i in range(n_layers):
-        layers.append(Layer(backend.attention(weights.attention(i)), backend.ffn(weights.ffn(i))))
+        plan = checkpoint.config.layers[i].ffn
+        ffn = backend.neuron_ffn(weights.neuron_ffn(i, plan)) if plan else backend.ffn(weights.ffn(i))
+        layers.append(Layer(backend.attention(weights.attention(i)), ffn))
         done(i + 2)
     head = backend.head(weights.head())
     done(n_layers + 2)
@@ -86,6 +90,20 @@ class _Weights:
             down=self.linear(f"blk.{i}.ffn_down"),
             activation=self.config.activation,
             post_norm=self.optional_norm(f"blk.{i}.post_ffw_norm"),
+        )
+
+    def neuron_ffn(self, i: int, plan: FFNPlan) -> NeuronFFNSpec:
+        ffn = f"blk.{i}"
+        low_rank = plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU)
+        return NeuronFFNSpec(
+            norm=self.optional_norm(f"{ffn}.ffn_norm") or self.norm(f"{ffn}.attn_norm"),
+            gate=self.linear(f"{ffn}.ffn_gate") if self.config.gated else None,
+            up=self.linear(f"{ffn}.ffn_up"),
+            down_t=Linear(self.tensors[f"{ffn}.ffn_down_t.weight"], self.vector(f"{ffn}.ffn_down.bias")),
+            activation=self.config.activation,
+            plan=plan,
+            predictor=(self.linear(f"{ffn}.fc1"), self.linear(f"{ffn}.fc2")) if low_rank else (),
+            post_norm=self.optional_norm(f"{ffn}.post_ffw_norm"),
         )
 
     def head(self) -> HeadSpec:
