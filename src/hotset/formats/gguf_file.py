@@ -38,6 +38,7 @@ class Metadata(Mapping[str, Any]):
     def __init__(self, cursor: "_Cursor") -> None:
         self._cursor = cursor
         self._values: dict[str, Any] = {}
+        self._spans: dict[str, tuple[int, int]] = {}
 
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
@@ -63,11 +64,16 @@ class Metadata(Mapping[str, Any]):
             return len(value)
         raise self._cursor.error(f"{key}: expected an array, found {shown(value)}")
 
-    def insert(self, key: str, value: Any) -> None:
-        """Take in a value just read."""
+    def raw(self, key: str) -> bytes:
+        """A value as it lies in the file: its type's number, then its bytes."""
+        return self._cursor.slice(*self._spans[key])
+
+    def insert(self, key: str, value: Any, start: int, end: int) -> None:
+        """Take in a value just read from these bytes of the file."""
         if key in self._values:
             raise self._cursor.error(f"key {shown(key)} is there twice")
         self._values[key] = value
+        self._spans[key] = (start, end)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,8 @@ def _parse(cursor: "_Cursor", data: NDArray[np.uint8]) -> GGUFFile:
     metadata = Metadata(cursor)
     for _ in range(n_keys):
         key = cursor.string(_MAX_NAME)
-        metadata.insert(key, cursor.value(key))
+        start = cursor.position
+        metadata.insert(key, cursor.value(key), start, cursor.position)
     entries = [cursor.tensor() for _ in range(n_tensors)]
 
     tensors = _map_tensors(cursor, entries, metadata.get("general.alignment", 32), data)
@@ -221,6 +228,9 @@ class _Cursor:
     def error(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: {problem}")
 
+    def slice(self, start: int, end: int) -> bytes:
+        return bytes(self._view[start:end])
+
     def number(self, kind: struct.Struct) -> Any:
         (value,) = kind.unpack_from(self._view, self.position)
         self.position += kind.size
@@ -280,7 +290,7 @@ class _Cursor:
         return position
 
     def decode(self, array: _Array, key: str) -> Any:
-        raw = bytes(self._view[array.start : array.end])
+        raw = self.slice(array.start, array.end)
         if array.kind != _STRING:
             return np.frombuffer(raw, dtype=np.dtype("<" + _SCALARS[array.kind]))
         strings, position, unpack = [], 0, _U64.unpack_from

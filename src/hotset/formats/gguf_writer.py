@@ -1,0 +1,172 @@
+"""Writes GGUF files (version 3, little-endian) tensor by tensor, whole or not at all.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Key-values of another file are copied as
+their bytes, so that their types stay and a long vocabulary costs nothing.
+"""
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.errors import CheckpointError
+from hotset.formats.gguf_file import Metadata
+from hotset.formats.keys import shown
+from hotset.formats.tensor import Tensor, TensorType
+
+_ALIGNMENT = 32
+_STRING, _ARRAY = 8, 9
+_SCALARS: tuple[tuple[int, str, Callable[[Any], bool]], ...] = (
+    (7, "?", lambda value: isinstance(value, bool)),
+    (6, "f", lambda value: isinstance(value, float)),
+    (4, "I", lambda value: isinstance(value, int) and 0 <= value < 1 << 32),
+    (5, "i", lambda value: isinstance(value, int) and -(1 << 31) <= value < 0),
+    (10, "Q", lambda value: isinstance(value, int) and 0 <= value < 1 << 64),
+    (11, "q", lambda value: isinstance(value, int) and -(1 << 63) <= value < 0),
+)
+_ARRAY_TYPES = {
+    "|u1": 0,
+    "|i1": 1,
+    "<u2": 2,
+    "<i2": 3,
+    "<u4": 4,
+    "<i4": 5,
+    "<f4": 6,
+    "|b1": 7,
+    "<u8": 10,
+    "<i8": 11,
+    "<f8": 12,
+}
+_LAID_OUT_ANEW = ("general.alignment", "split.")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A value as its type's number and bytes, such as `Metadata.raw` gives them."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor to write. ``shape`` is in NumPy order, so a matrix is (rows, columns)."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+    chunks: Callable[[], Iterable[NDArray[np.uint8] | bytes]]
+    """Gives its ``nbytes`` bytes in order, in pieces, when it is its turn: memory holds one piece."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, without padding."""
+        return prod(self.shape) // self.type.block_size * self.type.block_bytes
+
+
+def same_tensor(tensor: Tensor, name: str | None = None) -> NewTensor:
+    """A tensor of an opened file as it is, perhaps under another name."""
+    return NewTensor(name or tensor.name, tensor.shape, tensor.type, lambda: (tensor.data,))
+
+
+def same_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """An opened GGUF's key-values, in order, to change and write; without what a split file's parts have."""
+    if not isinstance(metadata, Metadata):
+        raise TypeError("only a GGUF file's metadata has GGUF's types")
+    return {key: Raw(metadata.raw(key)) for key in metadata if not key.startswith(_LAID_OUT_ANEW)}
+
+
+def write_gguf(
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[NewTensor],
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write `path` through ``NAME.partial`` beside it and a rename; its size in bytes.
+
+    Values are `Raw`, str, bool, int (the first of UINT32, INT32, UINT64, INT64 that holds it), float
+    (FLOAT32), ``list[str]`` or one-dimensional NumPy arrays, whose dtype is the entries' type.
+    `progress(done, total)` counts bytes of tensors. Whatever goes wrong, Ctrl-C included, no half-written
+    file is left and an older `path` stays. What the system refuses is a `CheckpointError`; what `chunks`
+    raises is passed on.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            _write(file, metadata, tensors, progress)
+            size = file.tell()
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+    return size
+
+
+def _write(
+    file: BinaryIO,
+    metadata: Mapping[str, Any],
+    tensors: Sequence[NewTensor],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        file.write(_string(key) + _value(key, value))
+    offset = 0
+    for tensor in tensors:
+        rank = len(tensor.shape)
+        file.write(_string(tensor.name) + struct.pack(f"<I{rank}Q", rank, *tensor.shape[::-1]))
+        file.write(struct.pack("<IQ", tensor.type, offset))
+        offset += tensor.nbytes + -tensor.nbytes % _ALIGNMENT
+    done, total = 0, sum(tensor.nbytes for tensor in tensors)
+    for tensor in tensors:
+        file.write(bytes(-file.tell() % _ALIGNMENT))
+        start = done
+        for chunk in tensor.chunks():
+            done += file.write(chunk if isinstance(chunk, bytes) else chunk.data)
+            if progress:
+                progress(done, total)
+        if done - start != tensor.nbytes:
+            raise ValueError(f"{tensor.name}: expected {tensor.nbytes} bytes, got {done - start}")
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(key: str, value: Any) -> bytes:
+    """A value as GGUF's type number and bytes."""
+    if isinstance(value, Raw):
+        return value.data
+    if isinstance(value, np.ndarray | list):
+        return struct.pack("<I", _ARRAY) + _array(key, value)
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _string(value)
+    for kind, code, fits in _SCALARS:
+        if fits(value):
+            return struct.pack("<I" + code, kind, value)
+    raise _no_type(key, value)
+
+
+def _array(key: str, values: NDArray[Any] | list[Any]) -> bytes:
+    if isinstance(values, list):
+        if not all(isinstance(entry, str) for entry in values):
+            raise _no_type(key, values)
+        return struct.pack("<IQ", _STRING, len(values)) + b"".join(map(_string, values))
+    little = values.astype(values.dtype.newbyteorder("<"))
+    if values.ndim != 1 or little.dtype.str not in _ARRAY_TYPES:
+        raise _no_type(key, values)
+    return struct.pack("<IQ", _ARRAY_TYPES[little.dtype.str], values.size) + little.tobytes()
+
+
+def _no_type(key: str, value: object) -> TypeError:
+    return TypeError(f"{key}: GGUF has no type for {shown(value)}")
