@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hotset.backends.base import NeuronCounts
+from hotset.config import FFNPlan, Way
 from hotset.engine import evaluate as module
 from hotset.engine.evaluate import evaluate, tokenize
 from hotset.engine.load import Model
@@ -18,7 +20,8 @@ class Table:
     """Logits that depend on the last token and its position in the window."""
 
     def __init__(self, seed, context=64):
-        self.config = SimpleNamespace(vocab_size=VOCAB, context_length=context)
+        self.config = SimpleNamespace(vocab_size=VOCAB, context_length=context, layers=())
+        self.layers = ()
         self.logits = np.random.default_rng(seed).normal(0, 3, (context, VOCAB, VOCAB)).astype(np.float32)
 
     def kv_cache(self, capacity, type):
@@ -95,6 +98,38 @@ def test_a_model_does_not_diverge_from_itself():
     assert result.divergence.kl_mean == pytest.approx(0, abs=1e-9)
     assert result.divergence.top1_agreement == 1
     assert result.divergence.reference_perplexity == result.perplexity
+    assert result.divergence.greedy_same == result.divergence.greedy_tokens == 30
+    assert result.density is None
+
+
+def test_greedy_texts_are_compared_up_to_the_first_difference():
+    first, second = model(5), model(5)
+    tokens = [1] * 20
+    kept = second.transformer.logits
+    for position in range(14, 20):  # the fifth token that follows the prompt of ten comes after position 13
+        kept[position] = -kept[position]
+    divergence = evaluate(first, tokens, against=second, window=20).divergence
+    assert (divergence.greedy_tokens, divergence.greedy_same) == (10, 5)
+
+
+def test_a_model_that_chooses_neurons_is_read_token_by_token():
+    sparse = model(5)
+    sparse.config.layers = (SimpleNamespace(ffn=FFNPlan(Way.EXACT)), SimpleNamespace(ffn=None))
+    sparse.config.ffn_size = 8
+    lengths = []
+    forward = sparse.transformer.forward
+
+    def counted(tokens, kv, **options):
+        lengths.append(len(tokens))
+        return forward(tokens, kv, **options)
+
+    sparse.transformer.forward = counted
+    layer = SimpleNamespace(counts=lambda: NeuronCounts(lengths.count(1), 2 * lengths.count(1), 0))
+    sparse.transformer.layers = (SimpleNamespace(ffn=layer), SimpleNamespace(ffn=None))
+    result = evaluate(sparse, [1] * 20, window=20)
+    assert lengths == [10, *[1] * 9]
+    assert result.density == pytest.approx(2 / 8)
+    assert result.perplexity == pytest.approx(evaluate(model(5), [1] * 20, window=20).perplexity, rel=1e-5)
 
 
 def test_progress_counts_tokens():

@@ -8,13 +8,15 @@ import pytest
 from hotset.engine import measure as module
 from hotset.engine.load import Model
 from hotset.engine.measure import measure
+from hotset.engine.traffic import Traffic
 
 
 class Clocked:
     """Takes 1 s a call and 10 ms a token, but twice that in its first calls of each kind."""
 
     def __init__(self, context):
-        self.config = SimpleNamespace(vocab_size=10, context_length=context)
+        self.config = SimpleNamespace(vocab_size=10, context_length=context, layers=())
+        self.layers = ()
         self.now = 0.0
         self.kinds = set()
 
@@ -34,7 +36,8 @@ def test_rates(monkeypatch, context):
     monkeypatch.setattr(module.time, "perf_counter", lambda: transformer.now)
     bandwidths = iter([40.0, 10.0, 50.0])
     backend = SimpleNamespace(memory_bandwidth=lambda: next(bandwidths))
-    model = Model(Path("x.gguf"), transformer, None, backend, 2 * 10**9)
+    tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
+    model = Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
     told = []
     speed = measure(model, repeats=3, progress=lambda done, total: told.append((done, total)))
     assert (speed.prefill_tokens, speed.decode_tokens) == ((512, 128) if context == 4096 else (100, 100))

@@ -178,6 +178,10 @@ class NeuronFFN(FFN, Protocol):
     cutoff: float
     """A neuron is computed where its score is at least this; an audit may move it."""
 
+    @property
+    def recall_seen(self) -> float:
+        """Share of the firing neurons that were predicted, a running mean over audits; NaN without any."""
+
     def counts(self) -> NeuronCounts:
         """What was done since the FFN was built."""
 

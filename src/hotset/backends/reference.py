@@ -243,6 +243,7 @@ class ReferenceNeuronFFN:
             gate = spec.gate or spec.up
             copy = low_bit_copy(gate.weight.to_float32(), bits)
             self.predictor = [_Linear(Linear(tensor_from_array("copy", copy), gate.bias))]
+        self.recall_seen = math.nan
         self._counts = np.zeros(3, np.int64)
 
     def counts(self) -> NeuronCounts:

@@ -33,6 +33,7 @@ def chat(
     threads: options.Threads = None,
     context: options.Context = None,
     kv_type: options.KVType = "f16",
+    ffn: options.Neurons = None,
 ) -> None:
     """Talk with a model. /clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
     from hotset.cli.console import progress
@@ -49,7 +50,9 @@ def chat(
         seed=seed,
     )
     with progress("Loading") as loading:
-        engine = Engine.load(model, threads=threads, context=context, kv_type=kv_type, progress=loading)
+        engine = Engine.load(
+            model, threads=threads, context=context, kv_type=kv_type, ffn=ffn, progress=loading
+        )
     if engine.tokenizer.chat_template is None:
         raise RequestError(f"{engine.model.path}: this model has no chat template; use hotset run")
     opening = [] if system is None else [{"role": "system", "content": system}]

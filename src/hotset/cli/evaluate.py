@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
+from hotset.config import Way
 from hotset.errors import RequestError
 
 
@@ -19,6 +20,10 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL", help="Reference model of the same vocabulary to compare with."),
     ] = None,
+    against_dense: Annotated[
+        bool, typer.Option("--against-dense", help="Compare with the same model, all its neurons computed.")
+    ] = False,
+    ffn: options.Neurons = None,
     tokens: Annotated[int | None, typer.Option(min=4, help="Read only so many tokens of the text.")] = None,
     context: Annotated[
         int | None, typer.Option(min=4, help="Tokens in a window; 512 if not given.", show_default=False)
@@ -33,6 +38,8 @@ def evaluate(
     """
     if not text:
         raise RequestError("no text to predict: name a file with --text FILE")
+    if against and against_dense:
+        raise RequestError("--against and --against-dense: expected one of them")
     written = "\n".join(_read(path) for path in text)
 
     from hotset.cli.console import progress, table
@@ -41,8 +48,12 @@ def evaluate(
     from hotset.engine.load import load_model
 
     with progress("Loading") as loading:
-        loaded = load_model(model, threads=threads, progress=loading)
-        reference = None if against is None else load_model(against, threads=threads, progress=loading)
+        loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
+        reference = None
+        if against_dense:
+            reference = load_model(model, threads=threads, ffn=Way.DENSE, progress=loading)
+        elif against:
+            reference = load_model(against, threads=threads, progress=loading)
     ids = tokenize(written, loaded, reference, limit=tokens)
     with progress("Evaluating") as evaluating:
         result = evaluate_model(
@@ -58,6 +69,7 @@ def evaluate(
                     "tokens": result.tokens,
                     "window": result.window,
                     "perplexity": result.perplexity,
+                    "density": result.density,
                     **(dataclasses.asdict(divergence) if divergence else {}),
                 },
                 indent=2,
@@ -69,6 +81,8 @@ def evaluate(
         ("predictions", f"{result.tokens} in windows of {result.window} tokens"),
         ("perplexity", f"{result.perplexity:.4f}"),
     ]
+    if result.density is not None:
+        rows.append(("neurons read", f"{result.density:.1%}"))
     if reference and divergence:
         rows += [
             ("against", reference.path.name),
@@ -76,6 +90,7 @@ def evaluate(
             ("KL divergence from it, mean", f"{divergence.kl_mean:.6f} nats"),
             ("KL divergence from it, largest", f"{divergence.kl_max:.6f} nats"),
             ("same most likely token", f"{divergence.top1_agreement:.2%}"),
+            ("same greedy text", f"the first {divergence.greedy_same} of {divergence.greedy_tokens} tokens"),
         ]
     table(rows)
 

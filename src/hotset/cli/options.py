@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from hotset.config import Way
+
 Model = Annotated[
     str | None,
     typer.Argument(
@@ -15,6 +17,15 @@ Model = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Worker threads; one a physical core if not given.", show_default=False),
+]
+Neurons = Annotated[
+    Way | None,
+    typer.Option(
+        "--ffn",
+        help="In layers stored by neuron compute all neurons (dense) or those that are not zero (exact), "
+        "instead of what the file's plan says.",
+        show_default=False,
+    ),
 ]
 Context = Annotated[
     int | None,

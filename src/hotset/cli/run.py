@@ -30,6 +30,7 @@ def run(
     threads: options.Threads = None,
     context: options.Context = None,
     kv_type: options.KVType = "f16",
+    ffn: options.Neurons = None,
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one."""
     text = _read_stdin() if prompt is None else prompt
@@ -50,7 +51,9 @@ def run(
         seed=seed,
     )
     with progress("Loading") as loading:
-        engine = Engine.load(model, threads=threads, context=context, kv_type=kv_type, progress=loading)
+        engine = Engine.load(
+            model, threads=threads, context=context, kv_type=kv_type, ffn=ffn, progress=loading
+        )
     if raw or engine.tokenizer.chat_template is None:
         tokens = engine.generate(text, max_tokens=max_tokens, sampling=sampling, stop=stop or ())
     else:

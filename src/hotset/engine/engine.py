@@ -11,6 +11,7 @@ from threading import Lock
 import numpy as np
 
 from hotset.backends.base import F32, KVCache
+from hotset.config import Way
 from hotset.engine.load import Model, Progress, load_model
 from hotset.engine.request import FinishReason, Request, StopStrings, Token, check_stop
 from hotset.engine.sampler import Sampler, Sampling, logprobs
@@ -44,16 +45,18 @@ class Engine:
         threads: int | None = None,
         context: int | None = None,
         kv_type: str = "f16",
+        ffn: Way | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
         """Load a model and make room for a context.
 
         `model` is a path, ``hf:org/repo[:file]`` or None for the demo model. `threads` None means one a
         physical core. `context` is in tokens; None means what the model was trained for, at most 4096.
-        `kv_type` is ``f16``, ``q8_0`` or ``f32``. `progress(done, total)` is told of the model's parts.
+        `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
+        stored by neuron. `progress(done, total)` is told of the model's parts.
         Raises `HotsetError`.
         """
-        loaded = load_model(model, threads=threads, progress=progress)
+        loaded = load_model(model, threads=threads, ffn=ffn, progress=progress)
         return cls(loaded, loaded.kv_cache(context, kv_type))
 
     @property

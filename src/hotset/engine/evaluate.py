@@ -4,6 +4,9 @@ The text is cut into windows, each read on its own from an empty context. As in 
 tool, the first token of a window is the beginning-of-text token if the model's texts start with one, and only
 the predictions in the window's second half count, since the first have little to go by. Perplexities compare
 between models of one vocabulary.
+
+A model that chooses its neurons does so in decoding only: it reads a window's first half as a prompt, with
+all neurons, and the second half token by token.
 """
 
 import math
@@ -32,6 +35,10 @@ class Divergence:
     kl_max: float
     top1_agreement: float
     """Share of the predictions in which both find the same token most likely."""
+    greedy_tokens: int
+    """Tokens of greedy text that both wrote after the first window's first half."""
+    greedy_same: int
+    """Of these, how many were the same up to the first that differs."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Evaluation:
     window: int
     perplexity: float
     """exp of the mean negative log-likelihood of the text's tokens."""
+    density: float | None = None
+    """Share of neurons whose row of down was read, where the model chooses."""
     divergence: Divergence | None = None
 
 
@@ -85,6 +94,7 @@ def evaluate(
         token for token in model.tokenizer.encode("", add_special=True) if token == model.tokenizer.bos_id
     ]
     caches = [m.kv_cache(window, kv_type) for m in models]
+    before = _neurons_read(model)
     starts = range(0, len(ids) - window + 1, window)
     log_likelihoods: list[NDArray[np.float64]] = []
     reference_log_likelihoods: list[NDArray[np.float64]] = []
@@ -106,16 +116,48 @@ def evaluate(
                 agreements.append(reference_logs.argmax(axis=1) == logs.argmax(axis=1))
         if progress:
             progress((count + 1) * window, len(starts) * window)
+    read, of = (now - then for now, then in zip(_neurons_read(model), before, strict=True))
     divergence = None
     if against is not None:
         kl = np.concatenate(divergences)
+        texts = [
+            _greedy(m, kv, ids[: window // 2], window // 2) for m, kv in zip(models, caches, strict=True)
+        ]
+        same = [a == b for a, b in zip(*texts, strict=True)]
         divergence = Divergence(
             _perplexity(reference_log_likelihoods),
             float(kl.mean()),
             float(kl.max()),
             float(np.concatenate(agreements).mean()),
+            len(same),
+            [*same, False].index(False),
         )
-    return Evaluation(sum(map(len, log_likelihoods)), window, _perplexity(log_likelihoods), divergence)
+    return Evaluation(
+        sum(map(len, log_likelihoods)),
+        window,
+        _perplexity(log_likelihoods),
+        read / of if of else None,
+        divergence,
+    )
+
+
+def _neurons_read(model: Model) -> tuple[int, int]:
+    """Neurons whose row of down was read in decoding so far, and neurons that there were to read."""
+    if not model.chooses_neurons:
+        return 0, 0
+    counts = [count for count in model.neuron_counts() if count]
+    return sum(c.read for c in counts), sum(c.tokens for c in counts) * model.config.ffn_size
+
+
+def _greedy(model: Model, kv: KVCache, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest `count` tokens, one after the other, that follow the prompt."""
+    kv.truncate(0)
+    tokens = np.array(prompt, np.int32)
+    text: list[int] = []
+    while len(text) < count:
+        tokens = model.transformer.forward(tokens, kv).argmax(axis=1).astype(np.int32)
+        text.append(int(tokens[0]))
+    return text
 
 
 def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
@@ -129,7 +171,7 @@ def _predictions(
     kv.truncate(0)
     first = len(tokens) // 2
     model.transformer.forward(tokens[:first], kv)
-    step = max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+    step = 1 if model.chooses_neurons else max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     for start in range(first, len(tokens) - 1, step):
         stop = min(start + step, len(tokens) - 1)
         logits = model.transformer.forward(tokens[start:stop], kv, all_logits=True)

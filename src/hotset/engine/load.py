@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from hotset.backends.base import KVCache
+from hotset.backends.base import KVCache, NeuronCounts, NeuronFFN
 from hotset.config import FFNPlan, ModelConfig, Way
+from hotset.engine.traffic import Traffic, traffic
 from hotset.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Transformer
@@ -33,13 +34,22 @@ class Model:
     transformer: Transformer
     tokenizer: "Tokenizer"
     backend: "CpuBackend"
-    weight_bytes_per_token: int
-    """Bytes of weights that decoding one token reads, each in its type's own size."""
+    traffic: Traffic
 
     @property
     def config(self) -> ModelConfig:
         """The model's shape."""
         return self.transformer.config
+
+    @property
+    def chooses_neurons(self) -> bool:
+        """Whether decoding leaves out neurons, unlike reading a prompt."""
+        return any(layer.ffn and layer.ffn.way is not Way.DENSE for layer in self.config.layers)
+
+    def neuron_counts(self) -> list[NeuronCounts | None]:
+        """What each layer has chosen so far; None for layers that are not stored by neuron."""
+        pairs = zip(self.config.layers, self.transformer.layers, strict=True)
+        return [cast(NeuronFFN, layer.ffn).counts() if config.ffn else None for config, layer in pairs]
 
     def kv_cache(self, context: int | None = None, kv_type: str = "f16") -> KVCache:
         """Room for `context` tokens; None: what the model was trained for, at most `DEFAULT_CONTEXT`."""
@@ -50,24 +60,24 @@ def load_model(
     model: str | Path | None = None,
     *,
     threads: int | None = None,
-    ffn: Way | None = None,
+    ffn: Way | FFNPlan | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Find, open and build a model for the CPU.
 
     `model` is a path, ``hf:org/repo[:file]`` or None for the demo model; `threads` None means one a physical
-    core; `ffn` (dense or exact) takes the place of the file's plan in layers stored by neuron. Raises
+    core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. Raises
     `CheckpointError` for what cannot be read or run.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
     from hotset.tokenizer import Tokenizer
 
-    checkpoint = with_way(open_model(model), ffn)
+    checkpoint = with_plan(open_model(model), ffn)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     backend = CpuBackend(threads=threads)
     transformer = build_transformer(checkpoint, backend, progress)
-    return Model(checkpoint.path, transformer, tokenizer, backend, weight_bytes_per_token(checkpoint))
+    return Model(checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint))
 
 
 def open_model(model: str | Path | None = None) -> Checkpoint:
@@ -77,33 +87,28 @@ def open_model(model: str | Path | None = None) -> Checkpoint:
     return open_checkpoint(locate(None if model is None else str(model)))
 
 
-def with_way(checkpoint: Checkpoint, way: Way | None) -> Checkpoint:
-    """The checkpoint with another way of choosing neurons in every layer stored by neuron; None: unchanged.
+def with_plan(checkpoint: Checkpoint, plan: Way | FFNPlan | None) -> Checkpoint:
+    """The checkpoint with one plan for all layers stored by neuron; None: the file's own.
 
-    Dense always does, exact where the activation produces zeros; the others need what only a file's own plan
-    has: `RequestError`.
+    As a way alone, dense always does and exact where the activation produces zeros; the others need
+    cut-offs, which a file's own plan has: `RequestError`.
     """
-    if way is None:
+    if plan is None:
         return checkpoint
     config = checkpoint.config
-    if way not in (Way.DENSE, Way.EXACT):
-        raise RequestError(
-            f"ffn is {way.value!r}: expected dense or exact, or none for the file's plan (--ffn)"
-        )
-    if way is Way.EXACT and not config.activation.zero_producing:
+    if isinstance(plan, Way):
+        if plan not in (Way.DENSE, Way.EXACT):
+            raise RequestError(
+                f"ffn is {plan.value!r}: expected dense, exact or nothing, the file's plan (--ffn)"
+            )
+        plan = FFNPlan(plan)
+    if plan.way is Way.EXACT and not config.activation.zero_producing:
         raise RequestError(
             f"exact needs an activation that produces zeros: {checkpoint.path} has "
             f"{config.activation.value}; calibrate thresholds instead (hotset calibrate)"
         )
-    layers = tuple(replace(layer, ffn=layer.ffn and FFNPlan(way)) for layer in config.layers)
+    layers = tuple(replace(layer, ffn=layer.ffn and plan) for layer in config.layers)
     return replace(checkpoint, config=replace(config, layers=layers))
-
-
-def weight_bytes_per_token(checkpoint: Checkpoint) -> int:
-    """Bytes of the weights that one decoded token reads: all but the embeddings' other rows."""
-    tied = "output.weight" not in checkpoint.tensors
-    rows_only = {"position_embd.weight"} if tied else {"position_embd.weight", "token_embd.weight"}
-    return sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if name not in rows_only)
 
 
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:

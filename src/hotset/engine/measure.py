@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hotset.backends.base import NeuronCounts
 from hotset.engine.load import Model
+from hotset.engine.sample_text import sample_text
 
 PREFILL_TOKENS = 512
 DECODE_TOKENS = 128
@@ -25,6 +28,8 @@ class Speed:
     """Bytes of weights that decoding reads, each in its type's own size."""
     memory_gb_per_second: float
     """What the same threads read from memory when they do nothing else."""
+    density: float | None
+    """Share of neurons computed in decoding; None where all are, by the model's plan."""
 
     @property
     def memory_share(self) -> float:
@@ -35,12 +40,13 @@ class Speed:
 def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], None] | None = None) -> Speed:
     """Time a prompt of 512 tokens and 128 single tokens, each from an empty context and without sampling.
 
-    Tokens are random: a dense model's speed does not depend on them. A first, shorter round warms up.
+    Tokens are those of a built-in text, over and over: which neurons fire depends on what is said. A first,
+    shorter round warms up.
     """
     n_prefill = min(PREFILL_TOKENS, model.config.context_length)
     n_decode = min(DECODE_TOKENS, model.config.context_length)
     kv = model.kv_cache(max(n_prefill, n_decode))
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, kv.capacity, dtype=np.int32)
+    ids = sample_tokens(model, kv.capacity)
 
     def prefill(count: int) -> float:
         kv.truncate(0)
@@ -57,6 +63,7 @@ def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], No
 
     prefill(min(64, n_prefill))
     decode(min(8, n_decode))
+    before = model.neuron_counts()
     prefills, decodes, bandwidths = [], [], []
     for done in range(repeats):
         prefills.append(prefill(n_prefill))
@@ -64,12 +71,34 @@ def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], No
         bandwidths.append(model.backend.memory_bandwidth())
         if progress:
             progress(done + 1, repeats)
+    computed = neurons_per_token(before, model.neuron_counts())
     decoded = median(decodes)
     return Speed(
         n_prefill,
         n_decode,
         median(prefills),
         decoded,
-        decoded * model.weight_bytes_per_token / 1e9,
+        decoded * model.traffic.bytes_per_token(computed) / 1e9,
         median(bandwidths),
+        density(model, computed),
     )
+
+
+def sample_tokens(model: Model, count: int) -> NDArray[np.int32]:
+    """So many tokens of the built-in text, which is repeated as needed."""
+    return np.resize(np.array(model.tokenizer.encode(sample_text()), np.int32), count)
+
+
+def neurons_per_token(before: list[NeuronCounts | None], after: list[NeuronCounts | None]) -> list[float]:
+    """Neurons that each layer computed for a token between two calls of `Model.neuron_counts`."""
+    pairs = zip(before, after, strict=True)
+    return [(b.read - a.read) / max(b.tokens - a.tokens, 1) if a and b else 0.0 for a, b in pairs]
+
+
+def density(model: Model, computed: list[float]) -> float | None:
+    """Share of neurons computed in the layers that choose them; None where none does."""
+    layers = zip(model.config.layers, computed, strict=True)
+    choosing = [n for layer, n in layers if layer.ffn]
+    if not model.chooses_neurons:
+        return None
+    return sum(choosing) / len(choosing) / model.config.ffn_size
