@@ -66,7 +66,11 @@ class Metadata(Mapping[str, Any]):
 
     def raw(self, key: str) -> bytes:
         """A value as it lies in the file: its type's number, then its bytes."""
-        return self._cursor.slice(*self._spans[key])
+        return self._cursor.slice(*self.span(key))
+
+    def span(self, key: str) -> tuple[int, int]:
+        """Where in the file `raw` lies: its first byte, and the one behind its last."""
+        return self._spans[key]
 
     def insert(self, key: str, value: Any, start: int, end: int) -> None:
         """Take in a value just read from these bytes of the file."""

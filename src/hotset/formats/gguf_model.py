@@ -13,7 +13,7 @@ from hotset.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import read_plans
 from hotset.formats.gguf_file import GGUFFile, read_gguf
-from hotset.formats.keys import Keys
+from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
@@ -41,8 +41,10 @@ def open_gguf(path: Path) -> Checkpoint:
     keys.require(_NEUTRAL)
     tensors = dict(file.tensors)
     factors = tensors.pop(_ROPE_FACTORS, None)
-    context = keys.integer("context_length")
     sizes = _sizes(keys, architecture, tensors, path)
+    context = keys.integer("context_length")
+    if file.powerinfer and context == sizes.positions:  # its OPT files count the rows before position 0, too
+        context -= architecture.position_offset
     table = _table(path, tensors, sizes)
     table.check(architecture, sizes)
     if "tokenizer.ggml.tokens" in file.metadata:
@@ -68,7 +70,7 @@ def open_gguf(path: Path) -> Checkpoint:
         activation=activation,
         gated=architecture.gated,
         norm=architecture.norm,
-        norm_eps=_norm_eps(keys, architecture),
+        norm_eps=_norm_eps(keys, architecture, file),
         parallel=architecture.parallel,
         attention_scale=_attention_scale(keys, architecture, sizes),
         embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
@@ -151,9 +153,11 @@ def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activ
     return Activation(name)
 
 
-def _norm_eps(keys: Keys, architecture: Architecture) -> float:
+def _norm_eps(keys: Keys, architecture: Architecture, file: GGUFFile) -> float:
     kind = "rms_" if architecture.norm is NormKind.RMS else ""
-    return keys.number(f"attention.layer_norm_{kind}epsilon", high=1.0)
+    # PowerInfer's OPT files do not say it.
+    usual = architecture.hf_defaults.get("norm_eps", REQUIRED) if file.powerinfer else REQUIRED
+    return keys.number(f"attention.layer_norm_{kind}epsilon", usual, high=1.0)
 
 
 def _attention_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.errors import CheckpointError
-from hotset.formats.gguf_file import Metadata
+from hotset.formats.gguf_file import Metadata, read_gguf
 from hotset.formats.keys import shown
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -86,12 +86,14 @@ def write_gguf(
     metadata: Mapping[str, Any],
     tensors: Sequence[NewTensor],
     progress: Callable[[int, int], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> int:
     """Write `path` through ``NAME.partial`` beside it and a rename; its size in bytes.
 
     Values are `Raw`, str, bool, int (the first of UINT32, INT32, UINT64, INT64 that holds it), float
     (FLOAT32), ``list[str]`` or one-dimensional NumPy arrays, whose dtype is the entries' type.
-    `progress(done, total)` counts bytes of tensors. Whatever goes wrong, Ctrl-C included, no half-written
+    `progress(done, total)` counts bytes of tensors. `finish` is given the whole file before it gets its name:
+    it may read it, and `overwrite` values. Whatever goes wrong, Ctrl-C included, no half-written
     file is left and an older `path` stays. What the system refuses is a `CheckpointError`; what `chunks`
     raises is passed on.
     """
@@ -100,6 +102,8 @@ def write_gguf(
         with partial.open("wb") as file:
             _write(file, metadata, tensors, progress)
             size = file.tell()
+        if finish:
+            finish(partial)
         partial.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -108,6 +112,19 @@ def write_gguf(
             raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
         raise
     return size
+
+
+def overwrite(path: Path, values: Mapping[str, Any]) -> None:
+    """Change values of a file just written, in place: each must be as long as the one that it replaces."""
+    spans = read_gguf(path).metadata.span
+    with path.open("r+b") as file:
+        for key, value in values.items():
+            start, end = spans(key)
+            data = _value(key, value)
+            if len(data) != end - start:
+                raise ValueError(f"{key}: expected {end - start} bytes, got {len(data)}")
+            file.seek(start)
+            file.write(data)
 
 
 def _write(

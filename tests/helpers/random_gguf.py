@@ -1,0 +1,142 @@
+"""GGUF files of small random models in every layout, plain or in PowerInfer's format, by the `gguf` library."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Q
+from helpers.gguf_export import quantise
+from numpy.typing import NDArray
+
+from hotset.architectures import ARCHITECTURES, SHAPES
+from hotset.formats.tensor_table import is_global
+
+F32 = NDArray[np.float32]
+VOCABULARY, CONTEXT, FFN, LAYERS, HEADS = 48, 32, 96, 2, 4
+TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 12).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """Key-values and float32 weights by GGUF's names."""
+
+    architecture: str
+    keys: Mapping[str, Any]
+    weights: Mapping[str, F32]
+
+
+def random_model(
+    name: str, *, two_norms: bool = False, activation: str | None = None, hidden: int = 64, seed: int = 0
+) -> RandomModel:
+    """A model of an architecture's first row; `two_norms` as in Falcon-40B."""
+    architecture = next(a for a in ARCHITECTURES if a.name == name)
+    kv_heads = HEADS if name == "opt" else 1 if name == "falcon" and not two_norms else 2
+    head = hidden // HEADS
+    keys: dict[str, Any] = {
+        "context_length": CONTEXT,
+        "embedding_length": hidden,
+        "block_count": LAYERS,
+        "feed_forward_length": FFN,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": kv_heads,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "attention.layer_norm_epsilon": 1e-5,
+    }
+    keys = {f"{name}.{key}": value for key, value in keys.items()}
+    if activation:
+        keys["hotset.activation"] = activation
+    sizes = {"V": VOCABULARY, "P": CONTEXT + 2, "D": hidden, "F": FFN, "Q": hidden, "K": kv_heads * head}
+    sizes["S"] = hidden + 2 * kv_heads * head  # attn_qkv's rows
+    rng = np.random.default_rng(seed)
+    weights: dict[str, F32] = {}
+    for part in architecture.tensors:
+        if part == "output" and name == "opt":  # tied
+            continue
+        if part == "attn_norm_2" and not two_norms:
+            continue
+        shape = tuple(sizes[letter] for letter in SHAPES.get(part, "SD"))
+        for layer in range(1 if is_global(part) else LAYERS):
+            prefix = part if is_global(part) else f"blk.{layer}.{part}"
+            values = rng.standard_normal(shape) * 1.2 / np.sqrt(shape[-1])
+            if len(shape) == 1:
+                values = rng.random(shape) + 0.5
+            weights[f"{prefix}.weight"] = values.astype(np.float32)
+            if part in architecture.always_biased:
+                weights[f"{prefix}.bias"] = 0.2 * rng.standard_normal(shape[0]).astype(np.float32)
+    return RandomModel(name, keys, weights)
+
+
+def write_plain(path: Path, model: RandomModel, kind: Q = Q.F16) -> Path:
+    """The model as llama.cpp would store it, its matrices as `kind`."""
+    return _write(path, model, model.weights, lambda name, values: kind)
+
+
+def write_powerinfer(
+    path: Path,
+    model: RandomModel,
+    kind: Q = Q.F16,
+    *,
+    predictor: Callable[[int], tuple[F32, F32]],
+    threshold: float | None,
+    predictor_kind: Q | None = None,
+    output_kind: Q | None = None,
+) -> Path:
+    """The model in PowerInfer's format; `predictor` gives a layer's fc1 (r, D) and fc2 (F, r)."""
+    weights: dict[str, F32] = {}
+    for name, values in model.weights.items():
+        turned = name.replace("ffn_down", "ffn_down_t")
+        weights[turned] = values.T if turned != name and values.ndim == 2 else values
+    for layer in range(LAYERS):
+        for part, values in zip(("fc1", "fc2"), predictor(layer), strict=True):
+            weights[f"blk.{layer}.{part}.weight"] = values
+
+    def kind_of(name: str, values: F32) -> Q:
+        if ".fc" in name:
+            return predictor_kind or kind
+        return output_kind or kind if name == "output.weight" else kind
+
+    extra = {} if threshold is None else {"powerinfer.sparse_threshold": threshold}
+    _write(path, RandomModel(model.architecture, {**model.keys, **extra}, {}), weights, kind_of)
+    path.write_bytes(b"PWRI" + path.read_bytes()[4:])
+    return path
+
+
+def read_by_library(path: Path) -> dict[str, F32]:
+    """All tensors of a GGUF or PowerInfer file as the `gguf` library reads and dequantises them."""
+    copy = path.with_name(path.name + ".copy")
+    copy.write_bytes(b"GGUF" + path.read_bytes()[4:])
+    tensors = gguf.GGUFReader(copy).tensors
+    values = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in tensors}
+    copy.unlink()
+    return values
+
+
+def plain_twin(file: Path, model: RandomModel, path: Path) -> Path:
+    """A plain F32 file of the very numbers that a file stored by neuron has."""
+    weights: dict[str, F32] = {}
+    for name, values in read_by_library(file).items():
+        if ".fc" not in name and "ffn_profile" not in name:
+            turned = name.replace("ffn_down_t", "ffn_down")
+            weights[turned] = values.T if turned != name and values.ndim == 2 else values
+    return _write(path, model, weights, lambda name, values: Q.F32)
+
+
+def _write(
+    path: Path, model: RandomModel, weights: Mapping[str, F32], kind_of: Callable[[str, F32], Q]
+) -> Path:
+    writer = gguf.GGUFWriter(path, model.architecture)
+    for key, value in model.keys.items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(key, value)
+    for name, values in weights.items():
+        kind = kind_of(name, values) if values.ndim == 2 else Q.F32
+        data = quantise(np.ascontiguousarray(values), kind)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
