@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,18 +38,29 @@ class TokenEngine(Protocol):
 
 
 class HotsetEngine:
-    """Hotset, below its tokenizer and sampler."""
+    """Hotset, below its tokenizer and sampler. `way` replaces the file's choice of neurons: dense or exact."""
 
-    def __init__(self, model: Path, threads: int, context: int, kv_type: str = "f16") -> None:
+    def __init__(
+        self, model: Path, threads: int, context: int, kv_type: str = "f16", *, way: str | None = None
+    ) -> None:
         from hotset.backends.cpu import CpuBackend
+        from hotset.config import Way
+        from hotset.engine.load import with_plan
         from hotset.formats import open_checkpoint
         from hotset.model.build import build_transformer
 
-        self.checkpoint = open_checkpoint(model)
+        self.checkpoint = with_plan(open_checkpoint(model), Way(way) if way else None)
         self.backend = CpuBackend(threads=threads)
         self.vocab_size = self.checkpoint.config.vocab_size
         self._transformer = build_transformer(self.checkpoint, self.backend)
         self._kv = self._transformer.kv_cache(context, kv_type)
+
+    def density(self) -> float:
+        """Share of neurons computed in decoding so far, over the layers stored by neuron; 1 without any."""
+        layers = zip(self.checkpoint.config.layers, self._transformer.layers, strict=True)
+        counts = [layer.ffn.counts() for config, layer in layers if config.ffn]
+        tokens = sum(count.tokens for count in counts)
+        return sum(c.read for c in counts) / tokens / self.checkpoint.config.ffn_size if tokens else 1.0
 
     def clear(self) -> None:
         """Forget the sequence."""
@@ -127,7 +139,12 @@ class LlamaCppEngine:
         self._api.llama_synchronize(self._context)
 
 
-ENGINES = {"hotset": HotsetEngine, "llama.cpp": LlamaCppEngine}
+ENGINES: dict[str, Callable[..., TokenEngine]] = {
+    "hotset": HotsetEngine,
+    "hotset-dense": partial(HotsetEngine, way="dense"),
+    "hotset-exact": partial(HotsetEngine, way="exact"),
+    "llama.cpp": LlamaCppEngine,
+}
 
 
 def prefill(engine: TokenEngine, tokens: int) -> float:
@@ -160,7 +177,14 @@ def memory_bandwidth(engine: TokenEngine) -> float:
     return engine.backend.memory_bandwidth()
 
 
-MEASURES = {"prefill": prefill, "decode": decode, "memory_bandwidth": memory_bandwidth}
+def density(engine: TokenEngine) -> float:
+    """Share of neurons that Hotset has computed in decoding so far."""
+    if not isinstance(engine, HotsetEngine):
+        raise TypeError("only Hotset chooses neurons")
+    return engine.density()
+
+
+MEASURES = {"prefill": prefill, "decode": decode, "memory_bandwidth": memory_bandwidth, "density": density}
 
 
 def _random_tokens(engine: TokenEngine, count: int) -> list[int]:

@@ -61,6 +61,8 @@ SHAPES = {
         "qwen2", 151936, 32768, 1536, 8960, 28, 12, 2, rope_base=1000000.0, epsilon=1e-6, tied=True
     ),
     "opt-6.7b": Shape("opt", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
+    # What llama.cpp runs in place of OPT, which it does not know: the same matrices, without a gate too.
+    "opt-6.7b-as-falcon": Shape("falcon", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
     "falcon-7b": Shape("falcon", 65024, 2048, 4544, 18176, 32, 71, 1, tied=True),
     "falcon-40b": Shape("falcon", 65024, 2048, 8192, 32768, 60, 128, 8),
 }
