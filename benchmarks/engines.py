@@ -38,7 +38,7 @@ class TokenEngine(Protocol):
 
 
 class HotsetEngine:
-    """Hotset, below its tokenizer and sampler. `way` replaces the file's choice of neurons: dense or exact."""
+    """Hotset, below its tokenizer and sampler; `way` (dense, exact) replaces the file's plan."""
 
     def __init__(
         self, model: Path, threads: int, context: int, kv_type: str = "f16", *, way: str | None = None

@@ -1,11 +1,11 @@
 """Decoding that skips neurons against dense decoding, on synthetic models whose neurons fire by a power law.
 
 One file by neuron (`sparse_models.py`) serves Hotset's ways; a plain file of the same shape and type
-(`synthetic.py`) serves llama.cpp and Hotset's ordinary dense FFN. All are measured in turn, each in a process
-of its own; ratios are taken round by round. A token's bytes are those that the way has to read, by the density
-measured.
+(`synthetic.py`) serves llama.cpp and Hotset's ordinary dense FFN. All are measured in turn, each in a
+process of its own; ratios are taken round by round. A token's bytes are those that the way has to read, at
+the density measured.
 
-    python benchmarks/sparse.py --sparse llama-2-7b-reglu-Q4_0.gguf --plain llama-2-7b-Q4_0.gguf --json out.json
+    python benchmarks/sparse.py --sparse 7b-reglu-Q4_0.gguf --plain llama-2-7b-Q4_0.gguf --json result.json
 """
 
 import argparse

@@ -49,7 +49,7 @@ SPREAD = 0.06
 VARIANTS = 4
 """Power laws in a model; neighbouring layers share one, and with it their gate."""
 WIDTH = 512
-"""Predictor's width: 5.7 % of a 7B layer's FFN."""
+"""Predictor's width, a power of two: 5.7 % of a 7B layer's FFN."""
 RECALL = 0.98
 LOW = 0.03
 """Scale of what attention and FFN add, relative to random matrices that keep a vector's length."""
@@ -69,7 +69,7 @@ class SparseShape:
 
 
 def probabilities(size: int, density: float, hot_share: float) -> NDArray[np.float64]:
-    """How often each of `size` neurons fires, hottest first: `density` on average, 80 % of it in `hot_share`."""
+    """How often each neuron fires, hottest first: `density` on average, 80 % of it in `hot_share` of them."""
     ranks = (np.arange(size) + 1.0) / size
 
     def law(exponent: float) -> NDArray[np.float64]:
@@ -133,8 +133,11 @@ def make_gate(space: Space, p: NDArray[np.float64], kind: Q, rng: np.random.Gene
     """Quantise a gate and its predictor; the cut-off keeps RECALL of what fires on random tokens."""
     inner = space.gate(p, rng)
     gate = inner @ space.basis
-    # A random rotation spreads u over all columns, as 4 bits would lose it beside the rest.
-    rotation = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0].astype(np.float32)
+    # A rotation (Hadamard's) spreads u over all columns, as 4 bits would lose it beside the rest.
+    rotation = np.ones((1, 1), np.float32)
+    while len(rotation) < WIDTH:
+        rotation = np.kron(rotation, np.float32([[1, 1], [1, -1]])) / np.float32(2**0.5)
+    rotation *= rng.choice(np.float32([-1, 1]), WIDTH)
     fc1, fc2 = rotation @ space.basis, inner @ rotation.T
     tokens = space.embeddings(128, rng)
     tokens += 0.1 * rng.standard_normal(tokens.shape, dtype=np.float32)  # about what layers add

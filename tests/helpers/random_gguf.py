@@ -1,4 +1,4 @@
-"""GGUF files of small random models in every layout, plain or in PowerInfer's format, by the `gguf` library."""
+"""GGUF files of small random models in every layout, plain or PowerInfer's, by the `gguf` library."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Q
-from helpers.gguf_export import quantise
 from numpy.typing import NDArray
 
+from helpers.gguf_export import quantise
 from hotset.architectures import ARCHITECTURES, SHAPES
 from hotset.formats.tensor_table import is_global
 
