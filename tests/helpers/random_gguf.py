@@ -1,4 +1,4 @@
-"""GGUF files of small random models in every layout, plain or PowerInfer's, by the `gguf` library."""
+"""GGUF files of small random models, plain or in PowerInfer's format, by the `gguf` library."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from hotset.architectures import ARCHITECTURES, SHAPES
 from hotset.formats.tensor_table import is_global
 
 F32 = NDArray[np.float32]
-VOCABULARY, CONTEXT, FFN, LAYERS, HEADS = 48, 32, 96, 2, 4
+VOCABULARY, CONTEXT, LAYERS, HEADS = 48, 32, 2, 4
+FFN = 96
 TOKENS = np.random.default_rng(5).integers(0, VOCABULARY, 12).astype(np.int32)
 
 
@@ -29,7 +30,7 @@ class RandomModel:
 
 
 def random_model(
-    name: str, *, two_norms: bool = False, activation: str | None = None, hidden: int = 64, seed: int = 0
+    name: str, *, two_norms: bool = False, activation: str | None = None, hidden: int = 64, ffn: int = FFN
 ) -> RandomModel:
     """A model of an architecture's first row; `two_norms` as in Falcon-40B."""
     architecture = next(a for a in ARCHITECTURES if a.name == name)
@@ -39,7 +40,7 @@ def random_model(
         "context_length": CONTEXT,
         "embedding_length": hidden,
         "block_count": LAYERS,
-        "feed_forward_length": FFN,
+        "feed_forward_length": ffn,
         "attention.head_count": HEADS,
         "attention.head_count_kv": kv_heads,
         "attention.layer_norm_rms_epsilon": 1e-5,
@@ -48,9 +49,17 @@ def random_model(
     keys = {f"{name}.{key}": value for key, value in keys.items()}
     if activation:
         keys["hotset.activation"] = activation
-    sizes = {"V": VOCABULARY, "P": CONTEXT + 2, "D": hidden, "F": FFN, "Q": hidden, "K": kv_heads * head}
+    sizes = {
+        "V": VOCABULARY,
+        "P": CONTEXT + 2,
+        "D": hidden,
+        "F": ffn,
+        "Q": hidden,
+        "K": kv_heads * head,
+        "H": head,
+    }
     sizes["S"] = hidden + 2 * kv_heads * head  # attn_qkv's rows
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     weights: dict[str, F32] = {}
     for part in architecture.tensors:
         if part == "output" and name == "opt":  # tied

@@ -107,7 +107,7 @@ def test_output_in_q6_k(tmp_path: Path) -> None:
 def test_the_predictor_reads_the_input_before_the_norm(
     layout: str, threshold: float | None, tmp_path: Path
 ) -> None:
-    """Against the definition: a neuron counts where fc2 relu(fc1 x) reaches the threshold, 0 by default."""
+    """A neuron counts where fc2 relu(fc1 x) reaches the threshold, which is 0 if not stated."""
     model = LAYOUTS[layout]()
     file = write_powerinfer(tmp_path / "p.gguf", model, Q.Q4_0, predictor=some_predictor, threshold=threshold)
     checkpoint = open_checkpoint(file)

@@ -40,7 +40,7 @@ def evaluate(
         raise RequestError("no text to predict: name a file with --text FILE")
     if against and against_dense:
         raise RequestError("--against and --against-dense: expected one of them")
-    written = "\n".join(_read(path) for path in text)
+    written = "\n".join(read_text(path) for path in text)
 
     from hotset.cli.console import progress, table
     from hotset.engine.evaluate import evaluate as evaluate_model
@@ -95,7 +95,8 @@ def evaluate(
     table(rows)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's UTF-8 text, or `RequestError`."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

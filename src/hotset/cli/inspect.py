@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from hotset.cli import options
@@ -51,6 +51,7 @@ def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "context_length": config.context_length,
+        "neurons": _neurons(checkpoint),
         "tensors_by_type": dict(sorted(by_type.items(), key=lambda item: -item[1]["bytes"])),
         "memory": {
             "context": context,
@@ -61,9 +62,66 @@ def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
     }
 
 
+def _neurons(checkpoint: "Checkpoint") -> dict[str, Any] | None:
+    """What a file stored by neuron says of its neurons; None for other files."""
+    import numpy as np
+
+    config, tensors = checkpoint.config, checkpoint.tensors
+    plans = [layer.ffn for layer in config.layers]
+    if not any(plans):
+        return None
+    profiles = [f"blk.{i}.ffn_profile.weight" for i, plan in enumerate(plans) if plan]
+    counts = [tensors[name].to_float32()[0] for name in profiles if name in tensors]
+    ways = Counter(plan.way.value if plan else "dense, by output" for plan in plans)
+    cutoffs = [plan.cutoff for plan in plans if plan and plan.score]
+    predictors = [f"blk.{i}.{part}.weight" for i in range(config.n_layers) for part in ("fc1", "fc2")]
+    provenance = {
+        key.removeprefix("hotset."): value if isinstance(value, str | int | float) else float(np.max(value))
+        for key, value in checkpoint.metadata.items()
+        if key.startswith(("hotset.profile.", "hotset.convert."))
+    }
+    return {
+        "hottest_first": bool(counts) and all((np.diff(frequency) <= 0).all() for frequency in counts),
+        "ways": dict(ways),
+        "scores": dict(Counter(plan.score.value for plan in plans if plan and plan.score)),
+        "cutoffs": [min(cutoffs), max(cutoffs)] if cutoffs else None,
+        "recall": max(plan.recall for plan in plans if plan),
+        "predictor_bytes": sum(tensors[name].nbytes for name in predictors if name in tensors),
+        **provenance,
+    }
+
+
+def _neuron_rows(neurons: dict[str, Any], n_layers: int) -> list[tuple[str, str]]:
+    from hotset.cli.console import size
+
+    rows = [
+        ("neurons", "stored by neuron" + (", hottest first" if neurons["hottest_first"] else "")),
+        (
+            "plan",
+            ", ".join(f"{way} in {count} of {n_layers} layers" for way, count in neurons["ways"].items()),
+        ),
+    ]
+    if neurons["cutoffs"]:
+        low, high = neurons["cutoffs"]
+        scores = ", ".join(neurons["scores"])
+        rows.append(("cut-offs", f"{low:.4g} to {high:.4g} on {scores}"))
+    if neurons["recall"]:
+        rows.append(("recall held", f"{neurons['recall']:.1%}"))
+    if neurons["predictor_bytes"]:
+        rows.append(("predictors", size(neurons["predictor_bytes"])))
+    if "profile.tokens" in neurons:
+        rows.append(("profile", f"{neurons['profile.tokens']} tokens of {neurons['profile.corpus']}"))
+    if "convert.down_error" in neurons:
+        rows.append(("error of down, stored anew", f"at most {neurons['convert.down_error']:.2%} in a layer"))
+    if "convert.kl" in neurons:
+        rows.append(("KL divergence from the source", f"{neurons['convert.kl']:.6f} nats"))
+    return rows
+
+
 def _print(facts: dict[str, Any]) -> None:
     from hotset.cli.console import count, size, table
 
+    neurons = facts["neurons"]
     table(
         [
             ("model", facts["model"]),
@@ -75,6 +133,7 @@ def _print(facts: dict[str, Any]) -> None:
             ("heads", f"{facts['heads']} of {facts['head_dim']}, {facts['kv_heads']} for keys and values"),
             ("vocabulary", str(facts["vocab_size"])),
             ("context", str(facts["context_length"])),
+            *(_neuron_rows(neurons, facts["layers"]) if neurons else []),
         ]
     )
     print()

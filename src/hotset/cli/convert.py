@@ -1,0 +1,108 @@
+"""`hotset convert`: store a model by neuron."""
+
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotset.cli import options
+from hotset.cli.evaluate import read_text
+
+if TYPE_CHECKING:
+    from hotset.formats.checkpoint import Checkpoint
+    from hotset.neurons.convert import Conversion
+
+_MEASURED_TOKENS = 8192
+"""As many of the text's tokens as decide the divergence's third digit."""
+
+
+class FFNType(str, Enum):
+    """Types in which neurons can be stored."""
+
+    Q4_0 = "q4_0"
+    Q4_1 = "q4_1"
+    Q8_0 = "q8_0"
+    F16 = "f16"
+
+
+def convert(
+    model: options.Model = None,
+    *,
+    profile: Annotated[Path, typer.Option(help="Activation profile of the model (hotset profile).")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.gguf", help="The file to write.")],
+    ffn: Annotated[
+        FFNType | None,
+        typer.Option(
+            "--ffn", help="Type of the neurons; if not given, each matrix's own.", show_default=False
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="UTF-8 text on which to measure what storing down anew has changed."),
+    ] = None,
+    threads: options.Threads = None,
+) -> None:
+    """Store a model by neuron: hottest first, down transposed, with its plan and profile, as a GGUF file.
+
+    Only then can single neurons be skipped. Models with a ReLU, ReGLU or squared ReLU skip exactly what is
+    zero; for SiLU and GELU go on with hotset calibrate.
+    """
+    written = "\n".join(read_text(path) for path in text) if text else ""
+
+    from hotset.cli.console import progress
+    from hotset.engine.load import open_model
+    from hotset.formats import TensorType
+    from hotset.neurons.convert import convert as convert_model
+    from hotset.neurons.profile import load_profile
+
+    checkpoint = open_model(model)
+    loaded_profile = load_profile(profile)
+    with progress("Converting") as converting:
+        conversion = convert_model(
+            checkpoint,
+            out,
+            loaded_profile,
+            ffn_type=TensorType[ffn.name] if ffn else None,
+            measure=(lambda path: _divergence(path, model, written, threads)) if written else None,
+            progress=converting,
+        )
+    _print(checkpoint, out, conversion)
+
+
+def _divergence(path: Path, source: str | None, text: str, threads: int | None) -> float:
+    """Mean KL divergence of a converted model, all its neurons computed, from its source."""
+    from hotset.cli.console import progress
+    from hotset.config import Way
+    from hotset.engine.evaluate import evaluate, tokenize
+    from hotset.engine.load import load_model
+
+    with progress("Loading") as loading:
+        converted = load_model(path, threads=threads, ffn=Way.DENSE, progress=loading)
+        reference = load_model(source, threads=threads, progress=loading)
+    ids = tokenize(text, converted, reference, limit=_MEASURED_TOKENS)
+    with progress("Measuring") as measuring:
+        divergence = evaluate(converted, ids, against=reference, progress=measuring).divergence
+    return divergence.kl_mean if divergence else 0.0
+
+
+def _print(checkpoint: "Checkpoint", out: Path, conversion: "Conversion") -> None:
+    from hotset.cli.console import size, table
+    from hotset.config import Way
+
+    ways = Counter(plan.way.value if plan else "as it was" for plan in conversion.plans)
+    rows = [
+        ("model", checkpoint.path.name),
+        ("written", f"{out.name}, {size(conversion.size)}"),
+        ("layers", ", ".join(f"{count} {way}" for way, count in ways.items())),
+    ]
+    if any(conversion.down_error):
+        rows.append(
+            ("error of down, stored anew", f"{max(conversion.down_error):.2%} (relative, largest layer)")
+        )
+    if conversion.kl is not None:
+        rows.append(("KL divergence from the model", f"{conversion.kl:.6f} nats"))
+    if ways[Way.DENSE.value]:
+        rows.append(("next", "hotset calibrate, to choose neurons within a budget"))
+    table(rows)
