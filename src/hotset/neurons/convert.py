@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures import ARCHITECTURES
 from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
+from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import CUTOFF, plan_keys
-from hotset.formats.gguf_file import read_gguf, split_parts
+from hotset.formats.gguf_file import split_parts
 from hotset.formats.gguf_model import open_gguf
-from hotset.formats.gguf_writer import NewTensor, overwrite, same_metadata, same_tensor, write_gguf
+from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.neurons.profile import ActivationProfile
 
@@ -94,15 +94,16 @@ def convert(
     plans = tuple(plans)
     if len(plans) != checkpoint.config.n_layers:
         raise ValueError(f"expected {checkpoint.config.n_layers} plans, found {len(plans)}")
-    source_metadata, source = _as_gguf(checkpoint)
+    source_metadata, source = as_gguf(checkpoint)
     layers = []
     for i, plan in enumerate(plans):
         fields = profile.order[i], profile.frequency[i], profile.magnitude[i]
         layers.append(_Layer(i, plan, source, *fields, ffn_type, (predictors or {}).get(i)))
     tensors: list[NewTensor] = []
-    for name, tensor in source.items():
+    for name in source:
         number, part = _split(name)
-        tensors += [same_tensor(tensor)] if number is None else layers[number].rewritten(part, tensor)
+        rewritten = None if number is None else layers[number].rewritten(part, source[name])
+        tensors += [_as_it_is(source, name)] if rewritten is None else rewritten
     for layer in layers:
         tensors += layer.additions()
 
@@ -114,7 +115,7 @@ def convert(
 
     def finish(path: Path) -> None:
         overwrite(path, {DOWN_ERROR: np.array([layer.down_error for layer in layers], np.float32)})
-        open_gguf(path)
+        check_config(checkpoint.config, open_gguf(path).config)
         if measure:
             kl.append(measure(path))
             overwrite(path, {KL: kl[0]})
@@ -182,19 +183,19 @@ class _Layer:
                 f"the model's is {self.hidden}: use --ffn f16"
             )
 
-    def rewritten(self, part: str, tensor: Tensor) -> list[NewTensor]:
-        """What takes the place of one of the source's tensors."""
+    def rewritten(self, part: str, tensor: Tensor) -> list[NewTensor] | None:
+        """What takes the place of one of the source's tensors; None: itself."""
         if part in ("fc1.weight", "fc2.weight", "ffn_profile.weight"):
             return []
-        if not self.stored or not part.startswith("ffn_") or part.startswith("ffn_norm"):
-            return [same_tensor(tensor)]
+        if not self.stored or part == "ffn_down.bias":
+            return None
         if part == "ffn_down.weight":
             return [self._turned(tensor)]
-        if part == "ffn_down.bias":
-            return [same_tensor(tensor)]
-        if part.endswith(".bias") or part == "ffn_down_t.weight":
+        if part in ("ffn_gate.bias", "ffn_up.bias", "ffn_down_t.weight"):
             return [_reordered(tensor, self.order, tensor.type)]
-        return [_reordered(tensor, self.order, self._type(tensor.type))]
+        if part in ("ffn_gate.weight", "ffn_up.weight"):
+            return [_reordered(tensor, self.order, self._type(tensor.type))]
+        return None
 
     def additions(self) -> list[NewTensor]:
         """Tensors that the source has no place for."""
@@ -266,30 +267,14 @@ def _reordered(
     return NewTensor(name or tensor.name, tensor.shape, kind, chunks)
 
 
+def _as_it_is(source: Mapping[str, Tensor], name: str) -> NewTensor:
+    tensor = source[name]  # some are made at look-up: none is kept
+    return NewTensor(name, tensor.shape, tensor.type, lambda: (source[name].data,))
+
+
 def _slices(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, _SLICE // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def _as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A source's key-values and tensors as GGUF has them."""
-    if checkpoint.path.is_dir():
-        raise HotsetError(
-            f"{checkpoint.path} is a Hugging Face directory: hotset convert reads GGUF; write it as GGUF "
-            "first (llama.cpp's convert_hf_to_gguf.py)"
-        )
-    file = read_gguf(checkpoint.path)
-    tensors = {}
-    for name, tensor in file.tensors.items():
-        named = name.replace("ffn_down_t.bias", "ffn_down.bias")  # PowerInfer's name
-        tensors[named] = Tensor(named, tensor.type, tensor.shape, tensor.data)
-    metadata = same_metadata(file.metadata)
-    # PowerInfer's models have ReLU whatever their architecture; a plain GGUF has to say it.
-    usual = next(a.activation for a in ARCHITECTURES if a.name == checkpoint.config.architecture)
-    if checkpoint.config.activation is not usual:
-        metadata["hotset.activation"] = checkpoint.config.activation.value
-    metadata.setdefault("general.quantization_version", 2)
-    return metadata, tensors
 
 
 def _check_places(checkpoint: Checkpoint, out: Path) -> None:

@@ -1,32 +1,86 @@
 """A tokenizer from a Hugging Face directory: ``tokenizer.json`` and the small JSON files beside it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hotset.chat_template import ChatTemplate
 from hotset.errors import CheckpointError
+from hotset.formats.as_gguf import BESIDE, TOKENIZER
 from hotset.formats.keys import shown
 from hotset.tokenizer.fast import FastEncoder, byte_level_decoder, rust_errors
 from hotset.tokenizer.sentencepiece import SPACE
 from hotset.tokenizer.vocabulary import END_OF_TURN, Encoder, Vocabulary
 
 
-def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
-    """Build the parts of a `Tokenizer` from a directory and its parsed ``config.json``."""
-    from tokenizers import Tokenizer
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """``tokenizer.json`` and the small files beside it, wherever they are."""
 
-    file = path / "tokenizer.json"
-    if not file.is_file():
+    name: Callable[[str], str]
+    """How messages name a file."""
+    read: Callable[[str], bytes | None]
+    """A file's bytes; None where there is none."""
+
+    def json(self, file: str) -> dict[str, Any]:
+        """The parsed file; empty where there is none."""
+        data = self.read(file)
+        if data is None:
+            return {}
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as reason:
+            raise CheckpointError(f"{self.name(file)} cannot be read as JSON: {reason}") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.name(file)}: expected a JSON object, found {type(value).__name__}")
+        return value
+
+
+def directory_files(path: Path) -> TokenizerFiles:
+    """The files of a Hugging Face directory; `CheckpointError` if there is no tokenizer.json."""
+    if not (path / "tokenizer.json").is_file():
         found = "tokenizer.model alone" if (path / "tokenizer.model").is_file() else "none"
         raise CheckpointError(
             f"{path}: expected tokenizer.json, found {found}; "
             "write it with transformers: AutoTokenizer.from_pretrained(path).save_pretrained(path)"
         )
-    _check_merges(file)
+
+    def read(file: str) -> bytes | None:
+        try:
+            return (path / file).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as reason:
+            raise CheckpointError(f"{path / file} cannot be read: {reason}") from None
+
+    return TokenizerFiles(lambda file: str(path / file), read)
+
+
+def embedded_files(name: str, metadata: Mapping[str, Any]) -> TokenizerFiles:
+    """The files that GGUF's metadata hold, see `hotset.formats.as_gguf`."""
+
+    def key(file: str) -> str:
+        return TOKENIZER if file == "tokenizer.json" else BESIDE + file
+
+    def read(file: str) -> bytes | None:
+        text = metadata.get(key(file))
+        return text.encode() if isinstance(text, str) else None
+
+    return TokenizerFiles(lambda file: f"{name}: {key(file)}", read)
+
+
+def read_files(
+    files: TokenizerFiles, config: Mapping[str, Any]
+) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
+    """Build the parts of a `Tokenizer` from its files and the parsed ``config.json``."""
+    from tokenizers import Tokenizer
+
+    file = files.name("tokenizer.json")
+    _check_merges(files)
     with rust_errors(CheckpointError, f"{file} cannot be read as a tokenizer"):
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(files.read("tokenizer.json") or b"")
         tokenizer.no_truncation()
         tokenizer.no_padding()
         decoder = _TokenDecoder(
@@ -38,10 +92,10 @@ def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Voca
         size = max([tokenizer.get_vocab_size(with_added_tokens=False) - 1, *added]) + 1
 
     special = {
-        **_json_object(path / "special_tokens_map.json"),
-        **_json_object(path / "tokenizer_config.json"),
+        **files.json("special_tokens_map.json"),
+        **files.json("tokenizer_config.json"),
     }
-    generation = _json_object(path / "generation_config.json")
+    generation = files.json("generation_config.json")
     bos_text, eos_text = (_token_text(special.get(key)) for key in ("bos_token", "eos_token"))
     control = {token.content: id for id, token in added.items() if token.special and token.content}
     texts = {id: token.content.encode() for id, token in added.items()}
@@ -70,8 +124,8 @@ def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Voca
         suffix=whole[start + len(plain) :],
         space_prefixed=decoder.space_prefixed,
     )
-    named = _json_object(path / "chat_template.json") | special
-    source = _template(path, named.get("chat_template"))
+    named = files.json("chat_template.json") | special
+    source = _template(files, named.get("chat_template"))
     template = source and ChatTemplate(source, bos_token=bos_text or "", eos_token=eos_text or "")
     return FastEncoder(tokenizer), vocabulary, template or None
 
@@ -79,7 +133,7 @@ def read_directory(path: Path, config: Mapping[str, Any]) -> tuple[Encoder, Voca
 class _TokenDecoder:
     """What a ``tokenizer.json``'s ``decoder`` makes of a token, and whether it takes away a first space."""
 
-    def __init__(self, decoder: Mapping[str, Any] | None, file: Path) -> None:
+    def __init__(self, decoder: Mapping[str, Any] | None, file: str) -> None:
         self.space_prefixed = False
         self._byte_level = None
         self._spaces = self._bytes = False
@@ -116,31 +170,19 @@ class _TokenDecoder:
         return (token.replace(SPACE, " ") if self._spaces else token).encode()
 
 
-def _check_merges(file: Path) -> None:
+def _check_merges(files: TokenizerFiles) -> None:
     """Refuse BPE with a prefix within words, which no decoder here has.
 
     With merges that lack the prefix, `tokenizers` cuts through characters and ends the process.
     """
-    model = _json_object(file).get("model")
+    model = files.json("tokenizer.json").get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         return
     if (prefix := model.get("continuing_subword_prefix")) not in (None, ""):
         raise CheckpointError(
-            f"{file}: model.continuing_subword_prefix: expected none, found {shown(prefix)}"
+            f"{files.name('tokenizer.json')}: model.continuing_subword_prefix: expected none, "
+            f"found {shown(prefix)}"
         )
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    """The parsed file; empty where there is none."""
-    try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as reason:
-        raise CheckpointError(f"{file} cannot be read as JSON: {reason}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _token_text(token: Any) -> str | None:
@@ -155,14 +197,14 @@ def _ids(value: Any) -> list[int]:
     return [id for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0]
 
 
-def _template(path: Path, configured: Any) -> str | None:
+def _template(files: TokenizerFiles, configured: Any) -> str | None:
     """``chat_template.jinja``, else what the JSON files say: a string, or a list with one named default."""
-    file = path / "chat_template.jinja"
-    if file.is_file():
+    template = files.read("chat_template.jinja")
+    if template is not None:
         try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as reason:
-            raise CheckpointError(f"{file} cannot be read: {reason}") from None
+            return template.decode()
+        except UnicodeDecodeError as reason:
+            raise CheckpointError(f"{files.name('chat_template.jinja')} cannot be read: {reason}") from None
     if isinstance(configured, list):
         named = {entry.get("name"): entry.get("template") for entry in configured if isinstance(entry, dict)}
         configured = named.get("default")

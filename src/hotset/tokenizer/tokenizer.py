@@ -5,9 +5,10 @@ from typing import Any
 
 from hotset.chat_template import ChatTemplate
 from hotset.errors import RequestError
+from hotset.formats.as_gguf import TOKENIZER
 from hotset.formats.checkpoint import Checkpoint
 from hotset.tokenizer.gguf import read_metadata
-from hotset.tokenizer.huggingface import read_directory
+from hotset.tokenizer.huggingface import directory_files, embedded_files, read_files
 from hotset.tokenizer.masking import SpecialTextMask
 from hotset.tokenizer.special_tokens import SpecialTokens
 from hotset.tokenizer.streaming import StreamDecoder
@@ -37,10 +38,15 @@ class Tokenizer:
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "Tokenizer":
         """Read GGUF's metadata, or ``tokenizer.json`` and its neighbours in a Hugging Face directory.
 
+        GGUF's metadata may have these files as they are, too (`hotset.formats.as_gguf`).
+
         Raises `CheckpointError` where the tokenizer is missing, broken or of an unknown kind.
         """
         if checkpoint.path.is_dir():
-            return cls(*read_directory(checkpoint.path, checkpoint.metadata))
+            return cls(*read_files(directory_files(checkpoint.path), checkpoint.metadata))
+        if TOKENIZER in checkpoint.metadata and "tokenizer.ggml.model" not in checkpoint.metadata:
+            files = embedded_files(str(checkpoint.path), checkpoint.metadata)
+            return cls(*read_files(files, files.json("config.json")))
         return cls(*read_metadata(str(checkpoint.path), checkpoint.metadata))
 
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
