@@ -35,7 +35,9 @@ def convert(
     ffn: Annotated[
         FFNType | None,
         typer.Option(
-            "--ffn", help="Type of the neurons; if not given, each matrix's own.", show_default=False
+            "--ffn",
+            help="Type of the neurons; if not given, each matrix's own, and 8 bits for a quantised down.",
+            show_default=False,
         ),
     ] = None,
     text: Annotated[
