@@ -215,6 +215,14 @@ def test_nothing_is_left_when_it_is_interrupted(relu: Checkpoint, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["o.gguf", "relu.gguf"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_leaves_nothing(relu: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "o.gguf.partial").symlink_to("/dev/full")
+    with pytest.raises(HotsetError, match=r"o\.gguf: cannot be written: No space left on device$"):
+        convert(relu, tmp_path / "o.gguf", random_profile(relu))
+    assert [path.name for path in tmp_path.iterdir()] == ["relu.gguf"]
+
+
 def test_bad_input_is_refused_before_anything_is_written(relu: Checkpoint, tmp_path: Path) -> None:
     profile = random_profile(relu)
     other = open_checkpoint(write_plain(tmp_path / "other.gguf", random_model("llama", ffn=128)))

@@ -44,7 +44,7 @@ _FOUR_BITS = (TensorType.Q4_0, TensorType.Q4_1)
 DOWN_ERROR, KL = "hotset.convert.down_error", "hotset.convert.kl"
 """Keys: each layer's relative error of down (root mean square); KL of the dense file from its source."""
 _OURS = ("hotset.ffn.", "hotset.profile.", "hotset.convert.", "powerinfer.")
-_SLICE = 1 << 22
+_SLICE = 1 << 20
 """Numbers turned or quantised at a time."""
 
 _LOW_RANK = (Score.LOW_RANK, Score.LOW_RANK_RELU)
