@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from helpers.parity import LENGTH, TOKENS, assert_close
@@ -69,6 +70,8 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     assert found.encode(text) == ids
     assert found.decode(ids) == expected.decode(ids)
     assert (found.end_ids, found.bos_id) == (expected.end_ids, expected.bos_id)
+    embedded = gguf.GGUFReader(tmp_path / "o.gguf").fields["tokenizer.huggingface.json"].contents()
+    assert embedded == (tmp_path / "model" / "tokenizer.json").read_text()
     messages = [{"role": "user", "content": "the fires"}]
     assert found.encode_chat(messages) == expected.encode_chat(messages)
 
