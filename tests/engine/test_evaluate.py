@@ -129,6 +129,8 @@ def test_a_model_that_chooses_neurons_is_read_token_by_token():
     result = evaluate(sparse, [1] * 20, window=20)
     assert lengths == [10, *[1] * 9]
     assert result.density == pytest.approx(2 / 8)
+    against_dense = evaluate(sparse, [1] * 20, against=model(5), window=20)
+    assert against_dense.divergence.kl_mean == pytest.approx(0, abs=1e-9)
     assert result.perplexity == pytest.approx(evaluate(model(5), [1] * 20, window=20).perplexity, rel=1e-5)
 
 

@@ -94,6 +94,10 @@ def evaluate(
         token for token in model.tokenizer.encode("", add_special=True) if token == model.tokenizer.bos_id
     ]
     caches = [m.kv_cache(window, kv_type) for m in models]
+    # What chooses neurons does so for few tokens at a time only; a reference keeps the same step.
+    step = max(1, _LOGITS_AT_ONCE // max(m.config.vocab_size for m in models))
+    if any(m.chooses_neurons for m in models):
+        step = 1
     before = _neurons_read(model)
     starts = range(0, len(ids) - window + 1, window)
     log_likelihoods: list[NDArray[np.float64]] = []
@@ -104,7 +108,9 @@ def evaluate(
         tokens = np.array(ids[start : start + window], np.int32)
         if opening:
             tokens[0] = opening[0]
-        pairs = zip(*(_predictions(m, kv, tokens) for m, kv in zip(models, caches, strict=True)), strict=True)
+        pairs = zip(
+            *(_predictions(m, kv, tokens, step) for m, kv in zip(models, caches, strict=True)), strict=True
+        )
         for (targets, logs), *reference in pairs:
             rows = np.arange(len(targets))
             log_likelihoods.append(logs[rows, targets].astype(np.float64))
@@ -165,13 +171,12 @@ def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
 
 
 def _predictions(
-    model: Model, kv: KVCache, tokens: NDArray[np.int32]
+    model: Model, kv: KVCache, tokens: NDArray[np.int32], step: int
 ) -> Iterator[tuple[NDArray[np.int32], F32]]:
-    """The window's second half in slices: the tokens (T,) to predict and log-probabilities (T, V)."""
+    """The window's second half in slices of `step`: the tokens (T,) to predict and log-probabilities (T, V)."""
     kv.truncate(0)
     first = len(tokens) // 2
     model.transformer.forward(tokens[:first], kv)
-    step = 1 if model.chooses_neurons else max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
     for start in range(first, len(tokens) - 1, step):
         stop = min(start + step, len(tokens) - 1)
         logits = model.transformer.forward(tokens[start:stop], kv, all_logits=True)
