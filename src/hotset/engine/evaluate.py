@@ -173,7 +173,7 @@ def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
 def _predictions(
     model: Model, kv: KVCache, tokens: NDArray[np.int32], step: int
 ) -> Iterator[tuple[NDArray[np.int32], F32]]:
-    """The window's second half in slices of `step`: the tokens (T,) to predict and log-probabilities (T, V)."""
+    """The window's second half, `step` tokens at a time: (T,) tokens to predict, log-probabilities (T, V)."""
     kv.truncate(0)
     first = len(tokens) // 2
     model.transformer.forward(tokens[:first], kv)
