@@ -46,6 +46,15 @@ from hotset.errors import HotsetError
         (["eval", "--text", "."], "."),
         (["eval", "--text", "x", "--tokens", "0"], "--tokens"),
         (["inspect", "no-such.gguf"], "no-such.gguf"),
+        (["profile"], "--text"),
+        (["profile", "no-such.npz"], "no-such.npz"),
+        (["profile", "x.npz", "-o", "y.npz"], "--output"),
+        (["profile", "no-such.gguf", "--text", __file__], "no-such.gguf"),
+        (["profile", "--text", "no-such.txt"], "no-such.txt"),
+        (["profile", "--text", ".", "--import", "."], "--import"),
+        (["profile", "--text", __file__, "--context", "4"], "--context"),
+        (["profile", "--text", __file__, "--report", "no/such/place"], "no/such"),
+        (["profile", "--text", __file__, "--report", __file__], "no directory"),
         (["inspect", "--context", "0"], "--context"),
     ],
 )
@@ -111,7 +120,7 @@ def test_version_and_help(hotset):
     for arguments in ([], ["--help"], ["-h"]):
         code, out, err = hotset(*arguments)
         assert (code, err) == (0, "")
-        assert all(command in out for command in ("run", "chat", "bench", "eval", "inspect"))
+        assert all(command in out for command in ("run", "chat", "bench", "eval", "inspect", "profile"))
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

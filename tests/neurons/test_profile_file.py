@@ -38,7 +38,7 @@ def profiles(draw):
     )
 
 
-def some(**changes):
+def some_profile(**changes):
     shape = (2, 5)
     rng = np.random.default_rng(0)
     options = {
@@ -76,7 +76,7 @@ def test_round_trip(tmp_path_factory, profile):
 
 
 def test_order_is_by_frequency_then_magnitude_then_place():
-    made = some(
+    made = some_profile(
         frequency=np.array([[0.5, 0.9, 0.5, 0.1, 0.5]] * 2, np.float32),
         magnitude=np.array([[1, 0, 3, 9, 1], [0, 0, 0, 0, 0]], np.float32),
     )
@@ -97,7 +97,7 @@ def test_order_is_by_frequency_then_magnitude_then_place():
 )
 def test_arrays_that_do_not_fit(changes, message):
     with pytest.raises(HotsetError, match=message):
-        some(**changes)
+        some_profile(**changes)
 
 
 def rewritten(path, change):
@@ -126,7 +126,7 @@ def rewritten(path, change):
 )
 def test_contents_that_are_wrong(tmp_path, change, message):
     path = tmp_path / "p.npz"
-    some().save(path)
+    some_profile().save(path)
     rewritten(path, change)
     with pytest.raises(HotsetError, match=message) as raised:
         load_profile(path)
@@ -138,7 +138,7 @@ def test_contents_that_are_wrong(tmp_path, change, message):
 @settings(max_examples=60)
 def test_damaged_files(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("profiles") / "p.npz"
-    some().save(path)
+    some_profile().save(path)
     contents = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         del contents[data.draw(st.integers(0, len(contents) - 1)) :]
@@ -150,7 +150,7 @@ def test_damaged_files(tmp_path_factory, data):
     except HotsetError as error:
         assert str(path) in str(error)
     else:
-        np.testing.assert_array_equal(loaded.frequency, some().frequency)
+        np.testing.assert_array_equal(loaded.frequency, some_profile().frequency)
 
 
 def test_what_is_no_profile(tmp_path):
@@ -174,12 +174,12 @@ def test_what_is_no_profile(tmp_path):
 
 def test_what_cannot_be_written(tmp_path):
     with pytest.raises(HotsetError, match="cannot be written: No such file"):
-        some().save(tmp_path / "missing" / "p.npz")
+        some_profile().save(tmp_path / "missing" / "p.npz")
     path = tmp_path / "p.npz"
-    some().save(path)
+    some_profile().save(path)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="Object arrays"):
         write_arrays(path, {"a": np.zeros(3), "b": np.array([{}], object)})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["p.npz"]
-    assert replace(some(), tokens=5).tokens == 5
+    assert replace(some_profile(), tokens=5).tokens == 5

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, chat, convert, evaluate, inspect, run
+from hotset.cli import bench, chat, convert, evaluate, inspect, profile, run
 from hotset.errors import HotsetError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.command("run")(run.run)
 app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
+app.command("profile")(profile.profile)
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotset.cli import options
-from hotset.cli.evaluate import read_text
+from hotset.cli.text import read_text
 
 if TYPE_CHECKING:
     from hotset.formats.checkpoint import Checkpoint

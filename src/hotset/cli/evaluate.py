@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
+from hotset.cli.text import read_text
 from hotset.config import Way
 from hotset.errors import RequestError
 
@@ -93,13 +94,3 @@ def evaluate(
             ("same greedy text", f"the first {divergence.greedy_same} of {divergence.greedy_tokens} tokens"),
         ]
     table(rows)
-
-
-def read_text(path: Path) -> str:
-    """A file's UTF-8 text, or `RequestError`."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}") from None

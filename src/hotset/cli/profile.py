@@ -1,0 +1,215 @@
+"""`hotset profile`: which neurons a text makes fire."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotset.cli import options
+from hotset.cli.text import read_text
+from hotset.errors import RequestError
+
+if TYPE_CHECKING:
+    from hotset.neurons.profile import ActivationProfile
+
+_WINDOW = 512
+
+
+def profile(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|PROFILE",
+            help="A model, as for other commands; or, without --text and --import, a profile to show.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="UTF-8 text to read; repeat it for a mix, read in turn.")
+    ] = None,
+    import_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="DIR", help="Take PowerInfer's activation_*.pt files instead of a text."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Where to write the profile; NAME.profile.npz here if not given."
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw the profile: pictures and a page (index.html).")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Read only so many tokens; with --import, those that were counted."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=8, help="Tokens in a window; 512 if not given.", show_default=False)
+    ] = None,
+    threads: options.Threads = None,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Count how often each neuron fires on a text. Interrupted, it goes on where it was when run again.
+
+    `hotset convert` sorts a model's neurons by the profile.
+    """
+    if text and import_from:
+        raise RequestError("--text and --import: expected one of them")
+    if report:
+        from hotset.neurons.report import check_drawing
+
+        check_drawing()
+        _check_directory(report if report.exists() else report.absolute().parent)
+    if text:
+        made, path = _from_text(model, text, output, tokens, context, threads)
+    elif import_from:
+        made, path = _from_powerinfer(model, import_from, output, tokens)
+    else:
+        given = {"--output": output, "--tokens": tokens, "--context": context}
+        unused = ", ".join(name for name, value in given.items() if value is not None)
+        if model is None or unused:
+            raise RequestError(
+                f"no text to profile{unused and f' for {unused}'}: name a file with --text FILE"
+            )
+        path = Path(model)
+        made = _existing(path)
+    page = None
+    if report:
+        from hotset.neurons.report import write_report
+
+        page = write_report(made, report)
+    _show(made, path, page, as_json)
+
+
+def _from_text(
+    model: str | None,
+    text: list[Path],
+    output: Path | None,
+    tokens: int | None,
+    context: int | None,
+    threads: int | None,
+) -> "tuple[ActivationProfile, Path]":
+    texts = [read_text(path) for path in text]
+
+    from hotset.cli.console import progress
+    from hotset.config import Way
+    from hotset.engine.load import check_context, load_model, open_model
+    from hotset.neurons.collect import collect
+    from hotset.neurons.corpus import corpus_windows
+    from hotset.neurons.profile import fingerprint
+
+    checkpoint = open_model(model)
+    path = _output(output, checkpoint.path)
+    window = check_context(checkpoint.config, context or min(_WINDOW, checkpoint.config.context_length))
+    with progress("Loading") as loading:
+        loaded = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, progress=loading)
+    windows = corpus_windows(loaded.tokenizer, texts, window, tokens)
+    if len(windows) < 2:
+        raise RequestError(
+            f"the text has {len(windows)} windows of {window} tokens: expected two or more; give more text "
+            "(--text, --tokens) or smaller windows (--context)"
+        )
+    partial = path.with_name(path.name + ".partial")
+    with progress("Profiling") as profiling:
+        made = collect(
+            loaded.transformer,
+            windows,
+            model=checkpoint.path.absolute().name,
+            corpus=", ".join(file.name for file in text),
+            fingerprint=fingerprint(checkpoint),
+            partial=partial,
+            progress=profiling,
+        )
+    made.save(path)
+    partial.unlink(missing_ok=True)
+    return made, path
+
+
+def _from_powerinfer(
+    model: str | None, directory: Path, output: Path | None, tokens: int | None
+) -> "tuple[ActivationProfile, Path]":
+    from hotset.engine.load import open_model
+    from hotset.neurons.powerinfer_profile import import_profile
+
+    checkpoint = open_model(model)
+    path = _output(output, checkpoint.path)
+    made = import_profile(directory, checkpoint, tokens)
+    made.save(path)
+    return made, path
+
+
+def _existing(path: Path) -> "ActivationProfile":
+    from hotset.errors import HotsetError
+    from hotset.neurons.profile import load_profile
+
+    try:
+        return load_profile(path)
+    except HotsetError as error:
+        raise HotsetError(f"{error}; to profile a model, name a text with --text FILE") from None
+
+
+def _output(output: Path | None, model: Path) -> Path:
+    """Where the profile goes; its folder must be there before the work begins."""
+    path = output or Path(f"{model.absolute().name.removesuffix('.gguf')}.profile.npz")
+    _check_directory(path.absolute().parent)
+    if path.is_dir():
+        raise RequestError(f"{path} is a directory: expected a file to write (--output)")
+    return path
+
+
+def _check_directory(directory: Path) -> None:
+    if not directory.is_dir() or not os.access(directory, os.W_OK):
+        raise RequestError(f"{directory} is no directory that can be written to")
+
+
+def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: bool) -> None:
+    from hotset.neurons.summary import summarise
+
+    layers = summarise(made)
+    if as_json:
+        facts: dict[str, Any] = {
+            "profile": str(path),
+            "report": None if page is None else str(page),
+            "model": made.model,
+            "model_hash": made.model_hash,
+            "activation": made.activation.value,
+            "corpus": made.corpus,
+            "corpus_hash": made.corpus_hash,
+            "tokens": made.tokens,
+            "window": made.window,
+            "skipped": made.skipped,
+            "layers": [asdict(layer) for layer in layers],
+        }
+        print(json.dumps(facts, indent=2))
+        return
+    from hotset.cli.console import table
+
+    table(
+        [
+            ("profile", str(path)),
+            ("of", f"{made.model}, {made.activation.value}"),
+            ("text", f"{made.corpus}, {made.tokens} tokens" if made.tokens else made.corpus),
+            *([("report", str(page))] if page else []),
+        ]
+    )
+    print()
+    table(
+        [
+            (
+                str(i),
+                f"{layer.density:.1%}",
+                f"{layer.hot_share:.1%}",
+                "-" if layer.correlation is None else f"{layer.correlation:.3f}",
+                "-" if layer.overlap is None else f"{layer.overlap:.1%}",
+            )
+            for i, layer in enumerate(layers)
+        ],
+        header=("layer", "neurons firing", "neurons for 80%", "halves correlate", "same top 20%"),
+    )
