@@ -59,7 +59,7 @@ def some_profile(**changes):
 
 
 @given(profiles())
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_round_trip(tmp_path_factory, profile):
     path = tmp_path_factory.mktemp("profiles") / "p.npz"
     profile.save(path)
@@ -135,7 +135,7 @@ def test_contents_that_are_wrong(tmp_path, change, message):
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_damaged_files(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("profiles") / "p.npz"
     some_profile().save(path)
