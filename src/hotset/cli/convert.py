@@ -31,7 +31,7 @@ def convert(
     model: options.Model = None,
     *,
     profile: Annotated[Path, typer.Option(help="Activation profile of the model (hotset profile).")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.gguf", help="The file to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.gguf", help="The file to write.")],
     ffn: Annotated[
         FFNType | None,
         typer.Option(
@@ -64,13 +64,13 @@ def convert(
     with progress("Converting") as converting:
         conversion = convert_model(
             checkpoint,
-            out,
+            output,
             loaded_profile,
             ffn_type=TensorType[ffn.name] if ffn else None,
             measure=(lambda path: _divergence(path, model, written, threads)) if written else None,
             progress=converting,
         )
-    _print(checkpoint, out, conversion)
+    _print(checkpoint, output, conversion)
 
 
 def _divergence(path: Path, source: str | None, text: str, threads: int | None) -> float:
