@@ -21,6 +21,7 @@ from helpers.random_gguf import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hotset.backends.base import Backend
 from hotset.backends.reference import ReferenceBackend
 from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
@@ -30,11 +31,12 @@ from hotset.formats.tensor import tensor_from_array
 from hotset.model.build import build_transformer
 from hotset.neurons.convert import DOWN_ERROR, KL, convert, source_predictors
 
+REFERENCE = ReferenceBackend()
 EXACT, DENSE = FFNPlan(Way.EXACT), FFNPlan(Way.DENSE)
 
 
-def logits(checkpoint: Checkpoint) -> F32:
-    model = build_transformer(checkpoint, ReferenceBackend())
+def logits(checkpoint: Checkpoint, backend: Backend = REFERENCE) -> F32:
+    model = build_transformer(checkpoint, backend)
     kv = model.kv_cache(len(TOKENS), "f32")
     # A prompt, whose neurons are all computed, and then token by token.
     parts = [model.forward(TOKENS[:9], kv, all_logits=True)]
@@ -132,6 +134,14 @@ def test_ffn_type_is_taken(relu: Checkpoint, tmp_path: Path) -> None:
     assert {types[f"blk.0.ffn_{part}.weight"] for part in ("gate", "up", "down_t")} == {TensorType.Q8_0}
     assert types["blk.0.attn_q.weight"] is TensorType.F16
     assert_close(logits(converted), logits(relu), 0.05)
+
+
+def test_what_was_lost_is_remembered(relu: Checkpoint, tmp_path: Path) -> None:
+    first = convert(relu, tmp_path / "o.gguf", random_profile(relu), ffn_type=TensorType.Q4_1)
+    converted = open_checkpoint(tmp_path / "o.gguf")
+    again = convert(converted, tmp_path / "p.gguf", random_profile(converted, seed=1))
+    assert min(first.down_error) > 0.02
+    assert again.down_error == pytest.approx(first.down_error)
 
 
 def test_layers_without_a_plan_stay_as_they_are(relu: Checkpoint, tmp_path: Path) -> None:

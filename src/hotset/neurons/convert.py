@@ -84,9 +84,9 @@ def convert(
     (`Way.DENSE` too). Without `plans` they are those of `default_plans`, with the source's predictors.
     `predictors` holds the matrices of layers whose plan has a low-rank score. `ffn_type` None keeps each
     matrix's type, or takes the nearest of `NEURON_TYPES`, and for a down that is turned one of 8 bits or
-    more; a type stores all that lies by neuron in it.
-    `provenance` is written as ``hotset.convert.KEY``. `measure` is given the finished file under its
-    temporary name; what it returns is stored as ``hotset.convert.kl``. `progress(done, total)` counts bytes.
+    more; a type stores all that lies by neuron in it. `provenance` is written as ``hotset.convert.KEY``.
+    `measure` is given the finished file under its temporary name; what it returns is stored as
+    ``hotset.convert.kl``. `progress(done, total)` counts bytes.
 
     Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
     type that does not fit, and a source stored by neuron that would lose accuracy.
@@ -99,10 +99,11 @@ def convert(
     if len(plans) != checkpoint.config.n_layers:
         raise ValueError(f"expected {checkpoint.config.n_layers} plans, found {len(plans)}")
     source_metadata, source = as_gguf(checkpoint)
+    order = profile.order
     layers = []
     for i, plan in enumerate(plans):
-        fields = profile.order[i], profile.frequency[i], profile.magnitude[i]
-        layers.append(_Layer(i, plan, source, *fields, ffn_type, (predictors or {}).get(i)))
+        heat = np.stack([profile.frequency[i], profile.magnitude[i]])
+        layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, (predictors or {}).get(i)))
     tensors: list[NewTensor] = []
     for name in source:
         number, part = _split(name)
@@ -113,6 +114,7 @@ def convert(
 
     metadata = {key: value for key, value in source_metadata.items() if not key.startswith(_OURS)}
     metadata |= _keys(plans, profile, layers, {"source": checkpoint.path.name, **(provenance or {})})
+    _keep_errors(checkpoint, layers)
     if measure:
         metadata[KL] = math.nan
     kl: list[float] = []
@@ -158,18 +160,15 @@ class _Layer:
         plan: FFNPlan | None,
         source: Mapping[str, Tensor],
         order: NDArray[np.int64],
-        frequency: NDArray[np.float32],
-        magnitude: NDArray[np.float32],
+        heat: NDArray[np.float32],
         ffn_type: TensorType | None,
         predictor: Predictor | None,
     ) -> None:
         self.number = number
         self.order = order if plan else np.arange(len(order))
         self.stored = plan is not None
-        self.values = np.stack([frequency, magnitude])[:, self.order]
-        self.predictor = (
-            predictor if plan and plan.score and plan.score.value.startswith("low_rank") else None
-        )
+        self.heat = heat[:, self.order]
+        self.predictor = predictor if plan and plan.score in _LOW_RANK else None
         self.down_error = 0.0
         up = source[f"blk.{number}.ffn_up.weight"]
         self.hidden = up.shape[1]
@@ -204,7 +203,7 @@ class _Layer:
     def additions(self) -> list[NewTensor]:
         """Tensors that the source has no place for."""
         prefix = f"blk.{self.number}."
-        added = [same_tensor(tensor_from_array(f"{prefix}ffn_profile.weight", self.values))]
+        added = [same_tensor(tensor_from_array(f"{prefix}ffn_profile.weight", self.heat))]
         if self.predictor:
             fc1, fc2 = self.predictor
             added.append(same_tensor(fc1, f"{prefix}fc1.weight"))
@@ -310,6 +309,14 @@ def _keys(
     keys |= {f"hotset.convert.{key}": value for key, value in provenance.items()}
     keys[DOWN_ERROR] = np.zeros(len(layers), np.float32)
     return keys
+
+
+def _keep_errors(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> None:
+    """Layers that were stored by neuron before keep what that had cost."""
+    errors = checkpoint.metadata.get(DOWN_ERROR)
+    if isinstance(errors, np.ndarray) and errors.shape == (len(layers),):
+        for layer, error in zip(layers, errors.tolist(), strict=True):
+            layer.down_error = error
 
 
 def _split(name: str) -> tuple[int | None, str]:
