@@ -26,7 +26,7 @@ def build_transformer(
     checkpoint: Checkpoint, backend: Backend, progress: Callable[[int, int], None] | None = None
 ) -> Transformer:
     """Build every part of the model with `backend`; `progress(done, total)` is told after each of them."""
-    weights = _Weights(checkpoint)
+    weights = Weights(checkpoint)
     n_layers = checkpoint.config.n_layers
 
     def done(parts: int) -> None:
@@ -46,7 +46,7 @@ def build_transformer(
     return Transformer(checkpoint.config, backend, embedding, layers, head)
 
 
-class _Weights:
+class Weights:
     """A checkpoint's tensors, by name, as the specs of parts."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,194 @@
+"""Tries a choice of neurons on a running model, whole passages at a time.
+
+`NeuronFFN` chooses neurons in decoding only, a token at a time. Here the second half of each window is read in
+one go, with the FFNs' neurons forgotten where a plan would not have computed them: the same maths as decoding
+after a dense prompt, many times as fast.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.base import F32, FFN, KVCache, NeuronFFNSpec
+from hotset.backends.reference import ACTIVATIONS, low_bit_copy, normalise, relu
+from hotset.config import Score, Way
+from hotset.model.transformer import Transformer
+
+_LOGITS_AT_ONCE = 1 << 24
+"""Numbers of logits held at a time."""
+
+Linear32 = tuple[F32, F32 | None]
+"""A weight (out, in) and a bias (out,) as float32."""
+
+
+def predictor_matrices(spec: NeuronFFNSpec) -> list[Linear32]:
+    """What the plan's predictor multiplies by, one matrix after the other; empty for other ways."""
+    score = spec.plan.score
+    if score in (Score.GATE_Q2, Score.GATE_Q4):
+        gate = spec.gate or spec.up
+        return [(low_bit_copy(gate.weight.to_float32(), 2 if score is Score.GATE_Q2 else 4), gate.bias)]
+    return [(linear.weight.to_float32(), linear.bias) for linear in spec.predictor]
+
+
+def predict(matrices: Sequence[Linear32], n: F32, rectified: bool) -> F32:
+    """Predicted scores (T, F) of normalised input (T, D); `rectified`: with a ReLU between the matrices."""
+    y = n
+    for i, (weight, bias) in enumerate(matrices):
+        y = (relu(y) if i and rectified else y) @ weight.T
+        if bias is not None:
+            y += bias
+    return y
+
+
+class TrialFFN:
+    """An FFN that forgets the neurons below its plan's cut-off, for any number of tokens.
+
+    ``ffn`` computes the neurons' values; ``spec`` says the rest. ``cutoff`` and the share of neurons kept so
+    far (``density``) are its state.
+    """
+
+    def __init__(self, ffn: FFN, spec: NeuronFFNSpec, down_t: F32 | None = None) -> None:
+        self.ffn, self.spec = ffn, spec
+        self.cutoff = spec.plan.cutoff
+        self.down_t = spec.down_t.weight.to_float32() if down_t is None else down_t
+        self._lengths = np.linalg.norm(self.down_t, axis=1)
+        self._matrices = predictor_matrices(spec)
+        self._seen = self._kept = 0
+
+    @property
+    def density(self) -> float:
+        """Share of the neurons chosen since the FFN was built."""
+        return self._kept / self._seen if self._seen else 1.0
+
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        """See `FFN`."""
+        self.ffn.neurons(x, gate, h)
+
+    def forward(self, x: F32, out: F32) -> None:
+        """See `FFN`."""
+        spec = self.spec
+        gate = np.empty((len(x), len(self.down_t)), np.float32)
+        h = np.empty_like(gate)
+        self.ffn.neurons(x, gate, h)
+        chosen = self.chosen(x, gate, h)
+        self._seen += chosen.size
+        self._kept += int(np.count_nonzero(chosen))
+        h *= chosen
+        y: F32 = h @ self.down_t
+        if spec.down_t.bias is not None:
+            y += spec.down_t.bias
+        out += normalise(y, spec.post_norm) if spec.post_norm else y
+
+    def chosen(self, x: F32, gate: F32, h: F32) -> NDArray[np.bool_]:
+        """Which neurons the plan computes, (T, F), given all of them."""
+        plan = self.spec.plan
+        if plan.way is Way.DENSE:
+            return np.ones(h.shape, np.bool_)
+        if plan.way is Way.EXACT:
+            fires: NDArray[np.bool_] = h != 0
+            return fires
+        if plan.score is Score.GATE:
+            score = np.abs(ACTIVATIONS[self.spec.activation](gate))
+        elif plan.score is Score.DOWN:
+            score = np.abs(h) * self._lengths
+        else:
+            n = x if plan.raw_input else normalise(x, self.spec.norm)
+            score = predict(self._matrices, n, plan.score is Score.LOW_RANK_RELU)
+        kept: NDArray[np.bool_] = score >= np.float32(self.cutoff)
+        return kept
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a model made of the windows' second halves, beside the dense model."""
+
+    perplexity: float
+    kl: float
+    """Mean KL(dense || trial) of the predictions, in nats."""
+
+
+class Trial:
+    """A dense model's reading of windows of tokens, to compare choices of neurons with.
+
+    The first half of each window is read densely, once; `run` reads the second halves. ``inputs[layer]`` is
+    what the layer's FFN read there in the dense run, (tokens, D). `done` is told after each window.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        windows: Sequence[NDArray[np.int32]],
+        done: Callable[[int], None] | None = None,
+    ) -> None:
+        self._transformer = transformer
+        self._dense = [layer.ffn for layer in transformer.layers]
+        self._caches: list[KVCache] = []
+        self._tokens = [window[len(window) // 2 :] for window in windows]
+        self._entering: list[list[F32]] = []
+        """Of each window: the hidden vectors that enter each layer, and those that leave the last."""
+        inputs: list[list[F32]] = [[] for _ in self._dense]
+        for count, window in enumerate(windows, 1):
+            kv = transformer.kv_cache(len(window))
+            transformer.forward(window[: len(window) // 2], kv)
+            x = transformer.embedding.forward(self._tokens[count - 1][:-1], kv.length)
+            entering = [x]
+            for layer in range(len(self._dense)):
+                x, read = self._layer(layer, self._dense[layer], x, kv)
+                inputs[layer].append(read)
+                entering.append(x)
+            self._caches.append(kv)
+            self._entering.append(entering)
+            if done:
+                done(count)
+        self.inputs = [np.concatenate(rows) for rows in inputs]
+        self.dense = self._quality([entering[-1] for entering in self._entering])
+
+    @property
+    def predictions(self) -> int:
+        """Predicted tokens that a run counts."""
+        return sum(len(tokens) - 1 for tokens in self._tokens)
+
+    def run(self, ffns: Sequence[FFN], first: int = 0) -> Quality:
+        """Read with other FFNs, one for each layer; those before layer `first` must be the dense ones."""
+        leaving = []
+        for kv, entering in zip(self._caches, self._entering, strict=True):
+            x = entering[first]
+            for layer in range(first, len(ffns)):
+                x, _ = self._layer(layer, ffns[layer], x, kv)
+            leaving.append(x)
+        return self._quality(leaving)
+
+    def run_one(self, layer: int, ffn: FFN) -> Quality:
+        """Read with one FFN changed."""
+        return self.run([*self._dense[:layer], ffn, *self._dense[layer + 1 :]], first=layer)
+
+    def _layer(self, index: int, ffn: FFN, x: F32, kv: KVCache) -> tuple[F32, F32]:
+        """What leaves a layer, and what its FFN read. The cache does not advance: it is written anew."""
+        out = x.copy()
+        self._transformer.layers[index].attention.forward(x, out, kv, index)
+        read = x if self._transformer.config.parallel else out.copy()
+        ffn.forward(read, out)
+        return out, read
+
+    def _quality(self, leaving: Sequence[F32]) -> Quality:
+        step = max(1, _LOGITS_AT_ONCE // self._transformer.config.vocab_size)
+        loss = divergence = 0.0
+        for tokens, entering, x in zip(self._tokens, self._entering, leaving, strict=True):
+            for start in range(0, len(x), step):
+                part = slice(start, start + step)
+                logs = self._log_probabilities(x[part])
+                targets = tokens[1:][part]
+                loss -= float(logs[np.arange(len(targets)), targets].sum(dtype=np.float64))
+                if x is not entering[-1]:
+                    dense = self._log_probabilities(entering[-1][part])
+                    divergence += float((np.exp(dense) * (dense - logs)).sum(dtype=np.float64))
+        return Quality(math.exp(loss / self.predictions), divergence / self.predictions)
+
+    def _log_probabilities(self, x: F32) -> F32:
+        logits = self._transformer.head.forward(x)
+        logits -= logits.max(axis=1, keepdims=True)
+        logits -= np.log(np.exp(logits).sum(axis=1, dtype=np.float64, keepdims=True)).astype(np.float32)
+        return logits
