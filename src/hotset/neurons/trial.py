@@ -114,14 +114,14 @@ class Trial:
     """A dense model's reading of windows of tokens, to compare choices of neurons with.
 
     The first half of each window is read densely, once; `run` reads the second halves. ``inputs[layer]`` is
-    what the layer's FFN read there in the dense run, (tokens, D). `done` is told after each window.
+    what the layer's FFN read there in the dense run, (tokens, D). `progress` is told (windows, total).
     """
 
     def __init__(
         self,
         transformer: Transformer,
         windows: Sequence[NDArray[np.int32]],
-        done: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._transformer = transformer
         self._dense = [layer.ffn for layer in transformer.layers]
@@ -141,8 +141,8 @@ class Trial:
                 entering.append(x)
             self._caches.append(kv)
             self._entering.append(entering)
-            if done:
-                done(count)
+            if progress:
+                progress(count, len(windows))
         self.inputs = [np.concatenate(rows) for rows in inputs]
         self.dense = self._quality([entering[-1] for entering in self._entering])
 

@@ -1,0 +1,101 @@
+"""Calibrates cut-offs for a whole model: the levels of every layer, timed and priced, and the global search."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hotset.backends.base import FFN
+from hotset.config import FFNPlan
+from hotset.neurons.plan import F64, measure_ms
+from hotset.neurons.study import Stage, Study, Windows
+from hotset.neurons.threshold import SCORES, Budget, Found, Level, levels, priced, search, timed
+from hotset.neurons.trial import Quality, Trial, TrialFFN
+
+_TIMED_DENSITIES = (0.6, 0.3, 0.1)
+_PRICED_WINDOWS = 2
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a search starts from: each layer's levels, and the dense model's times and held-out quality."""
+
+    study: Study
+    trial: Trial
+    layers: list[list[Level]]
+    dense_ms: list[float]
+
+    def search(self, budget: Budget, stage: Stage) -> Found:
+        """The fastest plans within the budget, by runs on held-out text."""
+
+        def run(chosen: Sequence[Level | None]) -> tuple[Quality, tuple[float, ...]]:
+            ffns: list[FFN] = []
+            for i, level in enumerate(chosen):
+                if level is None:
+                    ffns.append(self.study.dense_ffns()[i])
+                else:
+                    spec = replace(self.study.specs[i], plan=level.plan)
+                    ffns.append(TrialFFN(self.study.build(i), spec))
+            quality = self.trial.run(ffns)
+            return quality, tuple(ffn.density if isinstance(ffn, TrialFFN) else 1.0 for ffn in ffns)
+
+        with stage("Searching") as bar:
+            return search(self.layers, self.dense_ms, run, self.trial.dense, budget, bar)
+
+
+def plans_of(found: Found) -> list[FFNPlan | None]:
+    """What to convert the model with."""
+    return [level and level.plan for level in found.levels]
+
+
+def calibrate(study: Study, windows: Windows, stage: Stage) -> Calibration:
+    """Find, time and price every layer's levels; quantiles from the training windows, prices from tuning ones.
+
+    Cut-offs come from what layers read in the windows' second halves, as decoding does.
+    """
+    with stage("Reading text") as bar:
+        learnt = Trial(study.transformer, windows.train, bar).inputs
+    with stage("Reading text to price by") as bar:
+        tuning = Trial(study.transformer, windows.tune[:_PRICED_WINDOWS], bar)
+    layers: list[list[Level]] = []
+    with stage("Pricing cut-offs") as bar:
+        for i, spec in enumerate(study.specs):
+            ffn = study.build(i)
+            layers.append(list(priced(i, levels(ffn, spec, learnt[i]), ffn, spec, tuning)))
+            if bar:
+                bar(i + 1, len(study.specs))
+    with stage("Timing") as bar:
+        timed_layers, dense_ms = _timed(study, layers, learnt)
+    with stage("Reading held-out text") as bar:
+        trial = Trial(study.transformer, windows.held_out, bar)
+    return Calibration(study, trial, timed_layers, dense_ms)
+
+
+def _timed(
+    study: Study, layers: Sequence[Sequence[Level]], x: Sequence[np.ndarray]
+) -> tuple[list[list[Level]], list[float]]:
+    dense: list[F64] = []
+    ratios = {}
+    for score in SCORES:
+        for density in _TIMED_DENSITIES:
+            ffns: list[FFN] = []
+            for i, found in enumerate(layers):
+                level = next((lv for lv in found if (lv.plan.score, lv.density) == (score, density)), None)
+                ffns.append(study.build(i, level.plan) if level else study.dense_ffns()[i])
+            own, others = measure_ms(study.dense_ffns(), ffns, x)
+            dense.append(own)
+            ratios[score, density] = others / own
+    dense_ms = np.median(dense, axis=0)
+    return [
+        [
+            level
+            for score in SCORES
+            for level in timed(
+                found,
+                score,
+                _TIMED_DENSITIES,
+                np.array([ratios[score, d][i] for d in _TIMED_DENSITIES]) * dense_ms[i],
+            )
+        ]
+        for i, found in enumerate(layers)
+    ], [float(ms) for ms in dense_ms]

@@ -1,0 +1,127 @@
+"""Finds predictors for a whole model: every candidate of every layer, measured, and the best of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hotset.backends.base import F32, FFN
+from hotset.config import FFNPlan, Score
+from hotset.formats.tensor import Tensor
+from hotset.neurons.convert import Predictor
+from hotset.neurons.plan import Choice, choose, measure_ms
+from hotset.neurons.predictor import Texts, activity, candidates
+from hotset.neurons.study import Stage, Study, Windows, inputs
+from hotset.neurons.trial import Quality, Trial, TrialFFN
+
+CHOSEN = "chosen"
+_TRIED_WINDOWS = 8
+"""Held-out windows in which perplexities are taken."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was found for a model."""
+
+    choices: tuple[tuple[Choice, ...], ...]
+    """Every candidate of each layer, timed."""
+    best: tuple[Choice | None, ...]
+    """Of each layer; None: its dense FFN stays."""
+    dense_ms: tuple[float, ...]
+    dense: Quality
+    qualities: dict[str, Quality]
+    """Of one kind of choice in all layers, by its name, and of the best of each layer, `CHOSEN`."""
+    predictions: int
+    """Held-out predictions behind the qualities."""
+
+    @property
+    def plans(self) -> list[FFNPlan | None]:
+        """What to convert the model with."""
+        return [choice and choice.plan for choice in self.best]
+
+    def predictors(self, study: Study) -> dict[int, Predictor]:
+        """The matrices that go with the plans, neurons in the model's order."""
+        return {
+            layer: (choice.fc[0].weight, _unsorted(choice.fc[1].weight, study.order[layer]))
+            for layer, choice in enumerate(self.best)
+            if choice and choice.fc
+        }
+
+
+def train_predictors(
+    study: Study, windows: Windows, *, target: float, budget: float, stage: Stage
+) -> Training:
+    """Try every candidate on every layer; see `hotset.neurons.predictor.candidates` for the numbers."""
+    texts = [inputs(study.transformer, part, stage) for part in (windows.train, windows.tune, windows.held_out)]
+    found: list[list[Choice]] = []
+    with stage("Finding predictors") as bar:
+        for i, spec in enumerate(study.specs):
+            ffn = study.build(i)
+            found.append(
+                list(candidates(spec, Texts(*(activity(ffn, spec, x[i]) for x in texts)), target, budget))
+            )
+            if bar:
+                bar(i + 1, len(study.specs))
+    timed, dense_ms = _timed(study, found, texts[2], stage)
+    best = tuple(choose(choices, target, ms) for choices, ms in zip(timed, dense_ms, strict=True))
+
+    with stage("Reading held-out text") as bar:
+        trial = Trial(study.transformer, windows.held_out[:_TRIED_WINDOWS], bar)
+    kinds = list(dict.fromkeys(choice.name for choices in timed for choice in choices))
+    rows = {kind: [_of_kind(choices, kind) for choices in timed] for kind in kinds} | {CHOSEN: list(best)}
+    qualities = {}
+    with stage("Trying them") as bar:
+        for kind, row in rows.items():
+            qualities[kind] = trial.run([_tried(study, i, choice) for i, choice in enumerate(row)])
+            if bar:
+                bar(len(qualities), len(rows))
+    return Training(
+        tuple(map(tuple, timed)), best, tuple(dense_ms), trial.dense, qualities, trial.predictions
+    )
+
+
+def _timed(
+    study: Study, found: Sequence[Sequence[Choice]], x: Sequence[F32], stage: Stage
+) -> tuple[list[list[Choice]], list[float]]:
+    """The choices with their times, and the dense FFNs'; one kind after the other, against the dense FFN."""
+    timed: list[list[Choice]] = [[] for _ in found]
+    kinds = list(dict.fromkeys(choice.name for choices in found for choice in choices))
+    dense = np.zeros((len(kinds), len(found)))
+    ratios = np.zeros_like(dense)
+    with stage("Timing") as bar:
+        for k, kind in enumerate(kinds):
+            ffns: list[FFN] = []
+            for i, choices in enumerate(found):
+                choice = _of_kind(choices, kind)
+                spec = replace(study.specs[i], plan=choice.plan, predictor=choice.fc) if choice else None
+                backend = study.transformer.backend
+                ffns.append(backend.neuron_ffn(spec) if spec else study.dense_ffns()[i])
+            dense[k], others = measure_ms(study.dense_ffns(), ffns, x)
+            ratios[k] = others / dense[k]
+            if bar:
+                bar(k + 1, len(kinds))
+    dense_ms = [float(ms) for ms in np.median(dense, axis=0)]
+    for i, choices in enumerate(found):
+        for choice in choices:
+            ms = float(ratios[kinds.index(choice.name), i]) * dense_ms[i]
+            timed[i].append(replace(choice, ms=ms))
+    return timed, dense_ms
+
+
+def _of_kind(choices: Sequence[Choice], kind: str) -> Choice | None:
+    return next((choice for choice in choices if choice.name == kind), None)
+
+
+def _tried(study: Study, layer: int, choice: Choice | None) -> FFN:
+    if choice is None:
+        return study.dense_ffns()[layer]
+    spec = replace(study.specs[layer], plan=choice.plan, predictor=choice.fc)
+    return TrialFFN(study.build(layer), spec)
+
+
+def _unsorted(fc2: Tensor, order: np.ndarray) -> Tensor:
+    """A matrix with a row for each stored neuron, in the model's order of neurons."""
+    rows = fc2.data.reshape(len(order), -1)
+    data = np.empty_like(rows)
+    data[order] = rows
+    return Tensor(fc2.name, fc2.type, fc2.shape, data.reshape(-1))
