@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, chat, convert, evaluate, inspect, profile, run
+from hotset.cli import bench, calibrate, chat, convert, evaluate, inspect, profile, run, train_predictor
 from hotset.errors import HotsetError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("profile")(profile.profile)
 app.command("convert")(convert.convert)
+app.command("train-predictor")(train_predictor.train_predictor)
+app.command("calibrate")(calibrate.calibrate)
 app.command("inspect")(inspect.inspect)
 
 # What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.

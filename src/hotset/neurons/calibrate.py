@@ -1,4 +1,4 @@
-"""Calibrates cut-offs for a whole model: the levels of every layer, timed and priced, and the global search."""
+"""Calibrates cut-offs for a whole model: every layer's levels, timed and priced, and the global search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hotset.backends.base import FFN
-from hotset.config import FFNPlan
 from hotset.neurons.plan import F64, measure_ms
 from hotset.neurons.study import Stage, Study, Windows
 from hotset.neurons.threshold import SCORES, Budget, Found, Level, levels, priced, search, timed
@@ -43,13 +42,8 @@ class Calibration:
             return search(self.layers, self.dense_ms, run, self.trial.dense, budget, bar)
 
 
-def plans_of(found: Found) -> list[FFNPlan | None]:
-    """What to convert the model with."""
-    return [level and level.plan for level in found.levels]
-
-
 def calibrate(study: Study, windows: Windows, stage: Stage) -> Calibration:
-    """Find, time and price every layer's levels; quantiles from the training windows, prices from tuning ones.
+    """Find, price and time every layer's levels: quantiles by the training windows, prices by tuning ones.
 
     Cut-offs come from what layers read in the windows' second halves, as decoding does.
     """

@@ -32,9 +32,7 @@ class Factors:
 
     def rectified(self) -> "Factors":
         """The same function of twice the rank with a ReLU between: ``a = relu(a) - relu(-a)``."""
-        return Factors(
-            np.concatenate([self.fc1, -self.fc1]), np.concatenate([self.fc2, -self.fc2], axis=1)
-        )
+        return Factors(np.concatenate([self.fc1, -self.fc1]), np.concatenate([self.fc2, -self.fc2], axis=1))
 
 
 def weighted_svd(weight: F32, n: F32) -> Factors:
@@ -62,7 +60,7 @@ def fine_tune(
     *,
     rectified: bool,
     price: float,
-    epochs: int = 4,
+    epochs: int = 3,
     batch: int = 256,
     seed: int = 0,
 ) -> Factors:
@@ -96,7 +94,8 @@ def fine_tune(
             hidden = torch.from_numpy(n[rows]) @ fc1.T
             scores = (hidden.relu() if rectified else hidden) @ fc2.T / scale
             weights = torch.from_numpy(cost[rows]) * neurons
-            loss = (weights * softplus(-scores) + price * softplus(scores)).mean()
+            # weights * softplus(-scores) + price * softplus(scores), as softplus(s) = s + softplus(-s)
+            loss = ((weights + price) * softplus(-scores) + price * scores).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

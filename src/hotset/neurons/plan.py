@@ -1,4 +1,4 @@
-"""What a choice of neurons costs: bytes by arithmetic, milliseconds by measurement, and the cheapest of some."""
+"""What a choice of neurons costs: bytes by arithmetic, milliseconds by measurement; and the cheapest."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class Choice:
     kept: float = 1.0
     """Share of the activation kept, as `hotset.neurons.predictor` defines it."""
     chosen: float = 1.0
-    """Share of the neurons chosen; the others' rows are not read at all (by `exact`: not those of up, down)."""
+    """Share of the neurons chosen. Of the others no row is read; by `exact`, only the gate's."""
     read: float = 1.0
     """Share of the neurons whose row of down is read."""
     ms: float = 0.0
@@ -46,7 +46,12 @@ class Choice:
     @property
     def name(self) -> str:
         """The score's name, or the way's."""
-        return (self.plan.score or self.plan.way).value
+        return self.plan.score.value if self.plan.score else self.plan.way.value
+
+    @property
+    def rank(self) -> int:
+        """Of a low-rank score, otherwise 0."""
+        return self.fc[0].weight.shape[0] if self.fc else 0
 
 
 def predictor_bytes(spec: NeuronFFNSpec) -> int:

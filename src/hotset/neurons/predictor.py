@@ -1,10 +1,10 @@
 """Predictors of the neurons that fire: candidates for one layer, and what each of them is good for.
 
-The *activation kept* is the share of ``|h_j| * ||down_j||`` that the chosen neurons have of a token's sum over
-all neurons, mean over tokens: what they add to the output, each token counting alike, so that the few tokens
-with huge activations do not decide. (The share of its squares hides what is lost: 2 % of it are 14 % of the
-output's length.) Every predictor keeps the target, by its cut-off; what tells them apart is how many neurons
-that takes and what asking costs.
+The *activation kept* is the share of ``|h_j| * ||down_j||``, what a neuron adds to the output, that the
+chosen neurons have of the token's sum over all neurons; the mean over tokens, each counting alike, so that
+the few with huge activations do not decide. (A share of the squares hides what is lost: 2 % of them are 14 %
+of a vector's length.) Every predictor keeps the target, by its cut-off; what tells them apart is how many
+neurons that takes and what asking costs.
 """
 
 from collections.abc import Iterator
@@ -32,16 +32,12 @@ _GAIN = 0.99
 
 @dataclass(frozen=True)
 class Activity:
-    """One layer's FFN on T tokens: normalised input n (T, D), which neurons fire and what each adds (T, F)."""
+    """One layer's FFN on T tokens: its normalised input (T, D), which neurons fire, what each adds (T, F)."""
 
     n: F32
     fires: NDArray[np.bool_]
     share: F32
     """``|h| * ||down||`` as a share of the token's sum."""
-
-    def part(self, start: int, stop: int) -> "Activity":
-        """Tokens [start, stop)."""
-        return Activity(self.n[start:stop], self.fires[start:stop], self.share[start:stop])
 
 
 def activity(ffn: FFN, spec: NeuronFFNSpec, x: F32) -> Activity:
@@ -84,7 +80,7 @@ def candidates(
 def _low_rank(
     spec: NeuronFFNSpec, texts: Texts, target: float, budget: float, train: bool
 ) -> Iterator[Choice]:
-    """The SVD at ranks that grow while that pays and the budget lasts, then trained, without and with ReLU."""
+    """The SVD at ranks that grow while it pays and the budget lasts, then trained, without and with ReLU."""
     gate = (spec.gate or spec.up).weight
     neurons, hidden = gate.shape
     per_rank = (neurons + hidden) * TensorType.Q4_0.block_bytes / TensorType.Q4_0.block_size

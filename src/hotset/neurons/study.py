@@ -15,7 +15,7 @@ from hotset.errors import HotsetError, RequestError
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import TensorType
-from hotset.model.build import Weights
+from hotset.model.build import neuron_ffn_spec
 from hotset.model.transformer import Transformer
 from hotset.neurons.capture import capture, windows_of
 from hotset.neurons.convert import convert
@@ -41,23 +41,33 @@ class Windows:
     held_out: list[Window]
 
 
-def split(texts: Sequence[Sequence[int]], window: int, bos: int | None, limit: int) -> Windows:
+def split(
+    texts: Sequence[Sequence[int]],
+    judging: Sequence[Sequence[int]],
+    window: int,
+    bos: int | None,
+    limit: int,
+) -> Windows:
     """Cut token ids into windows, at most `limit` tokens of all texts together, each text giving alike.
 
-    Each text's last fifth is held out and the fifth before it sets cut-offs, so that neighbouring passages
-    are not on both sides. Raises `RequestError` for texts shorter than five windows.
+    Without texts for `judging`, each text's last fifth is held out. Another fifth, before it, sets cut-offs,
+    so that neighbouring passages are not on both sides. Raises `RequestError` for texts that are too short.
     """
     parts = Windows([], [], [])
     for ids in texts:
         windows = windows_of(ids[: limit // len(texts)], window, bos)
         fifth = len(windows) // 5
-        parts.train.extend(windows[: len(windows) - 2 * fifth])
-        parts.tune.extend(windows[len(windows) - 2 * fifth : len(windows) - fifth])
-        parts.held_out.extend(windows[len(windows) - fifth :])
-    if not parts.held_out:
+        last = len(windows) if judging else len(windows) - fifth
+        parts.train.extend(windows[: last - fifth])
+        parts.tune.extend(windows[last - fifth : last])
+        parts.held_out.extend(windows[last:])
+    for ids in judging:
+        parts.held_out.extend(windows_of(ids[: limit // len(judging)], window, bos))
+    if not parts.tune or not parts.held_out:
+        needed, given = (5 * window, texts) if not parts.tune else (window, judging)
         raise RequestError(
-            f"the text is too short: expected a file of {5 * window} tokens or more, found "
-            f"{max(map(len, texts))}, of which --tokens allows {limit // len(texts)}"
+            f"the text is too short: expected a file of {needed} tokens or more, found "
+            f"{max(map(len, given))}, of which --tokens allows {limit // len(given)}"
         )
     return parts
 
@@ -121,6 +131,6 @@ def study(
         plans = [plan] * checkpoint.config.n_layers
         with stage("Storing by neuron") as bar:
             convert(checkpoint, path, profile, plans, ffn_type=ffn_type, progress=bar)
-        weights = Weights(open_checkpoint(path))
-        specs = [weights.neuron_ffn(i, plan) for i in range(len(plans))]
+        stored = open_checkpoint(path)
+        specs = [neuron_ffn_spec(stored, i, plan) for i in range(len(plans))]
         yield Study(transformer, specs, profile.order)

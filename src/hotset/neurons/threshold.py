@@ -125,7 +125,9 @@ def timed(found: Sequence[Level], score: Score, densities: Sequence[float], ms: 
     return [replace(lv, ms=start + slope * lv.density) for lv in found if lv.plan.score is score]
 
 
-def best_levels(layers: Sequence[Sequence[Level]], dense_ms: Sequence[float], price: float) -> list[Level | None]:
+def best_levels(
+    layers: Sequence[Sequence[Level]], dense_ms: Sequence[float], price: float
+) -> list[Level | None]:
     """For each layer the level of least ``ms + price * kl``; None for dense, unless clearly slower."""
     best: list[Level | None] = []
     for found, dense in zip(layers, dense_ms, strict=True):
@@ -137,12 +139,21 @@ def best_levels(layers: Sequence[Sequence[Level]], dense_ms: Sequence[float], pr
 
 @dataclass(frozen=True)
 class Found:
-    """A choice of cut-offs within the budget: a level a layer (None: dense), and what it does to the model."""
+    """Cut-offs within the budget: a level for each layer (None: dense), and what they do to the model."""
 
     levels: tuple[Level | None, ...]
     quality: Quality
     densities: tuple[float, ...]
     """Of each layer on held-out text; 1 where it is dense."""
+
+    @property
+    def plans(self) -> list[FFNPlan | None]:
+        """What to convert the model with."""
+        return [level.plan if level else None for level in self.levels]
+
+    def ms(self, dense_ms: Sequence[float]) -> float:
+        """Of all FFNs for one token."""
+        return _ms(self.levels, dense_ms)
 
 
 def search(
@@ -161,23 +172,20 @@ def search(
     best = Found(none, dense, (1.0,) * len(layers))
     # From a price that spends far too much to one that spends next to nothing.
     low, high = (_price(layers, dense_ms, budget.nats * share) for share in (8, 1 / 32))
-    tried: set[tuple[Level | None, ...]] = {none}
+    fits: dict[tuple[Level | None, ...], bool] = {none: True}
     for step in range(_STEPS):
-        price = low if step == 0 else math.sqrt(low * high)
+        price = math.sqrt(low * high) if step else low
         chosen = tuple(best_levels(layers, dense_ms, price))
-        if chosen not in tried:
-            tried.add(chosen)
+        if chosen not in fits:
             quality, densities = run(chosen)
-            fits = budget.allows(quality, dense)
-            if fits and _ms(chosen, dense_ms) < _ms(best.levels, dense_ms):
+            fits[chosen] = budget.allows(quality, dense)
+            if fits[chosen] and _ms(chosen, dense_ms) < _ms(best.levels, dense_ms):
                 best = Found(chosen, quality, densities)
-        else:
-            fits = chosen in (none, best.levels)
         if done:
             done(step + 1, _STEPS)
-        if fits and step == 0:
+        if price == low and fits[chosen]:
             break
-        low, high = (low, price) if fits else (price, high)
+        low, high = (low, price) if fits[chosen] else (price, high)
     return best
 
 

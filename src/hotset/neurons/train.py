@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hotset.backends.base import F32, FFN
-from hotset.config import FFNPlan, Score
+from hotset.config import FFNPlan
 from hotset.formats.tensor import Tensor
 from hotset.neurons.convert import Predictor
 from hotset.neurons.plan import Choice, choose, measure_ms
@@ -15,6 +16,8 @@ from hotset.neurons.study import Stage, Study, Windows, inputs
 from hotset.neurons.trial import Quality, Trial, TrialFFN
 
 CHOSEN = "chosen"
+_JUDGED = 1024
+"""Tokens by which a cut-off is set, and as many by which it is judged; each has thousands of neurons."""
 _TRIED_WINDOWS = 8
 """Held-out windows in which perplexities are taken."""
 
@@ -37,7 +40,7 @@ class Training:
     @property
     def plans(self) -> list[FFNPlan | None]:
         """What to convert the model with."""
-        return [choice and choice.plan for choice in self.best]
+        return [choice.plan if choice else None for choice in self.best]
 
     def predictors(self, study: Study) -> dict[int, Predictor]:
         """The matrices that go with the plans, neurons in the model's order."""
@@ -52,14 +55,17 @@ def train_predictors(
     study: Study, windows: Windows, *, target: float, budget: float, stage: Stage
 ) -> Training:
     """Try every candidate on every layer; see `hotset.neurons.predictor.candidates` for the numbers."""
-    texts = [inputs(study.transformer, part, stage) for part in (windows.train, windows.tune, windows.held_out)]
+    texts = [
+        inputs(study.transformer, windows.train, stage),
+        _thinned(inputs(study.transformer, windows.tune, stage)),
+        _thinned(inputs(study.transformer, windows.held_out, stage)),
+    ]
     found: list[list[Choice]] = []
     with stage("Finding predictors") as bar:
         for i, spec in enumerate(study.specs):
             ffn = study.build(i)
-            found.append(
-                list(candidates(spec, Texts(*(activity(ffn, spec, x[i]) for x in texts)), target, budget))
-            )
+            train, tune, held_out = (activity(ffn, spec, x[i]) for x in texts)
+            found.append(list(candidates(spec, Texts(train, tune, held_out), target, budget)))
             if bar:
                 bar(i + 1, len(study.specs))
     timed, dense_ms = _timed(study, found, texts[2], stage)
@@ -78,6 +84,11 @@ def train_predictors(
     return Training(
         tuple(map(tuple, timed)), best, tuple(dense_ms), trial.dense, qualities, trial.predictions
     )
+
+
+def _thinned(layers: Sequence[F32]) -> list[F32]:
+    """Tokens spread over all, as many as a cut-off needs."""
+    return [np.ascontiguousarray(x[:: -(-len(x) // _JUDGED)]) for x in layers]
 
 
 def _timed(
@@ -119,7 +130,7 @@ def _tried(study: Study, layer: int, choice: Choice | None) -> FFN:
     return TrialFFN(study.build(layer), spec)
 
 
-def _unsorted(fc2: Tensor, order: np.ndarray) -> Tensor:
+def _unsorted(fc2: Tensor, order: NDArray[np.int64]) -> Tensor:
     """A matrix with a row for each stored neuron, in the model's order of neurons."""
     rows = fc2.data.reshape(len(order), -1)
     data = np.empty_like(rows)

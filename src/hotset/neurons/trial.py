@@ -1,8 +1,8 @@
 """Tries a choice of neurons on a running model, whole passages at a time.
 
-`NeuronFFN` chooses neurons in decoding only, a token at a time. Here the second half of each window is read in
-one go, with the FFNs' neurons forgotten where a plan would not have computed them: the same maths as decoding
-after a dense prompt, many times as fast.
+`NeuronFFN` chooses neurons in decoding only, a token at a time. Here the second half of each window is read
+in one go, and the neurons that a plan would not have computed are forgotten: the same maths as decoding after
+a dense prompt, many times as fast.
 """
 
 import math

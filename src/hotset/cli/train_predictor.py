@@ -1,0 +1,165 @@
+"""`hotset train-predictor`: predictors of the neurons that fire, chosen layer by layer."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotset.cli import options
+from hotset.cli import study as shared
+from hotset.errors import RequestError
+
+if TYPE_CHECKING:
+    from hotset.neurons.plan import Choice
+    from hotset.neurons.train import Training
+
+
+def train_predictor(
+    model: options.Model = None,
+    *,
+    profile: shared.Profile,
+    text: shared.Text,
+    out: shared.Out,
+    held_out: shared.HeldOut = None,
+    target: Annotated[
+        float, typer.Option(help="Share of the activation that the chosen neurons keep on held-out text.")
+    ] = 0.98,
+    budget: Annotated[
+        str, typer.Option(help="Largest low-rank predictor, as a share of the FFN's bytes.")
+    ] = "10%",
+    tokens: shared.Tokens = 16384,
+    ffn: shared.FFN = None,
+    threads: options.Threads = None,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Find a predictor for every layer and store the model by neuron with the fastest that keep the target.
+
+    Copies of the gate in 4 and 2 bits, low-rank predictors and, for ReLU, computing the gate itself are timed
+    on this computer; where none is faster than the dense FFN, that stays. Needs the extra `train`.
+    """
+    if not 0.5 <= target < 1:
+        raise RequestError(f"target is {target:g}: expected 0.5 to under 1, such as 0.98 (--target)")
+    share = _share(budget)
+
+    from hotset.cli.console import progress
+    from hotset.neurons.convert import convert
+    from hotset.neurons.low_rank import import_torch
+    from hotset.neurons.train import train_predictors
+
+    import_torch()
+    with shared.opened(
+        model,
+        profile=profile,
+        text=text,
+        held_out=held_out,
+        tokens=tokens,
+        out=out,
+        ffn=ffn,
+        threads=threads,
+    ) as opened:
+        training = train_predictors(opened.study, opened.windows, target=target, budget=share, stage=progress)
+        with progress("Writing") as writing:
+            convert(
+                opened.checkpoint,
+                out,
+                opened.profile,
+                training.plans,
+                training.predictors(opened.study),
+                ffn_type=opened.ffn_type,
+                provenance={"predictor_target": target, "predictor_tokens": tokens},
+                progress=writing,
+            )
+    if as_json:
+        print(
+            json.dumps({"model": str(opened.checkpoint.path), "out": str(out), **_facts(training)}, indent=2)
+        )
+    else:
+        _print(training)
+
+
+def _share(budget: str) -> float:
+    try:
+        share = float(budget.removesuffix("%")) / (100 if budget.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise RequestError(f"budget is {budget!r}: expected 0% to 100%, such as 10% (--budget)")
+    return share
+
+
+def _facts(training: "Training") -> dict[str, Any]:
+    return {
+        "predictions": training.predictions,
+        "dense": asdict(training.dense),
+        "qualities": {name: asdict(quality) for name, quality in training.qualities.items()},
+        "layers": [
+            {
+                "dense_ms": ms,
+                "chosen": best.name if best else "dense",
+                "candidates": [_candidate(choice) for choice in choices],
+            }
+            for choices, best, ms in zip(training.choices, training.best, training.dense_ms, strict=True)
+        ],
+    }
+
+
+def _candidate(choice: "Choice") -> dict[str, Any]:
+    return {
+        "name": choice.name,
+        "rank": choice.rank,
+        "cutoff": choice.plan.cutoff,
+        "bytes": choice.predictor_bytes,
+        "recall": choice.recall,
+        "precision": choice.precision,
+        "kept": choice.kept,
+        "chosen": choice.chosen,
+        "read": choice.read,
+        "ms": choice.ms,
+    }
+
+
+def _print(training: "Training") -> None:
+    from hotset.cli.console import table
+
+    rows: list[tuple[str, ...]] = []
+    for layer, (choices, best, ms) in enumerate(
+        zip(training.choices, training.best, training.dense_ms, strict=True)
+    ):
+        rows.append((str(layer), "dense" + " *" * (best is None), "", "", "", "", "100.0%", f"{ms:.3f}"))
+        rows += [_row(choice, choice is best) for choice in choices]
+    table(
+        rows,
+        header=("layer", "choice (* taken)", "kB", "recall", "precision", "kept", "chosen", "ms"),
+    )
+    print()
+    qualities = [
+        (name, f"{q.perplexity:.4f}", f"{q.perplexity / training.dense.perplexity:.4f}", f"{q.kl:.5f}")
+        for name, q in training.qualities.items()
+    ]
+    table(
+        [("dense", f"{training.dense.perplexity:.4f}", "1.0000", ""), *qualities],
+        header=("in all layers", "perplexity", "over dense", "KL"),
+    )
+    taken = Counter(best.name if best else "dense" for best in training.best)
+    print()
+    table(
+        [
+            ("taken", ", ".join(f"{count} {name}" for name, count in taken.most_common())),
+            ("held-out predictions", str(training.predictions)),
+        ]
+    )
+
+
+def _row(choice: "Choice", taken: bool) -> tuple[str, ...]:
+    return (
+        "",
+        choice.name + (f" {choice.rank}" if choice.rank else "") + " *" * taken,
+        f"{choice.predictor_bytes / 1e3:.0f}",
+        f"{choice.recall:.1%}",
+        f"{choice.precision:.1%}",
+        f"{choice.kept:.2%}",
+        f"{choice.chosen:.1%}",
+        f"{choice.ms:.3f}",
+    )
