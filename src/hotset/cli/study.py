@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotset.cli.convert import FFNType
-from hotset.cli.evaluate import read_text
+from hotset.cli.text import read_text
+from hotset.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.formats import TensorType
@@ -63,6 +64,8 @@ def opened(
     threads: int | None,
 ) -> Iterator[Opened]:
     """Check all that the user named, cheapest first, then load and store the model by neuron."""
+    if not out.absolute().parent.is_dir():
+        raise RequestError(f"{out}: there is no directory {out.parent}")
     written = [read_text(path) for path in text]
     judging = [read_text(path) for path in held_out or ()]
 

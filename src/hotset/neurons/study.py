@@ -123,8 +123,6 @@ def study(
         raise HotsetError(
             f"{checkpoint.path} is stored by neuron already: name the model that it was converted from"
         )
-    if not out.parent.is_dir():
-        raise HotsetError(f"{out}: there is no directory {out.parent}")
     with tempfile.TemporaryDirectory(prefix=".hotset-", dir=out.parent) as directory:
         path = Path(directory) / "by-neuron.gguf"
         plan = FFNPlan(Way.DENSE)

@@ -1,0 +1,165 @@
+"""From a tiny model's file to one stored by neuron with predictors or cut-offs, and back through the loader."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Q
+from helpers.profiles import random_profile
+from helpers.random_gguf import CONTEXT, FFN, LAYERS, VOCABULARY, random_model, write_plain
+
+from hotset.backends.reference import ReferenceBackend
+from hotset.cli import main
+from hotset.config import Score, Way
+from hotset.errors import HotsetError, RequestError
+from hotset.formats import open_checkpoint
+from hotset.model.build import build_transformer, neuron_ffn_spec
+from hotset.neurons import calibrate as calibrate_module
+from hotset.neurons import train as train_module
+from hotset.neurons.calibrate import calibrate
+from hotset.neurons.convert import convert
+from hotset.neurons.study import split, study
+from hotset.neurons.threshold import Budget
+from hotset.neurons.train import CHOSEN, train_predictors
+from hotset.neurons.trial import Trial, TrialFFN
+
+
+def stage(title):
+    return nullcontext()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Of an activation: (checkpoint, transformer, profile, windows, study, where to write)."""
+    left = []
+
+    def open_(activation):
+        path = write_plain(tmp_path / "m.gguf", random_model("llama", activation=activation), Q.F16)
+        checkpoint = open_checkpoint(path)
+        transformer = build_transformer(checkpoint, ReferenceBackend())
+        profile = random_profile(checkpoint)
+        out = tmp_path / "out.gguf"
+        ids = np.random.default_rng(1).integers(0, VOCABULARY, 20 * CONTEXT)
+        windows = split([ids], [], CONTEXT, None, 10**6)
+        studying = study(checkpoint, transformer, profile, out, None, stage)
+        left.append(studying)
+        return checkpoint, transformer, profile, windows, studying.__enter__(), out
+
+    yield open_
+    for studying in left:
+        studying.__exit__(None, None, None)
+    assert {path.name for path in tmp_path.iterdir()} <= {"m.gguf", "out.gguf"}
+
+
+def times(factors):
+    """Instead of measuring: each kind in its turn takes this share of the dense time."""
+    shares = iter(factors)
+
+    def measure(ffns, others, inputs, done=None):
+        return np.ones(len(ffns)), np.full(len(ffns), next(shares))
+
+    return measure
+
+
+@pytest.mark.parametrize(
+    ("factors", "name"),
+    [((0.5, 0.4, 0.45, 0.6, 0.7), "gate_q4"), ((0.5, 0.9, 0.9, 0.4, 0.6), "low_rank"), ((1,) * 5, None)],
+)
+def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monkeypatch):
+    checkpoint, transformer, profile, windows, studied, out = opened("relu")
+    monkeypatch.setattr(train_module, "measure_ms", times(factors))
+    training = train_predictors(studied, windows, target=0.95, budget=0.5, stage=stage)
+    assert [best and best.name for best in training.best] == [name] * LAYERS
+    assert list(training.qualities) == ["exact", "gate_q4", "gate_q2", "low_rank", "low_rank_relu", CHOSEN]
+    assert training.qualities["exact"].kl == pytest.approx(0, abs=1e-3)
+    assert training.qualities[CHOSEN] == training.qualities.get(name, training.dense)
+
+    convert(checkpoint, out, profile, training.plans, training.predictors(studied))
+    written = open_checkpoint(out)
+    assert [layer.ffn and layer.ffn.score for layer in written.config.layers] == [
+        Score(name) if name else None
+    ] * LAYERS
+    # The file's neurons lie where the predictor thinks they do.
+    ffns = [layer.ffn for layer in transformer.layers]
+    for i, layer in enumerate(written.config.layers):
+        if layer.ffn:
+            dense = studied.build(i)
+            ffns[i] = TrialFFN(dense, neuron_ffn_spec(written, i, layer.ffn))
+    again = Trial(transformer, windows.held_out[:8]).run(ffns)
+    assert again.perplexity == pytest.approx(training.qualities[CHOSEN].perplexity, rel=1e-4)
+
+
+def test_calibration_keeps_its_budget(opened, monkeypatch):
+    checkpoint, _, profile, windows, studied, out = opened("silu")
+    densities = calibrate_module._TIMED_DENSITIES
+    monkeypatch.setattr(calibrate_module, "measure_ms", times([0.5 + 0.5 * d for d in densities * 2]))
+    calibration = calibrate(studied, windows, stage)
+    kls = []
+    for text in ("kl=0.001", "kl=0.01"):
+        found = calibration.search(Budget.parse(text), stage)
+        assert found.quality.kl <= Budget.parse(text).amount
+        kls.append(found.quality.kl)
+    assert 0 < kls[0] < kls[1]
+    assert np.mean(found.densities) < 1
+    convert(checkpoint, out, profile, found.plans)
+    plans = [layer.ffn for layer in open_checkpoint(out).config.layers]
+    for plan, wanted in zip(plans, found.plans, strict=True):
+        assert plan is None if wanted is None else plan.way is Way.THRESHOLD
+        assert plan is None or plan.cutoff == pytest.approx(wanted.cutoff)
+
+
+def test_texts_are_cut_apart():
+    windows = split([range(100), range(1000, 1100)], [], 10, None, 200)
+    assert [len(part) for part in (windows.train, windows.tune, windows.held_out)] == [12, 4, 4]
+    assert [int(window[0]) for window in windows.held_out] == [80, 90, 1080, 1090]
+    windows = split([range(100)], [range(500, 530)], 10, 7, 50)
+    assert [len(part) for part in (windows.train, windows.tune, windows.held_out)] == [4, 1, 3]
+    assert [int(window[0]) for window in windows.held_out] == [7] * 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "judging", "limit", "message"),
+    [
+        ([range(49)], [], 1000, "50 tokens or more, found 49"),
+        ([range(90)] * 2, [], 90, "of which --tokens allows 45"),
+        ([range(50)], [range(9)], 1000, "10 tokens or more, found 9"),
+    ],
+)
+def test_too_short_texts(texts, judging, limit, message):
+    with pytest.raises(RequestError, match=message):
+        split(texts, judging, 10, None, limit)
+
+
+def test_a_model_stored_by_neuron_is_refused(opened, tmp_path):
+    checkpoint, transformer, profile, _, _, out = opened("relu")
+    convert(checkpoint, out, profile)
+    with (
+        pytest.raises(HotsetError, match="stored by neuron already"),
+        study(open_checkpoint(out), transformer, profile, tmp_path / "x.gguf", None, stage),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("command", ["train-predictor", "calibrate"])
+def test_mistakes_are_one_line(command, tmp_path, capsys):
+    model = write_plain(tmp_path / "m.gguf", random_model("llama"))
+    other = write_plain(tmp_path / "other.gguf", random_model("llama", ffn=2 * FFN))
+    profile, text, out = tmp_path / "p.npz", tmp_path / "text.txt", tmp_path / "out.gguf"
+    random_profile(open_checkpoint(model)).save(profile)
+    text.write_text("some words")
+    for arguments, message in [
+        ((model, "--profile", profile, "-o", out), "--text"),
+        ((model, "--text", text, "-o", out), "--profile"),
+        ((model, "--profile", profile, "--text", tmp_path / "none.txt", "-o", out), "none.txt"),
+        ((model, "--profile", tmp_path / "none.npz", "--text", text, "-o", out), "none.npz: cannot be read"),
+        ((other, "--profile", profile, "--text", text, "-o", out), "does not belong to"),
+        ((model, "--profile", profile, "--text", text, "-o", out, "--budget", "much"), "budget is 'much'"),
+        ((model, "--profile", profile, "--text", text, "-o", tmp_path / "no" / "o.gguf"), "no directory"),
+    ]:
+        with pytest.raises(SystemExit) as exit:
+            main([command, *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert exit.value.code == 2
+        assert message in printed.err
+        assert printed.err.count("\n") == 1
+        assert not out.exists()
