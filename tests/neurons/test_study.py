@@ -1,4 +1,4 @@
-"""From a tiny model's file to one stored by neuron with predictors or cut-offs, and back through the loader."""
+"""From a tiny model's file to one stored by neuron with predictors or cut-offs, and back by the loader."""
 
 from contextlib import nullcontext
 
