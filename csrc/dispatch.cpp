@@ -16,7 +16,8 @@ namespace hotset {
 #define HOTSET_KERNELS(level)                \
   extern const LinearKernels linear_##level; \
   extern const VectorKernels vector_##level; \
-  static const Kernels level = {#level, &linear_##level, &vector_##level}
+  extern const NeuronKernels neurons_##level; \
+  static const Kernels level = {#level, &linear_##level, &vector_##level, &neurons_##level}
 
 #if defined(__x86_64__) || defined(_M_X64)
 

@@ -65,6 +65,59 @@ struct LinearKernels {
                  int64_t row0, int64_t row1, float* y, int64_t ldy);
 };
 
+// What rows of a NeuronMatrix are for: to be multiplied with x (gate, up), or to be added up (down, stored by
+// neuron).
+enum NeuronUse : int32_t { kNeuronDot, kNeuronAdd };
+
+// Weights (neurons x cols) of which only some rows are read: every row on its own, padded to 64 bytes.
+struct NeuronMatrix {
+  Type type;  // kF16, kQ8_0, kQ4_0 or kQ4_1
+  int64_t rows, cols;
+  int64_t row_bytes;
+  const uint8_t* data;  // 64-byte aligned
+};
+
+// Sums over the rows of lists of neurons: neurons.cpp. Indices are ascending, so that memory is read in
+// order.
+struct NeuronKernels {
+  int64_t (*row_bytes)(Type type, int64_t cols);
+
+  // Re-lays one row of a GGUF tensor; and back, where it is of use kNeuronDot.
+  void (*pack_row)(Type type, NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* row);
+  void (*unpack_row)(Type type, const uint8_t* row, int64_t cols, uint8_t* dst);
+
+  // One token's x as rows of `type` want it, to the same precision as LinearKernels'.
+  int64_t (*activation_bytes)(Type type, int64_t cols);
+  void (*pack_activations)(Type type, const float* x, int64_t cols, uint8_t* out);
+
+  // y[t * ldy + i] = row indices[i] times token t, whose packed x is x + t * x_bytes.
+  void (*dot)(const NeuronMatrix* w, const int32_t* indices, int64_t count, const uint8_t* x, int64_t x_bytes,
+              int64_t tokens, float* y, int64_t ldy);
+
+  // accumulators[t] += sum over i of h[t * ldh + i] times row indices[i]. An accumulator has
+  // accumulator_floats(cols) floats; finish() makes sums of columns out of it.
+  int64_t (*accumulator_floats)(int64_t cols);
+  void (*add)(const NeuronMatrix* w, const int32_t* indices, int64_t count, const float* h, int64_t ldh,
+              int64_t tokens, float* accumulators);
+
+  // y[c - col0] = the sum of `count` accumulators, `stride` floats apart, for columns [col0, col1); col0 is a
+  // multiple of group_cols.
+  int64_t group_cols;
+  void (*finish)(Type type, int64_t cols, const float* accumulators, int64_t count, int64_t stride,
+                 int64_t col0, int64_t col1, float* y);
+
+  // Prefill: y[t * ldy + c] += sum over all rows j of h[t * ldh + j] w[j, group * group_cols + c], for a
+  // whole group of columns c.
+  void (*multiply)(const NeuronMatrix* w, int64_t group, const float* h, int64_t ldh, int64_t tokens,
+                   float* y, int64_t ldy);
+
+  // Writes in ascending order which of n neurons have a score that reaches `cutoff` for any token, and
+  // returns how many. The score is scores[t * n + j], or its magnitude, times factors[j] (where it is not
+  // null).
+  int64_t (*select)(const float* scores, const float* factors, bool magnitude, int64_t n, int64_t tokens,
+                    float cutoff, int32_t* indices);
+};
+
 // Everything else that runs over vectors (norms, RoPE, activations, attention): vector.cpp.
 struct VectorKernels;
 
@@ -72,6 +125,7 @@ struct Kernels {
   const char* name;
   const LinearKernels* linear;
   const VectorKernels* vector;
+  const NeuronKernels* neurons;
 };
 
 // The kernel sets that this build has and this CPU runs, best first; ends with nullptr.

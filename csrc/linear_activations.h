@@ -85,22 +85,37 @@ HOTSET_INLINE QuadSums quad_sums(const int8_t* q) {
   return {int32_t(sums & 0xffff) - 8 * 128, int32_t(sums >> 16) - 8 * 128};
 }
 
+// A row's share in its quantisation: its factor, and that of its halves of blocks.
+struct Int8Scaling {
+  float factor, to_scale;
+
+  HOTSET_INLINE Int8Scaling(const float* x, int64_t cols) {
+    const float row_max = largest_magnitude(x, cols);
+    factor = row_max / (127.0f * 32767.0f);
+    if (!(factor >= 1e-37f)) factor = 0.0f;  // all zero, or too small for a float's range
+    to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
+  }
+
+  // Writes 16 columns' q; returns their scale.
+  HOTSET_INLINE int32_t quantise(const float* x, int8_t* q) const {
+    int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock / 2) * to_scale));
+    scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
+    const F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
+    for (int k = 0; k < kBlock / 2; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
+    return scale;
+  }
+};
+
 // Quantises one row into place `token` of a tile of `n`.
 template <int n>
 void pack_int8_row(const float* x, int64_t cols, int64_t token, uint8_t* tile) {
-  const float row_max = largest_magnitude(x, cols);
-  float factor = row_max / (127.0f * 32767.0f);
-  if (!(factor >= 1e-37f)) factor = 0.0f;  // all zero, or too small for a float's range
-  const float to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
+  const Int8Scaling scaling(x, cols);
   for (int64_t b = 0; b < cols / kBlock; b++, tile += kActBlockBytes<n>) {
     int32_t words[kBlockWords];
     int32_t sum = 0;
     for (int half = 0; half < 2; half++, x += kBlock / 2) {
-      int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock / 2) * to_scale));
-      scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
-      const F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
       int8_t q[kBlock / 2];
-      for (int k = 0; k < kBlock / 2; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
+      const int32_t scale = scaling.quantise(x, q);
       for (int i = 0; i < kQuads / 2; i++) {
         memcpy(tile + 4 * (n * (half * kQuads / 2 + i) + token), q + 4 * i, 4);
       }
@@ -112,7 +127,7 @@ void pack_int8_row(const float* x, int64_t cols, int64_t token, uint8_t* tile) {
     words[kSumWord] = float_bits(float(sum));
     for (int i = 0; i < kBlockWords; i++) memcpy(tile + 4 * (n * (kQuads + i) + token), &words[i], 4);
   }
-  memcpy(tile + 4 * token, &factor, 4);
+  memcpy(tile + 4 * token, &scaling.factor, 4);
 }
 
 HOTSET_INLINE void pack_float_activations(const float* x, int64_t cols, int64_t n, int64_t token,

@@ -19,7 +19,8 @@ HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, cons
     first.add(F::Codes::template code<i.value>(codes), load_quad<1>(x, i.value, 0));
     second.add(F::Codes::template code<i.value + 4>(codes), load_quad<1>(x, i.value + 4, 0));
   });
-  const int32_t scale0 = load_word<1>(x, kScaleWord, 0), scale1 = load_word<1>(x, kScaleWord + 1, 0);
+  const I32 scale0 = broadcast(load_word<1>(x, kScaleWord, 0));
+  const I32 scale1 = broadcast(load_word<1>(x, kScaleWord + 1, 0));
   if constexpr (F::Meta::kScales == 2) {
     y = fma(second.scaled(scale1), scales[1], fma(first.scaled(scale0), scales[0], y));
   } else {
@@ -126,8 +127,8 @@ struct Chunk {
         });
       });
       unroll<kTile * n>([&](auto i) HOTSET_INLINED {
-        const int32_t scale0 = load_word<kTile>(x, kScaleWord, i.value / n);
-        const int32_t scale1 = load_word<kTile>(x, kScaleWord + 1, i.value / n);
+        const I32 scale0 = broadcast(load_word<kTile>(x, kScaleWord, i.value / n));
+        const I32 scale1 = broadcast(load_word<kTile>(x, kScaleWord + 1, i.value / n));
         const auto first = dots[0][i.value], second = dots[1][i.value];
         const F32* scale = &scales[b][0][i.value % n];
         if constexpr (F::Meta::kScales == 2) {

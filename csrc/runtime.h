@@ -13,12 +13,14 @@ struct Runtime {
       : pool(threads),
         linear(*kernels.linear),
         vector(*kernels.vector),
-        attention(*kernels.vector->attention) {}
+        attention(*kernels.vector->attention),
+        neurons(*kernels.neurons) {}
 
   ThreadPool pool;
   const LinearKernels& linear;
   const VectorKernels& vector;
   const AttentionKernels& attention;
+  const NeuronKernels& neurons;
   SharedBuffers buffers;
 };
 

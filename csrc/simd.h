@@ -3,6 +3,8 @@
 //   F32   kLanes floats
 //   I32   kLanes integers, or 4 * kLanes bytes; shifts act on 32-bit lanes
 //   CodeDot, ByteDot   sums of products of bytes, four to a lane (see "Dot products" below)
+// spread<n, r>(a) has number (r * kLanes + l) / n of a in lane l: what n words each share, for register r of
+// these words; n is at least 4. at_least(a, b) has bit l set where a >= b in lane l.
 // Everything is in an anonymous namespace, and no STL header is included, so that no symbol of one
 // instruction set can be linked into another's kernels.
 #pragma once
@@ -36,11 +38,12 @@ namespace {
 // [-127, 127]; add() adds to every lane the product of its four weights with its four activations.
 // - start(correction) begins a sum of (code - offset) * x, `correction` being correction_word() of the
 // activations.
-// - scaled(scale) is the sum times `scale`, the scale_word() of an integer in [0, 32767].
+// - scaled(scale) is the sum times `scale`, in every lane the scale_word() of an integer in [0, 32767].
 // - scaled_sum(a, scale_a, b, scale_b) is the same of two sums, added up; codes are at most 16 from their
 // offset. A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it
 // for either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
 // scaled sum stays within int32.
+// - ByteDot::product(bytes, x) is a sum of that product alone, x being each lane's own.
 
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 HOTSET_INLINE int32_t float_bits(float a) {
@@ -77,6 +80,16 @@ HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }  // lanes 1 0 3 2 ...
 HOTSET_INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+template <int n, int r>
+HOTSET_INLINE F32 spread(F32 a) {
+  constexpr int k = 16 * r;
+  return {_mm512_permutexvar_ps(
+      _mm512_setr_epi32(k / n, (k + 1) / n, (k + 2) / n, (k + 3) / n, (k + 4) / n, (k + 5) / n, (k + 6) / n,
+                        (k + 7) / n, (k + 8) / n, (k + 9) / n, (k + 10) / n, (k + 11) / n, (k + 12) / n,
+                        (k + 13) / n, (k + 14) / n, (k + 15) / n),
+      a.v)};
+}
+HOTSET_INLINE uint32_t at_least(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
 HOTSET_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 HOTSET_INLINE float max(F32 a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -128,8 +141,8 @@ struct CodeDot {
     return {_mm512_slli_epi32(_mm512_set1_epi32(correction), log2_of(offset / 8))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm512_dpbusd_epi32(v, codes.v, x.v); }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return {_mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_castsi512_ps(_mm512_set1_epi32(scale)))};
+  HOTSET_INLINE F32 scaled(I32 scale) const {
+    return {_mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_castsi512_ps(scale.v))};
   }
 };
 struct ByteDot {
@@ -141,7 +154,14 @@ struct ByteDot {
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     v.add({_mm512_xor_si512(bytes.v, _mm512_set1_epi32(int32_t(0x80808080)))}, x);
   }
-  HOTSET_INLINE F32 scaled(int32_t scale) const { return v.scaled(scale); }
+  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+    const __mmask64 negative = _mm512_movepi8_mask(bytes.v);
+    const I32 signed_x = {_mm512_mask_sub_epi8(x.v, negative, _mm512_setzero_si512(), x.v)};
+    ByteDot dot = {CodeDot::start<0>(0)};
+    dot.v.add({_mm512_abs_epi8(bytes.v)}, signed_x);
+    return dot;
+  }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return v.scaled(scale); }
 };
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return float_bits(float(scale)); }
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
@@ -168,6 +188,16 @@ HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 swap_pairs(F32 a) { return {_mm256_permute_ps(a.v, 0xb1)}; }  // lanes 1 0 3 2 ...
 HOTSET_INLINE F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+template <int n, int r>
+HOTSET_INLINE F32 spread(F32 a) {
+  constexpr int k = 8 * r;
+  return {
+      _mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(k / n, (k + 1) / n, (k + 2) / n, (k + 3) / n,
+                                                      (k + 4) / n, (k + 5) / n, (k + 6) / n, (k + 7) / n))};
+}
+HOTSET_INLINE uint32_t at_least(F32 a, F32 b) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)));
+}
 HOTSET_INLINE float sum(F32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -228,8 +258,8 @@ struct CodeDot {
     return {_mm256_slli_epi16(_mm256_set1_epi32(correction), log2_of(offset / 8))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm256_add_epi16(v, _mm256_maddubs_epi16(codes.v, x.v)); }
-  HOTSET_INLINE I32 times(int32_t scale) const { return {_mm256_madd_epi16(v, _mm256_set1_epi32(scale))}; }
-  HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(times(scale)); }
+  HOTSET_INLINE I32 times(I32 scale) const { return {_mm256_madd_epi16(v, scale.v)}; }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(times(scale)); }
 };
 struct ByteDot {
   __m256i v;
@@ -241,11 +271,14 @@ struct ByteDot {
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
     v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return to_f32(I32{v}) * to_f32(shift_right<16>(broadcast(scale)));
+  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+    ByteDot dot = start<0>(0);
+    dot.add(bytes, x);
+    return dot;
   }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * to_f32(shift_right<16>(scale)); }
 };
-HOTSET_INLINE F32 scaled_sum(CodeDot a, int32_t scale_a, CodeDot b, int32_t scale_b) {
+HOTSET_INLINE F32 scaled_sum(CodeDot a, I32 scale_a, CodeDot b, I32 scale_b) {
   return to_f32(a.times(scale_a) + b.times(scale_b));
 }
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
@@ -275,6 +308,11 @@ HOTSET_INLINE F32 max(F32 a, F32 b) { return {_mm_max_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {_mm_min_ps(a.v, b.v)}; }
 HOTSET_INLINE F32 swap_pairs(F32 a) { return {_mm_shuffle_ps(a.v, a.v, 0xb1)}; }  // lanes 1 0 3 2
 HOTSET_INLINE F32 abs(F32 a) { return {_mm_andnot_ps(_mm_set1_ps(-0.0f), a.v)}; }
+template <int n, int r>
+HOTSET_INLINE F32 spread(F32 a) {
+  return {_mm_shuffle_ps(a.v, a.v, 4 * r / n * 0x55)};
+}
+HOTSET_INLINE uint32_t at_least(F32 a, F32 b) { return uint32_t(_mm_movemask_ps(_mm_cmpge_ps(a.v, b.v))); }
 HOTSET_INLINE float sum(F32 a) {
   __m128 s = _mm_add_ps(a.v, _mm_movehl_ps(a.v, a.v));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
@@ -363,8 +401,8 @@ struct CodeDot {
     return {_mm_slli_epi16(_mm_set1_epi32(correction), log2_of(offset / 8))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm_add_epi16(v, _mm_maddubs_epi16(codes.v, x.v)); }
-  HOTSET_INLINE I32 times(int32_t scale) const { return {_mm_madd_epi16(v, _mm_set1_epi32(scale))}; }
-  HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(times(scale)); }
+  HOTSET_INLINE I32 times(I32 scale) const { return {_mm_madd_epi16(v, scale.v)}; }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(times(scale)); }
 };
 struct ByteDot {
   __m128i v;
@@ -376,11 +414,14 @@ struct ByteDot {
     __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
     v = _mm_add_epi32(v, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
   }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return to_f32(I32{v}) * to_f32(shift_right<16>(broadcast(scale)));
+  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+    ByteDot dot = start<0>(0);
+    dot.add(bytes, x);
+    return dot;
   }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * to_f32(shift_right<16>(scale)); }
 };
-HOTSET_INLINE F32 scaled_sum(CodeDot a, int32_t scale_a, CodeDot b, int32_t scale_b) {
+HOTSET_INLINE F32 scaled_sum(CodeDot a, I32 scale_a, CodeDot b, I32 scale_b) {
   return to_f32(a.times(scale_a) + b.times(scale_b));
 }
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
@@ -410,6 +451,14 @@ HOTSET_INLINE F32 max(F32 a, F32 b) { return {vmaxq_f32(a.v, b.v)}; }
 HOTSET_INLINE F32 min(F32 a, F32 b) { return {vminq_f32(a.v, b.v)}; }
 HOTSET_INLINE F32 swap_pairs(F32 a) { return {vrev64q_f32(a.v)}; }  // lanes 1 0 3 2
 HOTSET_INLINE F32 abs(F32 a) { return {vabsq_f32(a.v)}; }
+template <int n, int r>
+HOTSET_INLINE F32 spread(F32 a) {
+  return {vdupq_laneq_f32(a.v, 4 * r / n)};
+}
+HOTSET_INLINE uint32_t at_least(F32 a, F32 b) {
+  constexpr uint32_t bits[4] = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(vcgeq_f32(a.v, b.v), vld1q_u32(bits)));
+}
 HOTSET_INLINE float sum(F32 a) { return vaddvq_f32(a.v); }
 HOTSET_INLINE float max(F32 a) { return vmaxvq_f32(a.v); }
 
@@ -467,12 +516,17 @@ struct CodeDot {
   HOTSET_INLINE void add(I32 codes, I32 x) {
     v = vdotq_s32(v, vreinterpretq_s8_s32(codes.v), vreinterpretq_s8_s32(x.v));
   }
-  HOTSET_INLINE F32 scaled(int32_t scale) const { return to_f32(I32{v}) * bits_to_f32(broadcast(scale)); }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * bits_to_f32(scale); }
 };
 struct ByteDot : CodeDot {
   template <int>
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {CodeDot::start<0>(0)};
+  }
+  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+    ByteDot dot = start<0>(0);
+    dot.add(bytes, x);
+    return dot;
   }
 };
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
@@ -493,8 +547,8 @@ struct CodeDot {
     low = vmlal_s8(low, vget_low_s8(w), vget_low_s8(a));
     high = vmlal_high_s8(high, w, a);
   }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return to_f32(I32{vpaddlq_s16(vpaddq_s16(low, high))}) * bits_to_f32(broadcast(scale));
+  HOTSET_INLINE F32 scaled(I32 scale) const {
+    return to_f32(I32{vpaddlq_s16(vpaddq_s16(low, high))}) * bits_to_f32(scale);
   }
 };
 struct ByteDot {
@@ -508,8 +562,13 @@ struct ByteDot {
     low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));
     high = vpadalq_s16(high, vmull_high_s8(w, a));
   }
-  HOTSET_INLINE F32 scaled(int32_t scale) const {
-    return to_f32(I32{vpaddq_s32(low, high)}) * bits_to_f32(broadcast(scale));
+  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+    ByteDot dot = start<0>(0);
+    dot.add(bytes, x);
+    return dot;
+  }
+  HOTSET_INLINE F32 scaled(I32 scale) const {
+    return to_f32(I32{vpaddq_s32(low, high)}) * bits_to_f32(scale);
   }
 };
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
@@ -524,7 +583,7 @@ HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
 // Shared by all of them.
 
 template <class Dot>
-HOTSET_INLINE F32 scaled_sum(Dot a, int32_t scale_a, Dot b, int32_t scale_b) {
+HOTSET_INLINE F32 scaled_sum(Dot a, I32 scale_a, Dot b, I32 scale_b) {
   return a.scaled(scale_a) + b.scaled(scale_b);
 }
 

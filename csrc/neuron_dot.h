@@ -1,0 +1,182 @@
+// Products of single rows of weights with activations: gates and ups of the neurons of a list.
+//
+// Each lane of a register has columns of its own, so that the activations lie in vectors, with their scales
+// expanded to every lane. Layout of one token's, in quantised form: the row's factor (64 bytes); for 4-bit
+// types, the float sums of scale * q of each block, in whole registers; then for each register of codes the
+// registers of x that its low and its high nibbles meet (8-bit: one register) and those of their scale words.
+#pragma once
+
+#include "neuron_rows.h"
+
+namespace hotset {
+namespace {
+
+constexpr int kFactorBytes = 64;
+
+template <class R>
+constexpr int kParts = R::kWords == 4 ? 2 : 1;  // registers of x to a register of codes
+template <class R>
+constexpr int kActRegisterBytes = 2 * kParts<R> * kWordBytes;
+
+template <class R>
+HOTSET_INLINE int64_t act_codes(const Layout<R>& layout) {
+  return kFactorBytes + (R::kWords == 4 ? layout.groups * kWordBytes : 0);
+}
+
+template <class R>
+void pack_neuron_activations(const float* x, int64_t cols, uint8_t* out) {
+  const Layout<R> layout(cols);
+  uint8_t* sums = out + kFactorBytes;
+  uint8_t* codes = out + act_codes(layout);
+  memset(out, 0, codes + layout.registers * kActRegisterBytes<R> - out);
+  const Int8Scaling scaling(x, cols);
+  memcpy(out, &scaling.factor, 4);
+  for (int64_t b = 0; b < cols / kBlock; b++) {
+    int32_t total = 0;
+    for (int half = 0; half < 2; half++, x += kBlock / 2) {
+      int8_t q[kBlock / 2];
+      const int32_t scale = scaling.quantise(x, q);
+      const QuadSums sums_of_q = quad_sums(q);
+      total += scale * (sums_of_q.sum01 + sums_of_q.sum23);
+      const int32_t word = scale_word(scale);
+      for (int i = 0; i < 4; i++) {
+        const int64_t at = b * R::kWords + (kParts<R> == 1 ? half * 4 : 0) + i;
+        uint8_t* to = codes + at / kLanes * kActRegisterBytes<R> + at % kLanes * 4;
+        if (kParts<R> == 2) to += half * kWordBytes;
+        memcpy(to, q + 4 * i, 4);
+        memcpy(to + kParts<R> * kWordBytes, &word, 4);
+      }
+    }
+    const float sum = float(total);
+    if (R::kWords == 4) memcpy(sums + 4 * b, &sum, 4);
+  }
+}
+
+// y + a register of codes times its activations, times the scales of its blocks.
+template <class R>
+HOTSET_INLINE F32 add_register(F32 y, I32 w, F32 scales, const uint8_t* x) {
+  if constexpr (R::kWords == 4) {
+    CodeDot low = CodeDot::start<0>(0), high = CodeDot::start<0>(0);
+    low.add(w & broadcast(0x0f0f0f0f), load_i32(x));
+    high.add(shift_right<4>(w) & broadcast(0x0f0f0f0f), load_i32(x + kWordBytes));
+    return fma(scaled_sum(low, load_i32(x + 2 * kWordBytes), high, load_i32(x + 3 * kWordBytes)), scales, y);
+  } else {
+    return fma(ByteDot::product(w, load_i32(x)).scaled(load_i32(x + kWordBytes)), scales, y);
+  }
+}
+
+// n rows times one token's x. With `ahead`, as much of the rows `next` is prefetched as is read of these.
+template <class R, int n, bool ahead>
+HOTSET_INLINE void dot_rows(const uint8_t* const* rows, const uint8_t* const* next, const Layout<R>& layout,
+                            const uint8_t* x, float* y) {
+  constexpr int kLineGroups = 64 / (2 * kLanes), kLineRegisters = 64 / kWordBytes;
+  const uint8_t* acts = x + act_codes(layout);
+  F32 sums[n];
+  for (F32& sum : sums) sum = zero_f32();
+  int64_t at = layout.codes;
+  const auto registers = [&](int64_t group, auto whole) HOTSET_INLINED {
+    F32 scales[n];
+    unroll<n>([&](auto p) HOTSET_INLINED {
+      const uint8_t* meta = rows[p.value] + group * 2 * kLanes;
+      if (ahead && group % kLineGroups == 0) prefetch_l2(next[p.value] + group * 2 * kLanes);
+      scales[p.value] = load_f16(reinterpret_cast<const uint16_t*>(meta));
+      if constexpr (R::kWords == 4) {
+        const F32 min = R::min(scales[p.value], meta + layout.minima);
+        const F32 x_sums = load(reinterpret_cast<const float*>(x + kFactorBytes) + group * kLanes);
+        sums[p.value] = fma(min, x_sums, sums[p.value]);
+        if (ahead && R::kHalves == 2 && group % kLineGroups == 0) {
+          prefetch_l2(next[p.value] + layout.minima + group * 2 * kLanes);
+        }
+      }
+    });
+    unroll<R::kWords>([&](auto r) HOTSET_INLINED {
+      if (!whole.value && group * R::kWords + r.value >= layout.registers) return;
+      unroll<n>([&](auto p) HOTSET_INLINED {
+        if (ahead && r.value % kLineRegisters == 0) prefetch_l2(next[p.value] + at);
+        sums[p.value] = add_register<R>(sums[p.value], load_i32(rows[p.value] + at),
+                                        spread<R::kWords, r.value>(scales[p.value]), acts);
+      });
+      at += kWordBytes;
+      acts += kActRegisterBytes<R>;
+    });
+  };
+  const int64_t whole = layout.registers / R::kWords;
+  for (int64_t group = 0; group < whole; group++) registers(group, Int<1>{});
+  if (whole < layout.groups) registers(whole, Int<0>{});
+  float factor;
+  memcpy(&factor, x, 4);
+  for (int p = 0; p < n; p++) y[p] = sum(sums[p]) * factor;
+}
+
+// Half-precision weights, float activations.
+template <int n, bool ahead>
+HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, const uint8_t* const* next, int64_t cols,
+                                 const float* x, float* y) {
+  F32 sums[n][2];
+  for (auto& sum : sums) sum[0] = sum[1] = zero_f32();
+  for (int64_t k = 0; k < cols; k += 4 * kLanes) {
+    unroll<n>([&](auto p) HOTSET_INLINED {
+      const auto* w = reinterpret_cast<const uint16_t*>(rows[p.value]) + k;
+      for (int line = 0; ahead && line < 8 * kLanes; line += 64) prefetch_l2(next[p.value] + 2 * k + line);
+      unroll<4>([&](auto i) HOTSET_INLINED {
+        F32& sum = sums[p.value][i.value % 2];
+        sum = fma(load_f16(w + i.value * kLanes), load(x + k + i.value * kLanes), sum);
+      });
+    });
+  }
+  for (int p = 0; p < n; p++) y[p] = sum(sums[p][0] + sums[p][1]);
+}
+
+template <class F>
+HOTSET_INLINE void dot_list(const NeuronMatrix* w, const int32_t* indices, int64_t count, F rows_times_x) {
+  for (int64_t i = 0; i < count;) {
+    const uint8_t *rows[kRowsAtOnce], *next[kRowsAtOnce];
+    find_rows<kRowsAtOnce>(w, indices, count, i, rows);
+    const bool four = i + kRowsAtOnce <= count;
+    const int64_t step = four ? kRowsAtOnce : 1;
+    find_rows<kRowsAtOnce>(w, indices, count, i + step, next);
+    rows_times_x(rows, next, i, four);
+    i += step;
+  }
+}
+
+void neuron_dot(const NeuronMatrix* w, const int32_t* indices, int64_t count, const uint8_t* x,
+                int64_t x_bytes, int64_t tokens, float* y, int64_t ldy) {
+  if (w->type == kF16) {
+    const int64_t cols = float_cols(w->cols);
+    dot_list(w, indices, count, [&](const uint8_t** rows, const uint8_t** next, int64_t i, bool four) {
+      for (int64_t t = 0; t < tokens; t++) {
+        const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
+        float* to = y + t * ldy + i;
+        if (!four) {
+          dot_half_rows<1, false>(rows, next, cols, token, to);
+        } else if (t > 0) {
+          dot_half_rows<kRowsAtOnce, false>(rows, next, cols, token, to);
+        } else {
+          dot_half_rows<kRowsAtOnce, true>(rows, next, cols, token, to);
+        }
+      }
+    });
+    return;
+  }
+  with_row(w->type, [&](auto r) {
+    using R = decltype(r);
+    const Layout<R> layout(w->cols);
+    dot_list(w, indices, count, [&](const uint8_t** rows, const uint8_t** next, int64_t i, bool four) {
+      for (int64_t t = 0; t < tokens; t++) {
+        const uint8_t* token = x + t * x_bytes;
+        float* to = y + t * ldy + i;
+        if (!four) {
+          dot_rows<R, 1, false>(rows, next, layout, token, to);
+        } else if (t > 0) {
+          dot_rows<R, kRowsAtOnce, false>(rows, next, layout, token, to);
+        } else {
+          dot_rows<R, kRowsAtOnce, true>(rows, next, layout, token, to);
+        }
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace hotset

@@ -1,0 +1,135 @@
+// How weights lie that are read neuron by neuron: every row on its own, padded to 64 bytes. First the scales
+// of its blocks of 32 columns, f16, padded with zeros to whole registers of kLanes numbers (kQ4_1: then the
+// minima, likewise), then the codes, in whole registers. kLanes blocks are a group, for which one register
+// holds all scales. 4-bit types are one here: w = scale * code + min, min being -8 * scale in Q4_0.
+#pragma once
+
+#include "linear_activations.h"
+#include "linear_pack.h"
+
+namespace hotset {
+namespace {
+
+constexpr int kGroupCols = kBlock * kLanes;
+constexpr int kRowsAtOnce = 4;  // whose sums stay in registers, sharing what is read of x or of the sums
+
+HOTSET_INLINE constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+struct RowQ4_0 {
+  using Gguf = GgufOf<FormatQ4_0>;
+  static constexpr int kWords = 4, kHalves = 1;  // of a block: 32-bit words of codes, f16 numbers
+
+  HOTSET_INLINE static F32 min(F32 scale, const uint8_t*) { return broadcast(-8.0f) * scale; }
+};
+
+struct RowQ4_1 {
+  using Gguf = GgufOf<FormatQ4_1>;
+  static constexpr int kWords = 4, kHalves = 2;
+
+  HOTSET_INLINE static F32 min(F32, const uint8_t* minima) {
+    return load_f16(reinterpret_cast<const uint16_t*>(minima));
+  }
+};
+
+struct RowQ8_0 {
+  using Gguf = GgufOf<FormatQ8_0>;
+  static constexpr int kWords = 8, kHalves = 1;
+};
+
+// Where the parts of a row of a quantised type lie.
+template <class R>
+struct Layout {
+  int64_t groups, minima, codes, registers, bytes;
+
+  HOTSET_INLINE explicit Layout(int64_t cols) {
+    const int64_t blocks = cols / kBlock;
+    groups = (blocks + kLanes - 1) / kLanes;
+    minima = groups * kLanes * 2;
+    codes = round_up(minima * R::kHalves, kWordBytes);
+    registers = (blocks * R::kWords + kLanes - 1) / kLanes;
+    bytes = round_up(codes + registers * kWordBytes, 64);
+  }
+};
+
+HOTSET_INLINE int64_t float_cols(int64_t cols) { return round_up(cols, 4 * kLanes); }
+
+// Calls f with the format of a quantised type.
+template <class F>
+HOTSET_INLINE auto with_row(Type type, F f) {
+  switch (type) {
+    case kQ4_0:
+      return f(RowQ4_0{});
+    case kQ4_1:
+      return f(RowQ4_1{});
+    default:
+      return f(RowQ8_0{});
+  }
+}
+
+HOTSET_INLINE int64_t row_bytes(Type type, int64_t cols) {
+  if (type == kF16) return round_up(float_cols(cols) * 2, 64);
+  return with_row(type, [&](auto r) { return Layout<decltype(r)>(cols).bytes; });
+}
+
+// The n rows of a list from number `i` on; those that its end cuts off are the last one again.
+template <int n>
+HOTSET_INLINE void find_rows(const NeuronMatrix* w, const int32_t* indices, int64_t count, int64_t i,
+                             const uint8_t** rows) {
+  for (int p = 0; p < n; p++) {
+    const int64_t at = i + p < count ? i + p : count - 1;
+    rows[p] = w->data + indices[at] * w->row_bytes;
+  }
+}
+
+// Nibble or byte number `column` of a row's codes as `pack_neuron` laid them: where it lies, in 32-bit words
+// and bits. A row to be multiplied with x has the words of its blocks one after another as in GGUF. In one to
+// be added up, nibble n of word l of register r is column (r * 8 + n) * kLanes + l, so that columns come out
+// in their order.
+struct Place {
+  int64_t word;
+  int shift;
+};
+HOTSET_INLINE Place dot_place(int64_t column) {
+  return {column / kBlock * 4 + column % 16 / 4, int(column % 4 * 8 + column % kBlock / 16 * 4)};
+}
+HOTSET_INLINE Place add_place(int64_t column) {
+  const int64_t r = column / (8 * kLanes), rest = column % (8 * kLanes);
+  return {r * kLanes + rest % kLanes, int(rest / kLanes * 4)};
+}
+
+template <class R>
+void pack_neuron_row(NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* row) {
+  const Layout<R> layout(cols);
+  memset(row, 0, layout.bytes);
+  uint8_t* codes = row + layout.codes;
+  for (int64_t b = 0; b < cols / kBlock; b++, src += R::Gguf::kBytes) {
+    for (int k = 0; k < R::kHalves; k++) memcpy(row + k * layout.minima + 2 * b, src + 2 * k, 2);
+    uint32_t words[R::kWords];
+    R::Gguf::words(src, 0, words);
+    if (R::kWords == 8 || use == kNeuronDot) {
+      memcpy(codes + b * R::kWords * 4, words, sizeof words);
+      continue;
+    }
+    for (int c = 0; c < kBlock; c++) {
+      const Place from = dot_place(c), to = add_place(b * kBlock + c);
+      const uint32_t code = words[from.word] >> from.shift & 15;
+      uint32_t word;
+      memcpy(&word, codes + 4 * to.word, 4);
+      word |= code << to.shift;
+      memcpy(codes + 4 * to.word, &word, 4);
+    }
+  }
+}
+
+// The bytes that a row to be multiplied with x had in GGUF.
+template <class R>
+void unpack_neuron_row(const uint8_t* row, int64_t cols, uint8_t* dst) {
+  const Layout<R> layout(cols);
+  for (int64_t b = 0; b < cols / kBlock; b++, dst += R::Gguf::kBytes) {
+    for (int k = 0; k < R::kHalves; k++) memcpy(dst + 2 * k, row + k * layout.minima + 2 * b, 2);
+    memcpy(dst + 2 * R::kHalves, row + layout.codes + b * R::kWords * 4, R::kWords * 4);
+  }
+}
+
+}  // namespace
+}  // namespace hotset

@@ -1,0 +1,70 @@
+// The table of kernels over neurons of one instruction set (see linear.cpp).
+#include "neuron_dot.h"
+#include "neuron_multiply.h"
+
+namespace hotset {
+namespace {
+
+void pack_row(Type type, NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* row) {
+  if (type == kF16) {
+    memset(row, 0, row_bytes(type, cols));
+    memcpy(row, src, cols * 2);
+  } else {
+    with_row(type, [&](auto r) { pack_neuron_row<decltype(r)>(use, src, cols, row); });
+  }
+}
+
+void unpack_row(Type type, const uint8_t* row, int64_t cols, uint8_t* dst) {
+  if (type == kF16) {
+    memcpy(dst, row, cols * 2);
+  } else {
+    with_row(type, [&](auto r) { unpack_neuron_row<decltype(r)>(row, cols, dst); });
+  }
+}
+
+int64_t activation_bytes(Type type, int64_t cols) {
+  if (type == kF16) return round_up(float_cols(cols) * 4, 64);
+  return with_row(type, [&](auto r) {
+    using R = decltype(r);
+    const Layout<R> layout(cols);
+    return round_up(act_codes(layout) + layout.registers * kActRegisterBytes<R>, 64);
+  });
+}
+
+void pack_activations(Type type, const float* x, int64_t cols, uint8_t* out) {
+  if (type == kF16) {
+    memset(out, 0, activation_bytes(type, cols));
+    memcpy(out, x, cols * 4);
+  } else {
+    with_row(type, [&](auto r) { pack_neuron_activations<decltype(r)>(x, cols, out); });
+  }
+}
+
+int64_t select_neurons(const float* scores, const float* factors, bool magnitude, int64_t n, int64_t tokens,
+                       float cutoff, int32_t* indices) {
+  int64_t count = 0;
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const int64_t left = n - j;
+    const auto read = [&](const float* p) HOTSET_INLINED {
+      const F32 a = left < kLanes ? load_first(p, left) : load(p);
+      return magnitude ? abs(a) : a;
+    };
+    F32 best = read(scores + j);
+    for (int64_t t = 1; t < tokens; t++) best = max(best, read(scores + t * n + j));
+    if (factors) best = best * (left < kLanes ? load_first(factors + j, left) : load(factors + j));
+    uint32_t bits = at_least(best, broadcast(cutoff));
+    if (left < kLanes) bits &= (1u << left) - 1;
+    for (; bits != 0; bits &= bits - 1) indices[count++] = int32_t(j + __builtin_ctz(bits));
+  }
+  return count;
+}
+
+}  // namespace
+
+extern const NeuronKernels HOTSET_TABLE(neurons);
+const NeuronKernels HOTSET_TABLE(neurons) = {
+    row_bytes,          pack_row,   unpack_row, activation_bytes, pack_activations, neuron_dot,
+    accumulator_floats, neuron_add, kGroupCols, neuron_finish,    neuron_multiply,  select_neurons,
+};
+
+}  // namespace hotset
