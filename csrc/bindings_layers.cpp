@@ -8,11 +8,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <string>
 
 #include "layers.h"
+#include "neuron_ffn.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -26,6 +28,7 @@ using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device
 using RuntimePtr = std::shared_ptr<Runtime>;
 using MatrixPtr = std::shared_ptr<Matrix>;
 using NormPtr = std::shared_ptr<Norm>;
+using RowsPtr = std::shared_ptr<NeuronRows>;
 
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
@@ -169,6 +172,63 @@ void ffn_neurons(const Ffn& layer, nb::handle x, nb::handle gate, nb::handle h) 
   layer.neurons(from.data(), from.rows(), pre.data(), values.data());
 }
 
+std::shared_ptr<NeuronRows> new_neuron_rows(RuntimePtr runtime, int type, bool added, int64_t rows,
+                                            int64_t cols, Bytes data, bool from_file,
+                                            std::optional<Numbers> bias) {
+  if (type != kF16 && type != kQ8_0 && type != kQ4_0 && type != kQ4_1) refuse("type: no rows of this type");
+  if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
+  if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), added ? cols : rows);
+  const nb::gil_scoped_release release;
+  return std::make_shared<NeuronRows>(
+      std::move(runtime), static_cast<Type>(type), added ? kNeuronAdd : kNeuronDot, rows, cols,
+      static_cast<int64_t>(data.size()) / rows, data.data(), from_file, bias ? bias->data() : nullptr);
+}
+
+std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr first,
+                                          RowsPtr first_rows, MatrixPtr second, RowsPtr second_rows,
+                                          RowsPtr down, int activation, int way, int score, float cutoff,
+                                          std::vector<MatrixPtr> predictor, bool raw_input,
+                                          std::optional<Numbers> factors, NormPtr post_norm, float recall,
+                                          int64_t audit_period, int64_t audit_offset) {
+  NeuronFfnParts parts;
+  parts.runtime = std::move(runtime);
+  parts.norm = *norm;
+  parts.first = std::move(first);
+  parts.first_rows = std::move(first_rows);
+  parts.second = std::move(second);
+  parts.second_rows = std::move(second_rows);
+  parts.down = std::move(down);
+  parts.activation = static_cast<Activation>(activation);
+  parts.way = static_cast<Way>(way);
+  parts.score = static_cast<Score>(score);
+  parts.predictor.assign(predictor.begin(), predictor.end());
+  parts.raw_input = raw_input;
+  if (factors) parts.factors.assign(factors->data(), factors->data() + factors->size());
+  parts.post_norm = std::move(post_norm);
+  parts.recall = recall;
+  parts.audit_period = std::max<int64_t>(1, audit_period);
+  parts.audit_offset = audit_offset;
+  return std::make_shared<NeuronFfn>(std::move(parts), cutoff);
+}
+
+void neuron_ffn_forward(NeuronFfn& layer, nb::handle x, nb::handle out) {
+  const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true);
+  expect("out", "rows", to.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows());
+}
+
+void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, nb::handle h) {
+  const Rows from("x", x, layer.hidden(), false), pre("gate", gate, layer.neurons(), true),
+      values("h", h, layer.neurons(), true);
+  expect("gate", "rows", pre.rows(), from.rows());
+  expect("h", "rows", values.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.neurons(from.data(), from.rows(), pre.data(), values.data());
+}
+
 std::shared_ptr<Head> new_head(RuntimePtr runtime, NormPtr norm, MatrixPtr output) {
   return std::make_shared<Head>(Head{std::move(runtime), *norm, std::move(output)});
 }
@@ -240,6 +300,28 @@ void bind_layers(nb::module_& m) {
       .def("neurons", &ffn_neurons, "x"_a, "gate"_a, "h"_a,
            "Write the gate's pre-activations (up's, where there is no gate) of x (T, D) to gate (T, F), the "
            "neurons' values to h (T, F).");
+  nb::class_<NeuronRows>(m, "NeuronRows", "A matrix stored by neuron, of which single rows are read.")
+      .def(nb::new_(&new_neuron_rows), "runtime"_a, "type"_a, "added"_a, "rows"_a, "cols"_a, "data"_a,
+           "from_file"_a, "bias"_a.none());
+  nb::class_<NeuronFfn>(m, "NeuronFFN", "One layer's feed-forward network, stored by neuron.")
+      .def(nb::new_(&new_neuron_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "first"_a.none(),
+           "first_rows"_a.none(), "second"_a.none(), "second_rows"_a.none(), "down"_a, "activation"_a,
+           "way"_a, "score"_a, "cutoff"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(),
+           "post_norm"_a.none(), "recall"_a, "audit_period"_a, "audit_offset"_a)
+      .def("forward", &neuron_ffn_forward, "x"_a, "out"_a,
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself.")
+      .def("neurons", &neuron_ffn_neurons, "x"_a, "gate"_a, "h"_a,
+           "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).")
+      .def(
+          "counts",
+          [](const NeuronFfn& layer) {
+            return nb::make_tuple(layer.tokens(), layer.touched().read.load(), layer.touched().fired.load());
+          },
+          "Tokens whose neurons were chosen, rows of down read for them, values that were not zero.")
+      .def_prop_rw("cutoff", &NeuronFfn::cutoff, &NeuronFfn::set_cutoff,
+                   "The score that a neuron must reach.")
+      .def_prop_ro("recall_seen", &NeuronFfn::recall_seen,
+                   "Share of the firing neurons that audits found predicted, a running mean; NaN at first.");
   nb::class_<Head>(m, "Head", "The final norm and the output projection.")
       .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a)
       .def("forward", &head_forward, "x"_a, "logits"_a, "Write the logits of x (T, D) to logits (T, V).");

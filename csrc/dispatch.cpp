@@ -13,9 +13,9 @@
 
 namespace hotset {
 
-#define HOTSET_KERNELS(level)                \
-  extern const LinearKernels linear_##level; \
-  extern const VectorKernels vector_##level; \
+#define HOTSET_KERNELS(level)                 \
+  extern const LinearKernels linear_##level;  \
+  extern const VectorKernels vector_##level;  \
   extern const NeuronKernels neurons_##level; \
   static const Kernels level = {#level, &linear_##level, &vector_##level, &neurons_##level}
 

@@ -20,6 +20,7 @@ enum Type : int32_t {
   kQ5_K = 13,
   kQ6_K = 14,
   kBF16 = 30,
+  kQ2 = 1000,  // no file has it: copies of gates, as (f16 scale, 32 codes of two bits)
 };
 
 // How a matrix of some type wants the activations it is multiplied with.

@@ -45,6 +45,17 @@ struct Codes4 {
   }
 };
 
+// Two words: bits 2 * i and 2 * i + 1 of every byte are quad i (first word) or i + 4.
+struct Codes2 {
+  using Dot = CodeDot;
+  static constexpr int kWords = 2;
+
+  template <int i>
+  HOTSET_INLINE static I32 code(const uint8_t* p) {
+    return shift_right<2 * (i % 4)>(load_i32(p + i / 4 * kWordBytes)) & broadcast(0x03030303);
+  }
+};
+
 // Four words of nibbles, then one whose bit i of every byte is the fifth bit of quad i.
 struct Codes5 {
   using Dot = CodeDot;
@@ -110,6 +121,16 @@ struct ScaleMin {
   HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32* mins) {
     scales[0] = Scale::load_half(p, 0);
     mins[0] = Scale::load_half(p, 1);
+  }
+};
+
+// Four levels that lie around zero: -1.5, -0.5, 0.5 and 1.5 times the scale.
+struct ScaleCentred {
+  static constexpr int kBlocks = 1, kHalves = 1, kWords = 0, kScales = 1, kMins = 1;
+
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32* mins) {
+    scales[0] = Scale::load_half(p, 0);
+    mins[0] = broadcast(-1.5f) * scales[0];
   }
 };
 
@@ -194,6 +215,7 @@ struct Format {
   }
 };
 
+using FormatQ2 = Format<Codes2, ScaleCentred, 0>;
 using FormatQ4_0 = Format<Codes4, Scale, 8>;
 using FormatQ4_1 = Format<Codes4, ScaleMin, 0>;
 using FormatQ5_0 = Format<Codes5, Scale, 16>;
@@ -207,6 +229,8 @@ using FormatQ6_K = Format<Codes6, KScaleHalves, 32>;
 template <class F>
 HOTSET_INLINE auto with_format(Type type, F f) {
   switch (type) {
+    case kQ2:
+      return f(FormatQ2{});
     case kQ4_0:
       return f(FormatQ4_0{});
     case kQ4_1:

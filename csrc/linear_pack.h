@@ -83,8 +83,16 @@ struct Gguf6K : Gguf {
   }
 };
 
+// Not GGUF's: the codes are words already.
+struct Block2 : Gguf {
+  static constexpr int kBytes = 10;
+  HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) { memcpy(words, block + 2, 8); }
+};
+
 template <class>
 struct GgufOf;
+template <>
+struct GgufOf<FormatQ2> : Block2 {};
 template <>
 struct GgufOf<FormatQ4_0> : Gguf4<2> {};
 template <>

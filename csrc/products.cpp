@@ -314,12 +314,17 @@ Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_
 
 Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,
                  std::initializer_list<const Matrix*> matrices) {
-  const int64_t cols = (*matrices.begin())->cols();
+  unsigned formats = 0;
+  for (const Matrix* matrix : matrices) formats |= 1u << matrix->format;
+  return pack_formats(session, runtime, x, rows, (*matrices.begin())->cols(), norm, formats);
+}
+
+Activations pack_formats(Session& session, const Runtime& runtime, const float* x, int64_t rows, int64_t cols,
+                         const Norm* norm, unsigned formats) {
   PackJob job{&runtime, norm, x, norm ? session.allocate<float>(rows * cols) : nullptr, rows, cols, {}};
-  for (const Matrix* matrix : matrices) {
-    void*& packed = job.packed[matrix->format];
-    if (!packed)
-      packed = session.allocate<uint8_t>(runtime.linear.activation_bytes(matrix->format, rows, cols));
+  for (const ActivationFormat format : {kActF32, kActInt8}) {
+    if (!(formats >> format & 1)) continue;
+    job.packed[format] = session.allocate<uint8_t>(runtime.linear.activation_bytes(format, rows, cols));
   }
   session.run(ceil_div(rows, kRowGroup), job);
   return {{job.packed[0], job.packed[1]}, rows};
@@ -368,13 +373,18 @@ void multiply_neurons_apart(Session& session, const Runtime& runtime, const Acti
               ActivateJob{&runtime.vector, activation, gate != nullptr, pre, h, count});
 }
 
+void add_normed(Session& session, const Runtime& runtime, const Norm& norm, float* y, int64_t rows,
+                float* out) {
+  session.run(ceil_div(rows, kRowGroup), AddNormedJob{&runtime.vector, &norm, y, rows, out});
+}
+
 void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,
                        const Norm* post_norm, float* out) {
   const int64_t n = matrix.rows();
   if (!post_norm) return multiply(session, runtime, x, {{&matrix, out, n}}, true);
   auto* y = session.allocate<float>(x.rows * n);
   multiply(session, runtime, x, {{&matrix, y, n}}, false);
-  session.run(ceil_div(x.rows, kRowGroup), AddNormedJob{&runtime.vector, post_norm, y, x.rows, out});
+  add_normed(session, runtime, *post_norm, y, x.rows, out);
 }
 
 }  // namespace hotset

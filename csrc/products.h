@@ -62,6 +62,10 @@ struct Output {
 Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,
                  std::initializer_list<const Matrix*> matrices);
 
+// The same in the formats named by bit 1 << ActivationFormat.
+Activations pack_formats(Session& session, const Runtime& runtime, const float* x, int64_t rows, int64_t cols,
+                         const Norm* norm, unsigned formats);
+
 // y = W x + b, or y += W x + b with `add`, for up to three matrices in one region.
 void multiply(Session& session, const Runtime& runtime, const Activations& x,
               std::initializer_list<Output> outputs, bool add);
@@ -75,6 +79,10 @@ void multiply_neurons(Session& session, const Runtime& runtime, const Activation
 void multiply_neurons_apart(Session& session, const Runtime& runtime, const Activations& x,
                             const Matrix* gate, const Matrix& up, Activation activation, float* pre,
                             float* h);
+
+// out += norm(y) for rows of y (contiguous), which is overwritten.
+void add_normed(Session& session, const Runtime& runtime, const Norm& norm, float* y, int64_t rows,
+                float* out);
 
 // out += post_norm(W x + b); without post_norm where it is null.
 void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,

@@ -82,6 +82,49 @@ class FFN:
     def forward(self, x: F32, out: F32) -> None: ...
     def neurons(self, x: F32, gate: F32, h: F32) -> None: ...
 
+class NeuronRows:
+    def __init__(
+        self,
+        runtime: Runtime,
+        type: int,
+        added: bool,
+        rows: int,
+        cols: int,
+        data: NDArray[np.uint8],
+        from_file: bool,
+        bias: F32 | None,
+    ) -> None: ...
+
+class NeuronFFN:
+    cutoff: float
+    @property
+    def recall_seen(self) -> float: ...
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        norm: Norm,
+        first: Linear | None,
+        first_rows: NeuronRows | None,
+        second: Linear | None,
+        second_rows: NeuronRows | None,
+        down: NeuronRows,
+        activation: int,
+        way: int,
+        score: int,
+        cutoff: float,
+        predictor: list[Linear],
+        raw_input: bool,
+        factors: F32 | None,
+        post_norm: Norm | None,
+        recall: float,
+        audit_period: int,
+        audit_offset: int,
+    ) -> None: ...
+    def forward(self, x: F32, out: F32) -> None: ...
+    def neurons(self, x: F32, gate: F32, h: F32) -> None: ...
+    def counts(self) -> tuple[int, int, int]: ...
+
 class Head:
     def __init__(self, runtime: Runtime, norm: Norm, output: Linear) -> None: ...
     def forward(self, x: F32, logits: F32) -> None: ...

@@ -16,17 +16,34 @@ from hotset.backends.base import (
     FFNSpec,
     HeadSpec,
     Linear,
-    NeuronFFN,
+    NeuronCounts,
     NeuronFFNSpec,
     Norm,
 )
-from hotset.config import Activation, NormKind, RopeConfig
+from hotset.backends.low_bit import Q2, two_bit_blocks
+from hotset.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.errors import CheckpointError, HotsetError, RequestError
-from hotset.formats.tensor import Tensor
+from hotset.formats.tensor import Tensor, TensorType
 
 MAX_THREADS = 512
 
+# Decode calls from one audit of a layer's predictor to the next. An audit reads the layer's gate, about as
+# much as a sparse step of the layer reads: 1 in 128 stays under 1 % of the time.
+_AUDIT_PERIOD = 128
+
+_ROW_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
+
 # As the native enumerations number them.
+_WAYS = {way: number for number, way in enumerate(Way)}
+_SCORES = {
+    None: 0,
+    Score.GATE: 1,
+    Score.DOWN: 2,
+    Score.LOW_RANK: 3,
+    Score.LOW_RANK_RELU: 4,
+    Score.GATE_Q4: 5,
+    Score.GATE_Q2: 5,
+}
 _ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 
@@ -81,6 +98,34 @@ class CpuHead:
         return logits
 
 
+class CpuNeuronFFN:
+    """An FFN stored by neuron."""
+
+    def __init__(self, native: _native.NeuronFFN) -> None:
+        self._native = native
+        # Called for every token and layer: no Python in between.
+        self.forward = native.forward
+        self.neurons = native.neurons
+
+    @property
+    def cutoff(self) -> float:
+        """See `NeuronFFN`."""
+        return self._native.cutoff
+
+    @cutoff.setter
+    def cutoff(self, value: float) -> None:
+        self._native.cutoff = value
+
+    @property
+    def recall_seen(self) -> float:
+        """See `NeuronFFN`."""
+        return self._native.recall_seen
+
+    def counts(self) -> NeuronCounts:
+        """See `NeuronFFN`."""
+        return NeuronCounts(*self._native.counts())
+
+
 class CpuBackend:
     """Builds the parts; see `hotset.backends.base.Backend`.
 
@@ -109,6 +154,7 @@ class CpuBackend:
             self._runtime = _native.Runtime(threads, level)
         except RuntimeError as error:
             raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
+        self._neuron_ffns = 0
         self._ropes: dict[RopeConfig, _native.Rope] = {}
 
     @staticmethod
@@ -171,9 +217,44 @@ class CpuBackend:
             post_norm=self._optional_norm(spec.post_norm, hidden),
         )
 
-    def neuron_ffn(self, spec: NeuronFFNSpec) -> NeuronFFN:
-        """Build one layer's FFN that is stored by neuron."""
-        raise HotsetError(f"{spec.down_t.weight.name}: the CPU backend has no kernels by neuron yet")
+    def neuron_ffn(self, spec: NeuronFFNSpec) -> CpuNeuronFFN:
+        """Build one layer's FFN that is stored by neuron.
+
+        What every token reads lies in panels like other matrices, what is read for chosen neurons by row.
+        """
+        hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
+        plan = spec.plan
+        if spec.activation is Activation.DRELU and spec.gate is None:
+            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        if plan.way is Way.EXACT and not spec.activation.zero_producing:
+            raise CheckpointError(f"{spec.down_t.weight.name}: exact: {spec.activation.value} is never zero")
+        first, second = (spec.gate, spec.up) if spec.gate else (spec.up, None)
+        by_row = plan.way is Way.PREDICTOR
+        second_by_row = by_row or plan.way is Way.EXACT or plan.score is Score.GATE
+        self._neuron_ffns += 1
+        return CpuNeuronFFN(
+            _native.NeuronFFN(
+                runtime=self._runtime,
+                norm=self._norm(spec.norm, hidden),
+                first=None if by_row else self._linear(first, size, hidden),
+                first_rows=self._rows(first, size, hidden) if by_row else None,
+                second=self._linear(second, size, hidden) if second and not second_by_row else None,
+                second_rows=self._rows(second, size, hidden) if second and second_by_row else None,
+                down=self._rows(spec.down_t, size, hidden, added=True),
+                activation=_ACTIVATIONS[spec.activation],
+                way=_WAYS[plan.way],
+                score=_SCORES[plan.score],
+                cutoff=plan.cutoff,
+                predictor=self._predictor(spec, first, size, hidden),
+                raw_input=plan.raw_input,
+                factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
+                post_norm=self._optional_norm(spec.post_norm, hidden),
+                recall=plan.recall if spec.activation.zero_producing else 0.0,
+                audit_period=_AUDIT_PERIOD,
+                # Neighbours are audited at different tokens.
+                audit_offset=self._neuron_ffns * 37 % _AUDIT_PERIOD,
+            )
+        )
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """Build the final norm and the output projection."""
@@ -201,6 +282,52 @@ class CpuBackend:
                 f"KV cache: no memory for {capacity} positions of {n_layers} layers; "
                 "ask for a smaller context"
             ) from None
+
+    def _predictor(self, spec: NeuronFFNSpec, first: Linear, size: int, hidden: int) -> list[_native.Linear]:
+        if spec.plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU):
+            fc1, fc2 = spec.predictor
+            width = fc1.weight.shape[0]
+            return [self._linear(fc1, width, hidden), self._linear(fc2, size, width)]
+        if spec.plan.score not in (Score.GATE_Q4, Score.GATE_Q2):
+            return []
+        weight = first.weight
+        if hidden % 32:
+            raise CheckpointError(
+                f"{weight.name}: {spec.plan.score.value}: expected rows of a multiple of 32 numbers, "
+                f"found {hidden}"
+            )
+        if spec.plan.score is Score.GATE_Q2:
+            type, data = Q2, two_bit_blocks(weight.to_float32()).reshape(-1)
+        else:
+            from gguf import GGMLQuantizationType, quantize
+
+            type = int(TensorType.Q4_0)
+            data = quantize(weight.to_float32(), GGMLQuantizationType.Q4_0).reshape(-1)
+        return [_native.Linear(self._runtime, type, size, hidden, data, False, first.bias)]
+
+    def _rows(self, linear: Linear, rows: int, cols: int, added: bool = False) -> _native.NeuronRows:
+        weight, bias = linear.weight, linear.bias
+        _check_shape(weight.name, weight.shape, (rows, cols))
+        if bias is not None:
+            _check_shape(f"{weight.name}: bias", bias.shape, (cols if added else rows,))
+        if weight.type not in _ROW_TYPES:
+            raise CheckpointError(
+                f"{weight.name}: expected {', '.join(type.name for type in _ROW_TYPES)}, which can be read "
+                f"by neuron, found {weight.type.name}; write it anew with hotset convert --ffn q8_0"
+            )
+        try:
+            return _native.NeuronRows(
+                self._runtime,
+                int(weight.type),
+                added,
+                rows,
+                cols,
+                weight.data,
+                _is_file_mapping(weight.data),
+                bias,
+            )
+        except MemoryError:
+            raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
 
     def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
         weight, bias = linear.weight, linear.bias
@@ -257,6 +384,15 @@ def _gather(tensor: Tensor, rows: NDArray[np.int32]) -> F32:
     out = np.empty((len(rows), tensor.shape[1]), np.float32)
     _native.gather(int(tensor.type), tensor.data, tensor.shape[0], rows, out, tensor.shape[1])
     return out
+
+
+def _row_lengths(tensor: Tensor) -> F32:
+    """Euclidean length of each row."""
+    slices = range(0, tensor.shape[0], 1024)
+    lengths = [
+        np.linalg.norm(tensor.rows(i, min(i + 1024, tensor.shape[0])).to_float32(), axis=1) for i in slices
+    ]
+    return np.concatenate(lengths).astype(np.float32)
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -23,6 +23,7 @@ from hotset.backends.base import (
     NeuronFFNSpec,
     Norm,
 )
+from hotset.backends.low_bit import low_bit_copy
 from hotset.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.errors import HotsetError
 from hotset.formats.tensor import tensor_from_array
@@ -291,28 +292,6 @@ class ReferenceNeuronFFN:
         ):  # known once the gate is computed: the row of down is not read
             predicted &= h != 0
         return predicted
-
-
-def low_bit_copy(weight: F32, bits: int) -> F32:
-    """What a 2- or 4-bit copy of a matrix (rows, cols) holds: blocks of 32 columns with a scale each.
-
-    Four bits: Q4_0. Two bits: ``scale * (code - 1.5)``, the scale being the best of a few.
-    """
-    from gguf import GGMLQuantizationType, dequantize, quantize
-
-    if bits == 4:
-        kind = GGMLQuantizationType.Q4_0
-        return np.asarray(dequantize(quantize(weight, kind), kind), np.float32)
-    blocks = weight.reshape(-1, 32)
-    best, least = np.zeros_like(blocks), np.full(len(blocks), np.inf)
-    for share in np.linspace(0.35, 1, 14):
-        scale = np.abs(blocks).max(axis=1, keepdims=True) * share / 1.5
-        codes = np.clip(np.round(blocks / np.where(scale > 0, scale, 1) + 1.5), 0, 3)
-        copy = scale * (codes - 1.5)
-        error = ((copy - blocks) ** 2).sum(axis=1)
-        better = error < least
-        best[better], least[better] = copy[better], error[better]
-    return best.reshape(weight.shape).astype(np.float32)
 
 
 class ReferenceHead:

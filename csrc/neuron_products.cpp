@@ -1,0 +1,440 @@
+#include "neuron_products.h"
+
+#include <algorithm>
+
+namespace hotset {
+namespace {
+
+// Neurons that are computed together: their values stay in the first-level cache.
+constexpr int64_t kBlockNeurons = 64;
+
+// A list of neurons is cut in so many parts at most, each with sums of its own, whatever the threads: so the
+// order of additions, and with it the result, does not depend on them.
+constexpr int64_t kMaxParts = 32;
+constexpr int64_t kPartNeurons = 48;
+
+// Rows to a chunk where all are read.
+constexpr int64_t kChunkBytes = 64 << 10;
+
+// Tokens of a prompt whose sums of some columns stay in the second-level cache.
+constexpr int64_t kTokenBlock = 128;
+
+constexpr int64_t kSliceBytes = 16 << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t row_bytes_in_file(Type type, int64_t cols) {
+  switch (type) {
+    case kQ4_0:
+      return cols / 32 * 18;
+    case kQ4_1:
+      return cols / 32 * 20;
+    case kQ8_0:
+      return cols / 32 * 34;
+    default:
+      return cols * 2;
+  }
+}
+
+struct PackRowsJob {
+  const NeuronKernels* kernels;
+  Type type;
+  NeuronUse use;
+  int64_t rows, cols, from_bytes, to_bytes, per_chunk;
+  const uint8_t* data;
+  uint8_t* packed;
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+  void commit(int64_t chunk, void*) const {
+    for (int64_t j = chunk * per_chunk; j < std::min((chunk + 1) * per_chunk, rows); ++j) {
+      kernels->pack_row(type, use, data + j * from_bytes, cols, packed + j * to_bytes);
+    }
+  }
+};
+
+// Some rows, re-laid as panels, times all tokens.
+struct RowsJob {
+  const Runtime* runtime;
+  NeuronMatrix rows;
+  const float* bias;
+  const void* x;
+  int64_t tokens;
+  Apply apply;
+  Activation activation;
+  float* y;
+
+  static constexpr int64_t kPanels = 2;
+
+  int64_t chunk_rows() const { return kPanels * runtime->linear.lanes; }
+  int64_t panel_bytes() const { return runtime->linear.panel_bytes(rows.type, rows.cols); }
+  int64_t file_bytes() const { return row_bytes_in_file(rows.type, rows.cols); }
+  int64_t product_floats() const { return tokens * chunk_rows(); }
+  size_t scratch_bytes() const {
+    const int64_t floats = product_floats() * sizeof(float);
+    return static_cast<size_t>(ceil_div(floats, 64) * 64 + kPanels * panel_bytes() +
+                               chunk_rows() * file_bytes());
+  }
+
+  void compute(int64_t chunk, void* scratch) const {
+    const LinearKernels& linear = runtime->linear;
+    auto* product = static_cast<float*>(scratch);
+    auto* panels = static_cast<uint8_t*>(scratch) + ceil_div(product_floats() * sizeof(float), 64) * 64;
+    uint8_t* file_rows = panels + kPanels * panel_bytes();
+    const int64_t first = chunk * chunk_rows(), count = std::min(chunk_rows(), rows.rows - first);
+    for (int64_t j = 0; j < count; ++j) {
+      runtime->neurons.unpack_row(rows.type, rows.data + (first + j) * rows.row_bytes, rows.cols,
+                                  file_rows + j * file_bytes());
+    }
+    const int64_t n_panels = ceil_div(count, linear.lanes);
+    for (int64_t p = 0; p < n_panels; ++p) {
+      const int64_t valid = std::min(linear.lanes, count - p * linear.lanes);
+      linear.pack_panel(rows.type, file_rows + p * linear.lanes * file_bytes(), valid, rows.cols,
+                        panels + p * panel_bytes());
+    }
+    const PackedMatrix matrix = {rows.type, count, rows.cols, panel_bytes(), panels};
+    linear.matmul(&matrix, 0, n_panels, x, tokens, 0, tokens, product, n_panels * linear.lanes);
+    for (int64_t t = 0; t < tokens; ++t) {
+      float* row = product + t * n_panels * linear.lanes;
+      if (bias) runtime->vector.add(bias + first, count, row);
+      if (apply == Apply::kActivate) runtime->vector.activate(activation, row, nullptr, count);
+    }
+  }
+
+  void commit(int64_t chunk, void* scratch) const {
+    const int64_t first = chunk * chunk_rows(), count = std::min(chunk_rows(), rows.rows - first);
+    const int64_t stride = ceil_div(count, runtime->linear.lanes) * runtime->linear.lanes;
+    const auto* product = static_cast<const float*>(scratch);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float* from = product + t * stride;
+      float* to = y + t * rows.rows + first;
+      if (apply != Apply::kTimes) {
+        std::copy_n(from, count, to);
+        continue;
+      }
+      const bool drelu = activation == Activation::kDrelu;
+      for (int64_t j = 0; j < count; ++j) to[j] *= drelu ? std::max(from[j], 0.0f) : from[j];
+    }
+  }
+};
+
+struct AllRowsJob {
+  const NeuronKernels* kernels;
+  NeuronMatrix rows;
+  const float* bias;
+  const uint8_t* x;
+  int64_t per_chunk;
+  float* y;
+
+  size_t scratch_bytes() const { return per_chunk * (sizeof(float) + sizeof(int32_t)); }
+
+  void compute(int64_t chunk, void* scratch) const {
+    const int64_t first = chunk * per_chunk, count = std::min(per_chunk, rows.rows - first);
+    auto* product = static_cast<float*>(scratch);
+    auto* indices = reinterpret_cast<int32_t*>(product + per_chunk);
+    for (int64_t j = 0; j < count; ++j) indices[j] = static_cast<int32_t>(first + j);
+    kernels->dot(&rows, indices, count, x, 0, 1, product, count);
+    for (int64_t j = 0; bias && j < count; ++j) product[j] += bias[first + j];
+  }
+
+  void commit(int64_t chunk, void* scratch) const {
+    const int64_t first = chunk * per_chunk;
+    std::copy_n(static_cast<const float*>(scratch), std::min(per_chunk, rows.rows - first), y + first);
+  }
+};
+
+// One part of a list: computes its neurons, adds up their rows of down, and hands the sums over.
+struct ChosenJob {
+  const Runtime* runtime;
+  Chosen c;
+  NeuronMatrix down;
+  const float *first_bias, *second_bias;
+  NeuronMatrix first, second;
+  bool has_first, has_second;
+  int64_t parts, sum_floats;  // of one token
+  float* sums;                // parts x tokens x sum_floats
+  Touched* touched;
+
+  struct Counts {
+    int64_t read, fired;
+  };
+
+  size_t scratch_bytes() const {
+    return sizeof(Counts) + static_cast<size_t>(c.tokens) * (sum_floats + 2 * kBlockNeurons) * sizeof(float) +
+           kBlockNeurons * sizeof(int32_t) + 64;
+  }
+
+  float* scratch_sums(void* scratch) const {
+    return reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + 64);
+  }
+
+  // Neuron numbers in the list: [begin, end) of a part, groups of four staying together.
+  int64_t begin(int64_t part) const { return ceil_div(c.count, 4) * part / parts * 4; }
+
+  bool counts(int64_t t, int32_t j) const {
+    if (!c.scores) return true;
+    const float score = c.scores[t * c.neurons + j] * (c.factors ? c.factors[j] : 1.0f);
+    return (c.magnitude ? std::max(score, -score) : score) >= c.cutoff;
+  }
+
+  void compute(int64_t part, void* scratch) const {
+    static_assert(sizeof(Counts) <= 64);
+    float* sum = scratch_sums(scratch);
+    float* h = sum + c.tokens * sum_floats;
+    float* up = h + c.tokens * kBlockNeurons;
+    auto* kept = reinterpret_cast<int32_t*>(up + c.tokens * kBlockNeurons);
+    std::fill_n(sum, c.tokens * sum_floats, 0.0f);
+    Counts found = {0, 0};
+    const int64_t end = std::min(begin(part + 1), c.count);
+    for (int64_t i = begin(part); i < end; i += kBlockNeurons) {
+      int64_t n = keep(c.indices + i, std::min(kBlockNeurons, end - i), h, kept);
+      if (has_second && n > 0) {
+        multiply_second(kept, n, up, h);
+        n = squeeze(kept, n, h, kept);
+      }
+      if (n == 0) continue;
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        for (int64_t k = 0; k < n; ++k) found.fired += h[t * kBlockNeurons + k] != 0.0f;
+      }
+      found.read += n * c.tokens;
+      runtime->neurons.add(&down, kept, n, h, kBlockNeurons, c.tokens, sum);
+    }
+    *static_cast<Counts*>(scratch) = found;
+  }
+
+  void commit(int64_t part, void* scratch) const {
+    std::copy_n(scratch_sums(scratch), c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
+    const Counts found = *static_cast<const Counts*>(scratch);
+    touched->read.fetch_add(found.read, std::memory_order_relaxed);
+    touched->fired.fetch_add(found.fired, std::memory_order_relaxed);
+  }
+
+ private:
+  // Puts the activations (or values) of a block's neurons into h, and those neurons for which any is not zero
+  // into `kept`, h moving along; returns how many.
+  int64_t keep(const int32_t* indices, int64_t n, float* h, int32_t* kept) const {
+    const bool drelu = c.activation == Activation::kDrelu;  // its other half comes with up
+    if (has_first) {
+      runtime->neurons.dot(&first, indices, n, c.x.packed, c.x.bytes, c.tokens, h, kBlockNeurons);
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        float* row = h + t * kBlockNeurons;
+        for (int64_t k = 0; first_bias && k < n; ++k) row[k] += first_bias[indices[k]];
+        runtime->vector.activate(drelu ? Activation::kRelu : c.activation, row, nullptr, n);
+      }
+    } else {
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        for (int64_t k = 0; k < n; ++k) h[t * kBlockNeurons + k] = c.known[t * c.neurons + indices[k]];
+      }
+    }
+    return squeeze(indices, n, h, kept);
+  }
+
+  // Leaves those out whose values are zero for all tokens; `kept` may be `indices`.
+  int64_t squeeze(const int32_t* indices, int64_t n, float* h, int32_t* kept) const {
+    int64_t count = 0;
+    for (int64_t k = 0; k < n; ++k) {
+      bool any = false;
+      for (int64_t t = 0; t < c.tokens; ++t) {
+        float& value = h[t * kBlockNeurons + k];
+        if (c.tokens > 1 && !counts(t, indices[k])) value = 0.0f;
+        any |= value != 0.0f;
+        h[t * kBlockNeurons + count] = value;
+      }
+      kept[count] = indices[k];
+      count += any;
+    }
+    return count;
+  }
+
+  // h *= the rows of up.
+  void multiply_second(const int32_t* indices, int64_t n, float* up, float* h) const {
+    runtime->neurons.dot(&second, indices, n, c.x.packed, c.x.bytes, c.tokens, up, kBlockNeurons);
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      float *values = h + t * kBlockNeurons, *factors = up + t * kBlockNeurons;
+      for (int64_t k = 0; k < n; ++k) {
+        if (second_bias) factors[k] += second_bias[indices[k]];
+        values[k] *= c.activation == Activation::kDrelu ? std::max(factors[k], 0.0f) : factors[k];
+      }
+    }
+  }
+};
+
+// Adds the parts' sums up, some columns at a time.
+struct FinishJob {
+  const Runtime* runtime;
+  Type type;
+  int64_t cols, tokens, parts, sum_floats;
+  const float *sums, *bias;
+  bool add;
+  float* out;
+
+  size_t scratch_bytes() const { return tokens * runtime->neurons.group_cols * sizeof(float); }
+
+  void compute(int64_t group, void* scratch) const {
+    auto* y = static_cast<float*>(scratch);
+    const int64_t col0 = group * runtime->neurons.group_cols;
+    const int64_t col1 = std::min(col0 + runtime->neurons.group_cols, cols);
+    for (int64_t t = 0; t < tokens; ++t, y += runtime->neurons.group_cols) {
+      runtime->neurons.finish(type, cols, sums + t * sum_floats, parts, tokens * sum_floats, col0, col1, y);
+      if (bias) runtime->vector.add(bias + col0, col1 - col0, y);
+    }
+  }
+
+  void commit(int64_t group, void* scratch) const {
+    const auto* y = static_cast<const float*>(scratch);
+    const int64_t col0 = group * runtime->neurons.group_cols;
+    const int64_t n = std::min(runtime->neurons.group_cols, cols - col0);
+    for (int64_t t = 0; t < tokens; ++t, y += runtime->neurons.group_cols) {
+      float* to = out + t * cols + col0;
+      if (add) {
+        runtime->vector.add(y, n, to);
+      } else {
+        std::copy_n(y, n, to);
+      }
+    }
+  }
+};
+
+// A group of columns for a block of tokens.
+struct AllJob {
+  const Runtime* runtime;
+  NeuronMatrix down;
+  const float *h, *bias;
+  int64_t tokens;
+  bool add;
+  float* out;
+
+  int64_t groups() const { return ceil_div(down.cols, runtime->neurons.group_cols); }
+  size_t scratch_bytes() const {
+    return std::min(kTokenBlock, tokens) * runtime->neurons.group_cols * sizeof(float);
+  }
+
+  void compute(int64_t chunk, void* scratch) const {
+    const int64_t width = runtime->neurons.group_cols, group = chunk % groups();
+    const int64_t first = chunk / groups() * kTokenBlock, count = std::min(kTokenBlock, tokens - first);
+    auto* y = static_cast<float*>(scratch);
+    std::fill_n(y, count * width, 0.0f);
+    if (bias) {
+      const int64_t n = std::min(width, down.cols - group * width);
+      for (int64_t t = 0; t < count; ++t) std::copy_n(bias + group * width, n, y + t * width);
+    }
+    runtime->neurons.multiply(&down, group, h + first * down.rows, down.rows, count, y, width);
+  }
+
+  void commit(int64_t chunk, void* scratch) const {
+    const int64_t width = runtime->neurons.group_cols, col0 = chunk % groups() * width;
+    const int64_t first = chunk / groups() * kTokenBlock, count = std::min(kTokenBlock, tokens - first);
+    const int64_t n = std::min(width, down.cols - col0);
+    const auto* y = static_cast<const float*>(scratch);
+    for (int64_t t = 0; t < count; ++t, y += width) {
+      float* to = out + (first + t) * down.cols + col0;
+      if (add) {
+        runtime->vector.add(y, n, to);
+      } else {
+        std::copy_n(y, n, to);
+      }
+    }
+  }
+};
+
+const float* bias_of(const NeuronRows* rows) {
+  return rows && !rows->bias.empty() ? rows->bias.data() : nullptr;
+}
+
+}  // namespace
+
+NeuronRows::NeuronRows(std::shared_ptr<Runtime> runtime, Type type, NeuronUse use, int64_t rows, int64_t cols,
+                       int64_t row_bytes, const uint8_t* data, bool from_file, const float* bias)
+    : runtime_(std::move(runtime)) {
+  const NeuronKernels& kernels = runtime_->neurons;
+  packed = {type, rows, cols, kernels.row_bytes(type, cols), nullptr};
+  if (bias) this->bias.assign(bias, bias + (use == kNeuronDot ? rows : cols));
+  memory_ = runtime_->buffers.allocate(static_cast<size_t>(rows * packed.row_bytes));
+  packed.data = memory_.get();
+
+  const int64_t per_chunk = std::max<int64_t>(1, kChunkBytes / packed.row_bytes);
+  const int64_t per_slice = std::max<int64_t>(1, kSliceBytes / packed.row_bytes);
+  Session session(runtime_->pool);
+  for (int64_t row = 0; row < rows; row += per_slice) {
+    const int64_t count = std::min(per_slice, rows - row);
+    const uint8_t* slice = data + row * row_bytes;
+    session.run(ceil_div(count, per_chunk),
+                PackRowsJob{&kernels, type, use, count, cols, row_bytes, packed.row_bytes, per_chunk, slice,
+                            memory_.get() + row * packed.row_bytes});
+    if (from_file) release_file_pages(slice, static_cast<size_t>(count * row_bytes));
+  }
+  if (from_file) release_file_pages(data, static_cast<size_t>(rows * row_bytes));
+}
+
+void multiply_rows(Session& session, const Runtime& runtime, const Activations& x, const NeuronRows& rows,
+                   Apply apply, Activation activation, float* y) {
+  const ActivationFormat format = runtime.linear.activation_format(rows.packed.type);
+  const RowsJob job{&runtime, rows.packed, bias_of(&rows), x.packed[format], x.rows, apply, activation, y};
+  session.run(ceil_div(rows.rows(), job.chunk_rows()), job);
+}
+
+Activations pack_as(Session& session, const Runtime& runtime, const float* x, int64_t tokens,
+                    const Norm& norm, const NeuronRows& rows, const Matrix* matrix) {
+  unsigned formats = 1u << runtime.linear.activation_format(rows.packed.type);
+  if (matrix) formats |= 1u << matrix->format;
+  return pack_formats(session, runtime, x, tokens, rows.cols(), &norm, formats);
+}
+
+RowActivations pack_for_rows(Session& session, const Runtime& runtime, const float* x, int64_t rows,
+                             const Norm* norm, const NeuronRows& matrix) {
+  const int64_t cols = matrix.cols(), bytes = runtime.neurons.activation_bytes(matrix.packed.type, cols);
+  auto* normed = session.allocate<float>(cols);
+  auto* packed = session.allocate<uint8_t>(rows * bytes);
+  for (int64_t t = 0; t < rows; ++t) {
+    const float* row = x + t * cols;
+    if (norm) norm->apply(runtime.vector, row, normed);
+    runtime.neurons.pack_activations(matrix.packed.type, norm ? normed : row, cols, packed + t * bytes);
+  }
+  return {packed, bytes, rows};
+}
+
+void multiply_all_rows(Session& session, const Runtime& runtime, const RowActivations& x,
+                       const NeuronRows& rows, float* y) {
+  const int64_t per_chunk = std::max<int64_t>(4, kChunkBytes / rows.packed.row_bytes / 4 * 4);
+  session.run(ceil_div(rows.rows(), per_chunk),
+              AllRowsJob{&runtime.neurons, rows.packed, bias_of(&rows), x.packed, per_chunk, y});
+}
+
+void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
+                const Norm* post_norm, float* out, Touched& touched) {
+  const int64_t cols = down.cols(), sum_floats = runtime.neurons.accumulator_floats(cols);
+  const int64_t parts = std::min(kMaxParts, ceil_div(chosen.count, kPartNeurons));
+  auto* sums = session.allocate<float>(parts * chosen.tokens * sum_floats);
+  ChosenJob job{};
+  job.runtime = &runtime;
+  job.c = chosen;
+  job.down = down.packed;
+  job.has_first = chosen.first != nullptr;
+  job.has_second = chosen.second != nullptr;
+  if (chosen.first) job.first = chosen.first->packed;
+  if (chosen.second) job.second = chosen.second->packed;
+  job.first_bias = bias_of(chosen.first);
+  job.second_bias = bias_of(chosen.second);
+  job.parts = parts;
+  job.sum_floats = sum_floats;
+  job.sums = sums;
+  job.touched = &touched;
+  session.run(parts, job);
+
+  float* y = post_norm ? session.allocate<float>(chosen.tokens * cols) : out;
+  session.run(ceil_div(cols, runtime.neurons.group_cols),
+              FinishJob{&runtime, down.packed.type, cols, chosen.tokens, parts, sum_floats, sums,
+                        bias_of(&down), !post_norm, y});
+  if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
+}
+
+void add_all(Session& session, const Runtime& runtime, const float* h, int64_t tokens, const NeuronRows& down,
+             const Norm* post_norm, float* out) {
+  const int64_t cols = down.cols();
+  float* y = post_norm ? session.allocate<float>(tokens * cols) : out;
+  const AllJob job{&runtime, down.packed, h, bias_of(&down), tokens, !post_norm, y};
+  session.run(job.groups() * ceil_div(tokens, kTokenBlock), job);
+  if (post_norm) add_normed(session, runtime, *post_norm, y, tokens, out);
+}
+
+}  // namespace hotset
