@@ -181,8 +181,12 @@ def test_predictors_move_with_their_neurons(relu: Checkpoint, tmp_path: Path) ->
     assert_close(logits(twice), logits(converted), 1e-5)
 
 
-def test_a_powerinfer_file_becomes_an_exact_one(tmp_path: Path) -> None:
-    model = random_model("llama", activation="relu")
+@pytest.mark.parametrize("name", ["llama", "falcon", "opt"])
+def test_a_powerinfer_file_becomes_an_exact_one(name: str, tmp_path: Path) -> None:
+    model = random_model(name, activation="relu")
+    if name == "opt":  # whose context they count otherwise, and whose epsilon they leave out
+        keys = {key: value for key, value in model.keys.items() if not key.endswith("epsilon")}
+        model = replace(model, keys=keys | {"opt.context_length": 34})
     silent = np.zeros((4, 64), np.float32), np.zeros((FFN, 4), np.float32)
     file = write_powerinfer(tmp_path / "p.gguf", model, predictor=lambda layer: silent, threshold=0.0)
     source = open_checkpoint(file)
