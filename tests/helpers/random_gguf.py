@@ -107,8 +107,10 @@ def write_powerinfer(
             return predictor_kind or kind
         return output_kind or kind if name == "output.weight" else kind
 
-    extra = {} if threshold is None else {"powerinfer.sparse_threshold": threshold}
-    _write(path, RandomModel(model.architecture, {**model.keys, **extra}, {}), weights, kind_of)
+    keys = {key: value for key, value in model.keys.items() if not key.startswith("hotset.")}
+    if threshold is not None:
+        keys["powerinfer.sparse_threshold"] = threshold
+    _write(path, RandomModel(model.architecture, keys, {}), weights, kind_of)
     path.write_bytes(b"PWRI" + path.read_bytes()[4:])
     return path
 
