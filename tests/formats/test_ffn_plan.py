@@ -92,6 +92,7 @@ DAMAGE = {
     "score": (plan_keys([FFNPlan(Way.THRESHOLD, Score.LOW_RANK)] * 2), {}, "expected gate, down where"),
     "cut-offs": (plan_keys(PLANS) | {"hotset.ffn.cutoff": [1.0]}, {}, "expected 2 numbers"),
     "not finite": (plan_keys(PLANS) | {"hotset.ffn.cutoff": [1.0, float("nan")]}, {}, "expected 2 numbers"),
+    "recalls": (plan_keys(PLANS) | {"hotset.ffn.recall": [0.5, 1.5]}, {}, "expected numbers from 0 to 1"),
     "predictor": (plan_keys(PLANS), {"blk.0.fc2": None}, "blk.0.fc2.weight is missing"),
     "width": (plan_keys(PLANS), {"blk.0.fc2": (FFN, 5)}, r"fc2.weight: expected shape \[6, 4\]"),
     "by neuron": (plan_keys(PLANS), {"blk.1.ffn_down_t": (HIDDEN, FFN)}, r"expected shape \[6, 8\]"),

@@ -14,7 +14,7 @@ from hotset.formats.keys import Keys
 from hotset.formats.tensor_table import TensorTable
 
 WAY, SCORE, CUTOFF, RECALL = (f"hotset.ffn.{key}" for key in ("way", "score", "cutoff", "recall"))
-"""Keys: way, score (empty for none) and cut-off of each layer; one recall for all."""
+"""Keys: each layer's way, score (empty for none), cut-off and recall."""
 
 _SCORES = {
     Way.DENSE: (None,),
@@ -55,26 +55,32 @@ def plan_keys(plans: Sequence[FFNPlan]) -> dict[str, Any]:
         WAY: [plan.way.value for plan in plans],
         SCORE: [plan.score.value if plan.score else "" for plan in plans],
         CUTOFF: [plan.cutoff for plan in plans],
-        RECALL: max(plan.recall for plan in plans),
+        RECALL: [plan.recall for plan in plans],
     }
 
 
 def _stated_plans(keys: Keys, layers: int) -> list[FFNPlan]:
     ways = _entries(keys, WAY, layers, Way)
     scores = _entries(keys, SCORE, layers, Score, optional=True)
-    cutoffs = keys.get(CUTOFF, np.zeros(layers))
-    if not isinstance(cutoffs, np.ndarray) or cutoffs.shape != (layers,) or not np.isfinite(cutoffs).all():
-        raise keys.refuse(CUTOFF, f"{layers} numbers, one for each layer", cutoffs)
-    recall = keys.number(RECALL, 0.0, high=1.0)
+    cutoffs, recalls = _numbers(keys, CUTOFF, layers), _numbers(keys, RECALL, layers)
+    if min(recalls) < 0 or max(recalls) > 1:
+        raise keys.refuse(RECALL, "numbers from 0 to 1", np.array(recalls))
     plans = []
-    for way, score, cutoff in zip(ways, scores, cutoffs.astype(float), strict=True):
+    for way, score, cutoff, recall in zip(ways, scores, cutoffs, recalls, strict=True):
         if way is None or score not in _SCORES[way]:
             expected = ", ".join(choice.value for choice in _SCORES[way or Way.DENSE] if choice) or "none"
             raise keys.refuse(
                 SCORE, f"{expected} where the way is {way and way.value}", score and score.value
             )
-        plans.append(FFNPlan(way, score, float(cutoff), recall if way is Way.PREDICTOR else 0.0))
+        plans.append(FFNPlan(way, score, cutoff, recall if way is Way.PREDICTOR else 0.0))
     return plans
+
+
+def _numbers(keys: Keys, key: str, layers: int) -> list[float]:
+    values = keys.get(key, np.zeros(layers))
+    if not isinstance(values, np.ndarray) or values.shape != (layers,) or not np.isfinite(values).all():
+        raise keys.refuse(key, f"{layers} numbers, one for each layer", values)
+    return [float(value) for value in values]
 
 
 def _entries(

@@ -18,7 +18,7 @@ from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.ffn_plan import CUTOFF, plan_keys
+from hotset.formats.ffn_plan import CUTOFF, RECALL, plan_keys
 from hotset.formats.gguf_file import split_parts
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
@@ -298,7 +298,7 @@ def _keys(
     provenance: Mapping[str, str | int | float],
 ) -> dict[str, Any]:
     keys = plan_keys([plan or FFNPlan(Way.DENSE) for plan in plans])
-    keys[CUTOFF] = np.array(keys[CUTOFF], np.float32)
+    keys |= {key: np.array(keys[key], np.float32) for key in (CUTOFF, RECALL)}
     keys |= {
         "hotset.profile.model": profile.model,
         "hotset.profile.model_hash": profile.model_hash,
