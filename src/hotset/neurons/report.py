@@ -7,7 +7,7 @@ import base64
 import contextlib
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def write_report(profile: ActivationProfile, directory: Path) -> Path:
     pictures["density"] = (_density(layers), _DENSITY)
     drawn = {name: (_png(figure), caption) for name, (figure, caption) in pictures.items()}
     files = {f"{name}.png": data for name, (data, _) in drawn.items()}
-    files[PAGE] = _page(profile, layers, list(drawn.values())).encode()
+    files[PAGE] = _page(profile, layers, drawn).encode()
     _write(directory, files)
     return directory / PAGE
 
@@ -305,7 +305,7 @@ def _median(layers: Sequence[LayerSummary], name: str) -> float:
 
 
 def _page(
-    profile: ActivationProfile, layers: Sequence[LayerSummary], pictures: Sequence[tuple[bytes, str]]
+    profile: ActivationProfile, layers: Sequence[LayerSummary], pictures: Mapping[str, tuple[bytes, str]]
 ) -> str:
     shares = [layer.hot_share for layer in layers]
     n_layers, neurons = profile.frequency.shape
@@ -327,9 +327,9 @@ def _page(
             f"and {_median(layers, 'overlap'):.0%} of the hottest {TOP:.0%} are the same (median layers)."
         )
     figures = [
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
+        f'<figure><img alt="{name}" src="data:image/png;base64,'
         f'{base64.b64encode(data).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        for data, caption in pictures
+        for name, (data, caption) in pictures.items()
     ]
     columns = ["layer", "neurons firing", f"neurons for {PART:.0%}", "never fired", "mean |h|"]
     columns += ["halves correlate", f"same top {TOP:.0%}"] if profile.halves is not None else []
