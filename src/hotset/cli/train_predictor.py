@@ -25,7 +25,7 @@ def train_predictor(
     held_out: shared.HeldOut = None,
     target: Annotated[
         float, typer.Option(help="Share of the activation that the chosen neurons keep on held-out text.")
-    ] = 0.98,
+    ] = 0.99,
     budget: Annotated[
         str, typer.Option(help="Largest low-rank predictor, as a share of the FFN's bytes.")
     ] = "10%",
@@ -40,7 +40,7 @@ def train_predictor(
     on this computer; where none is faster than the dense FFN, that stays. Needs the extra `train`.
     """
     if not 0.5 <= target < 1:
-        raise RequestError(f"target is {target:g}: expected 0.5 to under 1, such as 0.98 (--target)")
+        raise RequestError(f"target is {target:g}: expected 0.5 to under 1, such as 0.99 (--target)")
     share = _share(budget)
 
     from hotset.cli.console import progress

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32, FFN, KVCache, NeuronFFNSpec
-from hotset.backends.reference import ACTIVATIONS, low_bit_copy, normalise, relu
+from hotset.backends.low_bit import low_bit_copy
+from hotset.backends.reference import ACTIVATIONS, normalise, relu
 from hotset.config import Score, Way
 from hotset.model.transformer import Transformer
 
