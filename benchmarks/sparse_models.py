@@ -218,7 +218,9 @@ def write(
             rows = space.embeddings(min(4096, shape.vocab - start), rng)
             yield memoryview(_blocks(rows, tensor.type))
 
+    # What layers add must not be what others read: that would amplify itself from layer to layer.
     buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    low_buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
     streamed = []
     for tensor in by_neuron(plan(shape, depth, kind), sparse, kind):
         part = tensor.name.split(".", 2)[-1]
@@ -232,7 +234,7 @@ def write(
         elif gate and part in ("fc1.weight", "fc2.weight"):
             chunks = partial(fixed, gate.fc1 if part[2] == "1" else gate.fc2)
         elif part in ("attn_output.weight", "ffn_down_t.weight"):
-            chunks = partial(scaled_chunks, tensor, buffers, rng)
+            chunks = partial(scaled_chunks, tensor, low_buffers, rng)
         else:
             chunks = partial(tensor_chunks, tensor, buffers, rng)
         streamed.append(StreamedTensor(tensor.name, tensor.shape, tensor.type, chunks))

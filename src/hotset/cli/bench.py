@@ -1,8 +1,21 @@
 """`hotset bench`: how fast a model runs here."""
 
+import dataclasses
 import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from hotset.cli import options
+from hotset.errors import RequestError
+
+
+class Sweep(str, Enum):
+    """What a sweep varies."""
+
+    DENSITY = "density"
 
 
 def bench(
@@ -10,9 +23,38 @@ def bench(
     *,
     threads: options.Threads = None,
     ffn: options.Neurons = None,
+    sweep: Annotated[
+        Sweep | None,
+        typer.Option(help="Decode with 5 to 100 % of the neurons, for models stored by neuron."),
+    ] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Follow recall, density and cut-offs while the subject changes.")
+    ] = False,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to trace, a subject a file; may be repeated. Built-in text if not given."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the sweep or the trace: a PNG or SVG file.", show_default=False)
+    ] = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Time a prompt of 512 tokens and 128 single tokens; medians of three, beside the memory bandwidth."""
+    if sweep and (trace or ffn):
+        raise RequestError("--sweep goes with neither --trace nor --ffn")
+    if (plot or text) and not (sweep or trace):
+        raise RequestError("--plot and --text need --sweep density or --trace")
+    if text and not trace:
+        raise RequestError("--text needs --trace")
+    if sweep:
+        _sweep(model, threads, plot, as_json)
+    elif trace:
+        _trace(model, threads, ffn, text or [], plot, as_json)
+    else:
+        _speed(model, threads, ffn, as_json)
+
+
+def _speed(model: str | None, threads: int | None, ffn: options.Way | None, as_json: bool) -> None:
     from hotset.cli.console import progress, table
     from hotset.engine.load import load_model
     from hotset.engine.measure import measure
@@ -23,19 +65,8 @@ def bench(
         speed = measure(loaded, progress=measuring)
     backend = loaded.backend
     if as_json:
-        result = {
-            "model": str(loaded.path),
-            "threads": backend.threads,
-            "level": backend.level,
-            "prefill_tokens": speed.prefill_tokens,
-            "decode_tokens": speed.decode_tokens,
-            "prefill_tokens_per_second": speed.prefill_tokens_per_second,
-            "decode_tokens_per_second": speed.decode_tokens_per_second,
-            "decode_gb_per_second": speed.decode_gb_per_second,
-            "memory_gb_per_second": speed.memory_gb_per_second,
-            "density": speed.density,
-        }
-        print(json.dumps(result, indent=2))
+        machine = {"model": str(loaded.path), "threads": backend.threads, "level": backend.level}
+        print(json.dumps(machine | dataclasses.asdict(speed), indent=2))
         return
     neurons = [] if speed.density is None else [("neurons computed", f"{speed.density:.1%}")]
     table(
@@ -49,4 +80,75 @@ def bench(
             ("memory bandwidth", f"{speed.memory_gb_per_second:.1f} GB/s"),
             ("share of the bandwidth", f"{speed.memory_share:.0%}"),
         ]
+    )
+
+
+def _sweep(model: str | None, threads: int | None, plot: Path | None, as_json: bool) -> None:
+    from hotset.cli.console import progress, table
+    from hotset.engine.load import load_model
+    from hotset.engine.sweep import PLAN, sweep
+
+    with progress("Loading") as loading:
+        loaded = load_model(model, threads=threads, ffn=PLAN, progress=loading)
+    with progress("Measuring") as measuring:
+        points = sweep(loaded, progress=measuring)
+    if plot:
+        from hotset.engine.plots import plot_sweep
+
+        plot_sweep(points, loaded.path.name, plot)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(point) for point in points], indent=2))
+        return
+    table(
+        [
+            (
+                f"{point.density:.1%}",
+                f"{point.decode_tokens_per_second:.1f}",
+                f"{point.roofline_tokens_per_second:.1f}",
+                f"{point.decode_tokens_per_second / point.roofline_tokens_per_second:.0%}",
+            )
+            for point in points
+        ],
+        header=("neurons computed", "tokens/s", "bandwidth allows", "share"),
+    )
+
+
+def _trace(
+    model: str | None,
+    threads: int | None,
+    ffn: options.Way | None,
+    files: list[Path],
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    from hotset.cli.console import progress, table
+    from hotset.cli.text import read_text
+    from hotset.engine.load import load_model
+    from hotset.engine.sample_text import SUBJECTS
+    from hotset.engine.trace import trace
+
+    texts = {path.name: read_text(path) for path in files} or SUBJECTS
+    with progress("Loading") as loading:
+        loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
+    with progress("Decoding") as decoding:
+        points = trace(loaded, texts, progress=decoding)
+    if plot:
+        from hotset.engine.plots import plot_trace
+
+        plot_trace(points, loaded.path.name, plot)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(point) for point in points], indent=2).replace("NaN", "null"))
+        return
+    table(
+        [
+            (
+                point.subject,
+                str(point.tokens),
+                f"{point.density:.1%}",
+                f"{point.recall:.1%}",
+                f"{sum(point.cutoffs) / len(point.cutoffs):.4f}",
+            )
+            for point in points
+        ],
+        header=("subject", "tokens", "density", "recall", "mean cut-off"),
     )
