@@ -124,6 +124,7 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
   if (parts_.way == Way::kDense) {
     chosen.indices = everything_.data();
     chosen.count = neurons();
+    chosen.everything = true;
   } else {
     const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
     chosen.scores = predicted ? predict(session, input) : chosen.known;

@@ -237,7 +237,7 @@ struct ChosenJob {
       for (int64_t t = 0; t < c.tokens; ++t) {
         float& value = h[t * kBlockNeurons + k];
         if (c.tokens > 1 && !counts(t, indices[k])) value = 0.0f;
-        any |= value != 0.0f;
+        any |= value != 0.0f || c.everything;
         h[t * kBlockNeurons + count] = value;
       }
       kept[count] = indices[k];

@@ -59,6 +59,7 @@ struct Chosen {
   const int32_t* indices;  // ascending
   int64_t count;
   int64_t tokens, neurons;
+  bool everything;  // add up zeros too
 
   // Values known for all neurons (tokens x neurons): the activation of gate, or the neurons' values
   // themselves. Null where `first` has to be multiplied.

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
+from hotset.config import Way
 from hotset.errors import RequestError
 
 
@@ -54,7 +55,7 @@ def bench(
         _speed(model, threads, ffn, as_json)
 
 
-def _speed(model: str | None, threads: int | None, ffn: options.Way | None, as_json: bool) -> None:
+def _speed(model: str | None, threads: int | None, ffn: Way | None, as_json: bool) -> None:
     from hotset.cli.console import progress, table
     from hotset.engine.load import load_model
     from hotset.engine.measure import measure
@@ -116,7 +117,7 @@ def _sweep(model: str | None, threads: int | None, plot: Path | None, as_json: b
 def _trace(
     model: str | None,
     threads: int | None,
-    ffn: options.Way | None,
+    ffn: Way | None,
     files: list[Path],
     plot: Path | None,
     as_json: bool,

@@ -26,7 +26,11 @@ def plot_sweep(points: Sequence[SweepPoint], title: str, path: Path) -> None:
         label="what the bandwidth allows",
     )
     axis.plot(
-        densities, [point.decode_tokens_per_second for point in points], "o-", color=_MEASURED, label="measured"
+        densities,
+        [point.decode_tokens_per_second for point in points],
+        "o-",
+        color=_MEASURED,
+        label="measured",
     )
     axis.set(xlabel="neurons computed, %", ylabel="decoded tokens/s", title=title, ylim=(0, None))
     axis.legend(frameon=False)
