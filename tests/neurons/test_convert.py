@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotset.backends.base import Backend
+from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
@@ -31,7 +32,7 @@ from hotset.formats.tensor import tensor_from_array
 from hotset.model.build import build_transformer
 from hotset.neurons.convert import DOWN_ERROR, KL, convert, source_predictors
 
-REFERENCE = ReferenceBackend()
+REFERENCE, CPU = ReferenceBackend(), CpuBackend(threads=2)
 EXACT, DENSE = FFNPlan(Way.EXACT), FFNPlan(Way.DENSE)
 
 
@@ -63,6 +64,7 @@ def test_any_order_gives_the_same_logits(
     converted = open_checkpoint(directory / "o.gguf")
     assert [layer.ffn for layer in converted.config.layers] == [EXACT] * 2
     assert_close(logits(converted), logits(source), 1e-5)
+    assert_close(logits(converted, CPU), logits(source, CPU), 1e-4)
     heat = read_by_library(directory / "o.gguf")["blk.1.ffn_profile.weight"]
     hotter = list(zip(*heat.tolist(), strict=True))
     assert hotter == sorted(hotter, reverse=True)
