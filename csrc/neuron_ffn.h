@@ -37,6 +37,7 @@ class NeuronFfn {
   static constexpr int64_t kMostChosen = 8;
 
   NeuronFfn(NeuronFfnParts parts, float cutoff);
+  ~NeuronFfn() { parts_.runtime->pool.quiesce(); }
 
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }

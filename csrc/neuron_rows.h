@@ -81,20 +81,17 @@ HOTSET_INLINE void find_rows(const NeuronMatrix* w, const int32_t* indices, int6
   }
 }
 
-// Nibble or byte number `column` of a row's codes as `pack_neuron` laid them: where it lies, in 32-bit words
-// and bits. A row to be multiplied with x has the words of its blocks one after another as in GGUF. In one to
-// be added up, nibble n of word l of register r is column (r * 8 + n) * kLanes + l, so that columns come out
-// in their order.
-struct Place {
-  int64_t word;
-  int shift;
-};
-HOTSET_INLINE Place dot_place(int64_t column) {
-  return {column / kBlock * 4 + column % 16 / 4, int(column % 4 * 8 + column % kBlock / 16 * 4)};
-}
-HOTSET_INLINE Place add_place(int64_t column) {
-  const int64_t r = column / (8 * kLanes), rest = column % (8 * kLanes);
-  return {r * kLanes + rest % kLanes, int(rest / kLanes * 4)};
+// Words of codes in GGUF's order (nibble k of word i: column 4 * i + k / 2, odd k: 16 more) as those of a row
+// to be added up, where nibble n of word l is column n * kLanes + l, so that columns come out in their order.
+HOTSET_INLINE void transpose_nibbles(const uint32_t* from, uint32_t* to) {
+  uint32_t codes[8 * kLanes];
+  for (int c = 0; c < 8 * kLanes; c++) {
+    codes[c] = from[c / kBlock * 4 + c % 16 / 4] >> (c % 4 * 8 + c % kBlock / 16 * 4) & 15;
+  }
+  for (int l = 0; l < kLanes; l++) to[l] = 0;
+  for (int n = 0; n < 8; n++) {
+    for (int l = 0; l < kLanes; l++) to[l] |= codes[n * kLanes + l] << 4 * n;
+  }
 }
 
 template <class R>
@@ -104,20 +101,14 @@ void pack_neuron_row(NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* r
   uint8_t* codes = row + layout.codes;
   for (int64_t b = 0; b < cols / kBlock; b++, src += R::Gguf::kBytes) {
     for (int k = 0; k < R::kHalves; k++) memcpy(row + k * layout.minima + 2 * b, src + 2 * k, 2);
-    uint32_t words[R::kWords];
-    R::Gguf::words(src, 0, words);
-    if (R::kWords == 8 || use == kNeuronDot) {
-      memcpy(codes + b * R::kWords * 4, words, sizeof words);
-      continue;
-    }
-    for (int c = 0; c < kBlock; c++) {
-      const Place from = dot_place(c), to = add_place(b * kBlock + c);
-      const uint32_t code = words[from.word] >> from.shift & 15;
-      uint32_t word;
-      memcpy(&word, codes + 4 * to.word, 4);
-      word |= code << to.shift;
-      memcpy(codes + 4 * to.word, &word, 4);
-    }
+    memcpy(codes + b * R::kWords * 4, src + 2 * R::kHalves, R::kWords * 4);
+  }
+  if (R::kWords == 8 || use == kNeuronDot) return;
+  for (int64_t r = 0; r < layout.registers; r++) {
+    uint32_t from[kLanes], to[kLanes];
+    memcpy(from, codes + r * kWordBytes, kWordBytes);
+    transpose_nibbles(from, to);
+    memcpy(codes + r * kWordBytes, to, kWordBytes);
   }
 }
 

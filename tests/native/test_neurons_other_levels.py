@@ -1,0 +1,71 @@
+"""The kernels over neurons of instruction sets that this machine lacks; see `test_other_levels.py`."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_linear import dequantise, quantise_activations, random_weights
+from test_other_levels import LEVELS, SIMDE
+
+from hotset.formats.tensor import TensorType
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+TYPES = [TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1]
+SHAPES = [(1, 1, 1, 1), (9, 3, 1, 5), (70, 19, 3, 33), (37, 32, 8, 37)]
+"""Neurons, blocks of columns, tokens, listed neurons."""
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs the level's kernels."""
+    level = request.param
+    compiler, flags, emulator = LEVELS[level]
+    for program in [compiler, *emulator]:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    if level == "avx512" and not SIMDE.exists():
+        pytest.skip("needs libsimde-dev")
+    program = tmp_path_factory.mktemp(level) / "runner"
+    sources = [str(ROOT / "csrc" / "neurons.cpp"), str(HERE / "neuron_runner.cpp")]
+    common = ["-std=c++20", "-O1", f"-DHOTSET_LEVEL={level}", f"-I{ROOT / 'csrc'}", "-o", str(program)]
+    subprocess.run([compiler, *flags, *common, *sources], check=True)
+    return [*emulator, str(program)]
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_sums_over_lists_of_neurons(type: TensorType, runner: list[str]) -> None:
+    rng = np.random.default_rng(11)
+    request, answers = b"", []
+    for neurons, n_blocks, tokens, count in SHAPES:
+        cols = 32 * n_blocks
+        gate, down = (random_weights(type, neurons, cols, rng) for _ in range(2))
+        x, h, all_h = (rng.standard_normal((tokens, n)).astype(np.float32) for n in (cols, count, neurons))
+        rows = np.sort(rng.permutation(neurons)[:count]).astype(np.int32)
+        header = np.array([type, neurons, cols, tokens, count, gate.nbytes], np.int64)
+        parts = (header, gate, down, x, h, rows, all_h)
+        request += b"".join(part.tobytes() for part in parts)
+
+        seen = x.astype(np.float64) if type is TensorType.F16 else quantise_activations(x)
+        w, v = dequantise(type, gate, neurons)[rows], dequantise(type, down, neurons)
+        # Codes and minima or offsets are summed apart, so that larger numbers cancel.
+        slack = 1 if type in (TensorType.F16, TensorType.Q8_0) else 16
+        for a, b in ((seen, w.T), (h.astype(np.float64), v[rows]), (all_h.astype(np.float64), v)):
+            answers.append((a @ b, 4e-7 * slack * (np.abs(a) @ np.abs(b)) + 1e-30))
+        answers.append(np.flatnonzero(np.abs(all_h[0]) >= 0.5))
+    got = subprocess.run(runner, input=request, capture_output=True, check=True).stdout
+    for answer in answers:
+        if isinstance(answer, tuple):
+            want, tolerance = answer
+            found = np.frombuffer(got, np.float32, want.size).reshape(want.shape)
+            np.testing.assert_array_less(np.abs(found - want), tolerance)
+            got = got[found.nbytes :]
+        else:
+            size = int(np.frombuffer(got, np.int64, 1)[0])
+            np.testing.assert_array_equal(np.frombuffer(got, np.int32, size, 8), answer)
+            got = got[8 + 4 * size :]
+    assert got == b""
