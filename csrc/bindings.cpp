@@ -6,10 +6,12 @@ namespace nb = nanobind;
 void bind_linear(nb::module_& m);
 void bind_vector(nb::module_& m);
 void bind_layers(nb::module_& m);
+void bind_quantise(nb::module_& m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Hotset's CPU kernels.";
   bind_linear(m);
   bind_vector(m);
   bind_layers(m);
+  bind_quantise(m);
 }

@@ -101,7 +101,7 @@ def softmax(x: F32) -> F32:
     return y
 
 
-class _Linear:
+class ReferenceLinear:
     """``y = x W^T + b``."""
 
     def __init__(self, linear: Linear) -> None:
@@ -154,8 +154,8 @@ class ReferenceAttention:
 
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
-        self.q, self.k, self.v = _Linear(spec.q), _Linear(spec.k), _Linear(spec.v)
-        self.output = _Linear(spec.output)
+        self.q, self.k, self.v = ReferenceLinear(spec.q), ReferenceLinear(spec.k), ReferenceLinear(spec.v)
+        self.output = ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, kv: KVCache, layer: int) -> None:
         """See `Attention`."""
@@ -199,7 +199,7 @@ class ReferenceFFN:
     def __init__(self, spec: FFNSpec) -> None:
         self.norm, self.post_norm = spec.norm, spec.post_norm
         self.hidden = _Neurons(spec)
-        self.down = _Linear(spec.down)
+        self.down = ReferenceLinear(spec.down)
 
     def forward(self, x: F32, out: F32) -> None:
         """See `FFN`."""
@@ -216,8 +216,8 @@ class _Neurons:
 
     def __init__(self, spec: FFNSpec | NeuronFFNSpec) -> None:
         self.activation = spec.activation
-        self.gate = _Linear(spec.gate) if spec.gate else None
-        self.up = _Linear(spec.up)
+        self.gate = ReferenceLinear(spec.gate) if spec.gate else None
+        self.up = ReferenceLinear(spec.up)
 
     def __call__(self, n: F32) -> tuple[F32, F32]:
         act = ACTIVATIONS[self.activation]
@@ -238,12 +238,12 @@ class ReferenceNeuronFFN:
         self.cutoff = spec.plan.cutoff
         self.hidden = _Neurons(spec)
         self.down_t = spec.down_t.weight.to_float32()
-        self.predictor = [_Linear(linear) for linear in spec.predictor]
+        self.predictor = [ReferenceLinear(linear) for linear in spec.predictor]
         if spec.plan.score in (Score.GATE_Q2, Score.GATE_Q4):
             bits = 2 if spec.plan.score is Score.GATE_Q2 else 4
             gate = spec.gate or spec.up
             copy = low_bit_copy(gate.weight.to_float32(), bits)
-            self.predictor = [_Linear(Linear(tensor_from_array("copy", copy), gate.bias))]
+            self.predictor = [ReferenceLinear(Linear(tensor_from_array("copy", copy), gate.bias))]
         self.recall_seen = math.nan
         self._counts = np.zeros(3, np.int64)
 
@@ -299,7 +299,7 @@ class ReferenceHead:
 
     def __init__(self, spec: HeadSpec) -> None:
         self.norm = spec.norm
-        self.output = _Linear(spec.output)
+        self.output = ReferenceLinear(spec.output)
 
     def forward(self, x: F32) -> F32:
         """See `Head`."""

@@ -26,7 +26,7 @@ def build_transformer(
     checkpoint: Checkpoint, backend: Backend, progress: Callable[[int, int], None] | None = None
 ) -> Transformer:
     """Build every part of the model with `backend`; `progress(done, total)` is told after each of them."""
-    weights = _Weights(checkpoint)
+    weights = Weights(checkpoint)
     n_layers = checkpoint.config.n_layers
 
     def done(parts: int) -> None:
@@ -48,10 +48,10 @@ def build_transformer(
 
 def neuron_ffn_spec(checkpoint: Checkpoint, layer: int, plan: FFNPlan) -> NeuronFFNSpec:
     """A layer's FFN, stored by neuron, under a plan."""
-    return _Weights(checkpoint).neuron_ffn(layer, plan)
+    return Weights(checkpoint).neuron_ffn(layer, plan)
 
 
-class _Weights:
+class Weights:
     """A checkpoint's tensors, by name, as the specs of parts."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
