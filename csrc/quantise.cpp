@@ -120,7 +120,8 @@ class Search {
       } else if (type_ == kQ8_0) {
         scale_[l] = largest / (127 + 0.25f * step);
       } else {  // the largest number as -8 or as 7, or beyond, both being cut off
-        scale_[l] = l < kLanes / 2 ? largest / -(7.2f + 0.8f * step) : largest / (6.6f + 0.8f * (step - kLanes / 2));
+        scale_[l] =
+            l < kLanes / 2 ? largest / -(7.2f + 0.8f * step) : largest / (6.6f + 0.8f * (step - kLanes / 2));
       }
     }
   }

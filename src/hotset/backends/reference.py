@@ -109,6 +109,7 @@ class ReferenceLinear:
         self.bias = linear.bias
 
     def __call__(self, x: F32) -> F32:
+        """Of x (T, in): (T, out)."""
         y: F32 = x @ self.weight.T
         return y if self.bias is None else y + self.bias
 

@@ -5,7 +5,18 @@ from typing import Annotated, Any
 import typer
 
 from hotset import __version__
-from hotset.cli import bench, calibrate, chat, convert, evaluate, inspect, profile, run, train_predictor
+from hotset.cli import (
+    bench,
+    calibrate,
+    chat,
+    convert,
+    evaluate,
+    inspect,
+    profile,
+    quantize,
+    run,
+    train_predictor,
+)
 from hotset.errors import HotsetError
 
 app = typer.Typer(
@@ -20,6 +31,7 @@ app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("profile")(profile.profile)
 app.command("convert")(convert.convert)
+app.command("quantize")(quantize.quantize)
 app.command("train-predictor")(train_predictor.train_predictor)
 app.command("calibrate")(calibrate.calibrate)
 app.command("inspect")(inspect.inspect)

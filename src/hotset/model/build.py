@@ -26,7 +26,7 @@ def build_transformer(
     checkpoint: Checkpoint, backend: Backend, progress: Callable[[int, int], None] | None = None
 ) -> Transformer:
     """Build every part of the model with `backend`; `progress(done, total)` is told after each of them."""
-    weights = Weights(checkpoint)
+    weights = _Weights(checkpoint)
     n_layers = checkpoint.config.n_layers
 
     def done(parts: int) -> None:
@@ -46,12 +46,27 @@ def build_transformer(
     return Transformer(checkpoint.config, backend, embedding, layers, head)
 
 
+def embedding_spec(checkpoint: Checkpoint) -> EmbeddingSpec:
+    """The token embedding."""
+    return _Weights(checkpoint).embedding()
+
+
+def attention_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
+    """A layer's attention."""
+    return _Weights(checkpoint).attention(layer)
+
+
+def ffn_spec(checkpoint: Checkpoint, layer: int) -> FFNSpec:
+    """A layer's ordinary FFN."""
+    return _Weights(checkpoint).ffn(layer)
+
+
 def neuron_ffn_spec(checkpoint: Checkpoint, layer: int, plan: FFNPlan) -> NeuronFFNSpec:
     """A layer's FFN, stored by neuron, under a plan."""
-    return Weights(checkpoint).neuron_ffn(layer, plan)
+    return _Weights(checkpoint).neuron_ffn(layer, plan)
 
 
-class Weights:
+class _Weights:
     """A checkpoint's tensors, by name, as the specs of parts."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -19,35 +19,16 @@ from hotset.backends.reference import (
     ReferenceNeuronFFN,
 )
 from hotset.config import FFNPlan, Way
-from hotset.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
-from hotset.model.build import Weights
-from hotset.tokenizer import Tokenizer
+from hotset.model.build import attention_spec, embedding_spec, ffn_spec, neuron_ffn_spec
 
 F64 = NDArray[np.float64]
-WINDOW = 512
-"""Tokens that are read together, each window from an empty context."""
-LEAST = 128
-"""Tokens below which a text says too little."""
 WIDEST = 16384
 """Inputs of more numbers than this get mean squares only: their products would take gigabytes."""
 
-
-def windows(checkpoint: Checkpoint, text: str, limit: int | None = None) -> list[NDArray[np.int32]]:
-    """The text's first `limit` tokens in windows, each opened as the model's texts are.
-
-    Raises `RequestError` for a text of fewer than `LEAST` tokens.
-    """
-    tokenizer = Tokenizer.from_checkpoint(checkpoint)
-    ids = list(tokenizer.encode(text, add_special=True))[:limit]
-    if len(ids) < LEAST:
-        raise RequestError(f"the text has {len(ids)} tokens: expected at least {LEAST} (--text, --tokens)")
-    size = min(WINDOW, checkpoint.config.context_length)
-    cut = [np.array(ids[start : start + size], np.int32) for start in range(0, len(ids), size)]
-    if ids[0] == tokenizer.bos_id:
-        for window in cut:
-            window[0] = ids[0]
-    return cut
+_OUTLIER = 4.0
+"""Inputs whose sum of squares is more than so many times the median count as if it were that. A text's first
+token may be a thousand times as large as the others (arXiv 2402.17762), and would leave these no weight."""
 
 
 def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> Iterator[dict[str, F64]]:
@@ -57,20 +38,19 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
     others' (``ffn_down_t``) have none.
     """
     c = checkpoint.config
-    weights = Weights(checkpoint)
-    embedding = ReferenceEmbedding(weights.embedding())
+    embedding = ReferenceEmbedding(embedding_spec(checkpoint))
     hidden = [embedding.forward(tokens, 0) for tokens in text]
     del embedding
     kv = ReferenceKVCache((1, max(map(len, text)), c.n_kv_heads, c.head_dim), np.float32)
     count = sum(map(len, text))
     for i in range(c.n_layers):
-        attention = ReferenceAttention(weights.attention(i))
+        attention = ReferenceAttention(attention_spec(checkpoint, i))
         ffn: ReferenceFFN | ReferenceNeuronFFN
         if c.layers[i].ffn is None:
-            ffn = ReferenceFFN(weights.ffn(i))
+            ffn = ReferenceFFN(ffn_spec(checkpoint, i))
             ffn.down = down = _Recorder(ffn.down)
         else:
-            ffn, down = ReferenceNeuronFFN(weights.neuron_ffn(i, FFNPlan(Way.DENSE))), None
+            ffn, down = ReferenceNeuronFFN(neuron_ffn_spec(checkpoint, i, FFNPlan(Way.DENSE))), None
         attention.q = query = _Recorder(attention.q)
         attention.output = output = _Recorder(attention.output)
         ffn.hidden.up = up = _Recorder(ffn.hidden.up)
@@ -97,5 +77,8 @@ class _Recorder(ReferenceLinear):
         self.total: F64 = np.zeros((size, size) if size <= WIDEST else size)
 
     def __call__(self, x: F32) -> F32:
-        self.total += x.T @ x if self.total.ndim == 2 else (x * x).sum(axis=0)
+        sizes = (x * x).sum(axis=1, keepdims=True)
+        limit = _OUTLIER * np.median(sizes)
+        kept = x * np.sqrt(limit / np.maximum(sizes, max(limit, 1e-30)))
+        self.total += kept.T @ kept if self.total.ndim == 2 else (kept * kept).sum(axis=0)
         return super().__call__(x)

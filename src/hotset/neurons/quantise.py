@@ -1,9 +1,9 @@
-"""Quantises a GGUF model to Q4_0, Q4_1 or Q8_0, tensor by tensor.
+"""Quantises a model to Q4_0, Q4_1 or Q8_0, tensor by tensor.
 
-With calibration text, matrices are rounded as in GPTQ (arXiv 2210.17323): block by block of 32 columns, and the
-columns that follow take up the error as far as the inputs' second moments allow. Each block's scale (and
-minimum) is searched for the least error that then remains. Without a text it is searched for the least error
-of the weights themselves.
+With calibration text, matrices are rounded as in GPTQ (arXiv 2210.17323): block after block of 32 columns,
+and the columns that follow take up the error as far as the inputs' second moments allow. Each block's scale
+(and minimum) is searched for the least error that then remains. Without a text it is searched for the least
+error of the weights themselves.
 """
 
 import re
@@ -14,82 +14,93 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.errors import CheckpointError
-from hotset.formats import Checkpoint, Tensor, TensorType
-from hotset.formats.gguf_file import read_gguf
-from hotset.formats.gguf_writer import NewTensor, same_metadata, same_tensor, write_gguf
-from hotset.neurons.calibration import F64, input_moments
+from hotset.backends.base import F32
+from hotset.errors import CheckpointError, HotsetError
+from hotset.formats.as_gguf import as_gguf, check_config
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.gguf_file import split_parts
+from hotset.formats.gguf_model import open_gguf
+from hotset.formats.gguf_writer import NewTensor, write_gguf
+from hotset.formats.tensor import Tensor, TensorType
+from hotset.neurons.moments import F64, input_moments
 
-F32 = NDArray[np.float32]
 FILE_TYPES = {TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q8_0: 7}
 """The types that can be written, and `general.file_type` of such files."""
 
 _BLOCK = 32
 _GROUP = 256
 _DAMPING = 0.01
-_LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
-_PARTS = (
-    "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "ffn_down_t"
-)  # fmt: skip
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_MATRICES = {
+    f"{part}.weight"
+    for part in (
+        *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"),
+        *("ffn_gate", "ffn_up", "ffn_down", "ffn_down_t"),
+    )
+}
 
 
-def quantise_file(
+def quantise_model(
     checkpoint: Checkpoint,
-    target: Path,
+    out: Path,
     type: TensorType,
-    text: Sequence[NDArray[np.int32]] = (),
+    windows: Sequence[NDArray[np.int32]] = (),
     *,
     threads: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Write the GGUF model `checkpoint` to `target` with its matrices as `type`; the size in bytes.
+    """Write a model to `out` as a GGUF file with its matrices as `type`; the size in bytes.
 
-    `text` is calibration text as `calibration.windows` cuts it. Metadata and names are kept; see `new_type` for what is
-    quantised. Raises `CheckpointError` for other files, or numbers that are not finite.
+    `windows` are those of a calibration text (`hotset.neurons.corpus`). Metadata and names stay; what is
+    quantised says `new_type`. `progress(done, total)` counts bytes. Nothing half-written is left, whatever
+    happens. Raises `HotsetError` for numbers that are not finite.
     """
-    if checkpoint.path.is_dir():
-        raise CheckpointError(f"{checkpoint.path}: expected a GGUF file; convert the directory to GGUF first")
-    file = read_gguf(checkpoint.path)
-    if file.powerinfer:
-        raise CheckpointError(f"{checkpoint.path}: a PowerInfer file; make it a GGUF first (hotset convert)")
-    moments = _Moments(input_moments(checkpoint, text) if text else iter(()))
-    output = "output.weight" if "output.weight" in file.tensors else "token_embd.weight"
+    for part in split_parts(checkpoint.path.name):
+        path = checkpoint.path.with_name(part)
+        if out.exists() and path.exists() and out.samefile(path):
+            raise HotsetError(f"{out} is the model itself: name another file with -o")
+    metadata, tensors = as_gguf(checkpoint)
+    output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+    moments = _Moments(input_moments(checkpoint, windows) if windows else iter(()))
 
-    def new(tensor: Tensor) -> NewTensor:
-        kind = new_type(tensor, type, is_output=tensor.name == output)
-        if kind is tensor.type:
-            return same_tensor(tensor)
+    def new(name: str) -> NewTensor:
+        tensor = tensors[name]
+        kind = new_type(tensor, type, is_output=name == output)
+        shape, same = tensor.shape, kind is tensor.type
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            values = tensor.to_float32()
-            if not np.isfinite(values).all():
-                raise CheckpointError(f"{checkpoint.path}: tensor {tensor.name} has numbers that are not finite")
-            if kind is TensorType.F32:
-                yield np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            else:
-                yield quantise(values, kind, moments.of(tensor.name), threads)
+            tensor = tensors[name]  # some are made at look-up: none is kept
+            yield tensor.data if same else _quantised(checkpoint, tensor, kind, moments.of(name), threads)
 
-        return NewTensor(tensor.name, tensor.shape, kind, chunks)
+        return NewTensor(name, shape, kind, chunks)
 
-    metadata = same_metadata(file.metadata) | {
+    metadata |= {
         "general.file_type": FILE_TYPES[type],
-        "general.quantization_version": 2,
-        "hotset.quantize.tokens": sum(map(len, text)),
+        "hotset.quantize.source": checkpoint.path.name,
+        "hotset.quantize.tokens": sum(map(len, windows)),
     }
-    tensors = [new(tensor) for tensor in sorted(file.tensors.values(), key=_layer)]
-    return write_gguf(target, metadata, tensors, progress)
+    # In the layers' order, as their moments come.
+    order = sorted(tensors, key=lambda name: _split(name)[0])
+    return write_gguf(
+        out,
+        metadata,
+        [new(name) for name in order],
+        progress,
+        lambda path: check_config(checkpoint.config, open_gguf(path).config),
+    )
 
 
 def new_type(tensor: Tensor, type: TensorType, *, is_output: bool) -> TensorType:
     """What a tensor of a model becomes when that is quantised to `type`.
 
     Vectors are F32. The matrices of the layers and the token embedding take the type, if their rows are whole
-    blocks. The output matrix, be it the embedding, is Q8_0, or stays as it is if that is smaller. The rest stays.
+    blocks. The output matrix (where there is none, the embedding) is Q8_0, or stays if that is not larger.
+    So does all else: position embeddings, predictors, profiles.
     """
     if len(tensor.shape) == 1:
         return TensorType.F32
-    layer = _LAYER.fullmatch(tensor.name)
-    known = layer[2] in _PARTS if layer else is_output or tensor.name == "token_embd.weight"
+    part = _split(tensor.name)[1]
+    known = is_output or part == "token_embd.weight" or part in _MATRICES
     if len(tensor.shape) != 2 or not known or tensor.shape[1] % _BLOCK:
         return tensor.type
     if not is_output:
@@ -148,25 +159,35 @@ def _inverse(upper: F64) -> F64:
     return inverse
 
 
-def _layer(tensor: Tensor) -> int:
-    found = _LAYER.match(tensor.name) or re.match(r"blk\.(\d+)\.", tensor.name)
-    return int(found[1]) if found else -1
+def _quantised(
+    checkpoint: Checkpoint, tensor: Tensor, type: TensorType, moments: F64 | None, threads: int
+) -> NDArray[np.uint8]:
+    values = tensor.to_float32()
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{checkpoint.path}: tensor {tensor.name} has numbers that are not finite")
+    if type is TensorType.F32:
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return quantise(values, type, moments, threads)
+
+
+def _split(name: str) -> tuple[int, str]:
+    """``blk.3.ffn_up.weight`` as its layer and the rest; -1 for what is no layer's."""
+    found = _LAYER.fullmatch(name)
+    return (int(found[1]), found[2]) if found else (-1, name)
 
 
 class _Moments:
     """The layers' moments, asked for in the layers' order."""
 
     def __init__(self, layers: Iterator[Mapping[str, F64]]) -> None:
-        self._layers = enumerate(layers)
-        self._layer, self._current = -1, dict[str, F64]()
+        self._layers = layers
+        self._layer = -1
+        self._current: Mapping[str, F64] = {}
 
     def of(self, name: str) -> F64 | None:
-        found = _LAYER.fullmatch(name)
-        if not found:
-            return None
-        while self._layer < int(found[1]):
-            try:
-                self._layer, self._current = next(self._layers)
-            except StopIteration:
-                return None
-        return self._current.get(found[2])
+        layer, part = _split(name)
+        while self._layer < layer:
+            self._layer += 1
+            self._current = {}  # let go before the next are made
+            self._current = next(self._layers, {})
+        return self._current.get(part.removesuffix(".weight")) if layer >= 0 else None
