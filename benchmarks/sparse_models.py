@@ -175,7 +175,11 @@ def by_neuron(tensors: list[TensorPlan], sparse: SparseShape, kind: Q) -> list[T
 def scaled_chunks(
     tensor: TensorPlan, buffers: dict[tuple[int, int], NDArray[np.uint8]], rng: np.random.Generator
 ) -> Iterator[memoryview]:
-    """Random blocks as `tensor_chunks` gives them, their numbers LOW times as large."""
+    """Random blocks as `tensor_chunks` gives them, their numbers LOW times as large.
+
+    Blocks' signs are random too: 4-bit codes from -8 to 7 have a mean, which would amplify one direction from
+    layer to layer.
+    """
     block_bytes = GGML_QUANT_SIZES[tensor.type][1]
     for chunk in tensor_chunks(tensor, buffers, rng):
         if tensor.type is Q.F16:
@@ -183,7 +187,8 @@ def scaled_chunks(
             continue
         blocks = np.frombuffer(chunk, np.uint8).reshape(-1, block_bytes).copy()
         scales = 4 if tensor.type is Q.Q4_1 else 2  # scale, and minimum
-        blocks[:, :scales] = (blocks[:, :scales].copy().view("<f2") * np.float16(LOW)).view(np.uint8)
+        factor = rng.choice(np.float16([-LOW, LOW]), (len(blocks), 1))
+        blocks[:, :scales] = (blocks[:, :scales].copy().view("<f2") * factor).view(np.uint8)
         yield memoryview(blocks.reshape(-1))
 
 
@@ -208,7 +213,7 @@ def write(
         writer.add_array("hotset.ffn.way", ["predictor"] * depth)
         writer.add_array("hotset.ffn.score", ["low_rank"] * depth)
         writer.add_array("hotset.ffn.cutoff", [gates[v].cutoff for v in variant])
-        writer.add_float32("hotset.ffn.recall", RECALL)
+        writer.add_array("hotset.ffn.recall", [RECALL] * depth)
 
     def fixed(values: NDArray[np.uint8]) -> Iterator[memoryview]:
         yield memoryview(values)
@@ -218,7 +223,7 @@ def write(
             rows = space.embeddings(min(4096, shape.vocab - start), rng)
             yield memoryview(_blocks(rows, tensor.type))
 
-    # What layers add must not be what others read: that would amplify itself from layer to layer.
+    # What layers add has its own numbers, to be independent of what they read.
     buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
     low_buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
     streamed = []
