@@ -8,10 +8,12 @@ namespace {
 // Neurons that are computed together: their values stay in the first-level cache.
 constexpr int64_t kBlockNeurons = 64;
 
-// A list of neurons is cut in so many parts at most, each with sums of its own, whatever the threads: so the
-// order of additions, and with it the result, does not depend on them.
+// Neurons are dealt out to parts, a few neighbours at a time, and each part adds up its own in their order.
+// So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
+// out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
 constexpr int64_t kMaxParts = 32;
-constexpr int64_t kPartNeurons = 48;
+constexpr int64_t kPartNeurons = 256;
+constexpr int64_t kNeighbours = 4;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;
@@ -151,8 +153,9 @@ struct ChosenJob {
   const float *first_bias, *second_bias;
   NeuronMatrix first, second;
   bool has_first, has_second;
-  int64_t parts, sum_floats;  // of one token
-  float* sums;                // parts x tokens x sum_floats
+  const int32_t *indices, *starts;  // of each part's neurons, and where it starts
+  int64_t sum_floats;               // of one token
+  float* sums;                      // parts x tokens x sum_floats
   Touched* touched;
 
   struct Counts {
@@ -168,9 +171,6 @@ struct ChosenJob {
     return reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + 64);
   }
 
-  // Neuron numbers in the list: [begin, end) of a part, groups of four staying together.
-  int64_t begin(int64_t part) const { return ceil_div(c.count, 4) * part / parts * 4; }
-
   bool counts(int64_t t, int32_t j) const {
     if (!c.scores) return true;
     const float score = c.scores[t * c.neurons + j] * (c.factors ? c.factors[j] : 1.0f);
@@ -185,9 +185,9 @@ struct ChosenJob {
     auto* kept = reinterpret_cast<int32_t*>(up + c.tokens * kBlockNeurons);
     std::fill_n(sum, c.tokens * sum_floats, 0.0f);
     Counts found = {0, 0};
-    const int64_t end = std::min(begin(part + 1), c.count);
-    for (int64_t i = begin(part); i < end; i += kBlockNeurons) {
-      int64_t n = keep(c.indices + i, std::min(kBlockNeurons, end - i), h, kept);
+    const int64_t end = starts[part + 1];
+    for (int64_t i = starts[part]; i < end; i += kBlockNeurons) {
+      int64_t n = keep(indices + i, std::min(kBlockNeurons, end - i), h, kept);
       if (has_second && n > 0) {
         multiply_second(kept, n, up, h);
         n = squeeze(kept, n, h, kept);
@@ -337,6 +337,32 @@ struct AllJob {
   }
 };
 
+// The list dealt out: parts that have neurons, one after the other.
+struct Dealt {
+  int32_t *indices, *starts;
+  int64_t parts;
+
+  Dealt(Session& session, const Chosen& chosen) {
+    const int64_t most = std::clamp<int64_t>(chosen.neurons / kPartNeurons, 1, kMaxParts);
+    const auto part_of = [&](int32_t j) { return j / kNeighbours % most; };
+    int32_t counts[kMaxParts + 1] = {};
+    for (int64_t i = 0; i < chosen.count; ++i) ++counts[part_of(chosen.indices[i])];
+    indices = session.allocate<int32_t>(chosen.count);
+    starts = session.allocate<int32_t>(kMaxParts + 1);
+    parts = 0;
+    int32_t next[kMaxParts], start = 0;
+    for (int64_t p = 0; p < most; ++p) {
+      next[p] = start;
+      if (counts[p] > 0) starts[parts++] = start;
+      start += counts[p];
+    }
+    starts[parts] = start;
+    for (int64_t i = 0; i < chosen.count; ++i) {
+      indices[next[part_of(chosen.indices[i])]++] = chosen.indices[i];
+    }
+  }
+};
+
 const float* bias_of(const NeuronRows* rows) {
   return rows && !rows->bias.empty() ? rows->bias.data() : nullptr;
 }
@@ -403,7 +429,8 @@ void multiply_all_rows(Session& session, const Runtime& runtime, const RowActiva
 void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
                 const Norm* post_norm, float* out, Touched& touched) {
   const int64_t cols = down.cols(), sum_floats = runtime.neurons.accumulator_floats(cols);
-  const int64_t parts = std::min(kMaxParts, ceil_div(chosen.count, kPartNeurons));
+  const Dealt dealt(session, chosen);
+  const int64_t parts = dealt.parts;
   auto* sums = session.allocate<float>(parts * chosen.tokens * sum_floats);
   ChosenJob job{};
   job.runtime = &runtime;
@@ -415,7 +442,8 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   if (chosen.second) job.second = chosen.second->packed;
   job.first_bias = bias_of(chosen.first);
   job.second_bias = bias_of(chosen.second);
-  job.parts = parts;
+  job.indices = dealt.indices;
+  job.starts = dealt.starts;
   job.sum_floats = sum_floats;
   job.sums = sums;
   job.touched = &touched;

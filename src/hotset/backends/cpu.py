@@ -230,7 +230,9 @@ class CpuBackend:
             raise CheckpointError(f"{spec.down_t.weight.name}: exact: {spec.activation.value} is never zero")
         first, second = (spec.gate, spec.up) if spec.gate else (spec.up, None)
         by_row = plan.way is Way.PREDICTOR
-        second_by_row = by_row or plan.way is Way.EXACT or plan.score is Score.GATE
+        # Dense as exact, so that the same numbers come out of the same kernels.
+        second_by_row = by_row or spec.activation.zero_producing or plan.score is Score.GATE
+        second_by_row = second_by_row and plan.score is not Score.DOWN
         self._neuron_ffns += 1
         return CpuNeuronFFN(
             _native.NeuronFFN(
