@@ -1,5 +1,6 @@
 """From a tiny model's file to one stored by neuron with predictors or cut-offs, and back by the loader."""
 
+import json
 from contextlib import nullcontext
 
 import numpy as np
@@ -10,6 +11,10 @@ from helpers.random_gguf import CONTEXT, FFN, LAYERS, VOCABULARY, random_model, 
 
 from hotset.backends.reference import ReferenceBackend
 from hotset.cli import main
+from hotset.cli.calibrate import _facts as calibration_facts
+from hotset.cli.calibrate import _print as print_calibration
+from hotset.cli.train_predictor import _facts as training_facts
+from hotset.cli.train_predictor import _print as print_training
 from hotset.config import Score, Way
 from hotset.errors import HotsetError, RequestError
 from hotset.formats import open_checkpoint
@@ -65,7 +70,7 @@ def times(factors):
     ("factors", "name"),
     [((0.5, 0.4, 0.45, 0.6, 0.7), "gate_q4"), ((0.5, 0.9, 0.9, 0.4, 0.6), "low_rank"), ((1,) * 5, None)],
 )
-def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monkeypatch):
+def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monkeypatch, capsys):
     checkpoint, transformer, profile, windows, studied, out = opened("relu")
     monkeypatch.setattr(train_module, "measure_ms", times(factors))
     training = train_predictors(studied, windows, target=0.95, budget=0.5, stage=stage)
@@ -73,6 +78,15 @@ def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monk
     assert list(training.qualities) == ["exact", "gate_q4", "gate_q2", "low_rank", "low_rank_relu", CHOSEN]
     assert training.qualities["exact"].kl == pytest.approx(0, abs=1e-3)
     assert training.qualities[CHOSEN] == training.qualities.get(name, training.dense)
+
+    print_training(training)
+    json.dumps(training_facts(training))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert sum("*" in row and (name or "dense") in row for row in rows) == LAYERS
+    assert [row[-2] for row in rows if row[:1] == ["low_rank"] and len(row) == 10] == [
+        f"{training.qualities['low_rank'].perplexity / training.dense.perplexity:.4f}"
+    ]
+    assert ["taken", str(LAYERS), name or "dense"] in rows
 
     convert(checkpoint, out, profile, training.plans, training.predictors(studied))
     written = open_checkpoint(out)
@@ -89,7 +103,7 @@ def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monk
     assert again.perplexity == pytest.approx(training.qualities[CHOSEN].perplexity, rel=1e-4)
 
 
-def test_calibration_keeps_its_budget(opened, monkeypatch):
+def test_calibration_keeps_its_budget(opened, monkeypatch, capsys):
     checkpoint, _, profile, windows, studied, out = opened("silu")
     densities = calibrate_module._TIMED_DENSITIES
     monkeypatch.setattr(calibrate_module, "measure_ms", times([0.5 + 0.5 * d for d in densities * 2]))
@@ -100,6 +114,10 @@ def test_calibration_keeps_its_budget(opened, monkeypatch):
         assert found.quality.kl <= Budget.parse(text).amount
         kls.append(found.quality.kl)
     assert 0 < kls[0] < kls[1]
+    facts = json.loads(json.dumps({"budget": "kl=0.01"} | calibration_facts(calibration, found)))
+    assert facts["ffn_ms"] < facts["ffn_dense_ms"] == LAYERS
+    print_calibration(facts)
+    assert f"{facts['density']:.1%}" in capsys.readouterr().out
     assert np.mean(found.densities) < 1
     convert(checkpoint, out, profile, found.plans)
     plans = [layer.ffn for layer in open_checkpoint(out).config.layers]

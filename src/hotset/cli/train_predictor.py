@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from hotset.errors import RequestError
 if TYPE_CHECKING:
     from hotset.neurons.plan import Choice
     from hotset.neurons.train import Training
+
+_COLUMNS = ("kB", "recall", "precision", "kept", "chosen", "ms")
 
 
 def train_predictor(
@@ -131,16 +134,19 @@ def _print(training: "Training") -> None:
         rows += [_row(choice, choice is best) for choice in choices]
     table(
         rows,
-        header=("layer", "choice (* taken)", "kB", "recall", "precision", "kept", "chosen", "ms"),
+        header=("layer", "choice (* taken)", *_COLUMNS),
     )
     print()
-    qualities = [
-        (name, f"{q.perplexity:.4f}", f"{q.perplexity / training.dense.perplexity:.4f}", f"{q.kl:.5f}")
-        for name, q in training.qualities.items()
+    dense = training.dense.perplexity
+    kinds: list[tuple[str, ...]] = [
+        ("dense", "", "", "", "", "100.0%", f"{sum(training.dense_ms):.3f}", f"{dense:.4f}", "", "")
     ]
+    for name, q in training.qualities.items():
+        quality = f"{q.perplexity:.4f}", f"{q.perplexity / dense:.4f}", f"{q.kl:.5f}"
+        kinds.append((name, *_mean(training.in_all_layers(name), training.dense_ms), *quality))
     table(
-        [("dense", f"{training.dense.perplexity:.4f}", "1.0000", ""), *qualities],
-        header=("in all layers", "perplexity", "over dense", "KL"),
+        kinds,
+        header=("in all layers", *_COLUMNS, "perplexity", "over dense", "KL"),
     )
     taken = Counter(best.name if best else "dense" for best in training.best)
     print()
@@ -153,13 +159,24 @@ def _print(training: "Training") -> None:
 
 
 def _row(choice: "Choice", taken: bool) -> tuple[str, ...]:
+    name = choice.name + (f" {choice.rank}" if choice.rank else "") + " *" * taken
+    return "", name, *_mean([choice], [choice.ms])
+
+
+def _mean(choices: Sequence["Choice | None"], dense_ms: Sequence[float]) -> tuple[str, ...]:
+    """The columns for all layers: milliseconds are added up, the others are means; None is dense."""
+    there = [choice for choice in choices if choice]
+    dense = len(choices) - len(there)
+
+    def mean(name: str) -> float:
+        return float(sum(getattr(choice, name) for choice in there) + dense) / len(choices)
+
+    ms = sum(choice.ms if choice else ms for choice, ms in zip(choices, dense_ms, strict=True))
     return (
-        "",
-        choice.name + (f" {choice.rank}" if choice.rank else "") + " *" * taken,
-        f"{choice.predictor_bytes / 1e3:.0f}",
-        f"{choice.recall:.1%}",
-        f"{choice.precision:.1%}",
-        f"{choice.kept:.2%}",
-        f"{choice.chosen:.1%}",
-        f"{choice.ms:.3f}",
+        f"{sum(choice.predictor_bytes for choice in there) / len(choices) / 1e3:.0f}",
+        f"{mean('recall'):.1%}",
+        f"{mean('precision'):.1%}",
+        f"{mean('kept'):.2%}",
+        f"{mean('chosen'):.1%}",
+        f"{ms:.3f}",
     )

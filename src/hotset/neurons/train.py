@@ -42,6 +42,10 @@ class Training:
         """What to convert the model with."""
         return [choice.plan if choice else None for choice in self.best]
 
+    def in_all_layers(self, name: str) -> list[Choice | None]:
+        """The choices behind one of `qualities`."""
+        return list(self.best) if name == CHOSEN else _row(self.choices, name)
+
     def predictors(self, study: Study) -> dict[int, Predictor]:
         """The matrices that go with the plans, neurons in the model's order."""
         return {
@@ -74,7 +78,7 @@ def train_predictors(
     with stage("Reading held-out text") as bar:
         trial = Trial(study.transformer, windows.held_out[:_TRIED_WINDOWS], bar)
     kinds = list(dict.fromkeys(choice.name for choices in timed for choice in choices))
-    rows = {kind: [_of_kind(choices, kind) for choices in timed] for kind in kinds} | {CHOSEN: list(best)}
+    rows = {kind: _row(timed, kind) for kind in kinds} | {CHOSEN: list(best)}
     qualities = {}
     with stage("Trying them") as bar:
         for kind, row in rows.items():
@@ -117,6 +121,10 @@ def _timed(
             ms = float(ratios[kinds.index(choice.name), i]) * dense_ms[i]
             timed[i].append(replace(choice, ms=ms))
     return timed, dense_ms
+
+
+def _row(layers: Sequence[Sequence[Choice]], kind: str) -> list[Choice | None]:
+    return [_of_kind(choices, kind) for choices in layers]
 
 
 def _of_kind(choices: Sequence[Choice], kind: str) -> Choice | None:
