@@ -15,7 +15,7 @@ from hotset.cli.calibrate import _facts as calibration_facts
 from hotset.cli.calibrate import _print as print_calibration
 from hotset.cli.train_predictor import _facts as training_facts
 from hotset.cli.train_predictor import _print as print_training
-from hotset.config import Score, Way
+from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError, RequestError
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer, neuron_ffn_spec
@@ -27,6 +27,8 @@ from hotset.neurons.study import split, study
 from hotset.neurons.threshold import Budget
 from hotset.neurons.train import CHOSEN, train_predictors
 from hotset.neurons.trial import Trial, TrialFFN
+
+EXACT = FFNPlan(Way.EXACT)
 
 
 def stage(title):
@@ -46,7 +48,8 @@ def opened(tmp_path):
         out = tmp_path / "out.gguf"
         ids = np.random.default_rng(1).integers(0, VOCABULARY, 20 * CONTEXT)
         windows = split([ids], [], CONTEXT, None, 10**6)
-        studying = study(checkpoint, transformer, profile, out, None, stage)
+        plan = FFNPlan(Way.PREDICTOR, Score.GATE_Q4)
+        studying = study(checkpoint, transformer, profile, out, None, plan, stage)
         left.append(studying)
         return checkpoint, transformer, profile, windows, studying.__enter__(), out
 
@@ -153,7 +156,7 @@ def test_a_model_stored_by_neuron_is_refused(opened, tmp_path):
     convert(checkpoint, out, profile)
     with (
         pytest.raises(HotsetError, match="stored by neuron already"),
-        study(open_checkpoint(out), transformer, profile, tmp_path / "x.gguf", None, stage),
+        study(open_checkpoint(out), transformer, profile, tmp_path / "x.gguf", None, EXACT, stage),
     ):
         pass
 

@@ -9,7 +9,7 @@ from hotset.backends.base import Linear, NeuronFFNSpec, Norm
 from hotset.backends.reference import ReferenceNeuronFFN
 from hotset.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.errors import RequestError
-from hotset.formats.tensor import tensor_from_array
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.neurons.threshold import Budget, Level, best_levels, levels, search, timed
 from hotset.neurons.trial import Quality, TrialFFN
 
@@ -44,7 +44,8 @@ def test_a_perplexity_budget_holds_the_divergence_too():
 def layer(activation=Activation.SILU):
     rng = np.random.default_rng(0)
     gate, up, down_t = (
-        Linear(tensor_from_array("w", rng.standard_normal((48, 32)).astype(np.float32) / 4)) for _ in range(3)
+        Linear(Tensor("w", TensorType.F16, (48, 32), half.reshape(-1).view(np.uint8)))
+        for half in (rng.standard_normal((3, 48, 32)) / 4).astype(np.float16)
     )
     norm = Norm(NormKind.RMS, 1e-5, np.ones(32, np.float32))
     spec = NeuronFFNSpec(norm, gate, up, down_t, activation, FFNPlan(Way.DENSE))
@@ -53,7 +54,7 @@ def layer(activation=Activation.SILU):
 
 def test_levels_are_quantiles_and_their_errors_are_what_is_lost():
     spec, ffn, x = layer()
-    found = levels(ffn, spec, x)
+    found = levels(ffn, ffn, spec, x)
     assert len(found) == 18
     for level in found:
         tried = TrialFFN(ffn, replace(spec, plan=level.plan))
@@ -70,6 +71,8 @@ def test_levels_are_quantiles_and_their_errors_are_what_is_lost():
         sum(level.error for level in found if level.plan.score is s) for s in (Score.DOWN, Score.GATE)
     )
     assert down < gate  # it knows more
+    unread = replace(spec, up=Linear(tensor_from_array("up", spec.up.weight.to_float32())))
+    assert {level.plan.score for level in levels(ffn, ffn, unread, x)} == {Score.DOWN}
 
 
 def test_times_are_a_line_through_the_measured_ones():

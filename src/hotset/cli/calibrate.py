@@ -8,6 +8,7 @@ import typer
 
 from hotset.cli import options
 from hotset.cli import study as shared
+from hotset.config import FFNPlan, Score, Way
 
 if TYPE_CHECKING:
     from hotset.neurons.calibrate import Calibration
@@ -49,6 +50,7 @@ def calibrate(
         out=out,
         ffn=ffn,
         threads=threads,
+        plan=FFNPlan(Way.THRESHOLD, Score.DOWN),
     ) as opened:
         calibration = calibrate_model(opened.study, opened.windows, progress)
         found = calibration.search(allowed, progress)

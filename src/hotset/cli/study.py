@@ -10,6 +10,7 @@ import typer
 
 from hotset.cli.convert import FFNType
 from hotset.cli.text import read_text
+from hotset.config import FFNPlan
 from hotset.errors import RequestError
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def opened(
     out: Path,
     ffn: FFNType | None,
     threads: int | None,
+    plan: FFNPlan,
 ) -> Iterator[Opened]:
-    """Check all that the user named, cheapest first, then load and store the model by neuron."""
+    """Check all that the user named, cheapest first, then load and store the model as `plan` asks for."""
     if not out.absolute().parent.is_dir():
         raise RequestError(f"{out}: there is no directory {out.parent}")
     written = [read_text(path) for path in text]
@@ -87,5 +89,5 @@ def opened(
         [encode(words) for words in written], [encode(words) for words in judging], window, opening, tokens
     )
     kind = TensorType[ffn.name] if ffn else None
-    with study(checkpoint, loaded.transformer, activation_profile, out, kind, progress) as studied:
+    with study(checkpoint, loaded.transformer, activation_profile, out, kind, plan, progress) as studied:
         yield Opened(checkpoint, activation_profile, studied, windows, kind)

@@ -10,6 +10,7 @@ import typer
 
 from hotset.cli import options
 from hotset.cli import study as shared
+from hotset.config import FFNPlan, Score, Way
 from hotset.errors import RequestError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def train_predictor(
         out=out,
         ffn=ffn,
         threads=threads,
+        plan=FFNPlan(Way.PREDICTOR, Score.GATE_Q4),
     ) as opened:
         training = train_predictors(opened.study, opened.windows, target=target, budget=share, stage=progress)
         with progress("Writing") as writing:

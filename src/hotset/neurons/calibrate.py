@@ -55,7 +55,9 @@ def calibrate(study: Study, windows: Windows, stage: Stage) -> Calibration:
     with stage("Pricing cut-offs") as bar:
         for i, spec in enumerate(study.specs):
             ffn = study.build(i)
-            layers.append(list(priced(i, levels(ffn, spec, learnt[i]), ffn, spec, tuning)))
+            layers.append(
+                list(priced(i, levels(study.dense_ffns()[i], ffn, spec, learnt[i]), ffn, spec, tuning))
+            )
             if bar:
                 bar(i + 1, len(study.specs))
     with stage("Timing") as bar:

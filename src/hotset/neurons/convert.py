@@ -173,6 +173,8 @@ class _Layer:
         up = source[f"blk.{number}.ffn_up.weight"]
         self.hidden = up.shape[1]
         self.ffn_type = ffn_type
+        # Where only rows of down are skipped, gate and up are read whole: any type will do.
+        self.keeps_types = bool(plan and plan.score is Score.DOWN and not ffn_type)
         turned = source.get(f"blk.{number}.ffn_down_t.weight")
         if turned is not None and (plan is None or ffn_type not in (None, turned.type)):
             asked = "as it was" if plan is None else f"as {_name(ffn_type)}"
@@ -197,7 +199,8 @@ class _Layer:
         if part in ("ffn_gate.bias", "ffn_up.bias", "ffn_down_t.weight"):
             return [_reordered(tensor, self.order, tensor.type)]
         if part in ("ffn_gate.weight", "ffn_up.weight"):
-            return [_reordered(tensor, self.order, self._type(tensor.type))]
+            kind = tensor.type if self.keeps_types else self._type(tensor.type)
+            return [_reordered(tensor, self.order, kind)]
         return None
 
     def additions(self) -> list[NewTensor]:

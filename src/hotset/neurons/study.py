@@ -113,9 +113,10 @@ def study(
     profile: ActivationProfile,
     out: Path,
     ffn_type: TensorType | None,
+    plan: FFNPlan,
     stage: Stage,
 ) -> Iterator[Study]:
-    """Store a model by neuron, for the time being in a directory beside `out`, with all neurons computed.
+    """Store a model by neuron, for the time being in a directory beside `out`, as `plan` asks for.
 
     Raises `HotsetError` as `hotset.neurons.convert.convert` does, and for a model that is stored so already.
     """
@@ -125,10 +126,9 @@ def study(
         )
     with tempfile.TemporaryDirectory(prefix=".hotset-", dir=out.parent) as directory:
         path = Path(directory) / "by-neuron.gguf"
-        plan = FFNPlan(Way.DENSE)
         plans = [plan] * checkpoint.config.n_layers
         with stage("Storing by neuron") as bar:
             convert(checkpoint, path, profile, plans, ffn_type=ffn_type, progress=bar)
         stored = open_checkpoint(path)
-        specs = [neuron_ffn_spec(stored, i, plan) for i in range(len(plans))]
+        specs = [neuron_ffn_spec(stored, i, FFNPlan(Way.DENSE)) for i in range(len(plans))]
         yield Study(transformer, specs, profile.order)

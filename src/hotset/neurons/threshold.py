@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hotset.backends.base import F32, FFN, NeuronFFNSpec
-from hotset.backends.reference import ACTIVATIONS
+from hotset.backends.reference import ACTIVATIONS, normalise
 from hotset.config import FFNPlan, Score, Way
 from hotset.errors import RequestError
+from hotset.neurons.convert import NEURON_TYPES
 from hotset.neurons.plan import F64, NEVER_SLOWER
 from hotset.neurons.trial import Quality, Trial, TrialFFN
 
@@ -74,30 +75,40 @@ class Level:
     density: float
     """Share of the neurons whose row of down is read."""
     error: float
-    """Squared error of what the FFN adds, over the squared length of the hidden vector; mean over tokens."""
+    """Squared error of what leaves the FFN, over its squared length; mean over tokens."""
     kl: float = 0.0
     """What it is thought to cost the model, in nats."""
     ms: float = 0.0
 
 
-def levels(ffn: FFN, spec: NeuronFFNSpec, x: F32) -> list[Level]:
-    """Cut-offs of a layer on every score, from quantiles over tokens x (T, D) that its FFN reads."""
+def levels(dense: FFN, ffn: FFN, spec: NeuronFFNSpec, x: F32) -> list[Level]:
+    """Cut-offs of a layer on every score, from quantiles over tokens x (T, D) that its FFN reads.
+
+    `dense` is the model's own FFN, `ffn` and `spec` the same stored by neuron. A score that needs rows of a
+    type that cannot be read by neuron is left out.
+    """
     x = np.ascontiguousarray(x[:: max(1, len(x) // _SAMPLE)])
     down = spec.down_t.weight.to_float32()
     gate = np.empty((len(x), len(down)), np.float32)
     h = np.empty_like(gate)
     ffn.neurons(x, gate, h)
-    length = np.square(x + h @ down).sum(axis=1)
+    expected = x.copy()
+    dense.forward(x, expected)
+    length = np.square(expected).sum(axis=1)
     found = []
-    for score in SCORES if spec.gate else SCORES[:1]:
+    by_row = spec.gate is not None and spec.up.weight.type in NEURON_TYPES
+    for score in SCORES if by_row else SCORES[:1]:
         if score is Score.DOWN:
             values = np.abs(h) * np.linalg.norm(down, axis=1)
         else:
             values = np.abs(ACTIVATIONS[spec.activation](gate))
         for density in _DENSITIES:
             cutoff = float(np.quantile(values, 1 - density))
-            lost = np.where(values < np.float32(cutoff), h, np.float32(0)) @ down
-            error = float((np.square(lost).sum(axis=1) / length).mean())
+            added = np.where(values >= np.float32(cutoff), h, np.float32(0)) @ down
+            if spec.down_t.bias is not None:
+                added += spec.down_t.bias
+            found_there = x + (normalise(added, spec.post_norm) if spec.post_norm else added)
+            error = float((np.square(found_there - expected).sum(axis=1) / length).mean())
             found.append(Level(FFNPlan(Way.THRESHOLD, score, cutoff), density, error))
     return found
 
