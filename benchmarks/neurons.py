@@ -1,0 +1,142 @@
+"""How fast rows of chosen neurons are read: against the memory's bandwidth, and against a dense FFN.
+
+Layers of a Llama-2-7B's size with random weights (synthetic), more than caches hold, called in turn with random
+inputs. A predictor of little width chooses the neurons, at random but for a cut-off that sets the density; the
+activation is never zero, so that every chosen neuron is computed whole: gate, up and down (ungated: up and
+down). Bytes are those of the rows and the predictor. The break-even density is where a call takes as long as
+that of an ordinary dense FFN of the same weights.
+
+    python benchmarks/neurons.py --json result.json
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from machine import report, write_json
+from synthetic import random_blocks
+
+from hotset.backends.base import FFN, F32, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.cpu import CpuBackend
+from hotset.config import Activation, FFNPlan, NormKind, Score, Way
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
+
+HIDDEN, FFN_SIZE, WIDTH = 4096, 11008, 32
+TYPES = (TensorType.Q4_0, TensorType.Q4_1, TensorType.Q8_0, TensorType.F16)
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+def tensor(name: str, type: TensorType, rows: int, cols: int, rng: np.random.Generator) -> Tensor:
+    """Random weights."""
+    blocks = random_blocks(GGMLQuantizationType(int(type)), cols, rows * cols // type.block_size, rng)
+    return Tensor(name, type, (rows, cols), np.ascontiguousarray(blocks).reshape(-1))
+
+
+def seconds(layers: list[FFN], inputs: list[F32], calls: int) -> float:
+    """Median time of a call, after a round that is not counted."""
+    out = np.zeros((1, HIDDEN), np.float32)
+    times = []
+    for i in range(-len(layers), calls):
+        layer, x = layers[i % len(layers)], inputs[i % len(inputs)]
+        start = time.perf_counter()
+        layer.forward(x, out)
+        if i >= 0:
+            times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def measure(backend: CpuBackend, type: TensorType, gated: bool, n_layers: int, calls: int) -> dict[str, Any]:
+    """All densities for one type."""
+    rng = np.random.default_rng(0)
+    norm = Norm(NormKind.RMS, 1e-5, np.ones(HIDDEN, np.float32))
+    inputs = [rng.standard_normal((1, HIDDEN), dtype=np.float32) for _ in range(31)]
+    fc1 = tensor_from_array("fc1", rng.standard_normal((WIDTH, HIDDEN)) / HIDDEN**0.5)
+    fc2 = tensor_from_array("fc2", rng.standard_normal((FFN_SIZE, WIDTH)) / WIDTH**0.5)
+    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK)
+    chosen, dense = [], []
+    for _ in range(n_layers):
+        gate = Linear(tensor("gate", type, FFN_SIZE, HIDDEN, rng)) if gated else None
+        up = Linear(tensor("up", type, FFN_SIZE, HIDDEN, rng))
+        down_t = Linear(tensor("down_t", type, FFN_SIZE, HIDDEN, rng))
+        down = Linear(tensor("down", type, HIDDEN, FFN_SIZE, rng))
+        predictor = (Linear(fc1), Linear(fc2))
+        chosen.append(
+            backend.neuron_ffn(NeuronFFNSpec(norm, gate, up, down_t, Activation.SILU, plan, predictor))
+        )
+        dense.append(backend.ffn(FFNSpec(norm, gate, up, down, Activation.SILU)))
+    normed = np.concatenate(inputs) / np.sqrt((np.concatenate(inputs) ** 2).mean(axis=1, keepdims=True))
+    scores = normed @ fc1.to_float32().T @ fc2.to_float32().T
+    row_bytes = HIDDEN // type.block_size * type.block_bytes * (3 if gated else 2)
+    rows = []
+    for wanted in DENSITIES:
+        cutoff = float(np.quantile(scores, 1 - wanted)) if wanted < 1 else -1e30
+        for layer in chosen:
+            layer.cutoff = cutoff
+        before = sum(layer.counts().read for layer in chosen), sum(layer.counts().tokens for layer in chosen)
+        bandwidth = backend.memory_bandwidth() / 1
+        time_dense = seconds(list(dense), inputs, calls)
+        time_chosen = seconds(list(chosen), inputs, calls)
+        after = sum(layer.counts().read for layer in chosen), sum(layer.counts().tokens for layer in chosen)
+        neurons = (after[0] - before[0]) / (after[1] - before[1])
+        touched = (neurons * row_bytes + fc1.nbytes + fc2.nbytes) / 1e9
+        rows.append(
+            {
+                "density": neurons / FFN_SIZE,
+                "microseconds": time_chosen * 1e6,
+                "gb_per_second": touched / time_chosen,
+                "share_of_bandwidth": touched / time_chosen / bandwidth,
+                "of_dense_time": time_chosen / time_dense,
+            }
+        )
+    return {
+        "type": type.name,
+        "gated": gated,
+        "break_even_density": break_even([(row["density"], row["of_dense_time"]) for row in rows]),
+        "densities": rows,
+    }
+
+
+def break_even(points: list[tuple[float, float]]) -> float:
+    """The density at which the time reaches the dense FFN's, between two measured ones; 1 if it never does."""
+    for (d0, t0), (d1, t1) in zip(points, points[1:], strict=False):
+        if t0 < 1 <= t1:
+            return d0 + (d1 - d0) * (1 - t0) / (t1 - t0)
+    return 1.0 if points[-1][1] < 1 else points[0][0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure the kernels over chosen neurons.")
+    parser.add_argument("--type", choices=[type.name.lower() for type in TYPES], action="append")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=4, help="layers in turn, so that caches do not help")
+    parser.add_argument("--calls", type=int, default=60, help="calls a figure")
+    parser.add_argument("--json", type=Path, help="write the figures with hardware and versions here")
+    args = parser.parse_args()
+    backend = CpuBackend(threads=args.threads)
+    results = []
+    for type in TYPES:
+        if args.type and type.name.lower() not in args.type:
+            continue
+        for gated in (True, False):
+            found = measure(backend, type, gated, args.layers, args.calls)
+            results.append(found)
+            print(f"{type.name} {'gated' if gated else 'ungated'}: break-even {found['break_even_density']:.2f}")
+            for row in found["densities"]:
+                print(
+                    f"  density {row['density']:.2f}  {row['microseconds']:7.0f} us  "
+                    f"{row['gb_per_second']:5.1f} GB/s  {row['share_of_bandwidth']:4.0%} of the bandwidth  "
+                    f"{row['of_dense_time']:.2f} of dense",
+                    flush=True,
+                )
+    if args.json:
+        write_json(args.json, report("neurons", vars(args), results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
