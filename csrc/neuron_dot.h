@@ -127,34 +127,35 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, const uint8_t* cons
   for (int p = 0; p < n; p++) y[p] = sum(sums[p][0] + sums[p][1]);
 }
 
+// Calls f(rows, next, values, token) for each group of rows of the list and each token, and copies the
+// values to y.
 template <class F>
-HOTSET_INLINE void dot_list(const NeuronMatrix* w, const int32_t* indices, int64_t count, F rows_times_x) {
-  for (int64_t i = 0; i < count;) {
+HOTSET_INLINE void dot_list(const NeuronMatrix* w, const int32_t* indices, int64_t count, int64_t tokens,
+                            float* y, int64_t ldy, F rows_times_x) {
+  for (int64_t i = 0; i < count; i += kRowsAtOnce) {
     const uint8_t *rows[kRowsAtOnce], *next[kRowsAtOnce];
     find_rows<kRowsAtOnce>(w, indices, count, i, rows);
-    const bool four = i + kRowsAtOnce <= count;
-    const int64_t step = four ? kRowsAtOnce : 1;
-    find_rows<kRowsAtOnce>(w, indices, count, i + step, next);
-    rows_times_x(rows, next, i, four);
-    i += step;
+    find_rows<kRowsAtOnce>(w, indices, count, i + kRowsAtOnce, next);
+    const int64_t valid = count - i < kRowsAtOnce ? count - i : kRowsAtOnce;
+    for (int64_t t = 0; t < tokens; t++) {
+      float values[kRowsAtOnce];
+      rows_times_x(rows, next, values, t);
+      for (int64_t p = 0; p < valid; p++) y[t * ldy + i + p] = values[p];
+    }
   }
 }
 
 void neuron_dot(const NeuronMatrix* w, const int32_t* indices, int64_t count, const uint8_t* x,
                 int64_t x_bytes, int64_t tokens, float* y, int64_t ldy) {
+  using Rows = const uint8_t* const*;
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
-    dot_list(w, indices, count, [&](const uint8_t** rows, const uint8_t** next, int64_t i, bool four) {
-      for (int64_t t = 0; t < tokens; t++) {
-        const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
-        float* to = y + t * ldy + i;
-        if (!four) {
-          dot_half_rows<1, false>(rows, next, cols, token, to);
-        } else if (t > 0) {
-          dot_half_rows<kRowsAtOnce, false>(rows, next, cols, token, to);
-        } else {
-          dot_half_rows<kRowsAtOnce, true>(rows, next, cols, token, to);
-        }
+    dot_list(w, indices, count, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
+      const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
+      if (t > 0) {
+        dot_half_rows<kRowsAtOnce, false>(rows, next, cols, token, values);
+      } else {
+        dot_half_rows<kRowsAtOnce, true>(rows, next, cols, token, values);
       }
     });
     return;
@@ -162,17 +163,11 @@ void neuron_dot(const NeuronMatrix* w, const int32_t* indices, int64_t count, co
   with_row(w->type, [&](auto r) {
     using R = decltype(r);
     const Layout<R> layout(w->cols);
-    dot_list(w, indices, count, [&](const uint8_t** rows, const uint8_t** next, int64_t i, bool four) {
-      for (int64_t t = 0; t < tokens; t++) {
-        const uint8_t* token = x + t * x_bytes;
-        float* to = y + t * ldy + i;
-        if (!four) {
-          dot_rows<R, 1, false>(rows, next, layout, token, to);
-        } else if (t > 0) {
-          dot_rows<R, kRowsAtOnce, false>(rows, next, layout, token, to);
-        } else {
-          dot_rows<R, kRowsAtOnce, true>(rows, next, layout, token, to);
-        }
+    dot_list(w, indices, count, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
+      if (t > 0) {
+        dot_rows<R, kRowsAtOnce, false>(rows, next, layout, x + t * x_bytes, values);
+      } else {
+        dot_rows<R, kRowsAtOnce, true>(rows, next, layout, x + t * x_bytes, values);
       }
     });
   });

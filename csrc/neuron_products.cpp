@@ -12,8 +12,8 @@ constexpr int64_t kBlockNeurons = 64;
 // So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
 // out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
 constexpr int64_t kMaxParts = 32;
-constexpr int64_t kPartNeurons = 256;
-constexpr int64_t kNeighbours = 4;
+constexpr int64_t kPartNeurons = 512;
+constexpr int64_t kNeighbours = 64;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;
