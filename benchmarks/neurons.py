@@ -125,7 +125,9 @@ def main() -> int:
         for gated in (True, False):
             found = measure(backend, type, gated, args.layers, args.calls)
             results.append(found)
-            print(f"{type.name} {'gated' if gated else 'ungated'}: break-even {found['break_even_density']:.2f}")
+            print(
+                f"{type.name} {'gated' if gated else 'ungated'}: break-even {found['break_even_density']:.2f}"
+            )
             for row in found["densities"]:
                 print(
                     f"  density {row['density']:.2f}  {row['microseconds']:7.0f} us  "
