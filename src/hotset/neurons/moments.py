@@ -29,20 +29,23 @@ WIDEST = 16384
 _OUTLIER = 4.0
 """Inputs whose sum of squares is more than so many times the median count as if it were that. A text's first
 token may be a thousand times as large as the others (arXiv 2402.17762), and would leave these no weight."""
+_FIRST = 64.0
+"""A window's first token counts as so many: the others' attention rests on it (arXiv 2309.17453), so that its
+errors become theirs. Being one of 512, it would else be what is sacrificed."""
 
 
 def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> Iterator[dict[str, F64]]:
-    """For each layer in turn, by a matrix's name in the layer: the mean of x x^T over its inputs x (n,).
+    """For each layer in turn, by a matrix's name in it: the weighted mean of x x^T over its inputs x (n,).
 
-    That is (n, n), or the diagonal (n,) alone where n is over `WIDEST`. Matrices that multiply the rows of
-    others' (``ffn_down_t``) have none.
+    That is (n, n), shrunk towards its diagonal by n over the number of tokens, as the fewer these are, the
+    less the products of two columns are to be trusted; where n is over `WIDEST`, the diagonal (n,) alone.
+    ``ffn_down_t``, a matrix stored by neuron, has none: its columns are outputs.
     """
     c = checkpoint.config
     embedding = ReferenceEmbedding(embedding_spec(checkpoint))
     hidden = [embedding.forward(tokens, 0) for tokens in text]
     del embedding
     kv = ReferenceKVCache((1, max(map(len, text)), c.n_kv_heads, c.head_dim), np.float32)
-    count = sum(map(len, text))
     for i in range(c.n_layers):
         attention = ReferenceAttention(attention_spec(checkpoint, i))
         ffn: ReferenceFFN | ReferenceNeuronFFN
@@ -60,25 +63,36 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
             attention.forward(x, out, kv, 0)
             ffn.forward(x, out)
             x[:] = out
-        moments = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv"), query.total / count)
-        moments |= dict.fromkeys(("ffn_gate", "ffn_up"), up.total / count)
-        moments["attn_output"] = output.total / count
+        moments = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv"), query.moments())
+        moments |= dict.fromkeys(("ffn_gate", "ffn_up"), up.moments())
+        moments["attn_output"] = output.moments()
         if down:
-            moments["ffn_down"] = down.total / count
+            moments["ffn_down"] = down.moments()
         yield moments
 
 
 class _Recorder(ReferenceLinear):
-    """A matrix that adds up what it is given."""
+    """A matrix that adds up what it is given; each call is a window."""
 
     def __init__(self, linear: ReferenceLinear) -> None:
         self.weight, self.bias = linear.weight, linear.bias
         size = linear.weight.shape[1]
-        self.total: F64 = np.zeros((size, size) if size <= WIDEST else size)
+        self._total: F64 = np.zeros((size, size) if size <= WIDEST else size)
+        self._tokens = 0
 
     def __call__(self, x: F32) -> F32:
         sizes = (x * x).sum(axis=1, keepdims=True)
         limit = _OUTLIER * np.median(sizes)
         kept = x * np.sqrt(limit / np.maximum(sizes, max(limit, 1e-30)))
-        self.total += kept.T @ kept if self.total.ndim == 2 else (kept * kept).sum(axis=0)
+        kept[0] *= _FIRST**0.5
+        self._total += kept.T @ kept if self._total.ndim == 2 else (kept * kept).sum(axis=0)
+        self._tokens += len(x)
         return super().__call__(x)
+
+    def moments(self) -> F64:
+        mean = self._total / self._tokens
+        if mean.ndim == 2:
+            diagonal = mean.diagonal().copy()
+            mean *= 1 - min(0.5, len(mean) / self._tokens)
+            np.fill_diagonal(mean, diagonal)
+        return mean
