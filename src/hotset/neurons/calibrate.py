@@ -72,7 +72,8 @@ def _timed(
 ) -> tuple[list[list[Level]], list[float]]:
     dense: list[F64] = []
     ratios = {}
-    for score in SCORES:
+    scores = [score for score in SCORES if any(lv.plan.score is score for found in layers for lv in found)]
+    for score in scores:
         for density in _TIMED_DENSITIES:
             ffns: list[FFN] = []
             for i, found in enumerate(layers):
@@ -85,7 +86,7 @@ def _timed(
     return [
         [
             level
-            for score in SCORES
+            for score in scores
             for level in timed(
                 found,
                 score,
