@@ -77,11 +77,15 @@ def test_levels_are_quantiles_and_their_errors_are_what_is_lost():
 
 def test_times_are_a_line_through_the_measured_ones():
     found = [Level(FFNPlan(Way.THRESHOLD, Score.DOWN), density, 0.0) for density in (0.8, 0.4)]
-    assert [
-        level.ms for level in timed(found, Score.DOWN, (0.6, 0.2), np.array([0.9, 0.5]))
-    ] == pytest.approx([1.1, 0.7])
-    # Noise in which less work takes longer is no gain.
-    assert [level.ms for level in timed(found, Score.DOWN, (0.6, 0.2), np.array([0.5, 0.9]))] == [0.7, 0.7]
+
+    def times(densities, ms):
+        return [level.ms for level in timed(found, Score.DOWN, densities, np.array(ms))]
+
+    assert times((0.6, 0.2), [0.9, 0.5]) == pytest.approx([1.1, 0.7])
+    assert times((0.9, 0.6), [0.9, 0.6]) == pytest.approx(
+        [0.8, 0.6]
+    )  # less work than was measured: no promise
+    assert times((0.6, 0.2), [0.5, 0.9]) == pytest.approx([0.7, 0.7])  # noise: less work takes no longer
     assert timed(found, Score.GATE, (0.6, 0.2), np.array([0.9, 0.5])) == []
 
 

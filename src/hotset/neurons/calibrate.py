@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hotset.backends.base import FFN
-from hotset.neurons.plan import F64, measure_ms
+from hotset.backends.base import F32, FFN
+from hotset.neurons.plan import F64, NEVER_SLOWER, measure_ms
 from hotset.neurons.study import Stage, Study, Windows
 from hotset.neurons.threshold import SCORES, Budget, Found, Level, levels, priced, search, timed
 from hotset.neurons.trial import Quality, Trial, TrialFFN
@@ -23,6 +23,8 @@ class Calibration:
     trial: Trial
     layers: list[list[Level]]
     dense_ms: list[float]
+    inputs: list[F32]
+    """What each layer reads, to time it with."""
 
     def search(self, budget: Budget, stage: Stage) -> Found:
         """The fastest plans within the budget, by runs on held-out text."""
@@ -39,7 +41,22 @@ class Calibration:
             return quality, tuple(ffn.density if isinstance(ffn, TrialFFN) else 1.0 for ffn in ffns)
 
         with stage("Searching") as bar:
-            return search(self.layers, self.dense_ms, run, self.trial.dense, budget, bar)
+            found = search(self.layers, self.dense_ms, run, self.trial.dense, budget, bar)
+        confirmed = self._confirmed(found.levels)
+        dropped = [level is None for level in confirmed] != [level is None for level in found.levels]
+        return Found(confirmed, *(run(confirmed) if dropped else (found.quality, found.densities)))
+
+    def _confirmed(self, chosen: Sequence[Level | None]) -> tuple[Level | None, ...]:
+        """The levels, timed once more by themselves; dense where one is not faster after all."""
+        ffns = [
+            self.study.build(i, level.plan) if level else self.study.dense_ffns()[i]
+            for i, level in enumerate(chosen)
+        ]
+        own, others = measure_ms(self.study.dense_ffns(), ffns, self.inputs)
+        return tuple(
+            replace(level, ms=float(ratio * ms)) if level and ratio <= NEVER_SLOWER else None
+            for level, ratio, ms in zip(chosen, others / own, self.dense_ms, strict=True)
+        )
 
 
 def calibrate(study: Study, windows: Windows, stage: Stage) -> Calibration:
@@ -64,7 +81,7 @@ def calibrate(study: Study, windows: Windows, stage: Stage) -> Calibration:
         timed_layers, dense_ms = _timed(study, layers, learnt)
     with stage("Reading held-out text") as bar:
         trial = Trial(study.transformer, windows.held_out, bar)
-    return Calibration(study, trial, timed_layers, dense_ms)
+    return Calibration(study, trial, timed_layers, dense_ms, learnt)
 
 
 def _timed(

@@ -133,7 +133,12 @@ def timed(found: Sequence[Level], score: Score, densities: Sequence[float], ms: 
     slope, start = np.polyfit(densities, ms, 1)
     slope = max(slope, 0.0)
     start = float(np.mean(ms) - slope * np.mean(densities))
-    return [replace(lv, ms=start + slope * lv.density) for lv in found if lv.plan.score is score]
+    least = float(np.min(ms))  # beyond what was measured, a line through noise promises too much
+    return [
+        replace(level, ms=max(start + slope * level.density, least))
+        for level in found
+        if level.plan.score is score
+    ]
 
 
 def best_levels(
@@ -175,18 +180,18 @@ def search(
     budget: Budget,
     done: Callable[[int, int], None] | None = None,
 ) -> Found:
-    """The fastest levels that `run`, on held-out text, finds within the budget: bisection on KL's price.
+    """The fastest levels that `run`, on held-out text, finds within the budget.
 
+    Bisection on the KL that the levels are thought to cost together, from far too much to next to nothing.
     `run` gives the quality and the density of each layer. Where nothing pays, all layers are dense.
     """
     none = (None,) * len(layers)
     best = Found(none, dense, (1.0,) * len(layers))
-    # From a price that spends far too much to one that spends next to nothing.
-    low, high = (_price(layers, dense_ms, budget.nats * share) for share in (8, 1 / 32))
+    low, high = budget.nats / 32, min(8 * budget.nats, _spent(best_levels(layers, dense_ms, 0.0)))
     fits: dict[tuple[Level | None, ...], bool] = {none: True}
     for step in range(_STEPS):
-        price = math.sqrt(low * high) if step else low
-        chosen = tuple(best_levels(layers, dense_ms, price))
+        spend = math.sqrt(low * high) if step else high
+        chosen = tuple(_spending(layers, dense_ms, spend))
         if chosen not in fits:
             quality, densities = run(chosen)
             fits[chosen] = budget.allows(quality, dense)
@@ -194,20 +199,26 @@ def search(
                 best = Found(chosen, quality, densities)
         if done:
             done(step + 1, _STEPS)
-        if price == low and fits[chosen]:
+        if spend == high and fits[chosen]:
             break
-        low, high = (low, price) if fits[chosen] else (price, high)
+        low, high = (spend, high) if fits[chosen] else (low, spend)
     return best
 
 
-def _price(layers: Sequence[Sequence[Level]], dense_ms: Sequence[float], nats: float) -> float:
-    """The price at which all layers together are thought to cost so much KL."""
+def _spending(
+    layers: Sequence[Sequence[Level]], dense_ms: Sequence[float], nats: float
+) -> list[Level | None]:
+    """The fastest levels that are thought to cost so much KL together."""
     low, high = 1e-9, 1e12
     for _ in range(60):
         middle = math.sqrt(low * high)
-        spent = sum(level.kl for level in best_levels(layers, dense_ms, middle) if level)
+        spent = _spent(best_levels(layers, dense_ms, middle))
         low, high = (middle, high) if spent > nats else (low, middle)
-    return high
+    return best_levels(layers, dense_ms, high)
+
+
+def _spent(chosen: Sequence[Level | None]) -> float:
+    return sum(level.kl for level in chosen if level)
 
 
 def _ms(chosen: Sequence[Level | None], dense_ms: Sequence[float]) -> float:
