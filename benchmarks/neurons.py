@@ -1,10 +1,10 @@
 """How fast rows of chosen neurons are read: against the memory's bandwidth, and against a dense FFN.
 
-Layers of a Llama-2-7B's size with random weights (synthetic), more than caches hold, called in turn with random
-inputs. A predictor of little width chooses the neurons, at random but for a cut-off that sets the density; the
-activation is never zero, so that every chosen neuron is computed whole: gate, up and down (ungated: up and
-down). Bytes are those of the rows and the predictor. The break-even density is where a call takes as long as
-that of an ordinary dense FFN of the same weights.
+Layers of a Llama-2-7B's size with random weights (synthetic), more than caches hold, called in turn with
+random inputs. A predictor of little width chooses the neurons, at random but for a cut-off that sets the
+density; the activation is never zero, so that every chosen neuron is computed whole: gate, up and down
+(ungated: up and down). Bytes are those of the rows and the predictor. The break-even density is where a call
+takes as long as that of an ordinary dense FFN of the same weights.
 
     python benchmarks/neurons.py --json result.json
 """
@@ -12,6 +12,7 @@ that of an ordinary dense FFN of the same weights.
 import argparse
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ from gguf import GGMLQuantizationType
 from machine import report, write_json
 from synthetic import random_blocks
 
-from hotset.backends.base import FFN, F32, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, FFN, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
 from hotset.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
@@ -78,7 +79,7 @@ def measure(backend: CpuBackend, type: TensorType, gated: bool, n_layers: int, c
         for layer in chosen:
             layer.cutoff = cutoff
         before = sum(layer.counts().read for layer in chosen), sum(layer.counts().tokens for layer in chosen)
-        bandwidth = backend.memory_bandwidth() / 1
+        bandwidth = backend.memory_bandwidth()
         time_dense = seconds(list(dense), inputs, calls)
         time_chosen = seconds(list(chosen), inputs, calls)
         after = sum(layer.counts().read for layer in chosen), sum(layer.counts().tokens for layer in chosen)
@@ -102,8 +103,8 @@ def measure(backend: CpuBackend, type: TensorType, gated: bool, n_layers: int, c
 
 
 def break_even(points: list[tuple[float, float]]) -> float:
-    """The density at which the time reaches the dense FFN's, between two measured ones; 1 if it never does."""
-    for (d0, t0), (d1, t1) in zip(points, points[1:], strict=False):
+    """The density at which the time reaches the dense FFN's, interpolated; 1 if it never does."""
+    for (d0, t0), (d1, t1) in pairwise(points):
         if t0 < 1 <= t1:
             return d0 + (d1 - d0) * (1 - t0) / (t1 - t0)
     return 1.0 if points[-1][1] < 1 else points[0][0]
