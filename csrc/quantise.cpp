@@ -39,6 +39,12 @@ float from_half(uint16_t half) {
 
 float as_half(float x) { return from_half(to_half(x)); }
 
+// The same for a scale: one too small for half precision is its least number, which loses less than none.
+float scale_as_half(float x) {
+  const float half = as_half(x);
+  return half == 0 && x != 0 ? std::copysign(0x1p-24f, x) : half;
+}
+
 // A type's codes: w = scale * code + min.
 struct Codes {
   float low, high;
@@ -129,7 +135,7 @@ class Search {
   void round(Block* best) {
     Lanes inverses, losses;
     for (int l = 0; l < kLanes; ++l) {
-      scale_[l] = as_half(scale_[l]);
+      scale_[l] = scale_as_half(scale_[l]);
       min_[l] = as_half(min_[l]);
       inverses[l] = scale_[l] != 0 ? 1 / scale_[l] : 0;
       losses[l] = 0;

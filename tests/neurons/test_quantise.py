@@ -56,6 +56,7 @@ def test_errors_are_below_the_librarys_in_every_block_and_clearly_on_average(typ
 @example(np.zeros((2, 32), np.float32), 0)
 @example(np.full((2, 32), -7.25, np.float32), 0)
 @example(np.full((2, 32), 3e38, np.float32), 0)
+@example(np.ones((2, 32), np.float32), -19)
 def test_any_block_stays_finite_and_within_a_step(type, values, exponent):
     values = np.ldexp(values, exponent)
     data = quantise(values, type)
