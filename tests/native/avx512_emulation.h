@@ -1,5 +1,5 @@
 // Included before everything else, this makes simd.h's AVX-512 section run on any CPU with AVX2, by SIMDe
-// (Debian: libsimde-dev). For test_other_levels.py.
+// (Debian: libsimde-dev). For helpers/other_levels.py.
 #pragma once
 
 #define SIMDE_ENABLE_NATIVE_ALIASES

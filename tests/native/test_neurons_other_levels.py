@@ -1,20 +1,16 @@
-"""The kernels over neurons of instruction sets that this machine lacks; see `test_other_levels.py`."""
+"""The kernels over neurons of instruction sets that this machine lacks."""
 
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
 from test_linear import dequantise, quantise_activations, random_weights
-from test_other_levels import LEVELS, SIMDE
 
 from hotset.formats.tensor import TensorType
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 TYPES = [TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1]
 SHAPES = [(1, 1, 1, 1), (9, 3, 1, 5), (70, 19, 3, 33), (37, 32, 8, 37)]
 """Neurons, blocks of columns, tokens, listed neurons."""
@@ -23,18 +19,8 @@ SHAPES = [(1, 1, 1, 1), (9, 3, 1, 5), (70, 19, 3, 33), (37, 32, 8, 37)]
 @pytest.fixture(scope="module", params=LEVELS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the level's kernels."""
-    level = request.param
-    compiler, flags, emulator = LEVELS[level]
-    for program in [compiler, *emulator]:
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
-    if level == "avx512" and not SIMDE.exists():
-        pytest.skip("needs libsimde-dev")
-    program = tmp_path_factory.mktemp(level) / "runner"
-    sources = [str(ROOT / "csrc" / "neurons.cpp"), str(HERE / "neuron_runner.cpp")]
-    common = ["-std=c++20", "-O1", f"-DHOTSET_LEVEL={level}", f"-I{ROOT / 'csrc'}", "-o", str(program)]
-    subprocess.run([compiler, *flags, *common, *sources], check=True)
-    return [*emulator, str(program)]
+    sources = [SOURCES / "neurons.cpp", RUNNERS / "neuron_runner.cpp"]
+    return build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)

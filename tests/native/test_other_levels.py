@@ -1,26 +1,16 @@
-"""The linear kernels of instruction sets that this machine lacks: NEON under qemu-user, AVX-512 by SIMDe."""
+"""The linear kernels of instruction sets that this machine lacks."""
 
-import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
 from test_linear import dequantise, expected, random_weights
 
 from hotset.formats.tensor import TensorType
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
-SIMDE = Path("/usr/include/simde/x86/avx512.h")
-# Level: compiler, its flags, what runs the program.
-LEVELS = {
-    "neon": ("aarch64-linux-gnu-g++", ["-march=armv8-a", "-static"], ["qemu-aarch64"]),
-    "neon_dotprod": ("aarch64-linux-gnu-g++", ["-march=armv8.2-a+dotprod", "-static"], ["qemu-aarch64"]),
-    "avx512": ("g++", ["-march=x86-64-v3", "-include", str(HERE / "avx512_emulation.h")], []),
-}
 SHAPES = [(1, 1, 2), (5, 3, 1), (37, 9, 19)]
 """Rows, blocks of columns, tokens."""
 
@@ -28,18 +18,8 @@ SHAPES = [(1, 1, 2), (5, 3, 1), (37, 9, 19)]
 @pytest.fixture(scope="module", params=LEVELS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the level's kernels."""
-    level = request.param
-    compiler, flags, emulator = LEVELS[level]
-    for program in [compiler, *emulator]:
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
-    if level == "avx512" and not SIMDE.exists():
-        pytest.skip("needs libsimde-dev")
-    program = tmp_path_factory.mktemp(level) / "runner"
-    sources = [str(ROOT / "csrc" / "linear.cpp"), str(HERE / "linear_runner.cpp")]
-    common = ["-std=c++20", "-O1", f"-DHOTSET_LEVEL={level}", f"-I{ROOT / 'csrc'}", "-o", str(program)]
-    subprocess.run([compiler, *flags, *common, *sources], check=True)
-    return [*emulator, str(program)]
+    sources = [SOURCES / "linear.cpp", RUNNERS / "linear_runner.cpp"]
+    return build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("type", TensorType, ids=lambda type: type.name)

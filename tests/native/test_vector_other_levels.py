@@ -1,17 +1,12 @@
-"""The tests of the vector kernels, run with those of instruction sets that this machine lacks.
+"""The tests of the vector kernels, run with those of instruction sets that this machine lacks."""
 
-See `test_other_levels.py` for the emulators.
-"""
-
-import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
 from numpy.typing import NDArray
-from test_other_levels import LEVELS, SIMDE
 from test_vector import (  # noqa: F401
     test_activation,
     test_attention,
@@ -21,9 +16,6 @@ from test_vector import (  # noqa: F401
 )
 
 pytestmark = pytest.mark.slow
-
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "csrc"
 
 
 class Runner:
@@ -64,24 +56,9 @@ class Runner:
 
 @pytest.fixture(scope="module", params=LEVELS)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    level = request.param
-    compiler, flags, emulator = LEVELS[level]
-    for program in [compiler, *emulator]:
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}")
-    if level == "avx512" and not SIMDE.exists():
-        pytest.skip("needs libsimde-dev")
-    program = tmp_path_factory.mktemp(level) / "runner"
-    files = [
-        SOURCES / "vector.cpp",
-        SOURCES / "attention.cpp",
-        SOURCES / "memory.cpp",
-        HERE / "vector_runner.cpp",
-    ]
-    common = ["-std=c++20", "-O1", f"-DHOTSET_LEVEL={level}", f"-I{SOURCES}", "-o", str(program)]
-    subprocess.run([compiler, *flags, *common, *map(str, files)], check=True)
-    with subprocess.Popen(
-        [*emulator, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+    names = ("vector.cpp", "attention.cpp", "memory.cpp")
+    sources = [*(SOURCES / name for name in names), RUNNERS / "vector_runner.cpp"]
+    command = build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         yield Runner(process)
         process.stdin.close()  # type: ignore[union-attr]

@@ -1,12 +1,13 @@
 """Predictors of one layer against their definitions, on activity that is made up or of a tiny model."""
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from hotset.backends.base import Linear, NeuronFFNSpec, Norm
-from hotset.backends.reference import ReferenceNeuronFFN
+from hotset.backends.reference import ReferenceNeuronFFN, chosen_neurons, predictor_matrices
 from hotset.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.errors import HotsetError
 from hotset.formats.tensor import TensorType, tensor_from_array
@@ -123,9 +124,11 @@ def test_a_judged_predictor_is_the_one_that_runs():
     factors = weighted_svd(spec.gate.weight.to_float32(), found.train.n).first(32)
     tried = with_plan(spec, Score.LOW_RANK, factors)
     choice = judged(tried, found, 0.95)
-    runs = ReferenceNeuronFFN(NeuronFFNSpec(**vars(tried) | {"plan": choice.plan}))
     n = found.held_out.n
-    chosen = runs.active(n, n, n @ spec.gate.weight.to_float32().T, np.ones((len(n), FFN), np.float32))
+    runs = replace(tried, plan=replace(choice.plan, raw_input=True))  # n is normalised already
+    gate = n @ spec.gate.weight.to_float32().T
+    h, lengths = np.ones_like(gate), np.ones(FFN, np.float32)
+    chosen = chosen_neurons(runs, choice.plan.cutoff, n, gate, h, lengths, predictor_matrices(runs))
     assert chosen.mean() == pytest.approx(choice.chosen)
     assert (chosen & found.held_out.fires).sum() / found.held_out.fires.sum() == pytest.approx(choice.recall)
 

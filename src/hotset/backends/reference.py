@@ -5,7 +5,7 @@ it is slow and needs four bytes a weight; other backends are tested against it, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -26,7 +26,6 @@ from hotset.backends.base import (
 from hotset.backends.low_bit import low_bit_copy
 from hotset.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.errors import HotsetError
-from hotset.formats.tensor import tensor_from_array
 
 
 def relu(x: F32) -> F32:
@@ -231,21 +230,71 @@ class _Neurons:
         return gate, act(gate) * up
 
 
+Linear32 = tuple[F32, F32 | None]
+"""A weight (out, in) and a bias (out,) as float32."""
+
+
+def predictor_matrices(spec: NeuronFFNSpec) -> list[Linear32]:
+    """What the plan's predictor multiplies by, one matrix after the other; empty for other ways."""
+    score = spec.plan.score
+    if score in (Score.GATE_Q2, Score.GATE_Q4):
+        gate = spec.gate or spec.up
+        return [(low_bit_copy(gate.weight.to_float32(), 2 if score is Score.GATE_Q2 else 4), gate.bias)]
+    return [(linear.weight.to_float32(), linear.bias) for linear in spec.predictor]
+
+
+def predict(matrices: Sequence[Linear32], x: F32, rectified: bool) -> F32:
+    """Predicted scores (T, F) of a predictor's input (T, D); `rectified`: with a ReLU between matrices."""
+    y = x
+    for i, (weight, bias) in enumerate(matrices):
+        y = (relu(y) if i and rectified else y) @ weight.T
+        if bias is not None:
+            y += bias
+    return y
+
+
+def chosen_neurons(
+    spec: NeuronFFNSpec,
+    cutoff: float,
+    x: F32,
+    gate: F32,
+    h: F32,
+    lengths: F32,
+    matrices: Sequence[Linear32],
+) -> NDArray[np.bool_]:
+    """Which neurons the plan chooses, (T, F), given all of them.
+
+    x (T, D) is the FFN's input before its norm, gate and h (T, F) are as `FFN.neurons` writes them, `lengths`
+    (F,) are those of down's rows and `matrices` the predictor's.
+    """
+    plan = spec.plan
+    if plan.way is Way.DENSE:
+        return np.ones(h.shape, np.bool_)
+    if plan.way is Way.EXACT:
+        fires: NDArray[np.bool_] = h != 0
+        return fires
+    if plan.score is Score.GATE:
+        score = np.abs(ACTIVATIONS[spec.activation](gate))
+    elif plan.score is Score.DOWN:
+        score = np.abs(h) * lengths
+    else:
+        read = x if plan.raw_input else normalise(x, spec.norm)
+        score = predict(matrices, read, plan.score is Score.LOW_RANK_RELU)
+    chosen: NDArray[np.bool_] = score >= np.float32(cutoff)
+    return chosen
+
+
 class ReferenceNeuronFFN:
     """Computes all neurons, then forgets those that its plan would not have computed. Nothing adapts."""
 
     def __init__(self, spec: NeuronFFNSpec) -> None:
         self.spec = spec
         self.cutoff = spec.plan.cutoff
-        self.hidden = _Neurons(spec)
-        self.down_t = spec.down_t.weight.to_float32()
-        self.predictor = [ReferenceLinear(linear) for linear in spec.predictor]
-        if spec.plan.score in (Score.GATE_Q2, Score.GATE_Q4):
-            bits = 2 if spec.plan.score is Score.GATE_Q2 else 4
-            gate = spec.gate or spec.up
-            copy = low_bit_copy(gate.weight.to_float32(), bits)
-            self.predictor = [ReferenceLinear(Linear(tensor_from_array("copy", copy), gate.bias))]
         self.recall_seen = math.nan
+        self.hidden = _Neurons(spec)
+        self._down_t = spec.down_t.weight.to_float32()
+        self._lengths = np.linalg.norm(self._down_t, axis=1)
+        self._matrices = predictor_matrices(spec)
         self._counts = np.zeros(3, np.int64)
 
     def counts(self) -> NeuronCounts:
@@ -258,41 +307,18 @@ class ReferenceNeuronFFN:
 
     def forward(self, x: F32, out: F32) -> None:
         """See `FFN`."""
-        n = normalise(x, self.spec.norm)
-        gate, h = self.hidden(n)
+        spec = self.spec
+        gate, h = self.hidden(normalise(x, spec.norm))
         if len(x) <= DENSE_TOKENS:
-            active = self.active(x, n, gate, h)
-            h = np.where(active, h, np.float32(0))
-            self._counts += [len(x), int(active.sum()), int((h != 0).sum())]
-        y: F32 = h @ self.down_t
-        if self.spec.down_t.bias is not None:
-            y += self.spec.down_t.bias
-        out += normalise(y, self.spec.post_norm) if self.spec.post_norm else y
-
-    def active(self, x: F32, n: F32, gate: F32, h: F32) -> NDArray[np.bool_]:
-        """Which neurons are computed, (T, F)."""
-        plan = self.spec.plan
-        if plan.way is Way.DENSE:
-            return np.ones(h.shape, np.bool_)
-        if plan.way is Way.EXACT:
-            fires: NDArray[np.bool_] = h != 0
-            return fires
-        if plan.score is Score.GATE:
-            score = np.abs(ACTIVATIONS[self.spec.activation](gate))
-        elif plan.score is Score.DOWN:
-            score = np.abs(h) * np.linalg.norm(self.down_t, axis=1)
-        else:
-            score = x if plan.raw_input else n
-            for i, linear in enumerate(self.predictor):
-                if i and plan.score is Score.LOW_RANK_RELU:
-                    score = relu(score)
-                score = linear(score)
-        predicted: NDArray[np.bool_] = score >= np.float32(self.cutoff)
-        if (
-            self.spec.activation.zero_producing
-        ):  # known once the gate is computed: the row of down is not read
-            predicted &= h != 0
-        return predicted
+            chosen = chosen_neurons(spec, self.cutoff, x, gate, h, self._lengths, self._matrices)
+            # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
+            read = chosen & (h != 0) if spec.activation.zero_producing else chosen
+            h = np.where(read, h, np.float32(0))
+            self._counts += [len(x), int(read.sum()), int((h != 0).sum())]
+        y: F32 = h @ self._down_t
+        if spec.down_t.bias is not None:
+            y += spec.down_t.bias
+        out += normalise(y, spec.post_norm) if spec.post_norm else y
 
 
 class ReferenceHead:

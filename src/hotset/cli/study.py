@@ -28,7 +28,7 @@ HeldOut = Annotated[
     list[Path] | None,
     typer.Option(help="UTF-8 text to judge by; each text's last fifth if not given.", show_default=False),
 ]
-Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT.gguf", help="The file to write.")]
+Out = Annotated[Path, typer.Option("-o", "--output", metavar="OUT.gguf", help="The file to write.")]
 FFN = Annotated[
     FFNType | None,
     typer.Option(

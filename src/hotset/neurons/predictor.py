@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32, FFN, Linear, NeuronFFNSpec
-from hotset.backends.reference import normalise
+from hotset.backends.reference import normalise, predict, predictor_matrices
 from hotset.config import FFNPlan, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.neurons.low_rank import Factors, fine_tune, weighted_svd
 from hotset.neurons.plan import Choice, effective_bytes, ffn_bytes, predictor_bytes
-from hotset.neurons.trial import predict, predictor_matrices
 
 _BLOCK = 32
 _MARGIN = 0.15

@@ -13,35 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32, FFN, KVCache, NeuronFFNSpec
-from hotset.backends.low_bit import low_bit_copy
-from hotset.backends.reference import ACTIVATIONS, normalise, relu
-from hotset.config import Score, Way
+from hotset.backends.reference import chosen_neurons, normalise, predictor_matrices
 from hotset.model.transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 24
 """Numbers of logits held at a time."""
-
-Linear32 = tuple[F32, F32 | None]
-"""A weight (out, in) and a bias (out,) as float32."""
-
-
-def predictor_matrices(spec: NeuronFFNSpec) -> list[Linear32]:
-    """What the plan's predictor multiplies by, one matrix after the other; empty for other ways."""
-    score = spec.plan.score
-    if score in (Score.GATE_Q2, Score.GATE_Q4):
-        gate = spec.gate or spec.up
-        return [(low_bit_copy(gate.weight.to_float32(), 2 if score is Score.GATE_Q2 else 4), gate.bias)]
-    return [(linear.weight.to_float32(), linear.bias) for linear in spec.predictor]
-
-
-def predict(matrices: Sequence[Linear32], n: F32, rectified: bool) -> F32:
-    """Predicted scores (T, F) of normalised input (T, D); `rectified`: with a ReLU between the matrices."""
-    y = n
-    for i, (weight, bias) in enumerate(matrices):
-        y = (relu(y) if i and rectified else y) @ weight.T
-        if bias is not None:
-            y += bias
-    return y
 
 
 class TrialFFN:
@@ -74,7 +50,7 @@ class TrialFFN:
         gate = np.empty((len(x), len(self.down_t)), np.float32)
         h = np.empty_like(gate)
         self.ffn.neurons(x, gate, h)
-        chosen = self.chosen(x, gate, h)
+        chosen = chosen_neurons(spec, self.cutoff, x, gate, h, self._lengths, self._matrices)
         self._seen += chosen.size
         self._kept += int(np.count_nonzero(chosen))
         h *= chosen
@@ -82,24 +58,6 @@ class TrialFFN:
         if spec.down_t.bias is not None:
             y += spec.down_t.bias
         out += normalise(y, spec.post_norm) if spec.post_norm else y
-
-    def chosen(self, x: F32, gate: F32, h: F32) -> NDArray[np.bool_]:
-        """Which neurons the plan computes, (T, F), given all of them."""
-        plan = self.spec.plan
-        if plan.way is Way.DENSE:
-            return np.ones(h.shape, np.bool_)
-        if plan.way is Way.EXACT:
-            fires: NDArray[np.bool_] = h != 0
-            return fires
-        if plan.score is Score.GATE:
-            score = np.abs(ACTIVATIONS[self.spec.activation](gate))
-        elif plan.score is Score.DOWN:
-            score = np.abs(h) * self._lengths
-        else:
-            n = x if plan.raw_input else normalise(x, self.spec.norm)
-            score = predict(self._matrices, n, plan.score is Score.LOW_RANK_RELU)
-        kept: NDArray[np.bool_] = score >= np.float32(self.cutoff)
-        return kept
 
 
 @dataclass(frozen=True)
