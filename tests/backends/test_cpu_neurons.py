@@ -140,7 +140,7 @@ def test_exact_is_dense_at_any_density_and_order(
     dense = run(backend.neuron_ffn(replace(spec, plan=DENSE)), x)
     assert np.array_equal(run(backend.neuron_ffn(spec), x), dense)
     order = np.random.default_rng(seed).permutation(size)
-    assert_close(run(backend.neuron_ffn(permuted(spec, order)), x), dense, 1e-5)
+    assert_close(run(backend.neuron_ffn(permuted(spec, order)), x), dense, 1e-4)
 
 
 def permuted(spec: NeuronFFNSpec, order: NDArray[np.int64]) -> NeuronFFNSpec:

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from hotset.config import FFNPlan, Score, Way
 from hotset.formats.checkpoint import Checkpoint
-
-_COPY_BYTES = {Score.GATE_Q4: 18 / 32, Score.GATE_Q2: 10 / 32}
-"""Bytes of one number of the gate's copy: a code and its share of a block's scale."""
+from hotset.neurons.plan import COPY_BITS
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
         nbytes = sum(tensors[f"{block}.{name}.weight"].nbytes for name in rows)
         by_neuron.append(nbytes // config.ffn_size)
         always -= nbytes
-        if layer.ffn and layer.ffn.score in _COPY_BYTES:
-            always += int(_COPY_BYTES[layer.ffn.score] * config.ffn_size * config.hidden_size)
+        if layer.ffn and layer.ffn.score in COPY_BITS:
+            always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
     return Traffic(always, tuple(by_neuron), config.ffn_size)
 

@@ -1,5 +1,6 @@
 """The tensors of an opened model by their final names, checked against its shape, built when asked for."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,8 @@ from hotset.architectures import SHAPES, Architecture
 from hotset.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 DOWN_BY_NEURON = "ffn_down_t"
 """Down, transposed: (F, D), so that a neuron's numbers lie together. Takes the place of ``ffn_down``."""
@@ -180,6 +183,12 @@ class TensorTable(Mapping[str, Tensor]):
 def is_global(part: str) -> bool:
     """Whether a tensor of the table exists once, not in each layer."""
     return part in ("token_embd", "position_embd", "output_norm", "output")
+
+
+def split_name(name: str) -> tuple[int | None, str]:
+    """``blk.3.ffn_up.weight`` as its layer and the rest; no layer for what is no layer's."""
+    found = _LAYER.fullmatch(name)
+    return (int(found[1]), found[2]) if found else (None, name)
 
 
 def is_norm(part: str) -> bool:

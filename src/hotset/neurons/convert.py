@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
-from hotset.formats.as_gguf import as_gguf, check_config
+from hotset.formats.as_gguf import as_gguf, check_config, check_places
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import CUTOFF, RECALL, plan_keys
-from hotset.formats.gguf_file import split_parts
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
+from hotset.formats.tensor_table import split_name
 from hotset.neurons.profile import ActivationProfile
 
 NEURON_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
@@ -91,7 +91,7 @@ def convert(
     Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
     type that does not fit, and a source stored by neuron that would lose accuracy.
     """
-    _check_places(checkpoint, out)
+    check_places(checkpoint, out)
     profile.check(checkpoint)
     if plans is None:
         plans, predictors = default_plans(checkpoint), source_predictors(checkpoint)
@@ -106,7 +106,7 @@ def convert(
         layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, (predictors or {}).get(i)))
     tensors: list[NewTensor] = []
     for name in source:
-        number, part = _split(name)
+        number, part = split_name(name)
         rewritten = None if number is None else layers[number].rewritten(part, source[name])
         tensors += [_as_it_is(source, name)] if rewritten is None else rewritten
     for layer in layers:
@@ -287,13 +287,6 @@ def _slices(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _check_places(checkpoint: Checkpoint, out: Path) -> None:
-    for part in split_parts(checkpoint.path.name):
-        path = checkpoint.path.with_name(part)
-        if out.exists() and path.exists() and out.samefile(path):
-            raise HotsetError(f"{out} is the model itself: name another file with -o")
-
-
 def _keys(
     plans: Sequence[FFNPlan | None],
     profile: ActivationProfile,
@@ -320,14 +313,6 @@ def _keep_errors(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> None:
     if isinstance(errors, np.ndarray) and errors.shape == (len(layers),):
         for layer, error in zip(layers, errors.tolist(), strict=True):
             layer.down_error = error
-
-
-def _split(name: str) -> tuple[int | None, str]:
-    """``blk.3.ffn_up.weight`` as its layer and the rest; no layer for what is no layer's."""
-    if not name.startswith("blk."):
-        return None, name
-    _, number, part = name.split(".", 2)
-    return int(number), part
 
 
 def _name(kind: TensorType | None) -> str:

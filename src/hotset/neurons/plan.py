@@ -17,7 +17,7 @@ NEVER_SLOWER = 0.97
 """A layer leaves its dense FFN only for at most this share of the time."""
 _ROUNDS = 24
 
-_COPY_BITS = {Score.GATE_Q2: 2.5, Score.GATE_Q4: 4.5}
+COPY_BITS = {Score.GATE_Q2: 2.5, Score.GATE_Q4: 4.5}
 """Bits a weight with the blocks' scales."""
 
 F64 = NDArray[np.float64]
@@ -57,9 +57,9 @@ class Choice:
 
 def predictor_bytes(spec: NeuronFFNSpec) -> int:
     """Bytes of predictor that a token reads under the spec's plan."""
-    if spec.plan.score in _COPY_BITS:
+    if spec.plan.score in COPY_BITS:
         rows, cols = (spec.gate or spec.up).weight.shape
-        return int(rows * cols * _COPY_BITS[spec.plan.score] / 8)
+        return int(rows * cols * COPY_BITS[spec.plan.score] / 8)
     return sum(linear.weight.nbytes for linear in spec.predictor)
 
 

@@ -6,7 +6,6 @@ and the columns that follow take up the error as far as the inputs' second momen
 error of the weights themselves.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.base import F32
-from hotset.errors import CheckpointError, HotsetError
-from hotset.formats.as_gguf import as_gguf, check_config
+from hotset.errors import CheckpointError
+from hotset.formats.as_gguf import as_gguf, check_config, check_places
 from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.gguf_file import split_parts
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, write_gguf
 from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor_table import split_name
 from hotset.neurons.moments import F64, input_moments
 
 FILE_TYPES = {TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q8_0: 7}
@@ -30,7 +29,6 @@ FILE_TYPES = {TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q8_0: 7}
 _BLOCK = 32
 _GROUP = 256
 _DAMPING = 0.01
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _MATRICES = {
     f"{part}.weight"
     for part in (
@@ -55,10 +53,7 @@ def quantise_model(
     quantised says `new_type`. `progress(done, total)` counts bytes. Nothing half-written is left, whatever
     happens. Raises `HotsetError` for numbers that are not finite.
     """
-    for part in split_parts(checkpoint.path.name):
-        path = checkpoint.path.with_name(part)
-        if out.exists() and path.exists() and out.samefile(path):
-            raise HotsetError(f"{out} is the model itself: name another file with -o")
+    check_places(checkpoint, out)
     metadata, tensors = as_gguf(checkpoint)
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     moments = _Moments(input_moments(checkpoint, windows) if windows else iter(()))
@@ -80,7 +75,7 @@ def quantise_model(
         "hotset.quantize.tokens": sum(map(len, windows)),
     }
     # In the layers' order, as their moments come.
-    order = sorted(tensors, key=lambda name: _split(name)[0])
+    order = sorted(tensors, key=lambda name: -1 if (layer := split_name(name)[0]) is None else layer)
     return write_gguf(
         out,
         metadata,
@@ -99,7 +94,7 @@ def new_type(tensor: Tensor, type: TensorType, *, is_output: bool) -> TensorType
     """
     if len(tensor.shape) == 1:
         return TensorType.F32
-    part = _split(tensor.name)[1]
+    part = split_name(tensor.name)[1]
     known = is_output or part == "token_embd.weight" or part in _MATRICES
     if len(tensor.shape) != 2 or not known or tensor.shape[1] % _BLOCK:
         return tensor.type
@@ -170,12 +165,6 @@ def _quantised(
     return quantise(values, type, moments, threads)
 
 
-def _split(name: str) -> tuple[int, str]:
-    """``blk.3.ffn_up.weight`` as its layer and the rest; -1 for what is no layer's."""
-    found = _LAYER.fullmatch(name)
-    return (int(found[1]), found[2]) if found else (-1, name)
-
-
 class _Moments:
     """The layers' moments, asked for in the layers' order."""
 
@@ -185,9 +174,11 @@ class _Moments:
         self._current: Mapping[str, F64] = {}
 
     def of(self, name: str) -> F64 | None:
-        layer, part = _split(name)
+        layer, part = split_name(name)
+        if layer is None:
+            return None
         while self._layer < layer:
             self._layer += 1
             self._current = {}  # let go before the next are made
             self._current = next(self._layers, {})
-        return self._current.get(part.removesuffix(".weight")) if layer >= 0 else None
+        return self._current.get(part.removesuffix(".weight"))
