@@ -43,8 +43,8 @@ def sweep(
     """Decode a built-in text with cut-offs at quantiles of its own scores: (1 - density) of each layer's.
 
     Where a zero-producing activation makes more than that share of the scores zero, a density cannot be had:
-    it is left out, and the last one is the model's own. Raises `RequestError` for a model that is not stored by
-    neuron.
+    it is left out, and the last one is the model's own. Raises `RequestError` for a model that is not stored
+    by neuron.
     """
     ffns = [layer.ffn for layer in model.transformer.layers]
     chosen = [i for i, layer in enumerate(model.config.layers) if layer.ffn]
