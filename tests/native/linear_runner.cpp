@@ -1,7 +1,7 @@
 // Runs one level's linear kernels on cases read from standard input, where no Python module of that level can
-// be loaded (see helpers/other_levels.py). A case is five int64 (type, rows, columns, tokens, bytes of weights),
-// the weights and the activations; the answer is the product, tokens x rows floats. One token goes through
-// the decode kernel as well, and both must agree to the bit.
+// be loaded (see helpers/other_levels.py). A case is five int64 (type, rows, columns, tokens, bytes of
+// weights), the weights and the activations; the answer is the product, tokens x rows floats. One token goes
+// through the decode kernel as well, and both must agree to the bit.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
