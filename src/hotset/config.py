@@ -133,3 +133,28 @@ class ModelConfig:
     def n_layers(self) -> int:
         """How many layers the decoder has."""
         return len(self.layers)
+
+
+@dataclass(frozen=True)
+class LayerPlacement:
+    """What of one layer lies on the device; the rest is the host's."""
+
+    attention: bool
+    """Attention, with its part of the KV cache."""
+    hot: int
+    """The FFN's neurons ``[:hot]``, the hottest; 0: none, ``ffn_size``: all."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What of a model lies on the device (a GPU, or its stand-in). The token embedding is always the host's."""
+
+    layers: tuple[LayerPlacement, ...]
+    head: bool
+    """The final norm and the output projection."""
+
+    def fits(self, config: ModelConfig) -> bool:
+        """Whether this is a placement of a model of that shape."""
+        return len(self.layers) == config.n_layers and all(
+            0 <= layer.hot <= config.ffn_size for layer in self.layers
+        )
