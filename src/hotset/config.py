@@ -147,7 +147,7 @@ class LayerPlacement:
 
 @dataclass(frozen=True)
 class Placement:
-    """What of a model lies on the device (a GPU, or its stand-in). The token embedding is always the host's."""
+    """What of a model lies on the device (GPU or stand-in). The token embedding is always the host's."""
 
     layers: tuple[LayerPlacement, ...]
     head: bool

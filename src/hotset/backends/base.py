@@ -1,11 +1,12 @@
 """What a backend must offer: the decoder's four parts, built once from weights and then only called.
 
 A backend knows nothing of architectures, files or requests. Arrays are float32 and C-contiguous; T is the
-number of tokens in the call, D the hidden size, V the vocabulary.
+number of tokens in the call, D the hidden size, V the vocabulary. What flows from part to part is the
+backend's own `Array`; tokens, logits and observed neurons are NumPy's on every backend.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from hotset.config import Activation, FFNPlan, NormKind, RopeConfig
 from hotset.formats.tensor import Tensor
 
 F32 = NDArray[np.float32]
+
+Array: TypeAlias = Any
+"""Hidden vectors where the backend computes: a NumPy array on the CPU, a torch tensor on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +148,14 @@ class KVCache(Protocol):
 class Embedding(Protocol):
     """Token ids to hidden vectors."""
 
-    def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
+    def forward(self, tokens: NDArray[np.int32], position: int) -> Array:
         """Embed (T,) tokens, the first at `position`: (T, D)."""
 
 
 class Attention(Protocol):
     """One layer's attention."""
 
-    def forward(self, x: F32, out: F32, kv: KVCache, layer: int) -> None:
+    def forward(self, x: Array, out: Array, kv: KVCache, layer: int) -> None:
         """Add the attention of x (T, D) to out (T, D), which may be x itself.
 
         The tokens stand at positions ``kv.length + 0 .. T - 1``; their keys and values are written there.
@@ -161,10 +165,10 @@ class Attention(Protocol):
 class FFN(Protocol):
     """One layer's feed-forward network."""
 
-    def forward(self, x: F32, out: F32) -> None:
+    def forward(self, x: Array, out: Array) -> None:
         """Add the FFN of x (T, D) to out (T, D), which may be x itself."""
 
-    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+    def neurons(self, x: Array, gate: F32, h: F32) -> None:
         """Compute every neuron of x (T, D), for profiles and training.
 
         Written are the activation's input to ``gate`` (T, F), which is up's product where there is no gate,
@@ -189,7 +193,7 @@ class NeuronFFN(FFN, Protocol):
 class Head(Protocol):
     """Hidden vectors to logits."""
 
-    def forward(self, x: F32) -> F32:
+    def forward(self, x: Array) -> F32:
         """Logits (T, V) of x (T, D)."""
 
 
@@ -197,6 +201,9 @@ class Backend(Protocol):
     """Builds the parts. Tensors may be released once their part is built."""
 
     name: str
+
+    def copy(self, x: Array) -> Array:
+        """A copy of one of its arrays."""
 
     def embedding(self, spec: EmbeddingSpec) -> Embedding:
         """Build the token embedding."""

@@ -166,6 +166,10 @@ class CpuBackend:
         """GB/s (1e9 bytes) at which the backend's threads together read memory, the best of a few passes."""
         return self._runtime.memory_bandwidth(_BANDWIDTH_BYTES, 5) / 1e9
 
+    def copy(self, x: F32) -> F32:
+        """See `Backend`."""
+        return x.copy()
+
     def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:
         """Build the token embedding; it keeps its tensors."""
         return CpuEmbedding(spec)

@@ -338,6 +338,10 @@ class ReferenceBackend:
 
     name = "reference"
 
+    def copy(self, x: F32) -> F32:
+        """See `Backend`."""
+        return x.copy()
+
     def embedding(self, spec: EmbeddingSpec) -> ReferenceEmbedding:
         """Build the token embedding."""
         return ReferenceEmbedding(spec)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.base import F32, FFN, Attention, Backend, Embedding, Head, KVCache
+from hotset.backends.base import F32, FFN, Array, Attention, Backend, Embedding, Head, KVCache
 from hotset.config import ModelConfig
 from hotset.errors import RequestError
 
@@ -77,14 +77,14 @@ class Transformer:
             return logits[0] if len(logits) == 1 else np.concatenate(logits)
         return self.head.forward(x[-1:])
 
-    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache) -> F32:
+    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache) -> Array:
         """One slice through all layers: hidden vectors (T, D)."""
         parallel = self.config.parallel
         x = self.embedding.forward(tokens, kv.length)
         for i, layer in enumerate(self.layers):
             # Both parts read x and add to out. One after the other, out is x itself, so the FFN reads what
             # the attention has added; in parallel it is a copy, so the FFN reads what the attention read.
-            out = x.copy() if parallel else x
+            out = self.backend.copy(x) if parallel else x
             layer.attention.forward(x, out, kv, i)
             layer.ffn.forward(x, out)
             x = out
