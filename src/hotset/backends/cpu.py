@@ -168,7 +168,8 @@ class CpuBackend:
 
     def copy(self, x: F32) -> F32:
         """See `Backend`."""
-        return x.copy()
+        y: F32 = x.copy()
+        return y
 
     def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:
         """Build the token embedding; it keeps its tensors."""

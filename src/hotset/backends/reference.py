@@ -340,7 +340,8 @@ class ReferenceBackend:
 
     def copy(self, x: F32) -> F32:
         """See `Backend`."""
-        return x.copy()
+        y: F32 = x.copy()
+        return y
 
     def embedding(self, spec: EmbeddingSpec) -> ReferenceEmbedding:
         """Build the token embedding."""
