@@ -1,10 +1,13 @@
 """Arguments and options that several commands share."""
 
+import re
+from fractions import Fraction
 from typing import Annotated
 
 import typer
 
 from hotset.config import Way
+from hotset.errors import RequestError
 
 Model = Annotated[
     str | None,
@@ -48,3 +51,24 @@ RepetitionPenalty = Annotated[float, typer.Option(help="Over 1: repeat less of p
 PresencePenalty = Annotated[float, typer.Option(help="Over 0: repeat less of the answer.")]
 Seed = Annotated[int | None, typer.Option(help="Repeatable draws.", show_default=False)]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_UNITS = {"": 1, "b": 1} | {
+    prefix + suffix: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("ib", 1024), ("i", 1024), ("b", 1000))
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``8GiB`` (2^30), ``8GB`` (10^9), ``8192MiB``, ``1.5 TiB`` or ``0``.
+
+    Raises `RequestError` for anything else, and for sizes of 2^63 bytes or more.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", text.strip(), re.ASCII | re.IGNORECASE)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise RequestError(f"{text!r} is no size: expected a number and a unit, such as 8GiB, 8GB or 8192MiB")
+    size = Fraction(match[1].rstrip(".") or "0") * unit
+    if size >= 1 << 63:
+        raise RequestError(f"{text!r} is no size of a memory: expected 0 or less than 8 EiB, such as 8GiB")
+    return int(size)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotset.config import FFNPlan, Score, Way
+from hotset.config import Score
 from hotset.formats.checkpoint import Checkpoint
-from hotset.neurons.plan import COPY_BITS
+from hotset.neurons.plan import COPY_BITS, skipped_matrices
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
         unread.add(f"{block}.ffn_profile.weight")
         if layer.ffn is None or layer.ffn.score not in (Score.LOW_RANK, Score.LOW_RANK_RELU):
             unread |= {f"{block}.fc1.weight", f"{block}.fc2.weight"}
-        rows = _skipped(layer.ffn, config.gated) if layer.ffn else ()
+        rows = skipped_matrices(layer.ffn, config.gated) if layer.ffn else ()
         nbytes = sum(tensors[f"{block}.{name}.weight"].nbytes for name in rows)
         by_neuron.append(nbytes // config.ffn_size)
         always -= nbytes
@@ -45,15 +45,3 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
     return Traffic(always, tuple(by_neuron), config.ffn_size)
-
-
-def _skipped(plan: FFNPlan, gated: bool) -> tuple[str, ...]:
-    """Matrices of which a neuron's row is read only where it is computed."""
-    gate = ("ffn_gate",) if gated else ()
-    if plan.way is Way.DENSE:
-        return ()
-    if plan.way is Way.PREDICTOR:
-        return (*gate, "ffn_up", "ffn_down_t")
-    if gated and plan.score is not Score.DOWN:
-        return ("ffn_up", "ffn_down_t")
-    return ("ffn_down_t",)

@@ -55,6 +55,18 @@ class Choice:
         return self.fc[0].weight.shape[0] if self.fc else 0
 
 
+def skipped_matrices(plan: FFNPlan, gated: bool) -> tuple[str, ...]:
+    """Names of the matrices of which a neuron's row is read only where the neuron is computed."""
+    gate = ("ffn_gate",) if gated else ()
+    if plan.way is Way.DENSE:
+        return ()
+    if plan.way is Way.PREDICTOR:
+        return (*gate, "ffn_up", "ffn_down_t")
+    if gated and plan.score is not Score.DOWN:
+        return ("ffn_up", "ffn_down_t")
+    return ("ffn_down_t",)
+
+
 def predictor_bytes(spec: NeuronFFNSpec) -> int:
     """Bytes of predictor that a token reads under the spec's plan."""
     if spec.plan.score in COPY_BITS:
