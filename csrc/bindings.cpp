@@ -7,6 +7,7 @@ void bind_linear(nb::module_& m);
 void bind_vector(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_quantise(nb::module_& m);
+void bind_worker(nb::module_& m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Hotset's CPU kernels.";
@@ -14,4 +15,5 @@ NB_MODULE(_native, m) {
   bind_vector(m);
   bind_layers(m);
   bind_quantise(m);
+  bind_worker(m);
 }

@@ -215,8 +215,19 @@ void neuron_ffn_forward(NeuronFfn& layer, nb::handle x, nb::handle out) {
   const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true);
   expect("out", "rows", to.rows(), from.rows());
   if (from.rows() == 0) return;
+  if (layer.wants_scores(from.rows())) refuse("x: this layer needs scores, see forward_scored");
   const nb::gil_scoped_release release;
   layer.forward(from.data(), to.data(), from.rows());
+}
+
+void neuron_ffn_forward_scored(NeuronFfn& layer, nb::handle x, nb::handle out, nb::handle scores) {
+  const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true),
+      given("scores", scores, layer.neurons(), false);
+  expect("out", "rows", to.rows(), from.rows());
+  expect("scores", "rows", given.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows(), given.data());
 }
 
 void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, nb::handle h) {
@@ -278,7 +289,8 @@ void bind_layers(nb::module_& m) {
       .def(nb::init<std::vector<double>, double, bool>(), "inverse_frequencies"_a, "magnitude"_a,
            "interleaved"_a);
 
-  nb::class_<KvCache>(m, "KVCache", "Keys and values of one sequence, for every layer.")
+  nb::class_<KvCache>(m, "KVCache", nb::is_weak_referenceable(),
+                      "Keys and values of one sequence, for every layer.")
       .def(nb::new_(&new_kv_cache), "runtime"_a, "type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
            "capacity"_a)
       .def_ro("length", &KvCache::length, "Positions filled so far.")
@@ -286,13 +298,13 @@ void bind_layers(nb::module_& m) {
       .def("advance", &advance_cache, "count"_a, "Count `count` more positions as filled.")
       .def("truncate", &truncate_cache, "length"_a, "Forget every position from `length` on.");
 
-  nb::class_<Attention>(m, "Attention", "One layer's attention.")
+  nb::class_<Attention>(m, "Attention", nb::is_weak_referenceable(), "One layer's attention.")
       .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a, "v"_a, "output"_a,
            "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(), "rope"_a.none(),
            "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none())
       .def("forward", &attention_forward, "x"_a, "out"_a, "kv"_a, "layer"_a,
            "Add the attention of x (T, D) to out (T, D), which may be x itself.");
-  nb::class_<Ffn>(m, "FFN", "One layer's feed-forward network.")
+  nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")
       .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,
            "activation"_a, "post_norm"_a.none())
       .def("forward", &ffn_forward, "x"_a, "out"_a,
@@ -310,6 +322,8 @@ void bind_layers(nb::module_& m) {
            "post_norm"_a.none(), "recall"_a, "audit_period"_a, "audit_offset"_a)
       .def("forward", &neuron_ffn_forward, "x"_a, "out"_a,
            "Add the FFN of x (T, D) to out (T, D), which may be x itself.")
+      .def("forward_scored", &neuron_ffn_forward_scored, "x"_a, "out"_a, "scores"_a,
+           "The same, choosing neurons by predicted scores (T, F) where it chooses any.")
       .def("neurons", &neuron_ffn_neurons, "x"_a, "gate"_a, "h"_a,
            "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).")
       .def(

@@ -83,9 +83,9 @@ float* NeuronFfn::values(Session& session, const Input& input) const {
   return h;
 }
 
-void NeuronFfn::forward(const float* x, float* out, int64_t rows) {
+void NeuronFfn::forward(const float* x, float* out, int64_t rows, const float* scores) {
   Session session(parts_.runtime->pool);
-  if (rows <= kMostChosen) return forward_chosen(session, x, out, rows);
+  if (rows <= kMostChosen) return forward_chosen(session, x, out, rows, scores);
   const Runtime& runtime = *parts_.runtime;
   const NeuronRows* any = parts_.first_rows ? parts_.first_rows.get() : parts_.second_rows.get();
   if (!any) {
@@ -108,7 +108,8 @@ void NeuronFfn::forward(const float* x, float* out, int64_t rows) {
   add_all(session, runtime, h, rows, *parts_.down, parts_.post_norm.get(), out);
 }
 
-void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int64_t rows) {
+void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int64_t rows,
+                               const float* scores) {
   const Runtime& runtime = *parts_.runtime;
   const Input input = pack_input(session, x, rows);
   Chosen chosen{};
@@ -127,7 +128,7 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
     chosen.everything = true;
   } else {
     const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
-    chosen.scores = predicted ? predict(session, input) : chosen.known;
+    chosen.scores = !predicted ? chosen.known : scores ? scores : predict(session, input);
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
     // Exactly what is not zero: the least number above it.

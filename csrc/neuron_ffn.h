@@ -42,7 +42,13 @@ class NeuronFfn {
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }
 
-  void forward(const float* x, float* out, int64_t rows);  // out += ffn(x); out may be x
+  // out += ffn(x); out may be x. The predictor's scores (rows x neurons) may be given; where it has no
+  // matrices they must be, if neurons are chosen.
+  void forward(const float* x, float* out, int64_t rows, const float* scores = nullptr);
+
+  bool wants_scores(int64_t rows) const {
+    return rows <= kMostChosen && parts_.way == Way::kPredictor && parts_.predictor.empty();
+  }
 
   // The activation's input and the neurons' values, both (rows x neurons).
   void neurons(const float* x, int64_t rows, float* pre, float* h) const;
@@ -60,7 +66,7 @@ class NeuronFfn {
   Input pack_input(Session& session, const float* x, int64_t rows) const;
   const float* predict(Session& session, const Input& input) const;
   float* values(Session& session, const Input& input) const;
-  void forward_chosen(Session& session, const float* x, float* out, int64_t rows);
+  void forward_chosen(Session& session, const float* x, float* out, int64_t rows, const float* scores);
   void audit(Session& session, const Chosen& chosen);
 
   const NeuronFfnParts parts_;

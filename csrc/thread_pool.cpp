@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
-#if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
-#endif
+#include "pause.h"
 
 namespace hotset {
 namespace {
@@ -19,14 +17,6 @@ constexpr auto kSpinTime = std::chrono::microseconds(100);
 constexpr auto kMinGrace = std::chrono::nanoseconds(1000);
 
 constexpr int kSpinsPerLook = 32;  // between looks at the clock
-
-void pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Takes the next chunk of a lane's range, which ends at `end`; -1 when none is left or the region is over.
 int64_t claim(std::atomic<uint64_t>& next, uint64_t epoch, int64_t end, int chunk_bits) {

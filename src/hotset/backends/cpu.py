@@ -102,28 +102,29 @@ class CpuNeuronFFN:
     """An FFN stored by neuron."""
 
     def __init__(self, native: _native.NeuronFFN) -> None:
-        self._native = native
+        self.native = native
         # Called for every token and layer: no Python in between.
         self.forward = native.forward
+        self.forward_scored = native.forward_scored
         self.neurons = native.neurons
 
     @property
     def cutoff(self) -> float:
         """See `NeuronFFN`."""
-        return self._native.cutoff
+        return self.native.cutoff
 
     @cutoff.setter
     def cutoff(self, value: float) -> None:
-        self._native.cutoff = value
+        self.native.cutoff = value
 
     @property
     def recall_seen(self) -> float:
         """See `NeuronFFN`."""
-        return self._native.recall_seen
+        return self.native.recall_seen
 
     def counts(self) -> NeuronCounts:
         """See `NeuronFFN`."""
-        return NeuronCounts(*self._native.counts())
+        return NeuronCounts(*self.native.counts())
 
 
 class CpuBackend:
@@ -222,10 +223,11 @@ class CpuBackend:
             post_norm=self._optional_norm(spec.post_norm, hidden),
         )
 
-    def neuron_ffn(self, spec: NeuronFFNSpec) -> CpuNeuronFFN:
+    def neuron_ffn(self, spec: NeuronFFNSpec, *, scores_given: bool = False) -> CpuNeuronFFN:
         """Build one layer's FFN that is stored by neuron.
 
         What every token reads lies in panels like other matrices, what is read for chosen neurons by row.
+        With `scores_given` it has no predictor: ``forward_scored(x, out, scores)`` gets what that would say.
         """
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         plan = spec.plan
@@ -252,7 +254,7 @@ class CpuBackend:
                 way=_WAYS[plan.way],
                 score=_SCORES[plan.score],
                 cutoff=plan.cutoff,
-                predictor=self._predictor(spec, first, size, hidden),
+                predictor=[] if scores_given else self._predictor(spec, first, size, hidden),
                 raw_input=plan.raw_input,
                 factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
                 post_norm=self._optional_norm(spec.post_norm, hidden),

@@ -69,6 +69,19 @@ class Tensor:
         data = self.data[start * row_bytes : stop * row_bytes]
         return Tensor(self.name, self.type, (stop - start, *self.shape[1:]), data)
 
+    def columns(self, start: int, stop: int) -> "Tensor":
+        """The matrix of columns [start, stop), a copy of their blocks: nothing is rounded.
+
+        `start` and `stop` are whole blocks, or the matrix's end; `ValueError` otherwise.
+        """
+        rows, columns = self.shape
+        size = self.type.block_size
+        if not 0 <= start < stop <= columns or start % size or (stop % size and stop != columns):
+            raise ValueError(f"{self.name}: columns {start} to {stop} of {columns} are no blocks of {size}")
+        blocks = self.data.reshape(rows, -1, self.type.block_bytes)
+        data = np.ascontiguousarray(blocks[:, start // size : -(-stop // size)]).reshape(-1)
+        return Tensor(self.name, self.type, (rows, stop - start), data)
+
     def to_float32(self) -> NDArray[np.float32]:
         """Dequantise: float32 of ``shape``, for F32 a read-only view; blocks by the `gguf` library."""
         values: NDArray[np.generic]

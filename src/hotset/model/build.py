@@ -66,6 +66,11 @@ def neuron_ffn_spec(checkpoint: Checkpoint, layer: int, plan: FFNPlan) -> Neuron
     return _Weights(checkpoint).neuron_ffn(layer, plan)
 
 
+def head_spec(checkpoint: Checkpoint) -> HeadSpec:
+    """The final norm and the output projection."""
+    return _Weights(checkpoint).head()
+
+
 class _Weights:
     """A checkpoint's tensors, by name, as the specs of parts."""
 

@@ -1,0 +1,85 @@
+"""Builds a `HybridTransformer`: each part of a checkpoint where a placement says."""
+
+from collections.abc import Callable
+from functools import partial
+
+from hotset.backends.cpu import CpuBackend
+from hotset.config import Placement
+from hotset.formats.checkpoint import Checkpoint
+from hotset.hybrid.device import Device
+from hotset.hybrid.ffn import HybridFFN, build_ffn
+from hotset.hybrid.layer import HybridLayer
+from hotset.hybrid.slices import Spec, all_computed, cold_slice
+from hotset.hybrid.streaming import ColdStream, streamed_bytes
+from hotset.hybrid.transformer import HybridTransformer
+from hotset.model.build import attention_spec, embedding_spec, ffn_spec, head_spec, neuron_ffn_spec
+
+
+def build_hybrid(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    device: Device,
+    host: CpuBackend,
+    *,
+    stream_from: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> HybridTransformer:
+    """Build every part of the model in its place; `progress(done, total)` is told after each of them.
+
+    Prompts of at least `stream_from` tokens have the cold neurons streamed through the device; None: never.
+    Raises `DeviceMemoryError` where the device cannot hold its part, and `ValueError` for a placement of
+    another model.
+    """
+    config = checkpoint.config
+    if not placement.fits(config):
+        raise ValueError("the placement is another model's")
+
+    def done(parts: int) -> None:
+        if progress:
+            progress(parts, config.n_layers + 2)
+
+    embedding = host.embedding(embedding_spec(checkpoint))
+    done(1)
+    layers, cold = [], []
+    counts = {True: 0, False: 0}  # layers whose attention is on the device, and on the host
+    for i, place in enumerate(placement.layers):
+        attention = (device.backend if place.attention else host).attention(attention_spec(checkpoint, i))
+        spec = _ffn_spec(checkpoint, i)
+        if place.hot == 0:
+            layer_ffn = build_ffn(spec, host)
+        elif place.hot == config.ffn_size:
+            layer_ffn = build_ffn(all_computed(spec), device.backend)
+        else:
+            layer_ffn = HybridFFN(spec, place.hot, device, host)
+        index = counts[place.attention]
+        layers.append(HybridLayer(attention, layer_ffn, place.attention, place.hot > 0, index))
+        counts[place.attention] += 1
+        if place.hot < config.ffn_size:
+            cold.append(partial(_cold_spec, checkpoint, i, place.hot))
+        done(i + 2)
+    head = (device.backend if placement.head else host).head(head_spec(checkpoint))
+    stream = None
+    if stream_from is not None and cold:
+        stream = ColdStream(device, cold, max(streamed_bytes(spec()) for spec in cold))
+    done(config.n_layers + 2)
+    return HybridTransformer(
+        config,
+        host,
+        device,
+        embedding,
+        layers,
+        head,
+        head_on_device=placement.head,
+        stream=stream,
+        stream_from=stream_from or 0,
+    )
+
+
+def _ffn_spec(checkpoint: Checkpoint, layer: int) -> Spec:
+    plan = checkpoint.config.layers[layer].ffn
+    return neuron_ffn_spec(checkpoint, layer, plan) if plan else ffn_spec(checkpoint, layer)
+
+
+def _cold_spec(checkpoint: Checkpoint, layer: int, hot: int) -> Spec:
+    spec = _ffn_spec(checkpoint, layer)
+    return cold_slice(spec, hot) if hot else spec

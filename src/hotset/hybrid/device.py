@@ -1,0 +1,89 @@
+"""What the hybrid executor asks of a device: a GPU, or the stand-in that takes its place in tests.
+
+A device has a *stream*: what it is told is done in that order, but maybe later. Where a method says "in
+stream order", its effect on host memory may be relied on only after `Device.synchronize`, an `Event`, or a
+flag that was raised behind it. Pinned memory is the host's memory as the device can read and write it.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from hotset.backends.base import F32, Array, Backend, NeuronFFNSpec, Norm
+from hotset.errors import HotsetError
+
+Flag = NDArray[np.uint32]
+"""One number in pinned memory on a cache line of its own, 0 (low) or 1 (raised)."""
+
+
+class DeviceMemoryError(HotsetError):
+    """The device has no memory left for what it was to hold."""
+
+
+class Event(Protocol):
+    """A place in a stream."""
+
+    def wait(self) -> None:
+        """Wait until the device has done everything before it."""
+
+
+class Device(Protocol):
+    """A device with its memory, its backend and its stream."""
+
+    name: str
+    backend: Backend
+    """Builds the parts that run on the device, and whose arrays are on it. Raises `DeviceMemoryError`."""
+
+    def free_bytes(self) -> int:
+        """Bytes of the device's memory that nobody uses at present."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """A zeroed array in pinned memory, which is freed with it. Raises `HotsetError`."""
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """An array of the device's, float32, of any content."""
+
+    def upload(self, x: F32, out: Array) -> None:
+        """Copy from the host, in stream order: x may change only then."""
+
+    def download(self, x: Array, out: F32) -> None:
+        """Copy to the host, in stream order."""
+
+    def assign(self, x: Array, out: Array) -> None:
+        """Set out to x, both on the device."""
+
+    def zero(self, out: Array) -> None:
+        """Set out to zero."""
+
+    def add(self, x: Array, out: Array) -> None:
+        """Add x to out, both (T, D) on the device."""
+
+    def add_normed(self, norm: Norm, x: Array, out: Array) -> None:
+        """Add the normalised rows of x to out, both (T, D) on the device."""
+
+    def predictor(self, spec: NeuronFFNSpec) -> Callable[[Array], Array]:
+        """Build what scores neurons: of the FFN's input (T, D), before its norm, the scores (T, F)."""
+
+    def raise_flag(self, flag: Flag) -> None:
+        """Raise a flag, in stream order."""
+
+    def take_flag(self, flag: Flag) -> None:
+        """Await that a flag is raised and lower it, in stream order."""
+
+    def synchronize(self) -> None:
+        """Wait until everything is done."""
+
+    def mark(self) -> Event:
+        """The present end of the stream."""
+
+    def follow(self, event: Event) -> None:
+        """What comes next in the stream waits for an event of another stream."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Within it the calling thread speaks to a second stream, which is there for copies."""
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """What does the same as `step`, which tells the device the same each time, for less."""

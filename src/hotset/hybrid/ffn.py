@@ -1,0 +1,121 @@
+"""One layer's FFN in two places: hot neurons on the device, cold neurons on the CPU, summed."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hotset import _native
+from hotset.backends.base import (
+    DENSE_TOKENS,
+    F32,
+    FFN,
+    Array,
+    Backend,
+    NeuronCounts,
+    NeuronFFNSpec,
+)
+from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
+from hotset.config import Way
+from hotset.hybrid.device import Device
+from hotset.hybrid.slices import Spec, cold_slice, hot_slice
+
+
+class HybridFFN:
+    """Neurons ``[:hot]`` on the device, all computed, and ``[hot:]`` on the host, by the layer's plan.
+
+    It equals the FFN that computes all neurons wherever the plan leaves out none that is not zero. The
+    device also predicts, in layers whose plan has a predictor, which cold neurons the host should compute:
+    it sends their scores with the input. The host, which moves the cut-off, holds them against it.
+    """
+
+    def __init__(self, spec: Spec, hot: int, device: Device, host: CpuBackend) -> None:
+        self.device = device
+        self.post_norm = spec.post_norm
+        self.n_hot, self.n_cold = hot, spec.up.weight.shape[0] - hot
+        self.hot = build_ffn(hot_slice(spec, hot), device.backend)
+        cold = cold_slice(spec, hot)
+        self.predictor: Callable[[Array], Array] | None = None
+        if isinstance(cold, NeuronFFNSpec) and cold.plan.way is Way.PREDICTOR:
+            self.predictor = device.predictor(cold)
+            self.cold: CpuNeuronFFN | _native.FFN = host.neuron_ffn(cold, scores_given=True)
+        else:
+            self.cold = host.neuron_ffn(cold) if isinstance(cold, NeuronFFNSpec) else host.ffn(cold)
+
+    def forward(self, x: Array, out: Array) -> None:
+        """Add the FFN of x to out, both (T, D) on the device; the calling thread does the host's part."""
+        device, shape = self.device, tuple(x.shape)
+        at_host = device.pinned(shape, np.float32)
+        device.download(x, at_host)
+        scores = None
+        if self.predictor and shape[0] <= DENSE_TOKENS:
+            scores = device.pinned((shape[0], self.n_cold), np.float32)
+            device.download(self.predictor(x), scores)
+        sent = device.mark()
+
+        def cold() -> Array:
+            sent.wait()
+            y = device.pinned(shape, np.float32)
+            if scores is not None and isinstance(self.cold, CpuNeuronFFN):
+                self.cold.forward_scored(at_host, y, scores)
+            else:
+                self.cold.forward(at_host, y)
+            back = device.empty(shape)
+            device.upload(y, back)
+            return back
+
+        self.add(x, out, cold)
+
+    def add(self, x: Array, out: Array, cold: Callable[[], Array]) -> None:
+        """Add the FFN of x to out; `cold` brings the cold neurons' sum (T, D) to the device meanwhile."""
+        device = self.device
+        total = out
+        if self.post_norm:
+            total = device.empty(tuple(x.shape))
+            device.zero(total)
+        self.hot.forward(x, total)
+        device.add(cold(), total)
+        if self.post_norm:
+            device.add_normed(self.post_norm, total, out)
+
+    def neurons(self, x: Array, gate: F32, h: F32) -> None:
+        """See `FFN`."""
+        device, tokens = self.device, len(gate)
+        at_host = device.pinned(tuple(x.shape), np.float32)
+        device.download(x, at_host)
+        device.synchronize()
+        for part, source, first, size in (
+            (self.hot, x, 0, self.n_hot),
+            (self.cold, at_host, self.n_hot, self.n_cold),
+        ):
+            pre, values = np.empty((tokens, size), np.float32), np.empty((tokens, size), np.float32)
+            part.neurons(source, pre, values)
+            gate[:, first : first + size], h[:, first : first + size] = pre, values
+
+    @property
+    def cutoff(self) -> float:
+        """See `NeuronFFN`: the cold neurons'."""
+        return self._by_neuron().cutoff
+
+    @cutoff.setter
+    def cutoff(self, value: float) -> None:
+        self._by_neuron().cutoff = value
+
+    @property
+    def recall_seen(self) -> float:
+        """See `NeuronFFN`: the cold neurons'."""
+        return self._by_neuron().recall_seen
+
+    def counts(self) -> NeuronCounts:
+        """See `NeuronFFN`; of the hot neurons all are read, and how many fired is not known."""
+        cold = self._by_neuron().counts()
+        return NeuronCounts(cold.tokens, cold.read + self.n_hot * cold.tokens, cold.fired)
+
+    def _by_neuron(self) -> CpuNeuronFFN:
+        if not isinstance(self.cold, CpuNeuronFFN):
+            raise TypeError("this layer is not stored by neuron")
+        return self.cold
+
+
+def build_ffn(spec: Spec, backend: Backend) -> FFN:
+    """A whole FFN, or a slice, on one backend."""
+    return backend.neuron_ffn(spec) if isinstance(spec, NeuronFFNSpec) else backend.ffn(spec)

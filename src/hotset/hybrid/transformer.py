@@ -1,0 +1,148 @@
+"""The decoder with its parts in two places.
+
+The same walk as `hotset.model.transformer`, which also says what an FFN in parallel to attention reads.
+Single tokens go by `Step`, where the host's worker and the device's stream are both told beforehand; several
+tokens go layer by layer, and the calling thread does the host's part.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset import _native
+from hotset.backends.base import FFN, Array, Embedding, Head, KVCache
+from hotset.backends.cpu import CpuBackend
+from hotset.config import ModelConfig
+from hotset.hybrid.device import Device, DeviceMemoryError
+from hotset.hybrid.ffn import HybridFFN
+from hotset.hybrid.kv_cache import HybridKVCache
+from hotset.hybrid.layer import HybridLayer
+from hotset.hybrid.step import Step
+from hotset.hybrid.streaming import ColdStream, StreamedFFN
+from hotset.model.transformer import Transformer
+
+
+class HybridTransformer(Transformer):
+    """A model on a device and the CPU; built by `hotset.hybrid.build.build_hybrid`.
+
+    With a `stream`, prompts of at least `stream_from` tokens have their cold neurons computed on the device
+    too.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        host: CpuBackend,
+        device: Device,
+        embedding: Embedding,
+        layers: Sequence[HybridLayer],
+        head: Head,
+        *,
+        head_on_device: bool,
+        stream: ColdStream | None = None,
+        stream_from: int = 0,
+    ) -> None:
+        super().__init__(config, host, embedding, layers, head)
+        self.device = device
+        self._host = host
+        self._parts = tuple(layers)
+        self._head_on_device = head_on_device
+        self._stream = stream
+        self._stream_from = stream_from
+        self._step = Step(
+            layers,
+            device,
+            hidden=config.hidden_size,
+            parallel=config.parallel,
+            ends_on_device=head_on_device,
+        )
+
+    def kv_cache(self, capacity: int, type: str = "f16") -> HybridKVCache:
+        """See `Transformer`; each layer's keys and values lie where its attention is computed."""
+        c = self.config
+        on_device = sum(layer.attention_on_device for layer in self._parts)
+        shape = {"n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "capacity": capacity}
+        device: KVCache | None = None
+        host: _native.KVCache | None = None
+        if on_device:
+            device = self.device.backend.kv_cache(n_layers=on_device, type=type, **shape)
+        if on_device < c.n_layers:
+            host = self._host.kv_cache(n_layers=c.n_layers - on_device, type=type, **shape)
+        return HybridKVCache(device, host, capacity)
+
+    def close(self) -> None:
+        """End the worker's thread; it starts again with the next token."""
+        self._step.close()
+
+    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache) -> Array:
+        if not isinstance(kv, HybridKVCache):
+            raise TypeError("a hybrid model needs its own KV cache")
+        kv.settle()
+        x = self.embedding.forward(tokens, kv.length)
+        x = self._step.run(x, kv) if len(tokens) == 1 else self._layer_by_layer(x, kv)
+        kv.advance(len(tokens))
+        return x
+
+    def _layer_by_layer(self, x: Array, kv: HybridKVCache) -> Array:
+        here = False  # whether x is on the device
+        with self._streamed(len(x)) as streamed:
+            for layer in self._parts:
+                x, here = self._bring(x, here, layer.attention_on_device), layer.attention_on_device
+                backend = self.device.backend if here else self._host
+                out = backend.copy(x) if self.config.parallel else x
+                layer.attention.forward(x, out, kv.of(here), layer.index)
+
+                cold = self._next_of(streamed) if layer.host_ffn else None
+                there = layer.ffn_on_device or cold is not None
+                both = x is out
+                out = self._bring(out, here, there)
+                x, here = out if both else self._bring(x, here, there), there
+                self._add_ffn(layer, x, out, cold)
+                x = out
+        return self._bring(x, here, self._head_on_device)
+
+    def _add_ffn(self, layer: HybridLayer, x: Array, out: Array, cold: FFN | None) -> None:
+        if cold is None:
+            layer.ffn.forward(x, out)
+        elif not isinstance(layer.ffn, HybridFFN):
+            cold.forward(x, out)
+        else:
+            total = self.device.empty(tuple(x.shape))
+            self.device.zero(total)
+            cold.forward(x, total)  # before the hot neurons, which may add to x itself
+            layer.ffn.add(x, out, lambda: total)
+
+    @contextmanager
+    def _streamed(self, tokens: int) -> Iterator[Iterator[StreamedFFN]]:
+        """The parts of layers with cold neurons on the device, or none for prompts that do not repay it."""
+        if self._stream and tokens >= self._stream_from:
+            with self._stream.layers() as parts:
+                yield parts
+        else:
+            with nullcontext():
+                yield iter(())
+
+    def _next_of(self, streamed: Iterator[StreamedFFN]) -> FFN | None:
+        """The next layer's cold neurons on the device; None where the CPU computes them."""
+        try:
+            part = next(streamed, None)
+        except DeviceMemoryError:
+            # Others have taken the memory since the plan was made: the CPU does this layer and what follows.
+            self._stream = None
+            return None
+        return part.part if part else None
+
+    def _bring(self, x: Array, here: bool, there: bool) -> Array:
+        """x (T, D) on the other side, where it is not there already."""
+        if here == there:
+            return x
+        if there:
+            on_device = self.device.empty(tuple(x.shape))
+            self.device.upload(x, on_device)
+            return on_device
+        on_host = self.device.pinned(tuple(x.shape), np.float32)
+        self.device.download(x, on_host)
+        self.device.synchronize()
+        return on_host
