@@ -24,6 +24,7 @@ def bench(
     *,
     threads: options.Threads = None,
     ffn: options.Neurons = None,
+    vram: options.Vram = None,
     sweep: Annotated[
         Sweep | None,
         typer.Option(help="Decode with 5 to 100 % of the neurons, for models stored by neuron."),
@@ -43,6 +44,8 @@ def bench(
     """Time a prompt of 512 tokens and 128 single tokens; medians of three, beside the memory bandwidth."""
     if sweep and (trace or ffn):
         raise RequestError("--sweep goes with neither --trace nor --ffn")
+    if vram and (sweep or trace):
+        raise RequestError("--vram goes with neither --sweep nor --trace: they measure the CPU")
     if (plot or text) and not (sweep or trace):
         raise RequestError("--plot and --text need --sweep density or --trace")
     if text and not trace:
@@ -52,16 +55,19 @@ def bench(
     elif trace:
         _trace(model, threads, ffn, text or [], plot, as_json)
     else:
-        _speed(model, threads, ffn, as_json)
+        _speed(model, threads, ffn, options.vram_bytes(vram), as_json)
 
 
-def _speed(model: str | None, threads: int | None, ffn: Way | None, as_json: bool) -> None:
-    from hotset.cli.console import progress, table
+def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | None, as_json: bool) -> None:
+    from hotset.cli.console import notes, progress, table
     from hotset.engine.load import load_model
-    from hotset.engine.measure import measure
+    from hotset.engine.measure import PREFILL_TOKENS, measure
 
     with progress("Loading") as loading:
-        loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
+        loaded = load_model(
+            model, threads=threads, ffn=ffn, vram=vram, context=PREFILL_TOKENS, progress=loading
+        )
+    notes(loaded)
     with progress("Measuring") as measuring:
         speed = measure(loaded, progress=measuring)
     backend = loaded.backend

@@ -34,9 +34,10 @@ def chat(
     context: options.Context = None,
     kv_type: options.KVType = "f16",
     ffn: options.Neurons = None,
+    vram: options.Vram = None,
 ) -> None:
     """Talk with a model. /clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
-    from hotset.cli.console import progress
+    from hotset.cli.console import notes, progress
     from hotset.engine.engine import Engine
     from hotset.engine.sampler import Sampling
 
@@ -51,8 +52,15 @@ def chat(
     )
     with progress("Loading") as loading:
         engine = Engine.load(
-            model, threads=threads, context=context, kv_type=kv_type, ffn=ffn, progress=loading
+            model,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            ffn=ffn,
+            vram=options.vram_bytes(vram),
+            progress=loading,
         )
+    notes(engine.model)
     if engine.tokenizer.chat_template is None:
         raise RequestError(f"{engine.model.path}: this model has no chat template; use hotset run")
     opening = [] if system is None else [{"role": "system", "content": system}]

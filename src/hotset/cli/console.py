@@ -4,7 +4,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hotset.engine.load import Model
 
 _PATIENCE = 1.0
 """Seconds before a progress bar is worth showing."""
@@ -46,6 +49,12 @@ def progress(title: str) -> Iterator[_Bar | None]:
         yield bar
     finally:
         bar.close()
+
+
+def notes(model: "Model") -> None:
+    """Say on stderr what the user should know about how a model was loaded."""
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...] | None = None) -> None:

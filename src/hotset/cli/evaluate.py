@@ -31,6 +31,7 @@ def evaluate(
     ] = None,
     kv_type: options.KVType = "f16",
     threads: options.Threads = None,
+    vram: options.Vram = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Perplexity of a text, and the divergence from a second model.
@@ -43,18 +44,27 @@ def evaluate(
         raise RequestError("--against and --against-dense: expected one of them")
     written = "\n".join(read_text(path) for path in text)
 
-    from hotset.cli.console import progress, table
+    from hotset.cli.console import notes, progress, table
+    from hotset.engine.evaluate import DEFAULT_WINDOW, tokenize
     from hotset.engine.evaluate import evaluate as evaluate_model
-    from hotset.engine.evaluate import tokenize
     from hotset.engine.load import load_model
 
     with progress("Loading") as loading:
-        loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
+        loaded = load_model(
+            model,
+            threads=threads,
+            ffn=ffn,
+            vram=options.vram_bytes(vram),
+            context=context or DEFAULT_WINDOW,
+            kv_type=kv_type,
+            progress=loading,
+        )
         reference = None
         if against_dense:
             reference = load_model(model, threads=threads, ffn=Way.DENSE, progress=loading)
         elif against:
             reference = load_model(against, threads=threads, progress=loading)
+    notes(loaded)
     ids = tokenize(written, loaded, reference, limit=tokens)
     with progress("Evaluating") as evaluating:
         result = evaluate_model(

@@ -37,6 +37,14 @@ Context = Annotated[
     ),
 ]
 KVType = Annotated[str, typer.Option(help="Type of the KV cache: f16, q8_0 or f32.")]
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory of the GPU to use, such as 8GiB, for the hottest neurons; the CPU computes the rest.",
+        show_default=False,
+    ),
+]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
@@ -57,6 +65,11 @@ _UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("ib", 1024), ("i", 1024), ("b", 1000))
 }
+
+
+def vram_bytes(vram: str | None) -> int | None:
+    """Bytes that ``--vram`` asks for."""
+    return None if vram is None else parse_size(vram)
 
 
 def parse_size(text: str) -> int:

@@ -31,13 +31,14 @@ def run(
     context: options.Context = None,
     kv_type: options.KVType = "f16",
     ffn: options.Neurons = None,
+    vram: options.Vram = None,
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one."""
     text = _read_stdin() if prompt is None else prompt
     if not text.strip():
         raise RequestError("the prompt is empty: give one with -p TEXT or on standard input")
 
-    from hotset.cli.console import progress
+    from hotset.cli.console import notes, progress
     from hotset.engine.engine import Engine
     from hotset.engine.sampler import Sampling
 
@@ -52,8 +53,15 @@ def run(
     )
     with progress("Loading") as loading:
         engine = Engine.load(
-            model, threads=threads, context=context, kv_type=kv_type, ffn=ffn, progress=loading
+            model,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            ffn=ffn,
+            vram=options.vram_bytes(vram),
+            progress=loading,
         )
+    notes(engine.model)
     if raw or engine.tokenizer.chat_template is None:
         tokens = engine.generate(text, max_tokens=max_tokens, sampling=sampling, stop=stop or ())
     else:

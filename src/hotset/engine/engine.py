@@ -46,6 +46,7 @@ class Engine:
         context: int | None = None,
         kv_type: str = "f16",
         ffn: Way | None = None,
+        vram: int | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
         """Load a model and make room for a context.
@@ -53,10 +54,13 @@ class Engine:
         `model` is a path, ``hf:org/repo[:file]`` or None for the demo model. `threads` None means one a
         physical core. `context` is in tokens; None means what the model was trained for, at most 4096.
         `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
-        stored by neuron. `progress(done, total)` is told of the model's parts.
+        stored by neuron. `vram` is how many bytes may lie on the GPU; None: all is the CPU's.
+        `progress(done, total)` is told of the model's parts.
         Raises `HotsetError`.
         """
-        loaded = load_model(model, threads=threads, ffn=ffn, progress=progress)
+        loaded = load_model(
+            model, threads=threads, ffn=ffn, vram=vram, context=context, kv_type=kv_type, progress=progress
+        )
         return cls(loaded, loaded.kv_cache(context, kv_type))
 
     @property

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from hotset.backends.base import KVCache, NeuronCounts, NeuronFFN
-from hotset.config import FFNPlan, ModelConfig, Way
+from hotset.config import FFNPlan, ModelConfig, Placement, Way
 from hotset.engine.traffic import Traffic, traffic
-from hotset.errors import RequestError
+from hotset.errors import HotsetError, RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Transformer
 
 if TYPE_CHECKING:
     from hotset.backends.cpu import CpuBackend
+    from hotset.hybrid.device import Device
     from hotset.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -35,6 +36,10 @@ class Model:
     tokenizer: "Tokenizer"
     backend: "CpuBackend"
     traffic: Traffic
+    placement: Placement | None = None
+    """What lies on a device; None where all is the CPU's."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the model was loaded, a line each."""
 
     @property
     def config(self) -> ModelConfig:
@@ -61,13 +66,19 @@ def load_model(
     *,
     threads: int | None = None,
     ffn: Way | FFNPlan | None = None,
+    vram: int | None = None,
+    context: int | None = None,
+    kv_type: str = "f16",
+    device: "Device | None" = None,
     progress: Progress | None = None,
 ) -> Model:
-    """Find, open and build a model for the CPU.
+    """Find, open and build a model for the CPU, or with `vram` for a GPU and the CPU.
 
     `model` is a path, ``hf:org/repo[:file]`` or None for the demo model; `threads` None means one a physical
-    core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. Raises
-    `CheckpointError` for what cannot be read or run.
+    core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how
+    many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
+    GPU's place in tests. Raises `CheckpointError` for what cannot be read or run, and `DeviceMemoryError`
+    where the GPU has too little memory.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
@@ -75,9 +86,35 @@ def load_model(
 
     checkpoint = with_plan(open_model(model), ffn)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    if vram and device is None:
+        raise HotsetError("--vram: this version has no GPU backend yet; run without it")
     backend = CpuBackend(threads=threads)
-    transformer = build_transformer(checkpoint, backend, progress)
-    return Model(checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint))
+    if device is None:
+        transformer = build_transformer(checkpoint, backend, progress)
+        return Model(checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint))
+
+    from hotset.engine.placing import place
+
+    context = check_context(checkpoint.config, context)
+    placed = place(
+        checkpoint,
+        device,
+        backend,
+        device.free_bytes() if vram is None else vram,
+        context=context,
+        kv_type=check_kv_type(kv_type),
+        kv_bytes=kv_cache_bytes(checkpoint.config, context, kv_type),
+        progress=progress,
+    )
+    return Model(
+        checkpoint.path,
+        placed.transformer,
+        tokenizer,
+        backend,
+        traffic(checkpoint),
+        placed.placement,
+        placed.notes,
+    )
 
 
 def open_model(model: str | Path | None = None) -> Checkpoint:

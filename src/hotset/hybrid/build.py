@@ -14,6 +14,9 @@ from hotset.hybrid.streaming import ColdStream, streamed_bytes
 from hotset.hybrid.transformer import HybridTransformer
 from hotset.model.build import attention_spec, embedding_spec, ffn_spec, head_spec, neuron_ffn_spec
 
+Progress = Callable[[int, int], None]
+"""Told (done, total) while parts are built."""
+
 
 def build_hybrid(
     checkpoint: Checkpoint,
@@ -22,7 +25,7 @@ def build_hybrid(
     host: CpuBackend,
     *,
     stream_from: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> HybridTransformer:
     """Build every part of the model in its place; `progress(done, total)` is told after each of them.
 
@@ -44,7 +47,7 @@ def build_hybrid(
     counts = {True: 0, False: 0}  # layers whose attention is on the device, and on the host
     for i, place in enumerate(placement.layers):
         attention = (device.backend if place.attention else host).attention(attention_spec(checkpoint, i))
-        spec = _ffn_spec(checkpoint, i)
+        spec = any_ffn_spec(checkpoint, i)
         if place.hot == 0:
             layer_ffn = build_ffn(spec, host)
         elif place.hot == config.ffn_size:
@@ -75,11 +78,12 @@ def build_hybrid(
     )
 
 
-def _ffn_spec(checkpoint: Checkpoint, layer: int) -> Spec:
+def any_ffn_spec(checkpoint: Checkpoint, layer: int) -> Spec:
+    """A layer's FFN, stored by neuron or not."""
     plan = checkpoint.config.layers[layer].ffn
     return neuron_ffn_spec(checkpoint, layer, plan) if plan else ffn_spec(checkpoint, layer)
 
 
 def _cold_spec(checkpoint: Checkpoint, layer: int, hot: int) -> Spec:
-    spec = _ffn_spec(checkpoint, layer)
+    spec = any_ffn_spec(checkpoint, layer)
     return cold_slice(spec, hot) if hot else spec

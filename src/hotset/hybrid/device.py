@@ -61,8 +61,8 @@ class Device(Protocol):
     def add(self, x: Array, out: Array) -> None:
         """Add x to out, both (T, D) on the device."""
 
-    def add_normed(self, norm: Norm, x: Array, out: Array) -> None:
-        """Add the normalised rows of x to out, both (T, D) on the device."""
+    def normed_adder(self, norm: Norm) -> Callable[[Array, Array], None]:
+        """Build what adds the normalised rows of its first argument to the second, both (T, D)."""
 
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[Array], Array]:
         """Build what scores neurons: of the FFN's input (T, D), before its norm, the scores (T, F)."""
@@ -85,5 +85,16 @@ class Device(Protocol):
     def aside(self) -> AbstractContextManager[None]:
         """Within it the calling thread speaks to a second stream, which is there for copies."""
 
+    def guard(self) -> AbstractContextManager[None]:
+        """Within it the device's own exceptions for want of memory become `DeviceMemoryError`."""
+
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `step`, which tells the device the same each time, for less."""
+
+
+def to_device(device: Device, x: F32) -> Array:
+    """A copy of x (T, D) on the device; x may change at once."""
+    out = device.empty(x.shape)
+    device.upload(x, out)
+    device.mark().wait()
+    return out

@@ -16,7 +16,7 @@ from hotset.backends.base import (
 )
 from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
 from hotset.config import Way
-from hotset.hybrid.device import Device
+from hotset.hybrid.device import Device, to_device
 from hotset.hybrid.slices import Spec, cold_slice, hot_slice
 
 
@@ -30,7 +30,7 @@ class HybridFFN:
 
     def __init__(self, spec: Spec, hot: int, device: Device, host: CpuBackend) -> None:
         self.device = device
-        self.post_norm = spec.post_norm
+        self.add_normed = device.normed_adder(spec.post_norm) if spec.post_norm else None
         self.n_hot, self.n_cold = hot, spec.up.weight.shape[0] - hot
         self.hot = build_ffn(hot_slice(spec, hot), device.backend)
         cold = cold_slice(spec, hot)
@@ -59,9 +59,7 @@ class HybridFFN:
                 self.cold.forward_scored(at_host, y, scores)
             else:
                 self.cold.forward(at_host, y)
-            back = device.empty(shape)
-            device.upload(y, back)
-            return back
+            return to_device(device, y)
 
         self.add(x, out, cold)
 
@@ -69,13 +67,13 @@ class HybridFFN:
         """Add the FFN of x to out; `cold` brings the cold neurons' sum (T, D) to the device meanwhile."""
         device = self.device
         total = out
-        if self.post_norm:
+        if self.add_normed:
             total = device.empty(tuple(x.shape))
             device.zero(total)
         self.hot.forward(x, total)
         device.add(cold(), total)
-        if self.post_norm:
-            device.add_normed(self.post_norm, total, out)
+        if self.add_normed:
+            self.add_normed(total, out)
 
     def neurons(self, x: Array, gate: F32, h: F32) -> None:
         """See `FFN`."""

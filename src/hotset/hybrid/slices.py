@@ -22,6 +22,17 @@ def granule(spec: Spec) -> int:
     return 1 if isinstance(spec, NeuronFFNSpec) else spec.down.weight.type.block_size
 
 
+def ffn_bytes(spec: Spec) -> int:
+    """Bytes of the matrices whose rows or columns are neurons."""
+    return sum(linear.weight.nbytes for linear in ffn_matrices(spec))
+
+
+def ffn_matrices(spec: Spec) -> list[Linear]:
+    """Gate, where there is one, up and down."""
+    down = spec.down_t if isinstance(spec, NeuronFFNSpec) else spec.down
+    return [linear for linear in (spec.gate, spec.up, down) if linear]
+
+
 def all_computed(spec: Spec) -> Spec:
     """The same FFN, which chooses no neurons."""
     if isinstance(spec, NeuronFFNSpec):

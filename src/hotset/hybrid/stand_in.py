@@ -4,56 +4,28 @@ Its stream is the calling thread, so everything is done as soon as it is said; t
 it on a thread of its own, as it would beside a GPU. Only the time it takes means nothing.
 """
 
-import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from hotset import _native
 from hotset.backends.base import F32, AttentionSpec, FFNSpec, HeadSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend, CpuHead, CpuNeuronFFN
 from hotset.backends.reference import normalise, predict, predictor_matrices
 from hotset.config import Score
-from hotset.hybrid.device import DeviceMemoryError, Event, Flag
+from hotset.hybrid.host_stream import HostStream, Memory
 
 _Spec = TypeVar("_Spec")
 _Part = TypeVar("_Part")
 
-_LOOK_SECONDS = 0.05
-"""Between looks at whether the user has interrupted."""
-
 _NUMBER_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
-
-
-class _Memory:
-    """So many bytes, of which each thing that is alive holds some."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.used = 0
-
-    def hold(self, owner: object, nbytes: int) -> None:
-        self.used += nbytes
-        weakref.finalize(owner, self._release, nbytes)
-
-    def check(self, what: str, nbytes: int) -> None:
-        if self.used + nbytes > self.capacity:
-            raise DeviceMemoryError(
-                f"the device is full: {what} needs {nbytes / 1e6:.1f} MB, and {self.used / 1e6:.1f} of "
-                f"{self.capacity / 1e6:.1f} MB are taken; ask for a smaller budget (--vram)"
-            )
-
-    def _release(self, nbytes: int) -> None:
-        self.used -= nbytes
 
 
 class _MeteredBackend(CpuBackend):
     """Counts what its parts would take of a device's memory."""
 
-    def __init__(self, memory: _Memory, threads: int) -> None:
+    def __init__(self, memory: Memory, threads: int) -> None:
         super().__init__(threads=threads)
         self._memory = memory
 
@@ -95,32 +67,19 @@ class _MeteredBackend(CpuBackend):
         return part
 
 
-class _Past:
-    """An event of a stream that is never behind."""
-
-    def wait(self) -> None:
-        pass
-
-
-class StandInDevice:
+class StandInDevice(HostStream):
     """A device of `vram` bytes, of which only weights and KV caches are counted; see `Device`."""
 
     name = "stand-in"
 
     def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
-        self.memory = _Memory(vram)
-        self.pinned_memory = _Memory(1 << 62)
+        super().__init__()
+        self.memory = Memory(vram)
         self.backend = _MeteredBackend(self.memory, threads)
 
     def free_bytes(self) -> int:
         """See `Device`."""
         return self.memory.capacity - self.memory.used
-
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See `Device`."""
-        array = np.zeros(shape, dtype)
-        self.pinned_memory.hold(array, array.nbytes)
-        return array
 
     def empty(self, shape: tuple[int, ...]) -> F32:
         """See `Device`."""
@@ -141,9 +100,13 @@ class StandInDevice:
         """See `Device`."""
         out += x
 
-    def add_normed(self, norm: Norm, x: F32, out: F32) -> None:
+    def normed_adder(self, norm: Norm) -> Callable[[F32, F32], None]:
         """See `Device`."""
-        out += normalise(x, norm)
+
+        def add(x: F32, out: F32) -> None:
+            out += normalise(x, norm)
+
+        return add
 
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
         """See `Device`."""
@@ -154,31 +117,3 @@ class StandInDevice:
             return np.ascontiguousarray(predict(matrices, read, rectified))
 
         return scores
-
-    def raise_flag(self, flag: Flag) -> None:
-        """See `Device`."""
-        _native.raise_flag(flag)
-
-    def take_flag(self, flag: Flag) -> None:
-        """See `Device`."""
-        while not _native.take_flag(flag, _LOOK_SECONDS):
-            pass
-
-    def synchronize(self) -> None:
-        """See `Device`."""
-
-    def mark(self) -> Event:
-        """See `Device`."""
-        return _Past()
-
-    def follow(self, event: Event) -> None:
-        """See `Device`."""
-        event.wait()
-
-    def aside(self) -> AbstractContextManager[None]:
-        """See `Device`."""
-        return nullcontext()
-
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """See `Device`."""
-        return step

@@ -7,7 +7,6 @@ Parts that follow one another on the host are one task, and x changes sides only
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from threading import Lock
 
 import numpy as np
 
@@ -27,7 +26,7 @@ _LINE = 16
 
 
 class Step:
-    """The layers as a step of one token; for one sequence at a time, others wait."""
+    """The layers as a step of one token; one at a time."""
 
     def __init__(
         self,
@@ -42,8 +41,8 @@ class Step:
         self._worker = _native.ColdWorker()
         self._actions: list[Action] = []
         self._keep: list[object] = []  # what the worker has only addresses of
+        self._tasks = 0
         self._chain = False  # whether the last task goes on with x, on the host
-        self._lock = Lock()
         self._unfinished = False
 
         def vector(size: int = hidden) -> F32:
@@ -72,26 +71,26 @@ class Step:
         It is overwritten by the next step. Raises `HotsetError` where the host's part failed; whatever
         raises, the next step works.
         """
-        with self._lock:
-            if self._unfinished:
-                self._recover()
-            self._unfinished = True
-            np.copyto(self._host_x, x)
-            if kv.recorded is None:
-                kv.recorded = self._device.record(partial(self._tell, kv.on_device))
-            try:
+        if self._unfinished:
+            self._recover()
+        self._unfinished = True
+        np.copyto(self._host_x, x)
+        if kv.recorded is None:
+            kv.recorded = self._device.record(partial(self._tell, kv.on_device))
+        try:
+            if self._tasks:
                 self._worker.begin(kv.on_host)
-                kv.recorded()
-                self._device.synchronize()
-                error = self._worker.finish()
-            except BaseException:
-                self._recover()
-                raise
-            if error:
-                self._recover()
-                raise HotsetError(f"the CPU's part of the model failed: {error}; ask again")
-            self._unfinished = False
-            return self._x if self.ends_on_device else self._host_x
+            kv.recorded()
+            self._device.synchronize()
+            error = self._worker.finish()
+        except BaseException:
+            self._recover()
+            raise
+        if error:
+            self._recover()
+            raise HotsetError(f"the CPU's part of the model failed: {error}; ask again")
+        self._unfinished = False
+        return self._x if self.ends_on_device else self._host_x
 
     def close(self) -> None:
         """End the worker's thread; a step in hand fails, the next one starts another."""
@@ -119,6 +118,7 @@ class Step:
         flags = self._device.pinned((2, _LINE), np.uint32)
         self._keep.append(flags)
         self._worker.task(flags[0], flags[1])
+        self._tasks += 1
         return flags[0], flags[1]
 
     def _say(self, tell: Callable[[], None]) -> None:
@@ -227,13 +227,13 @@ class Step:
             if split is None:
                 self._tell_arrival(done, self._host_sums[1], out)
                 return
-            to = total if split.post_norm else out
-            if split.post_norm:
+            to = total if split.add_normed else out
+            if split.add_normed:
                 self._say(lambda: device.zero(to))
             self._say(lambda: split.hot.forward(x, to))
             self._tell_arrival(done, self._host_sums[1], to)
-            if norm := split.post_norm:
-                self._say(lambda: device.add_normed(norm, to, out))
+            if add_normed := split.add_normed:
+                self._say(lambda: add_normed(to, out))
 
         return add
 

@@ -16,7 +16,7 @@ from hotset.backends.base import FFN, Linear, NeuronFFNSpec
 from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.ffn import build_ffn
-from hotset.hybrid.slices import Spec, all_computed
+from hotset.hybrid.slices import Spec, all_computed, ffn_matrices
 
 _ALIGNMENT = 64
 
@@ -58,7 +58,7 @@ class ColdStream:
         if used:
             used.wait()
         spec = _staged(self._specs[i](), self._staging[i % 2])
-        with self._device.aside():
+        with self._device.guard(), self._device.aside():
             part = build_ffn(spec, self._device.backend)
             return StreamedFFN(part, self._device.mark())
 
@@ -73,12 +73,7 @@ class StreamedFFN:
 
 def streamed_bytes(spec: Spec) -> int:
     """Room that a layer's cold weights take in the pinned buffer."""
-    return sum(-(-linear.weight.nbytes // _ALIGNMENT) * _ALIGNMENT for linear in _linears(spec))
-
-
-def _linears(spec: Spec) -> list[Linear]:
-    down = spec.down_t if isinstance(spec, NeuronFFNSpec) else spec.down
-    return [linear for linear in (spec.gate, spec.up, down) if linear]
+    return sum(-(-linear.weight.nbytes // _ALIGNMENT) * _ALIGNMENT for linear in ffn_matrices(spec))
 
 
 def _staged(spec: Spec, staging: NDArray[np.uint8]) -> Spec:

@@ -7,15 +7,16 @@ tokens go layer by layer, and the calling thread does the host's part.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.base import FFN, Array, Embedding, Head, KVCache
+from hotset.backends.base import F32, FFN, Array, Embedding, Head, KVCache
 from hotset.backends.cpu import CpuBackend
 from hotset.config import ModelConfig
-from hotset.hybrid.device import Device, DeviceMemoryError
+from hotset.hybrid.device import Device, DeviceMemoryError, to_device
 from hotset.hybrid.ffn import HybridFFN
 from hotset.hybrid.kv_cache import HybridKVCache
 from hotset.hybrid.layer import HybridLayer
@@ -51,6 +52,7 @@ class HybridTransformer(Transformer):
         self._head_on_device = head_on_device
         self._stream = stream
         self._stream_from = stream_from
+        self._lock = Lock()
         self._step = Step(
             layers,
             device,
@@ -67,10 +69,16 @@ class HybridTransformer(Transformer):
         device: KVCache | None = None
         host: _native.KVCache | None = None
         if on_device:
-            device = self.device.backend.kv_cache(n_layers=on_device, type=type, **shape)
+            with self.device.guard():
+                device = self.device.backend.kv_cache(n_layers=on_device, type=type, **shape)
         if on_device < c.n_layers:
             host = self._host.kv_cache(n_layers=c.n_layers - on_device, type=type, **shape)
         return HybridKVCache(device, host, capacity)
+
+    def forward(self, tokens: NDArray[np.int32], kv: KVCache, *, all_logits: bool = False) -> F32:
+        """See `Transformer`. One call at a time, others wait: buffers are the model's, not the sequence's."""
+        with self._lock:
+            return super().forward(tokens, kv, all_logits=all_logits)
 
     def close(self) -> None:
         """End the worker's thread; it starts again with the next token."""
@@ -139,9 +147,7 @@ class HybridTransformer(Transformer):
         if here == there:
             return x
         if there:
-            on_device = self.device.empty(tuple(x.shape))
-            self.device.upload(x, on_device)
-            return on_device
+            return to_device(self.device, x)
         on_host = self.device.pinned(tuple(x.shape), np.float32)
         self.device.download(x, on_host)
         self.device.synchronize()

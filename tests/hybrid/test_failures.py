@@ -1,0 +1,294 @@
+"""What goes wrong in mid-step is told, hangs nobody, leaks nothing, and the next request works."""
+
+import _thread
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from helpers.placements import by_share
+from helpers.random_checkpoint import random_checkpoint
+from numpy.typing import NDArray
+
+from hotset.backends.cpu import CpuBackend
+from hotset.config import Activation, LayerPlacement, Placement
+from hotset.engine.placing import place
+from hotset.errors import HotsetError
+from hotset.hybrid.build import build_hybrid
+from hotset.hybrid.device import DeviceMemoryError
+from hotset.hybrid.stand_in import StandInDevice
+from hotset.hybrid.transformer import HybridTransformer
+from hotset.model.build import build_transformer
+
+CHECKPOINT = random_checkpoint(hidden_size=32, ffn_size=256, activation=Activation.SILU, windows=(None,) * 4)
+TOKENS = np.random.default_rng(5).integers(0, 53, 20, dtype=np.int32)
+# Attention and FFNs on both sides, split layers and whole ones.
+MIXED = Placement(
+    (
+        LayerPlacement(True, 64),
+        LayerPlacement(False, 0),
+        LayerPlacement(True, 256),
+        LayerPlacement(False, 128),
+    ),
+    True,
+)
+T = TypeVar("T")
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The result of a call that must not hang."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append((call(), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert result, "it hangs"
+    value, error = result[0]
+    if error:
+        raise error
+    return value
+
+
+def build(device: StandInDevice, placement: Placement = MIXED, **options: Any) -> HybridTransformer:
+    return build_hybrid(CHECKPOINT, placement, device, CpuBackend(threads=1), **options)
+
+
+def answer(model: Any, kv: Any = None) -> NDArray[np.float32]:
+    kv = kv or model.kv_cache(32, "f32")
+    kv.truncate(0)
+    return np.concatenate([model.forward(TOKENS[i : i + 1], kv) for i in range(5)])
+
+
+@pytest.fixture(scope="module")
+def expected() -> NDArray[np.float32]:
+    return answer(build_transformer(CHECKPOINT, CpuBackend(threads=1)))
+
+
+def assert_right(model: HybridTransformer, expected: NDArray[np.float32]) -> None:
+    assert np.abs(within(30, lambda: answer(model)) - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+class FaultyDevice(StandInDevice):
+    """Does something else at one of the calls that make up a step."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.calls = 0
+        self.fault: Callable[[int], None] | None = None
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.fault:
+            self.fault(self.calls)
+
+    def raise_flag(self, flag: Any) -> None:
+        self._count()
+        super().raise_flag(flag)
+
+    def take_flag(self, flag: Any) -> None:
+        self._count()
+        super().take_flag(flag)
+
+    def upload(self, x: Any, out: Any) -> None:
+        self._count()
+        super().upload(x, out)
+
+    def download(self, x: Any, out: Any) -> None:
+        self._count()
+        super().download(x, out)
+
+
+def calls_of_a_step(model: HybridTransformer, device: FaultyDevice) -> int:
+    kv = model.kv_cache(32, "f32")
+    model.forward(TOKENS[:1], kv)
+    device.calls = 0
+    model.forward(TOKENS[:1], kv)
+    return device.calls
+
+
+def test_an_interruption_anywhere_in_a_token(expected: NDArray[np.float32]) -> None:
+    device = FaultyDevice()
+    model = build(device)
+    assert_right(model, expected)
+    gc.collect()
+    pinned = device.pinned_memory.used
+    for at in range(1, calls_of_a_step(model, device) + 1):
+        kv = model.kv_cache(32, "f32")
+        model.forward(TOKENS[:1], kv)
+        device.calls = 0
+
+        def interrupt(call: int, at: int = at) -> None:
+            if call == at:
+                raise KeyboardInterrupt
+
+        device.fault = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            within(30, lambda kv=kv: model.forward(TOKENS[1:2], kv))
+        device.fault = None
+        assert kv.length == 1
+        logits = within(30, lambda kv=kv: answer(model, kv))
+        assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
+    gc.collect()
+    assert device.pinned_memory.used == pinned
+
+
+def test_ctrl_c_while_the_device_waits() -> None:
+    """A flag that nobody raises: the real signal gets through."""
+    device = StandInDevice()
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        device.take_flag(device.pinned((16,), np.uint32))
+
+
+def test_a_failing_worker(expected: NDArray[np.float32]) -> None:
+    model = build(StandInDevice())
+    kv = model.kv_cache(32, "f32")
+    model.forward(TOKENS[:1], kv)
+    right = kv.on_host
+    kv.on_host = CpuBackend(threads=1).kv_cache(n_layers=1, n_kv_heads=2, head_dim=8, capacity=4, type="f32")
+    kv.on_host.advance(1)
+    for _ in range(3):
+        with pytest.raises(HotsetError, match="CPU's part of the model failed: the KV cache is another mod"):
+            within(30, lambda: model.forward(TOKENS[1:2], kv))
+        assert kv.length == 1
+    kv.on_host = right
+    assert np.abs(within(30, lambda: answer(model, kv)) - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_a_worker_that_ends_in_mid_step(expected: NDArray[np.float32]) -> None:
+    device = FaultyDevice()
+    model = build(device)
+    for at in range(1, calls_of_a_step(model, device) + 1):
+        kv = model.kv_cache(32, "f32")
+        device.calls = 0
+        device.fault = lambda call, at=at: model.close() if call == at else None
+        try:
+            within(30, lambda kv=kv: model.forward(TOKENS[:1], kv))
+        except HotsetError as error:
+            assert "stopped in mid-step" in str(error)
+        device.fault = None
+        assert_right(model, expected)
+
+
+def test_many_threads_one_model(expected: NDArray[np.float32]) -> None:
+    model = build(StandInDevice())
+    answers: list[NDArray[np.float32]] = []
+    threads = [threading.Thread(target=lambda: answers.append(answer(model)), daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answers) == 4
+    for found in answers:
+        assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+def test_nothing_is_left_of_a_model() -> None:
+    device = StandInDevice()
+    model = build(device, stream_from=9)
+    kv = model.kv_cache(32)
+    model.forward(TOKENS, kv)
+    model.forward(TOKENS[:1], kv)
+    assert device.memory.used > 0
+    assert device.pinned_memory.used > 0
+    before = threading.active_count()
+    del model, kv
+    gc.collect()
+    assert device.memory.used == 0
+    assert device.pinned_memory.used == 0
+    assert threading.active_count() <= before
+
+
+KV_BYTES = 4 * 2 * 8 * 32 * 4  # layers, keys and values, numbers, positions, bytes
+MODEL_BYTES = sum(tensor.nbytes for tensor in CHECKPOINT.tensors.values())
+
+
+def put(device: StandInDevice, budget: int) -> Any:
+    return place(
+        CHECKPOINT,
+        device,
+        CpuBackend(threads=1),
+        budget,
+        context=32,
+        kv_type="f32",
+        kv_bytes=KV_BYTES,
+    )
+
+
+def test_a_budget_that_fits_is_kept(expected: NDArray[np.float32]) -> None:
+    for share in (0.0, 0.1, 0.5, 0.9, 1.1):
+        device = StandInDevice(vram=int(1.2 * MODEL_BYTES))
+        placed = put(device, int(share * MODEL_BYTES))
+        assert placed.notes == ()
+        assert device.memory.used <= share * MODEL_BYTES
+        assert_right(placed.transformer, expected)
+    assert all(layer == LayerPlacement(True, 256) for layer in placed.placement.layers)
+
+
+def test_less_memory_than_asked_for(expected: NDArray[np.float32]) -> None:
+    device = StandInDevice(vram=MODEL_BYTES // 2)
+    placed = put(device, MODEL_BYTES)
+    assert len(placed.notes) == 1
+    assert "are free on the stand-in: used" in placed.notes[0]
+    assert_right(placed.transformer, expected)
+
+
+class ShrinkingDevice(StandInDevice):
+    """Others take some of its memory while a model is built."""
+
+    def __init__(self, vram: int, taken: int) -> None:
+        super().__init__(vram)
+        self._taken = taken
+
+    def free_bytes(self) -> int:
+        return super().free_bytes() + self._taken
+
+
+def test_memory_that_others_take_meanwhile(expected: NDArray[np.float32]) -> None:
+    device = ShrinkingDevice(MODEL_BYTES // 2, MODEL_BYTES // 4)
+    placed = put(device, int(0.6 * MODEL_BYTES))
+    assert len(placed.notes) == 1
+    assert "ran full" in placed.notes[0]
+    assert device.memory.used <= MODEL_BYTES // 2
+    assert_right(placed.transformer, expected)
+
+
+class GreedyNeighbours(StandInDevice):
+    """Others take half of what is left whenever it is asked for."""
+
+    def free_bytes(self) -> int:
+        free = super().free_bytes()
+        self.memory.capacity -= free // 2
+        return free
+
+
+def test_too_little_memory_twice() -> None:
+    device = GreedyNeighbours(vram=MODEL_BYTES)
+    with pytest.raises(DeviceMemoryError, match=r"the stand-in has no room for .* use --vram \d+MiB"):
+        put(device, MODEL_BYTES)
+    gc.collect()
+    assert device.memory.used == 0
+    assert device.pinned_memory.used == 0
+
+
+def test_no_room_to_stream_a_prompt(expected: NDArray[np.float32]) -> None:
+    """The CPU computes what does not fit any more, and the model goes on."""
+    device = StandInDevice(vram=MODEL_BYTES)
+    model = build(device, by_share(CHECKPOINT, 0.3, 64), stream_from=9)
+    prompt = build_transformer(CHECKPOINT, CpuBackend(threads=1))
+    logits = prompt.forward(TOKENS, prompt.kv_cache(32, "f32"), all_logits=True)
+    for capacity in (MODEL_BYTES, device.memory.used + 12_000, MODEL_BYTES):
+        device.memory.capacity = capacity + 32_000
+        kv = model.kv_cache(32, "f32")
+        device.memory.capacity = capacity
+        found = within(30, lambda kv=kv: model.forward(TOKENS, kv, all_logits=True))
+        assert np.abs(found - logits).max() <= 1e-3 * np.abs(logits).max()
+    assert_right(model, expected)

@@ -1,0 +1,137 @@
+// The hand-shake of a device's stream, here a thread, with the cold worker: every step's sums must be right
+// although both sides fall behind now and then, tasks fail, and steps are given up in the middle.
+//
+// cold_worker_stress steps N | failures N | interruptions N; prints what went wrong: 0 for nothing.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+
+#include "cold_worker.h"
+
+using namespace hotset;
+
+namespace {
+
+constexpr int kTasks = 6;
+constexpr int kNumbers = 100;
+
+struct Slot {
+  alignas(64) uint32_t ready = 0;
+  alignas(64) uint32_t done = 0;
+  float input[kNumbers] = {}, output[kNumbers] = {};
+};
+
+void dawdle(std::minstd_rand& random) {
+  const auto draw = random() % 100;
+  if (draw < 3) std::this_thread::sleep_for(std::chrono::microseconds(draw * 100));
+  if (draw > 90) std::this_thread::yield();
+}
+
+struct Model {
+  Slot slots[kTasks];
+  std::minstd_rand random{7};
+  int fail_at = -1;
+  ColdWorker worker;
+
+  Model() {
+    for (int task = 0; task < kTasks; ++task) {
+      worker.add_task(&slots[task].ready, &slots[task].done);
+      worker.add_work([this, task](KvCache*) {
+        dawdle(random);
+        if (task == fail_at) throw std::runtime_error("as told");
+      });
+      worker.add_work([this, task](KvCache*) {
+        Slot& slot = slots[task];
+        for (int i = 0; i < kNumbers; ++i) slot.output[i] = slot.input[i] + static_cast<float>(task);
+      });
+    }
+  }
+
+  // The device's side, up to `most` tasks; returns how many numbers were wrong.
+  int stream(int step, int most, std::minstd_rand& device) {
+    int wrong = 0;
+    for (int task = 0; task < most; ++task) {
+      Slot& slot = slots[task];
+      for (int i = 0; i < kNumbers; ++i) slot.input[i] = static_cast<float>(step % 1000 + i);
+      set_flag(&slot.ready, 1);
+      dawdle(device);
+      if (!take_flag(&slot.done, 20)) return -1;
+      for (int i = 0; i < kNumbers; ++i) {
+        wrong += slot.output[i] != static_cast<float>(step % 1000 + i + task);
+      }
+    }
+    return wrong;
+  }
+};
+
+int steps(int count) {
+  Model model;
+  std::minstd_rand device{3};
+  int wrong = 0;
+  for (int step = 0; step < count; ++step) {
+    model.worker.begin(nullptr);
+    wrong += model.stream(step, kTasks, device) != 0;
+    wrong += !model.worker.finish().empty();
+  }
+  return wrong;
+}
+
+// Every other step fails somewhere: the device gets through, the error is told, and the next step is right.
+int failures(int count) {
+  Model model;
+  std::minstd_rand device{3};
+  int wrong = 0;
+  for (int step = 0; step < count; ++step) {
+    model.fail_at = step % 2 == 0 ? step / 2 % kTasks : -1;
+    model.worker.begin(nullptr);
+    const int numbers = model.stream(step, kTasks, device);
+    const std::string error = model.worker.finish();
+    if (model.fail_at >= 0) {
+      wrong += numbers < 0 || error != "as told";
+      model.worker.lower_flags();
+    } else {
+      wrong += numbers != 0 || !error.empty();
+    }
+  }
+  return wrong;
+}
+
+// Steps that the device leaves in the middle, worker threads that end in them, and whole steps in between.
+int interruptions(int count) {
+  Model model;
+  std::minstd_rand device{3};
+  int wrong = 0;
+  for (int step = 0; step < count; ++step) {
+    model.worker.begin(nullptr);
+    wrong += model.stream(step, step % (kTasks + 1), device) != 0;
+    if (step % 3 == 0) {
+      set_flag(&model.slots[step % kTasks].ready, 1);  // and nobody comes for the answer
+    }
+    if (step % 4 == 0) {
+      model.worker.stop();
+    } else {
+      model.worker.abort();
+    }
+    model.worker.lower_flags();
+    model.worker.begin(nullptr);
+    wrong += model.stream(step, kTasks, device) != 0;
+    wrong += !model.worker.finish().empty();
+  }
+  return wrong;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  const int count = std::atoi(argv[2]);
+  int (*const test)(int) = !std::strcmp(argv[1], "steps")      ? steps
+                           : !std::strcmp(argv[1], "failures") ? failures
+                                                               : interruptions;
+  std::printf("%d\n", test(count));
+}
