@@ -1,0 +1,177 @@
+"""Prompts whose cold weights are streamed: the double buffer's order, with a device that is behind."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.placements import by_share
+from helpers.random_checkpoint import random_checkpoint
+
+from hotset.backends.base import F32, FFN, FFNSpec
+from hotset.backends.cpu import CpuBackend
+from hotset.backends.reference import ReferenceFFN
+from hotset.config import Activation
+from hotset.hybrid.build import any_ffn_spec, build_hybrid
+from hotset.hybrid.slices import cold_slice
+from hotset.hybrid.stand_in import StandInDevice
+from hotset.hybrid.streaming import ColdStream, streamed_bytes
+from hotset.model.build import build_transformer
+
+LAYERS = 7
+CHECKPOINT = random_checkpoint(
+    hidden_size=32, ffn_size=256, activation=Activation.SILU, windows=(None,) * LAYERS
+)
+TOKENS = np.random.default_rng(5).integers(0, 53, 40, dtype=np.int32)
+
+
+class LateStream:
+    """What a stream is told is done by a thread, a while later."""
+
+    def __init__(self) -> None:
+        self._told: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def tell(self, work: Callable[[], None]) -> None:
+        with self._wake:
+            self._told.append(work)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._told)
+                work = self._told.popleft()
+            time.sleep(0.001)
+            work()
+
+
+class LateEvent:
+    def __init__(self, stream: LateStream) -> None:
+        self._past = threading.Event()
+        stream.tell(self._past.set)
+
+    def wait(self) -> None:
+        assert self._past.wait(20), "it hangs"
+
+
+class LazyPart:
+    """Reads its weights, where they were staged, only when the stream gets to it."""
+
+    def __init__(self, device: "LateDevice", spec: FFNSpec) -> None:
+        self._device, self._spec = device, spec
+
+    def forward(self, x: F32, out: F32) -> None:
+        def compute() -> None:
+            ReferenceFFN(self._spec).forward(x, out)
+
+        self._device.stream.tell(compute)
+
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        raise NotImplementedError
+
+
+class LateDevice(StandInDevice):
+    """Two streams that are behind; parts that look at the staged bytes as late as a GPU would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream, self.copies = LateStream(), LateStream()
+        self._aside = threading.local()
+        self.backend.ffn = lambda spec: LazyPart(self, spec)  # type: ignore
+
+    def mark(self) -> LateEvent:
+        return LateEvent(self.copies if getattr(self._aside, "now", False) else self.stream)
+
+    def follow(self, event: Any) -> None:
+        self.stream.tell(event.wait)
+
+    def synchronize(self) -> None:
+        LateEvent(self.stream).wait()
+        LateEvent(self.copies).wait()
+
+    @contextmanager
+    def aside(self) -> Any:
+        self._aside.now = True
+        yield
+        self._aside.now = False
+
+
+def cold_specs(hot: int) -> list[FFNSpec]:
+    specs = [any_ffn_spec(CHECKPOINT, i) for i in range(LAYERS)]
+    return [cold_slice(spec, hot) for spec in specs]  # type: ignore
+
+
+def stream_of(device: StandInDevice, specs: list[FFNSpec]) -> ColdStream:
+    return ColdStream(device, [lambda spec=spec: spec for spec in specs], max(map(streamed_bytes, specs)))
+
+
+def test_no_buffer_is_overwritten_before_its_layer_is_done() -> None:
+    device, specs = LateDevice(), cold_specs(64)
+    x = np.random.default_rng(0).standard_normal((9, 32)).astype(np.float32)
+    found = [np.zeros_like(x) for _ in specs]
+    for _ in range(3):
+        with stream_of(device, specs).layers() as parts:
+            for i, part in enumerate(parts):
+                found[i].fill(0)
+                part.part.forward(x, found[i])
+            device.synchronize()
+        for spec, out in zip(specs, found, strict=True):
+            expected = np.zeros_like(x)
+            ReferenceFFN(spec).forward(x, expected)
+            np.testing.assert_array_equal(out, expected)
+
+
+def test_the_next_layer_is_copied_meanwhile() -> None:
+    """Two layers are under way before the first is asked for, never three."""
+    device, specs = StandInDevice(), cold_specs(64)
+    asked: list[int] = []
+
+    def make(i: int) -> FFNSpec:
+        asked.append(i)
+        return specs[i]
+
+    stream = ColdStream(device, [lambda i=i: make(i) for i in range(LAYERS)], max(map(streamed_bytes, specs)))
+    with stream.layers() as parts:
+        for i, _ in enumerate(parts):
+            time.sleep(0.02)
+            assert asked == list(range(min(i + 2, LAYERS)))
+
+
+def test_a_walk_that_is_left_halfway() -> None:
+    device, specs = LateDevice(), cold_specs(64)
+    stream = stream_of(device, specs)
+    x, out = np.ones((9, 32), np.float32), np.zeros((9, 32), np.float32)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), stream.layers() as parts:
+        next(parts).part.forward(x, out)
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    with stream.layers() as parts:
+        assert sum(1 for _ in parts) == LAYERS
+
+
+@pytest.mark.parametrize("stream_from", [9, 40, 41])
+def test_from_so_many_tokens_on(stream_from: int) -> None:
+    device = StandInDevice()
+    model = build_hybrid(
+        CHECKPOINT, by_share(CHECKPOINT, 0.4, 64), device, CpuBackend(threads=1), stream_from=stream_from
+    )
+    built: list[FFN] = []
+    build_ffn = device.backend.ffn
+
+    def count(spec: FFNSpec) -> FFN:
+        built.append(build_ffn(spec))
+        return built[-1]
+
+    device.backend.ffn = count  # type: ignore
+    usual = build_transformer(CHECKPOINT, CpuBackend(threads=1))
+    expected = usual.forward(TOKENS, usual.kv_cache(40, "f32"), all_logits=True)
+    found = model.forward(TOKENS, model.kv_cache(40, "f32"), all_logits=True)
+    assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert len(built) == (LAYERS if stream_from <= 40 else 0)
