@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
 from hotset.formats.checkpoint import Checkpoint
+from hotset.hybrid import streaming
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.stand_in import StandInDevice
 from hotset.model.build import build_transformer
@@ -33,7 +34,8 @@ def logits(model: Transformer) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("name", tiny_models())
-def test_logits(name: str, tiny: Callable[[str], Checkpoint]) -> None:
+def test_logits(name: str, monkeypatch: pytest.MonkeyPatch, tiny: Callable[[str], Checkpoint]) -> None:
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 5000)  # several pieces to a layer
     checkpoint = tiny(name)
     expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)))
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):

@@ -17,9 +17,9 @@ from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceFFN
 from hotset.config import Activation
 from hotset.hybrid.build import any_ffn_spec, build_hybrid
-from hotset.hybrid.slices import cold_slice
+from hotset.hybrid.slices import cold_slice, ffn_bytes
 from hotset.hybrid.stand_in import StandInDevice
-from hotset.hybrid.streaming import ColdStream, streamed_bytes
+from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.model.build import build_transformer
 
 LAYERS = 7
@@ -102,58 +102,65 @@ class LateDevice(StandInDevice):
         self._aside.now = False
 
 
-def cold_specs(hot: int) -> list[FFNSpec]:
-    specs = [any_ffn_spec(CHECKPOINT, i) for i in range(LAYERS)]
-    return [cold_slice(spec, hot) for spec in specs]  # type: ignore
+HOT = 64
+# A layer's cold neurons in two pieces, or in one.
+PIECES = [96 * ffn_bytes(any_ffn_spec(CHECKPOINT, 0)) // 256, 1 << 20]
 
 
-def stream_of(device: StandInDevice, specs: list[FFNSpec]) -> ColdStream:
-    return ColdStream(device, [lambda spec=spec: spec for spec in specs], max(map(streamed_bytes, specs)))
+def stream_of(device: StandInDevice, piece_bytes: int) -> ColdStream:
+    layers = [ColdLayer(lambda i=i: any_ffn_spec(CHECKPOINT, i), HOT) for i in range(LAYERS)]
+    return ColdStream(device, layers, piece_bytes)
 
 
-def test_no_buffer_is_overwritten_before_its_layer_is_done() -> None:
-    device, specs = LateDevice(), cold_specs(64)
+@pytest.mark.parametrize("piece_bytes", PIECES)
+def test_no_buffer_is_overwritten_before_its_piece_is_done(piece_bytes: int) -> None:
+    device = LateDevice()
+    stream = stream_of(device, piece_bytes)
     x = np.random.default_rng(0).standard_normal((9, 32)).astype(np.float32)
-    found = [np.zeros_like(x) for _ in specs]
+    found = [np.zeros_like(x) for _ in range(LAYERS)]
     for _ in range(3):
-        with stream_of(device, specs).layers() as parts:
-            for i, part in enumerate(parts):
-                found[i].fill(0)
-                part.part.forward(x, found[i])
+        with stream.walk() as walk:
+            for out in found:
+                out.fill(0)
+                walk.add(x, out)
             device.synchronize()
-        for spec, out in zip(specs, found, strict=True):
+        for i, out in enumerate(found):
             expected = np.zeros_like(x)
-            ReferenceFFN(spec).forward(x, expected)
-            np.testing.assert_array_equal(out, expected)
+            ReferenceFFN(cold_slice(any_ffn_spec(CHECKPOINT, i), HOT)).forward(x, expected)
+            np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_next_layer_is_copied_meanwhile() -> None:
+def test_the_next_piece_is_copied_meanwhile() -> None:
     """Two layers are under way before the first is asked for, never three."""
-    device, specs = StandInDevice(), cold_specs(64)
     asked: list[int] = []
 
     def make(i: int) -> FFNSpec:
         asked.append(i)
-        return specs[i]
+        return any_ffn_spec(CHECKPOINT, i)  # type: ignore
 
-    stream = ColdStream(device, [lambda i=i: make(i) for i in range(LAYERS)], max(map(streamed_bytes, specs)))
-    with stream.layers() as parts:
-        for i, _ in enumerate(parts):
+    device = StandInDevice()
+    stream = ColdStream(device, [ColdLayer(lambda i=i: make(i), HOT) for i in range(LAYERS)])
+    asked.clear()
+    x, out = np.ones((9, 32), np.float32), np.zeros((9, 32), np.float32)
+    with stream.walk() as walk:
+        for i in range(LAYERS):
             time.sleep(0.02)
             assert asked == list(range(min(i + 2, LAYERS)))
+            walk.add(x, out)
 
 
 def test_a_walk_that_is_left_halfway() -> None:
-    device, specs = LateDevice(), cold_specs(64)
-    stream = stream_of(device, specs)
+    device = LateDevice()
+    stream = stream_of(device, PIECES[0])
     x, out = np.ones((9, 32), np.float32), np.zeros((9, 32), np.float32)
     before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), stream.layers() as parts:
-        next(parts).part.forward(x, out)
+    with pytest.raises(KeyboardInterrupt), stream.walk() as walk:
+        walk.add(x, out)
         raise KeyboardInterrupt
     assert threading.active_count() == before
-    with stream.layers() as parts:
-        assert sum(1 for _ in parts) == LAYERS
+    with stream.walk() as walk:
+        for _ in range(LAYERS):
+            walk.add(x, out)
 
 
 @pytest.mark.parametrize("stream_from", [9, 40, 41])

@@ -124,7 +124,7 @@ def test_ordinary_layers_split_between_blocks_of_down(
 
 def test_a_cut_through_a_block_of_down() -> None:
     checkpoint = quantised(random_checkpoint(hidden_size=32, ffn_size=256), TensorType.Q4_0)
-    with pytest.raises(HotsetError, match="ffn_up.weight: 48 hot neurons cut through a block of down"):
+    with pytest.raises(HotsetError, match="ffn_up.weight: 48 neurons cut through a block of down"):
         hybrid(checkpoint, Placement((LayerPlacement(True, 48),) * 2, True))
 
 

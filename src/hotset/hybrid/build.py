@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 
+from hotset.backends.base import FFN
 from hotset.backends.cpu import CpuBackend
 from hotset.config import Placement
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.device import Device
 from hotset.hybrid.ffn import HybridFFN, build_ffn
-from hotset.hybrid.layer import HybridLayer
-from hotset.hybrid.slices import Spec, all_computed, cold_slice
-from hotset.hybrid.streaming import ColdStream, streamed_bytes
+from hotset.hybrid.layer import AddCold, HybridLayer
+from hotset.hybrid.slices import Spec, all_computed
+from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.hybrid.transformer import HybridTransformer
 from hotset.model.build import attention_spec, embedding_spec, ffn_spec, head_spec, neuron_ffn_spec
 
@@ -55,15 +56,15 @@ def build_hybrid(
         else:
             layer_ffn = HybridFFN(spec, place.hot, device, host)
         index = counts[place.attention]
-        layers.append(HybridLayer(attention, layer_ffn, place.attention, place.hot > 0, index))
+        add_cold = None
+        if stream_from is not None and place.hot < config.ffn_size:
+            cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot))
+            add_cold = _cold_adder(layer_ffn, spec, device)
+        layers.append(HybridLayer(attention, layer_ffn, place.attention, place.hot > 0, index, add_cold))
         counts[place.attention] += 1
-        if place.hot < config.ffn_size:
-            cold.append(partial(_cold_spec, checkpoint, i, place.hot))
         done(i + 2)
     head = (device.backend if placement.head else host).head(head_spec(checkpoint))
-    stream = None
-    if stream_from is not None and cold:
-        stream = ColdStream(device, cold, max(streamed_bytes(spec()) for spec in cold))
+    stream = ColdStream(device, cold) if cold else None
     done(config.n_layers + 2)
     return HybridTransformer(
         config,
@@ -78,12 +79,15 @@ def build_hybrid(
     )
 
 
+def _cold_adder(ffn: FFN, spec: Spec, device: Device) -> AddCold:
+    """What takes x, out and the cold neurons' sum, and adds the FFN of x to out."""
+    if isinstance(ffn, HybridFFN):
+        return lambda x, out, total: ffn.add(x, out, lambda: total)
+    add = device.normed_adder(spec.post_norm) if spec.post_norm else device.add
+    return lambda x, out, total: add(total, out)
+
+
 def any_ffn_spec(checkpoint: Checkpoint, layer: int) -> Spec:
     """A layer's FFN, stored by neuron or not."""
     plan = checkpoint.config.layers[layer].ffn
     return neuron_ffn_spec(checkpoint, layer, plan) if plan else ffn_spec(checkpoint, layer)
-
-
-def _cold_spec(checkpoint: Checkpoint, layer: int, hot: int) -> Spec:
-    spec = any_ffn_spec(checkpoint, layer)
-    return cold_slice(spec, hot) if hot else spec

@@ -1,13 +1,15 @@
 """One decoder layer, each of its parts in its place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hotset import _native
-from hotset.backends.base import Attention
+from hotset.backends.base import Array, Attention
 from hotset.backends.cpu import CpuNeuronFFN
 from hotset.hybrid.ffn import HybridFFN
 from hotset.model.transformer import Layer
 
+AddCold = Callable[[Array, Array, Array], None]
 HostFFN = _native.FFN | CpuNeuronFFN
 
 
@@ -19,6 +21,8 @@ class HybridLayer(Layer):
     ffn_on_device: bool
     index: int
     """The attention's number in the KV cache of its place."""
+    add_cold: AddCold | None = None
+    """Adds the FFN of x to out, given x, out and the sum of its cold neurons, all on the device."""
 
     @property
     def host_attention(self) -> _native.Attention | None:

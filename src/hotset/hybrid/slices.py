@@ -47,17 +47,26 @@ def hot_slice(spec: Spec, hot: int) -> Spec:
 
 def cold_slice(spec: Spec, hot: int) -> Spec:
     """Neurons ``[hot:]``, chosen by the layer's plan, without the bias of down."""
-    part = _neurons(spec, hot, spec.up.weight.shape[0])
-    if isinstance(part, NeuronFFNSpec):
-        return replace(part, down_t=replace(part.down_t, bias=None))
-    return replace(part, down=replace(part.down, bias=None))
+    return _without_bias(_neurons(spec, hot, spec.up.weight.shape[0]))
+
+
+def neurons_alone(spec: Spec, start: int, stop: int, *, bias: bool) -> Spec:
+    """Neurons ``[start:stop]``, all computed, with the bias of down or without."""
+    part = all_computed(_neurons(spec, start, stop))
+    return part if bias else _without_bias(part)
+
+
+def _without_bias(spec: Spec) -> Spec:
+    if isinstance(spec, NeuronFFNSpec):
+        return replace(spec, down_t=replace(spec.down_t, bias=None))
+    return replace(spec, down=replace(spec.down, bias=None))
 
 
 def _neurons(spec: Spec, start: int, stop: int) -> Spec:
     size, step = spec.up.weight.shape[0], granule(spec)
     if start % step or (stop % step and stop != size):
         raise HotsetError(
-            f"{spec.up.weight.name}: {start or stop} hot neurons cut through a block of down: expected a "
+            f"{spec.up.weight.name}: {start or stop} neurons cut through a block of down: expected a "
             f"multiple of {step}"
         )
     gate = spec.gate and _rows(spec.gate, start, stop)

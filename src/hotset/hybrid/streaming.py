@@ -1,83 +1,128 @@
-"""Prompts of many tokens: cold weights on the device for as long as their layer takes, one after the other.
+"""Prompts of many tokens: cold weights on the device for as long as it computes them, piece by piece.
 
-Two pinned buffers and two parts on the device take turns. While the device computes a layer, a thread copies
-the next layer's cold neurons into the free buffer and, on the device's second stream, to the device.
+Two pinned buffers and two parts on the device take turns. While the device computes a piece, some neurons of
+a layer, a thread copies the next into the free buffer and, on the device's second stream, to the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.base import FFN, Linear, NeuronFFNSpec
+from hotset.backends.base import FFN, Array, Linear, NeuronFFNSpec
 from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.ffn import build_ffn
-from hotset.hybrid.slices import Spec, all_computed, ffn_matrices
+from hotset.hybrid.slices import Spec, ffn_bytes, ffn_matrices, granule, neurons_alone
+
+PIECE_BYTES = 32 << 20
+"""Of one copy: from some MiB on a bus is used fully."""
 
 _ALIGNMENT = 64
 
 
-class ColdStream:
-    """Layers' cold weights, in the layers' order; `specs` make those of each layer when they are needed."""
+@dataclass(frozen=True)
+class ColdLayer:
+    """A layer's cold neurons ``[hot:]``; `spec` makes the layer's whole FFN whenever it is needed."""
 
-    def __init__(self, device: Device, specs: Sequence[Callable[[], Spec]], largest: int) -> None:
+    spec: Callable[[], Spec]
+    hot: int
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """A piece on the device, and the end of its copy."""
+
+    part: FFN
+    event: Event
+
+
+class ColdStream:
+    """The cold weights of a model's layers, in the layers' order."""
+
+    def __init__(self, device: Device, layers: Sequence[ColdLayer], piece_bytes: int | None = None) -> None:
         self._device = device
-        self._specs = specs
+        self._layers = layers
+        self._pieces = [_cut(layer, piece_bytes or PIECE_BYTES) for layer in layers]
+        largest = max(room for pieces in self._pieces for _, _, room in pieces)
         self._staging = [device.pinned((largest,), np.uint8) for _ in range(2)]
 
     @contextmanager
-    def layers(self) -> Iterator[Iterator["StreamedFFN"]]:
-        """The layers' parts for one walk through the model; each is valid until the next one is asked for.
-
-        Whatever happens within, no copy is under way afterwards.
-        """
+    def walk(self) -> Iterator["Walk"]:
+        """Through the model once. Whatever happens within, no copy is under way afterwards."""
         with ThreadPoolExecutor(1, "hotset-copies") as copier:
             try:
-                yield self._walk(copier)
+                yield Walk(self._device, [len(pieces) for pieces in self._pieces], copier, self._copy)
             finally:
                 self._device.synchronize()
                 copier.shutdown(cancel_futures=True)
 
-    def _walk(self, copier: ThreadPoolExecutor) -> Iterator["StreamedFFN"]:
-        count = len(self._specs)
-        coming = [copier.submit(self._copy, i, None) for i in range(min(2, count))]
-        for i in range(count):
-            part = coming[i % 2].result()
-            self._device.follow(part.copied)
-            yield part
-            used = self._device.mark()
-            if i + 2 < count:
-                coming[i % 2] = copier.submit(self._copy, i + 2, used)
-
-    def _copy(self, i: int, used: Event | None) -> "StreamedFFN":
-        """Layer i to the device, once what lay in its place has been used."""
+    def _copy(self, layer: int, piece: int, buffer: int, used: Event | None) -> _Copied:
+        """A piece to the device, once what lay in its place has been used."""
         if used:
             used.wait()
-        spec = _staged(self._specs[i](), self._staging[i % 2])
+        cold = self._layers[layer]
+        start, stop, _ = self._pieces[layer][piece]
+        # The hot neurons have the bias of down; without any, the first piece has.
+        spec = neurons_alone(cold.spec(), start, stop, bias=cold.hot == 0 and piece == 0)
+        staged = _staged(spec, self._staging[buffer])
         with self._device.guard(), self._device.aside():
-            part = build_ffn(spec, self._device.backend)
-            return StreamedFFN(part, self._device.mark())
+            part = build_ffn(staged, self._device.backend)
+            return _Copied(part, self._device.mark())
 
 
-class StreamedFFN:
-    """A part on the device and the end of its copy."""
+class Walk:
+    """One time through the layers."""
 
-    def __init__(self, part: FFN, copied: Event) -> None:
-        self.part = part
-        self.copied = copied
+    def __init__(
+        self,
+        device: Device,
+        counts: Sequence[int],
+        copier: ThreadPoolExecutor,
+        copy: Callable[[int, int, int, Event | None], _Copied],
+    ) -> None:
+        self._device, self._copier, self._copy = device, copier, copy
+        self._order = [(layer, piece) for layer, count in enumerate(counts) for piece in range(count)]
+        self._ends = list(accumulate(counts))
+        self._layer = self._next = 0
+        self._coming: list[Future[_Copied]] = []
+        for i in range(min(2, len(self._order))):
+            self._coming.append(copier.submit(copy, *self._order[i], i, None))
+
+    def add(self, x: Array, out: Array) -> None:
+        """Add the sum of the next layer's cold neurons, of x, to out, both (T, D); they may not be the same.
+
+        Raises `DeviceMemoryError` where a piece has no room; the walk cannot go on then.
+        """
+        while self._next < self._ends[self._layer]:
+            buffer = self._next % 2
+            piece = self._coming[buffer].result()
+            self._device.follow(piece.event)
+            piece.part.forward(x, out)
+            used = self._device.mark()
+            self._next += 1
+            if self._next + 1 < len(self._order):
+                following = self._order[self._next + 1]
+                self._coming[buffer] = self._copier.submit(self._copy, *following, buffer, used)
+        self._layer += 1
 
 
-def streamed_bytes(spec: Spec) -> int:
-    """Room that a layer's cold weights take in the pinned buffer."""
-    return sum(-(-linear.weight.nbytes // _ALIGNMENT) * _ALIGNMENT for linear in ffn_matrices(spec))
+def _cut(layer: ColdLayer, piece_bytes: int) -> list[tuple[int, int, int]]:
+    """A layer's cold neurons in pieces of at most so many bytes: first and last neuron, room in a buffer."""
+    spec = layer.spec()
+    size, step = spec.up.weight.shape[0], granule(spec)
+    count = max(step, int(piece_bytes * size / ffn_bytes(spec)) // step * step)
+    matrices = len(ffn_matrices(spec))
+    room = -(-ffn_bytes(spec) * count // size) + matrices * _ALIGNMENT
+    return [(start, min(start + count, size), room) for start in range(layer.hot, size, count)]
 
 
 def _staged(spec: Spec, staging: NDArray[np.uint8]) -> Spec:
-    """The same FFN, all neurons computed, with its weights in the buffer."""
+    """The same FFN with its weights in the buffer."""
     used = 0
 
     def stage(linear: Linear) -> Linear:
@@ -90,5 +135,5 @@ def _staged(spec: Spec, staging: NDArray[np.uint8]) -> Spec:
 
     gate, up = spec.gate and stage(spec.gate), stage(spec.up)
     if isinstance(spec, NeuronFFNSpec):
-        return all_computed(replace(spec, gate=gate, up=up, down_t=stage(spec.down_t)))
+        return replace(spec, gate=gate, up=up, down_t=stage(spec.down_t))
     return replace(spec, gate=gate, up=up, down=stage(spec.down))

@@ -5,23 +5,22 @@ Single tokens go by `Step`, where the host's worker and the device's stream are 
 tokens go layer by layer, and the calling thread does the host's part.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.base import F32, FFN, Array, Embedding, Head, KVCache
+from hotset.backends.base import F32, Array, Embedding, Head, KVCache
 from hotset.backends.cpu import CpuBackend
 from hotset.config import ModelConfig
 from hotset.hybrid.device import Device, DeviceMemoryError, to_device
-from hotset.hybrid.ffn import HybridFFN
 from hotset.hybrid.kv_cache import HybridKVCache
-from hotset.hybrid.layer import HybridLayer
+from hotset.hybrid.layer import AddCold, HybridLayer
 from hotset.hybrid.step import Step
-from hotset.hybrid.streaming import ColdStream, StreamedFFN
+from hotset.hybrid.streaming import ColdStream, Walk
 from hotset.model.transformer import Transformer
 
 
@@ -95,52 +94,44 @@ class HybridTransformer(Transformer):
 
     def _layer_by_layer(self, x: Array, kv: HybridKVCache) -> Array:
         here = False  # whether x is on the device
-        with self._streamed(len(x)) as streamed:
+        with self._walk(len(x)) as begun:
+            walk = begun
             for layer in self._parts:
                 x, here = self._bring(x, here, layer.attention_on_device), layer.attention_on_device
                 backend = self.device.backend if here else self._host
                 out = backend.copy(x) if self.config.parallel else x
                 layer.attention.forward(x, out, kv.of(here), layer.index)
-
-                cold = self._next_of(streamed) if layer.host_ffn else None
-                there = layer.ffn_on_device or cold is not None
-                both = x is out
-                out = self._bring(out, here, there)
-                x, here = out if both else self._bring(x, here, there), there
-                self._add_ffn(layer, x, out, cold)
+                if walk and layer.add_cold:
+                    x, out = self._bring_both(x, out, here, True)
+                    here = True
+                    if self._stream_ffn(layer.add_cold, x, out, walk):
+                        x = out
+                        continue
+                    walk = None
+                x, out = self._bring_both(x, out, here, layer.ffn_on_device)
+                here = layer.ffn_on_device
+                layer.ffn.forward(x, out)
                 x = out
         return self._bring(x, here, self._head_on_device)
 
-    def _add_ffn(self, layer: HybridLayer, x: Array, out: Array, cold: FFN | None) -> None:
-        if cold is None:
-            layer.ffn.forward(x, out)
-        elif not isinstance(layer.ffn, HybridFFN):
-            cold.forward(x, out)
-        else:
-            total = self.device.empty(tuple(x.shape))
-            self.device.zero(total)
-            cold.forward(x, total)  # before the hot neurons, which may add to x itself
-            layer.ffn.add(x, out, lambda: total)
+    def _walk(self, tokens: int) -> AbstractContextManager[Walk | None]:
+        """Cold weights on their way to the device, for prompts that repay it."""
+        return self._stream.walk() if self._stream and tokens >= self._stream_from else nullcontext()
 
-    @contextmanager
-    def _streamed(self, tokens: int) -> Iterator[Iterator[StreamedFFN]]:
-        """The parts of layers with cold neurons on the device, or none for prompts that do not repay it."""
-        if self._stream and tokens >= self._stream_from:
-            with self._stream.layers() as parts:
-                yield parts
-        else:
-            with nullcontext():
-                yield iter(())
-
-    def _next_of(self, streamed: Iterator[StreamedFFN]) -> FFN | None:
-        """The next layer's cold neurons on the device; None where the CPU computes them."""
+    def _stream_ffn(self, add_cold: AddCold, x: Array, out: Array, walk: Walk) -> bool:
+        """Add the next layer's FFN of x to out; False, and nothing is added, where it has no room."""
+        total = self.device.empty(tuple(x.shape))
+        self.device.zero(total)
         try:
-            part = next(streamed, None)
-        except DeviceMemoryError:
-            # Others have taken the memory since the plan was made: the CPU does this layer and what follows.
-            self._stream = None
-            return None
-        return part.part if part else None
+            walk.add(x, total)  # before the hot neurons, which may add to x itself
+        except DeviceMemoryError:  # others have taken it since the model was placed
+            return False
+        add_cold(x, out, total)
+        return True
+
+    def _bring_both(self, x: Array, out: Array, here: bool, there: bool) -> tuple[Array, Array]:
+        brought = self._bring(out, here, there)
+        return (brought if x is out else self._bring(x, here, there)), brought
 
     def _bring(self, x: Array, here: bool, there: bool) -> Array:
         """x (T, D) on the other side, where it is not there already."""
