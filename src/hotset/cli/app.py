@@ -10,8 +10,10 @@ from hotset.cli import (
     calibrate,
     chat,
     convert,
+    doctor,
     evaluate,
     inspect,
+    plan,
     profile,
     quantize,
     run,
@@ -35,6 +37,8 @@ app.command("quantize")(quantize.quantize)
 app.command("train-predictor")(train_predictor.train_predictor)
 app.command("calibrate")(calibrate.calibrate)
 app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
+app.command("doctor")(doctor.doctor)
 
 # What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.
 _UsageError: Any = typer.BadParameter.__mro__[1]

@@ -16,7 +16,6 @@ would pay for it. Such options are left out.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,12 +99,10 @@ class Options:
     """(2, K): the hand-shake's."""
 
 
-def model_parts(
-    checkpoint: Checkpoint, frequency: Sequence[NDArray[np.floating]] | None = None
-) -> ModelParts:
+def model_parts(checkpoint: Checkpoint, frequency: NDArray[np.floating] | None = None) -> ModelParts:
     """Sizes of a model's parts.
 
-    `frequency` says of each layer how often its neurons fire (F,), in the file's order; None: what the file's
+    `frequency` (L, F) says how often each layer's neurons fire, in the file's order; None: what the file's
     profile says. Raises `HotsetError` where a layer chooses neurons and there is neither.
     """
     config, tensors = checkpoint.config, checkpoint.tensors

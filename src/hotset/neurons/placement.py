@@ -4,7 +4,6 @@ The tables of `hotset.neurons.costs` go into the solvers of `hotset.neurons.solv
 out, in bytes and milliseconds. docs/plan.md explains the reckoning.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +99,7 @@ class Planner:
         *,
         context: int,
         prompt: int,
-        frequency: Sequence[NDArray[np.floating]] | None = None,
+        frequency: NDArray[np.floating] | None = None,
     ) -> None:
         if not 1 <= prompt <= context:
             raise RequestError(

@@ -1,0 +1,232 @@
+"""`hotset plan`: what of a model would lie on the GPU, and how fast that is reckoned to be."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotset.cli import options
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hotset.backends.base import F32
+    from hotset.formats.checkpoint import Checkpoint
+    from hotset.neurons.machine import MachineProfile
+    from hotset.neurons.placement import LayerUse, Plan, Planner
+
+_PROMPT = 512
+
+
+def plan(
+    model: options.Model = None,
+    *,
+    vram: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory of the GPU to use, such as 8GiB.", show_default=False)
+    ],
+    context: options.Context = None,
+    prompt: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of the prompt; 512, at most the context, if not given."),
+    ] = None,
+    machine: Annotated[
+        Path | None,
+        typer.Option(help="A machine's profile (hotset doctor --json); this one's if not given."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the plan: a PNG or SVG file.", show_default=False)
+    ] = None,
+    as_json: options.AsJSON = False,
+) -> None:
+    """Choose what lies on the GPU, layer by layer, and predict the speed. Runs nothing there."""
+    from hotset.cli.console import progress
+    from hotset.engine.load import check_context, open_model
+    from hotset.neurons.costs import gpu_of
+    from hotset.neurons.placement import Planner
+
+    budget = options.parse_size(vram)
+    if plot:
+        from hotset.engine.plots import check_drawing
+
+        check_drawing()
+    profile = _machine(machine)
+    gpu_of(profile)
+    checkpoint = open_model(model)
+    context = check_context(checkpoint.config, context)
+    frequency, heat = _heat(checkpoint)
+    planner = Planner(
+        checkpoint, profile, context=context, prompt=prompt or min(_PROMPT, context), frequency=frequency
+    )
+    found = planner.plan(budget)
+    with progress("Checking"):
+        checked = planner.checked(found)
+    if plot:
+        from hotset.engine.plots import plot_plan
+
+        plot_plan(planner, found, f"{checkpoint.path.name} on {profile.name}", plot)
+    facts = _facts(checkpoint, profile, planner, found, checked, heat)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts, found.layers)
+
+
+def _machine(path: Path | None) -> "MachineProfile":
+    if path:
+        from hotset.neurons.machine import load_machine
+
+        return load_machine(path)
+    from hotset.cli.console import progress
+    from hotset.engine.doctor import gpu_machine
+
+    with progress("Measuring this machine") as measuring:
+        return gpu_machine(measuring)
+
+
+def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
+    """How often neurons fire where the file does not say, and what is known of it, for people."""
+    from hotset.config import Way
+    from hotset.neurons.costs import needs_profile
+
+    plans = [layer.ffn for layer in checkpoint.config.layers]
+    if not any(plan and plan.way is not Way.DENSE for plan in plans):
+        return None, "none: every neuron is computed"
+    if not needs_profile(checkpoint):
+        return None, str(checkpoint.metadata.get("hotset.profile.corpus", "the file's"))
+    from hotset.cli.console import progress
+    from hotset.engine.load import load_model
+    from hotset.engine.quick_profile import quick_frequency
+
+    with progress("Loading") as loading:
+        loaded = load_model(checkpoint.path, ffn=Way.DENSE, progress=loading)
+    with progress("Profiling built-in text") as profiling:
+        return quick_frequency(loaded, checkpoint, profiling), "a few hundred tokens of built-in text"
+
+
+def _facts(
+    checkpoint: "Checkpoint",
+    machine: "MachineProfile",
+    planner: "Planner",
+    plan: "Plan",
+    checked: "Plan | None",
+    heat: str,
+) -> dict[str, Any]:
+    layers = [dataclasses.asdict(use) for use in plan.layers]
+    return {
+        "model": str(checkpoint.path),
+        "machine": machine.name,
+        "profile": heat,
+        "budget_bytes": plan.budget,
+        "context": plan.context,
+        "prompt": plan.prompt,
+        "device_bytes": {
+            "attention": sum(use.attention_bytes for use in plan.layers),
+            "kv_cache": sum(use.kv_bytes for use in plan.layers),
+            "neurons": sum(use.neuron_bytes for use in plan.layers),
+            "predictors": sum(use.predictor_bytes for use in plan.layers),
+            "head": plan.head_bytes,
+            "working_buffers": plan.working_bytes,
+            "total": plan.device_bytes,
+        },
+        "host_bytes": sum(use.host_bytes for use in plan.layers),
+        "budget_for_everything_bytes": planner.everything,
+        "predicted": {
+            "tokens_per_second": plan.tokens_per_second,
+            "ms_per_token": plan.ms,
+            "ms_by_part": dataclasses.asdict(plan.times),
+            "first_token_ms": plan.first_token_ms,
+            "cold_neurons_of_prompts": plan.cold_prefill.value,
+        },
+        "check": {
+            "milp_ms_per_token": checked and checked.ms,
+            "lower_bound_ms_per_token": max(plan.bound_ms, checked.bound_ms if checked else 0.0),
+        },
+        "head_on_device": plan.placement.head,
+        "layers": layers,
+    }
+
+
+def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
+    from hotset.cli.console import size, table
+
+    predicted, device = facts["predicted"], facts["device_bytes"]
+    parts = predicted["ms_by_part"]
+    bound = facts["check"]["lower_bound_ms_per_token"]
+    milp = facts["check"]["milp_ms_per_token"]
+    prompts = {"cpu": "cold neurons on the CPU", "stream": "cold neurons streamed to the GPU"}
+    names = {"ffn": "FFN", "handshakes": "hand-shakes"}
+    slack = max(0.0, predicted["ms_per_token"] / bound - 1)
+    table(
+        [
+            ("model", facts["model"]),
+            ("machine", facts["machine"]),
+            ("neurons' profile", facts["profile"]),
+            ("budget", f"{size(facts['budget_bytes'])}, used {size(device['total'])}"),
+            ("everything fits", size(facts["budget_for_everything_bytes"])),
+            ("predicted decode", f"{predicted['tokens_per_second']:.1f} tokens/s"),
+            (
+                "a token's milliseconds",
+                f"{predicted['ms_per_token']:.2f}: "
+                + ", ".join(f"{names.get(part, part)} {ms:.2f}" for part, ms in parts.items()),
+            ),
+            (
+                f"predicted first token, {facts['prompt']} tokens",
+                f"{predicted['first_token_ms'] / 1e3:.2f} s, {prompts[predicted['cold_neurons_of_prompts']]}",
+            ),
+            (
+                "checked",
+                f"at most {slack:.2%} from the best there is"
+                + (f"; HiGHS found {milp:.2f} ms" if milp else "; HiGHS found nothing in its time"),
+            ),
+        ]
+    )
+    print()
+    names = {
+        "attention": "attention",
+        "kv_cache": f"KV cache of {facts['context']} tokens",
+        "neurons": "neurons",
+    }
+    kinds = {
+        "attention": "attention",
+        "kv_cache": f"KV cache of {facts['context']} tokens",
+        "neurons": "neurons",
+        "predictors": "predictors",
+        "head": "head",
+        "working_buffers": "working buffers",
+        "total": "together",
+    }
+    table([(kind, size(device[key])) for key, kind in kinds.items()], header=("on the GPU", "bytes"))
+    print()
+    table(
+        [
+            (
+                _span(first, last),
+                "GPU" if use.placement.attention else "CPU",
+                f"{use.placement.hot}",
+                size(use.attention_bytes + use.kv_bytes),
+                size(use.neuron_bytes + use.predictor_bytes),
+                size(use.host_bytes),
+                f"{use.ms:.3f}",
+            )
+            for first, last, use in _alike(layers)
+        ]
+        + [("head", "GPU" if facts["head_on_device"] else "CPU", "", "", "", "", f"{parts['head']:.3f}")],
+        header=("layer", "attention", "hot neurons", "attention, cache", "neurons", "CPU's", "ms"),
+    )
+
+
+def _alike(layers: "Sequence[LayerUse]") -> "list[tuple[int, int, LayerUse]]":
+    """Runs of layers (first, last) that are placed alike."""
+    runs: list[tuple[int, int, LayerUse]] = []
+    for i, use in enumerate(layers):
+        if runs and runs[-1][2] == use:
+            runs[-1] = (runs[-1][0], i, use)
+        else:
+            runs.append((i, i, use))
+    return runs
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

@@ -1,0 +1,35 @@
+"""How often neurons fire on a little built-in text: enough to place a model whose file does not say."""
+
+from collections.abc import Callable
+
+from hotset.backends.base import F32
+from hotset.engine.load import Model
+from hotset.engine.sample_text import SUBJECTS
+from hotset.formats.checkpoint import Checkpoint
+from hotset.neurons.collect import collect
+from hotset.neurons.corpus import corpus_windows
+from hotset.neurons.profile import fingerprint
+
+_WINDOW = 64
+"""Tokens read at a time: short, so that each kind of text gives several windows."""
+
+
+def quick_frequency(
+    model: Model, checkpoint: Checkpoint, progress: Callable[[int, int], None] | None = None
+) -> F32:
+    """(L, F): share of a few hundred tokens for which each neuron fires, in the file's order.
+
+    `progress(done, total)` counts tokens.
+    """
+    windows = corpus_windows(
+        model.tokenizer, list(SUBJECTS.values()), min(_WINDOW, model.config.context_length)
+    )
+    profile = collect(
+        model.transformer,
+        windows,
+        model=checkpoint.path.name,
+        corpus="built-in text",
+        fingerprint=fingerprint(checkpoint),
+        progress=progress,
+    )
+    return profile.frequency
