@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from hotset.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.tensor import Tensor, tensor_from_array
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 
 
 def random_checkpoint(
@@ -75,3 +76,14 @@ def by_neuron(checkpoint: Checkpoint, plan: FFNPlan, orders: Sequence[NDArray[np
         tensors[name] = tensor_from_array(name, down.T[order])
     layers = tuple(replace(layer, ffn=plan) for layer in checkpoint.config.layers)
     return replace(checkpoint, config=replace(checkpoint.config, layers=layers), tensors=tensors)
+
+
+def quantised(checkpoint: Checkpoint, type: TensorType) -> Checkpoint:
+    """The same with every matrix of an FFN in a type."""
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in tensors.items():
+        if ".ffn_" in name and "norm" not in name:
+            blocks = gguf.quantize(tensor.to_float32(), gguf.GGMLQuantizationType(int(type)))
+            data = np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
+            tensors[name] = Tensor(name, type, tensor.shape, data)
+    return replace(checkpoint, tensors=tensors)

@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-import gguf
 import numpy as np
 import pytest
 from helpers.placements import by_share
-from helpers.random_checkpoint import by_neuron, random_checkpoint
+from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -33,17 +32,6 @@ FUNCTIONS = [
 ]
 ALL_FIRE = -1e9  # a cut-off that every score reaches
 TOKENS = np.random.default_rng(3).integers(0, 53, 30, dtype=np.int32)
-
-
-def quantised(checkpoint: Checkpoint, type: TensorType) -> Checkpoint:
-    """The same with every matrix of an FFN in a type."""
-    tensors = dict(checkpoint.tensors)
-    for name, tensor in tensors.items():
-        if ".ffn_" in name and "norm" not in name:
-            blocks = gguf.quantize(tensor.to_float32(), gguf.GGMLQuantizationType(int(type)))
-            data = np.ascontiguousarray(blocks).reshape(-1).view(np.uint8)
-            tensors[name] = Tensor(name, type, tensor.shape, data)
-    return replace(checkpoint, tensors=tensors)
 
 
 def stored_by_neuron(plan: FFNPlan, *, seed: int = 0, **options: object) -> Checkpoint:

@@ -76,6 +76,13 @@ def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | 
         print(json.dumps(machine | dataclasses.asdict(speed), indent=2))
         return
     neurons = [] if speed.density is None else [("neurons computed", f"{speed.density:.1%}")]
+    bandwidth = [
+        ("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"),
+        ("memory bandwidth", f"{speed.memory_gb_per_second:.1f} GB/s"),
+        ("share of the bandwidth", f"{speed.memory_share:.0%}"),
+    ]
+    if loaded.placement:  # two memories, neither of which is read alone
+        bandwidth = []
     table(
         [
             ("model", loaded.path.name),
@@ -83,9 +90,7 @@ def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | 
             (f"prefill, {speed.prefill_tokens} tokens", f"{speed.prefill_tokens_per_second:.1f} tokens/s"),
             (f"decode, {speed.decode_tokens} tokens", f"{speed.decode_tokens_per_second:.1f} tokens/s"),
             *neurons,
-            ("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"),
-            ("memory bandwidth", f"{speed.memory_gb_per_second:.1f} GB/s"),
-            ("share of the bandwidth", f"{speed.memory_share:.0%}"),
+            *bandwidth,
         ]
     )
 

@@ -49,12 +49,28 @@ class Model:
     @property
     def chooses_neurons(self) -> bool:
         """Whether decoding leaves out neurons, unlike reading a prompt."""
-        return any(layer.ffn and layer.ffn.way is not Way.DENSE for layer in self.config.layers)
+        layers = enumerate(self.config.layers)
+        return any(
+            layer.ffn and layer.ffn.way is not Way.DENSE and not self._wholly_on_device(i)
+            for i, layer in layers
+        )
 
     def neuron_counts(self) -> list[NeuronCounts | None]:
-        """What each layer has chosen so far; None for layers that are not stored by neuron."""
+        """What each layer has chosen so far; None for layers that are not stored by neuron.
+
+        A layer that is wholly on a device computes all neurons, for the tokens for which others chose.
+        """
         pairs = zip(self.config.layers, self.transformer.layers, strict=True)
-        return [cast(NeuronFFN, layer.ffn).counts() if config.ffn else None for config, layer in pairs]
+        counts = [cast(NeuronFFN, layer.ffn).counts() if config.ffn else None for config, layer in pairs]
+        if self.placement is None:
+            return counts
+        chosen = [c.tokens for i, c in enumerate(counts) if c and not self._wholly_on_device(i)]
+        tokens = max(chosen, default=0)
+        everything = NeuronCounts(tokens, tokens * self.config.ffn_size, 0)
+        return [everything if c and self._wholly_on_device(i) else c for i, c in enumerate(counts)]
+
+    def _wholly_on_device(self, layer: int) -> bool:
+        return self.placement is not None and self.placement.layers[layer].hot == self.config.ffn_size
 
     def kv_cache(self, context: int | None = None, kv_type: str = "f16") -> KVCache:
         """Room for `context` tokens; None: what the model was trained for, at most `DEFAULT_CONTEXT`."""

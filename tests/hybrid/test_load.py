@@ -1,0 +1,71 @@
+"""A model by its name, on a device within a budget: the engine, evaluation and measuring on top of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.placements import by_share
+from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
+
+from hotset.backends.cpu import CpuBackend
+from hotset.config import FFNPlan, Way
+from hotset.engine.engine import Engine
+from hotset.engine.load import Model, load_model
+from hotset.engine.traffic import traffic
+from hotset.errors import RequestError
+from hotset.formats.tensor import TensorType
+from hotset.hybrid.build import build_hybrid
+from hotset.hybrid.stand_in import StandInDevice
+
+pytest_plugins = ["cli.conftest"]
+
+
+def test_the_demo_model_writes_the_same(demo: Path) -> None:
+    prompt = "The capital of France is"
+    texts = []
+    for options in ({}, {"vram": 60 << 20, "device": StandInDevice()}):
+        model = load_model(demo, threads=1, context=64, **options)
+        engine = Engine(model, model.kv_cache(64))
+        texts.append("".join(token.text for token in engine.generate(prompt, max_tokens=12)))
+        if options:
+            assert model.placement is not None
+            assert model.notes == ()
+            hot = [layer.hot for layer in model.placement.layers]
+            assert 0 < min(hot) <= max(hot) < model.config.ffn_size
+    assert texts[0] == texts[1]
+
+
+def test_a_budget_of_nothing_is_the_cpus(demo: Path) -> None:
+    assert load_model(demo, threads=1, vram=0).placement is None
+
+
+def test_a_context_that_is_too_long(demo: Path) -> None:
+    with pytest.raises(RequestError, match="--context"):
+        load_model(demo, threads=1, context=1 << 20, vram=1 << 20, device=StandInDevice())
+
+
+def test_neurons_computed_are_counted_on_both_sides() -> None:
+    usual = random_checkpoint(hidden_size=32, ffn_size=256)
+    stored = by_neuron(usual, FFNPlan(Way.EXACT), [np.arange(256)] * 2)
+    stored = quantised(stored, TensorType.F16)
+    tokens = np.arange(8, dtype=np.int32)
+    for share in (0.3, 0.6, 1.0):
+        placement = by_share(stored, share, 64)
+        transformer = build_hybrid(stored, placement, StandInDevice(), CpuBackend(threads=1))
+        model = Model(
+            stored.path,
+            transformer,
+            None,  # type: ignore[arg-type]
+            CpuBackend(threads=1),
+            traffic(stored),
+            placement,
+        )
+        kv = model.kv_cache(32)
+        for i in range(8):
+            transformer.forward(tokens[i : i + 1], kv)
+        for layer, counts in zip(placement.layers, model.neuron_counts(), strict=True):
+            assert counts
+            if layer.hot < 256:
+                assert counts.tokens == 8
+                assert 8 * layer.hot < counts.read < 8 * 256
+        assert model.chooses_neurons == (share < 1)
