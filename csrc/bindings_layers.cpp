@@ -29,6 +29,7 @@ using RuntimePtr = std::shared_ptr<Runtime>;
 using MatrixPtr = std::shared_ptr<Matrix>;
 using NormPtr = std::shared_ptr<Norm>;
 using RowsPtr = std::shared_ptr<NeuronRows>;
+using StorePtr = std::shared_ptr<NeuronStore>;
 
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
@@ -172,16 +173,26 @@ void ffn_neurons(const Ffn& layer, nb::handle x, nb::handle gate, nb::handle h) 
   layer.neurons(from.data(), from.rows(), pre.data(), values.data());
 }
 
-std::shared_ptr<NeuronRows> new_neuron_rows(RuntimePtr runtime, int type, bool added, int64_t rows,
-                                            int64_t cols, Bytes data, bool from_file,
-                                            std::optional<Numbers> bias) {
+Type row_type(int type) {
   if (type != kF16 && type != kQ8_0 && type != kQ4_0 && type != kQ4_1) refuse("type: no rows of this type");
+  return static_cast<Type>(type);
+}
+
+StorePtr new_neuron_store(RuntimePtr runtime, int64_t neurons, int64_t cols, const std::vector<int>& types) {
+  if (neurons < 1 || cols < 1) refuse("neurons, cols: expected at least one");
+  std::vector<Type> row_types;
+  for (const int type : types) row_types.push_back(row_type(type));
+  return std::make_shared<NeuronStore>(std::move(runtime), neurons, cols, std::move(row_types));
+}
+
+std::shared_ptr<NeuronRows> new_neuron_rows(StorePtr store, int type, bool added, int64_t rows, int64_t cols,
+                                            Bytes data, bool from_file, std::optional<Numbers> bias) {
   if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
   if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), added ? cols : rows);
   const nb::gil_scoped_release release;
-  return std::make_shared<NeuronRows>(
-      std::move(runtime), static_cast<Type>(type), added ? kNeuronAdd : kNeuronDot, rows, cols,
-      static_cast<int64_t>(data.size()) / rows, data.data(), from_file, bias ? bias->data() : nullptr);
+  return std::make_shared<NeuronRows>(std::move(store), row_type(type), added ? kNeuronAdd : kNeuronDot, rows,
+                                      cols, static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
+                                      bias ? bias->data() : nullptr);
 }
 
 std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr first,
@@ -312,8 +323,10 @@ void bind_layers(nb::module_& m) {
       .def("neurons", &ffn_neurons, "x"_a, "gate"_a, "h"_a,
            "Write the gate's pre-activations (up's, where there is no gate) of x (T, D) to gate (T, F), the "
            "neurons' values to h (T, F).");
+  nb::class_<NeuronStore>(m, "NeuronStore", "Memory for a neuron's rows of several matrices, side by side.")
+      .def(nb::new_(&new_neuron_store), "runtime"_a, "neurons"_a, "cols"_a, "types"_a);
   nb::class_<NeuronRows>(m, "NeuronRows", "A matrix stored by neuron, of which single rows are read.")
-      .def(nb::new_(&new_neuron_rows), "runtime"_a, "type"_a, "added"_a, "rows"_a, "cols"_a, "data"_a,
+      .def(nb::new_(&new_neuron_rows), "store"_a, "type"_a, "added"_a, "rows"_a, "cols"_a, "data"_a,
            "from_file"_a, "bias"_a.none());
   nb::class_<NeuronFfn>(m, "NeuronFFN", "One layer's feed-forward network, stored by neuron.")
       .def(nb::new_(&new_neuron_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "first"_a.none(),

@@ -74,38 +74,44 @@ enum NeuronUse : int32_t { kNeuronDot, kNeuronAdd };
 struct NeuronMatrix {
   Type type;  // kF16, kQ8_0, kQ4_0 or kQ4_1
   int64_t rows, cols;
-  int64_t row_bytes;
-  const uint8_t* data;  // 64-byte aligned
+  int64_t stride;               // bytes from one row to the next; other rows of the neuron may lie between
+  const uint8_t* data;          // 64-byte aligned
+  const float* largest_scales;  // of each row, by magnitude; of use kNeuronAdd and quantised
 };
 
-// Sums over the rows of lists of neurons: neurons.cpp. Indices are ascending, so that memory is read in
-// order.
+// Rows to be read, in ascending order; and those that are read next (or nullptr), whose first are prefetched.
+struct NeuronList {
+  const NeuronMatrix* matrix;
+  const int32_t* indices;
+  int64_t count;
+  const NeuronList* next;
+};
+
+constexpr int64_t kMostListed = 8;  // tokens that share a list
+
+// Sums over the rows of lists of neurons: neurons.cpp.
 struct NeuronKernels {
   int64_t (*row_bytes)(Type type, int64_t cols);
 
   // Re-lays one row of a GGUF tensor; and back, where it is of use kNeuronDot.
   void (*pack_row)(Type type, NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* row);
   void (*unpack_row)(Type type, const uint8_t* row, int64_t cols, uint8_t* dst);
+  float (*largest_scale)(Type type, const uint8_t* row, int64_t cols);  // of a packed row
 
   // One token's x as rows of `type` want it, to the same precision as LinearKernels'.
   int64_t (*activation_bytes)(Type type, int64_t cols);
   void (*pack_activations)(Type type, const float* x, int64_t cols, uint8_t* out);
 
-  // y[t * ldy + i] = row indices[i] times token t, whose packed x is x + t * x_bytes.
-  void (*dot)(const NeuronMatrix* w, const int32_t* indices, int64_t count, const uint8_t* x, int64_t x_bytes,
-              int64_t tokens, float* y, int64_t ldy);
+  // y[t * ldy + i] = row i of the list times token t, whose packed x is x + t * x_bytes.
+  void (*dot)(const NeuronList* list, const uint8_t* x, int64_t x_bytes, int64_t tokens, float* y,
+              int64_t ldy);
 
-  // accumulators[t] += sum over i of h[t * ldh + i] times row indices[i]. An accumulator has
-  // accumulator_floats(cols) floats; finish() makes sums of columns out of it.
-  int64_t (*accumulator_floats)(int64_t cols);
-  void (*add)(const NeuronMatrix* w, const int32_t* indices, int64_t count, const float* h, int64_t ldh,
-              int64_t tokens, float* accumulators);
+  // sums + t * sum_floats(cols) = the sum over i of h[t * ldh + i] times row i of the list, which has at most
+  // `most` rows: the same bits, whatever rows are left out whose h are zero.
+  int64_t (*sum_floats)(int64_t cols);
+  void (*add)(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, int64_t most, float* sums);
 
-  // y[c - col0] = the sum of `count` accumulators, `stride` floats apart, for columns [col0, col1); col0 is a
-  // multiple of group_cols.
   int64_t group_cols;
-  void (*finish)(Type type, int64_t cols, const float* accumulators, int64_t count, int64_t stride,
-                 int64_t col0, int64_t col1, float* y);
 
   // Prefill: y[t * ldy + c] += sum over all rows j of h[t * ldh + j] w[j, group * group_cols + c], for a
   // whole group of columns c.

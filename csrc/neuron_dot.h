@@ -130,13 +130,12 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, const uint8_t* cons
 // Calls f(rows, next, values, token) for each group of rows of the list and each token, and copies the
 // values to y.
 template <class F>
-HOTSET_INLINE void dot_list(const NeuronMatrix* w, const int32_t* indices, int64_t count, int64_t tokens,
-                            float* y, int64_t ldy, F rows_times_x) {
-  for (int64_t i = 0; i < count; i += kRowsAtOnce) {
+HOTSET_INLINE void dot_list(const NeuronList* list, int64_t tokens, float* y, int64_t ldy, F rows_times_x) {
+  for (int64_t i = 0; i < list->count; i += kRowsAtOnce) {
     const uint8_t *rows[kRowsAtOnce], *next[kRowsAtOnce];
-    find_rows<kRowsAtOnce>(w, indices, count, i, rows);
-    find_rows<kRowsAtOnce>(w, indices, count, i + kRowsAtOnce, next);
-    const int64_t valid = count - i < kRowsAtOnce ? count - i : kRowsAtOnce;
+    find_rows<kRowsAtOnce>(list, i, rows);
+    find_next<kRowsAtOnce>(list, i + kRowsAtOnce, next);
+    const int64_t valid = list->count - i < kRowsAtOnce ? list->count - i : kRowsAtOnce;
     for (int64_t t = 0; t < tokens; t++) {
       float values[kRowsAtOnce];
       rows_times_x(rows, next, values, t);
@@ -145,12 +144,13 @@ HOTSET_INLINE void dot_list(const NeuronMatrix* w, const int32_t* indices, int64
   }
 }
 
-void neuron_dot(const NeuronMatrix* w, const int32_t* indices, int64_t count, const uint8_t* x,
-                int64_t x_bytes, int64_t tokens, float* y, int64_t ldy) {
+void neuron_dot(const NeuronList* list, const uint8_t* x, int64_t x_bytes, int64_t tokens, float* y,
+                int64_t ldy) {
+  const NeuronMatrix* w = list->matrix;
   using Rows = const uint8_t* const*;
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
-    dot_list(w, indices, count, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
+    dot_list(list, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
       const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
       if (t > 0) {
         dot_half_rows<kRowsAtOnce, false>(rows, next, cols, token, values);
@@ -163,7 +163,7 @@ void neuron_dot(const NeuronMatrix* w, const int32_t* indices, int64_t count, co
   with_row(w->type, [&](auto r) {
     using R = decltype(r);
     const Layout<R> layout(w->cols);
-    dot_list(w, indices, count, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
+    dot_list(list, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
       if (t > 0) {
         dot_rows<R, kRowsAtOnce, false>(rows, next, layout, x + t * x_bytes, values);
       } else {

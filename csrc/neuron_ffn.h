@@ -34,7 +34,7 @@ struct NeuronFfnParts {
 class NeuronFfn {
  public:
   // In calls of more tokens, all neurons are computed.
-  static constexpr int64_t kMostChosen = 8;
+  static constexpr int64_t kMostChosen = kMostListed;
 
   NeuronFfn(NeuronFfnParts parts, float cutoff);
   ~NeuronFfn() { parts_.runtime->pool.quiesce(); }

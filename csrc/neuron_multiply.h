@@ -2,7 +2,7 @@
 // stay in the first-level cache while the tokens go by.
 #pragma once
 
-#include "neuron_add.h"
+#include "neuron_rows.h"
 
 namespace hotset {
 namespace {
@@ -11,7 +11,7 @@ constexpr int kTileRows = 16 * 8 / kLanes;  // 16 KB of floats
 
 // Columns of a group, of one row, as floats.
 void unpack_group(const NeuronMatrix* w, int64_t row, int64_t group, float* out) {
-  const uint8_t* data = w->data + row * w->row_bytes;
+  const uint8_t* data = w->data + row * w->stride;
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols) - group * kGroupCols;
     const auto* halves = reinterpret_cast<const uint16_t*>(data) + group * kGroupCols;
@@ -20,19 +20,26 @@ void unpack_group(const NeuronMatrix* w, int64_t row, int64_t group, float* out)
     }
     return;
   }
-  float minima[kLanes];
-  store(minima, zero_f32());
-  for (int64_t c = 0; c < kGroupCols; c += kLanes) store(out + c, zero_f32());
   with_row(w->type, [&](auto r) {
     using R = decltype(r);
-    const float one = 1.0f;
-    add_group<R, 1, false, false>(&data, nullptr, Layout<R>(w->cols), group, &one, out, minima);
+    const Layout<R> layout(w->cols);
+    const uint8_t* meta = data + group * 2 * kLanes;
+    float scales[kLanes], minima[kLanes];
+    const F32 scale = load_f16(reinterpret_cast<const uint16_t*>(meta));
+    store(scales, scale);
+    store(minima, R::min(scale, meta + layout.minima));
+    constexpr int kCodes = 32 / R::kBits;
+    unroll<R::kWords>([&](auto k) HOTSET_INLINED {
+      const int64_t at = group * R::kWords + k.value;
+      I32 word = at < layout.registers ? load_i32(data + layout.codes + at * kWordBytes) : broadcast(0);
+      unroll<kCodes>([&](auto n) HOTSET_INLINED {
+        constexpr int column = (k.value * kCodes + n.value) * kLanes;
+        const F32 code = to_f32(shift_right<n.value * R::kBits>(word) & broadcast(R::kMaxCode));
+        store(out + column,
+              fma(code, broadcast(scales[column / kBlock]), broadcast(minima[column / kBlock])));
+      });
+    });
   });
-  if (!has_minima(w->type)) return;
-  for (int64_t c = 0; c < kGroupCols; c += kLanes) {
-    const F32 min = broadcast(minima[c / kBlock]);
-    store(out + c, fma(load(out + c), finish_factor(w->type, c / kLanes), min));
-  }
 }
 
 // y (n tokens, a group of columns) += h (n tokens, `rows` rows) times tile (rows, a group of columns).

@@ -1,12 +1,10 @@
 #include "neuron_products.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace hotset {
 namespace {
-
-// Neurons that are computed together: their values stay in the first-level cache.
-constexpr int64_t kBlockNeurons = 64;
 
 // Neurons are dealt out to parts, a few neighbours at a time, and each part adds up its own in their order.
 // So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
@@ -14,6 +12,9 @@ constexpr int64_t kBlockNeurons = 64;
 constexpr int64_t kMaxParts = 32;
 constexpr int64_t kPartNeurons = 512;
 constexpr int64_t kNeighbours = 64;
+
+// Neurons of which one matrix is read before the next one is: those that the kernels take at once.
+constexpr int64_t kGroup = 4;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;
@@ -45,12 +46,14 @@ struct PackRowsJob {
   int64_t rows, cols, from_bytes, to_bytes, per_chunk;
   const uint8_t* data;
   uint8_t* packed;
+  float* largest_scales;
 
   size_t scratch_bytes() const { return 0; }
   void compute(int64_t, void*) const {}
   void commit(int64_t chunk, void*) const {
     for (int64_t j = chunk * per_chunk; j < std::min((chunk + 1) * per_chunk, rows); ++j) {
       kernels->pack_row(type, use, data + j * from_bytes, cols, packed + j * to_bytes);
+      if (use == kNeuronAdd) largest_scales[j] = kernels->largest_scale(type, packed + j * to_bytes, cols);
     }
   }
 };
@@ -85,7 +88,7 @@ struct RowsJob {
     uint8_t* file_rows = panels + kPanels * panel_bytes();
     const int64_t first = chunk * chunk_rows(), count = std::min(chunk_rows(), rows.rows - first);
     for (int64_t j = 0; j < count; ++j) {
-      runtime->neurons.unpack_row(rows.type, rows.data + (first + j) * rows.row_bytes, rows.cols,
+      runtime->neurons.unpack_row(rows.type, rows.data + (first + j) * rows.stride, rows.cols,
                                   file_rows + j * file_bytes());
     }
     const int64_t n_panels = ceil_div(count, linear.lanes);
@@ -135,7 +138,8 @@ struct AllRowsJob {
     auto* product = static_cast<float*>(scratch);
     auto* indices = reinterpret_cast<int32_t*>(product + per_chunk);
     for (int64_t j = 0; j < count; ++j) indices[j] = static_cast<int32_t>(first + j);
-    kernels->dot(&rows, indices, count, x, 0, 1, product, count);
+    const NeuronList list = {&rows, indices, count, nullptr};
+    kernels->dot(&list, x, 0, 1, product, count);
     for (int64_t j = 0; bias && j < count; ++j) product[j] += bias[first + j];
   }
 
@@ -154,6 +158,7 @@ struct ChosenJob {
   NeuronMatrix first, second;
   bool has_first, has_second;
   const int32_t *indices, *starts;  // of each part's neurons, and where it starts
+  int64_t most;                     // neurons that a part can have
   int64_t sum_floats;               // of one token
   float* sums;                      // parts x tokens x sum_floats
   Touched* touched;
@@ -162,13 +167,24 @@ struct ChosenJob {
     int64_t read, fired;
   };
 
+  // What a part works with; a row of numbers has one of each of its neurons, a token's rows lie `most` apart.
+  struct Scratch {
+    Counts* counts;
+    float *sums, *h, *up;
+    int32_t* kept;
+  };
+
   size_t scratch_bytes() const {
-    return sizeof(Counts) + static_cast<size_t>(c.tokens) * (sum_floats + 2 * kBlockNeurons) * sizeof(float) +
-           kBlockNeurons * sizeof(int32_t) + 64;
+    const int64_t floats = c.tokens * (sum_floats + most + kGroup);
+    return 64 + static_cast<size_t>(floats) * sizeof(float) + most * sizeof(int32_t);
   }
 
-  float* scratch_sums(void* scratch) const {
-    return reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + 64);
+  Scratch scratch_at(void* memory) const {
+    static_assert(sizeof(Counts) <= 64);
+    auto* sum = reinterpret_cast<float*>(static_cast<uint8_t*>(memory) + 64);
+    float* h = sum + c.tokens * sum_floats;
+    float* up = h + c.tokens * most;
+    return {static_cast<Counts*>(memory), sum, h, up, reinterpret_cast<int32_t*>(up + c.tokens * kGroup)};
   }
 
   bool counts(int64_t t, int32_t j) const {
@@ -177,92 +193,114 @@ struct ChosenJob {
     return (c.magnitude ? std::max(score, -score) : score) >= c.cutoff;
   }
 
-  void compute(int64_t part, void* scratch) const {
-    static_assert(sizeof(Counts) <= 64);
-    float* sum = scratch_sums(scratch);
-    float* h = sum + c.tokens * sum_floats;
-    float* up = h + c.tokens * kBlockNeurons;
-    auto* kept = reinterpret_cast<int32_t*>(up + c.tokens * kBlockNeurons);
-    std::fill_n(sum, c.tokens * sum_floats, 0.0f);
-    Counts found = {0, 0};
-    const int64_t end = starts[part + 1];
-    for (int64_t i = starts[part]; i < end; i += kBlockNeurons) {
-      int64_t n = keep(indices + i, std::min(kBlockNeurons, end - i), h, kept);
-      if (has_second && n > 0) {
-        multiply_second(kept, n, up, h);
-        n = squeeze(kept, n, h, kept);
-      }
-      if (n == 0) continue;
-      for (int64_t t = 0; t < c.tokens; ++t) {
-        for (int64_t k = 0; k < n; ++k) found.fired += h[t * kBlockNeurons + k] != 0.0f;
-      }
-      found.read += n * c.tokens;
-      runtime->neurons.add(&down, kept, n, h, kBlockNeurons, c.tokens, sum);
+  // The neurons go by in groups; while one matrix's rows of a group are multiplied, those that are wanted
+  // next are fetched. Down waits until all values are known, since they set the units in which it is added
+  // up.
+  void compute(int64_t part, void* memory) const {
+    const Scratch s = scratch_at(memory);
+    const int32_t* listed = indices + starts[part];
+    const int64_t count = starts[part + 1] - starts[part];
+    int64_t begun = 0, kept = 0, done = 0;  // neurons of the list; of these, not zero so far; and multiplied
+    if (!has_first) {
+      kept = take_known(listed, count, s);
+      begun = count;
     }
-    *static_cast<Counts*>(scratch) = found;
+    const auto firsts = [&](int64_t from) {
+      return NeuronList{&first, listed + from, std::min(kGroup, count - from), nullptr};
+    };
+    const auto seconds = [&](int64_t from) {
+      return NeuronList{&second, s.kept + from, std::min(kGroup, kept - from), nullptr};
+    };
+    while (begun < count || (has_second && done < kept)) {
+      if (begun < count) {
+        NeuronList now = firsts(begun);
+        const bool waiting = has_second && done < kept;
+        begun += now.count;
+        const NeuronList next = waiting ? seconds(done) : firsts(begun);
+        now.next = &next;
+        kept += multiply_first(now, s, kept);
+      }
+      if (has_second && (kept - done >= kGroup || (begun == count && done < kept))) {
+        NeuronList now = seconds(done);
+        const int64_t after = done + now.count;
+        const NeuronList next = begun < count ? firsts(begun) : seconds(after);
+        now.next = &next;
+        multiply_second(now, s, done);
+        done = after;
+      }
+    }
+    if (has_second) kept = squeeze(s.kept, kept, s.h, s.kept);
+    const NeuronList downs = {&down, s.kept, kept, nullptr};
+    runtime->neurons.add(&downs, s.h, most, c.tokens, most, s.sums);
+    *s.counts = {kept * c.tokens, 0};
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      for (int64_t k = 0; k < kept; ++k) s.counts->fired += s.h[t * most + k] != 0.0f;
+    }
   }
 
-  void commit(int64_t part, void* scratch) const {
-    std::copy_n(scratch_sums(scratch), c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
-    const Counts found = *static_cast<const Counts*>(scratch);
-    touched->read.fetch_add(found.read, std::memory_order_relaxed);
-    touched->fired.fetch_add(found.fired, std::memory_order_relaxed);
+  void commit(int64_t part, void* memory) const {
+    const Scratch s = scratch_at(memory);
+    std::copy_n(s.sums, c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
+    touched->read.fetch_add(s.counts->read, std::memory_order_relaxed);
+    touched->fired.fetch_add(s.counts->fired, std::memory_order_relaxed);
   }
 
  private:
-  // Puts the activations (or values) of a block's neurons into h, and those neurons for which any is not zero
-  // into `kept`, h moving along; returns how many.
-  int64_t keep(const int32_t* indices, int64_t n, float* h, int32_t* kept) const {
-    const bool drelu = c.activation == Activation::kDrelu;  // its other half comes with up
-    if (has_first) {
-      runtime->neurons.dot(&first, indices, n, c.x.packed, c.x.bytes, c.tokens, h, kBlockNeurons);
-      for (int64_t t = 0; t < c.tokens; ++t) {
-        float* row = h + t * kBlockNeurons;
-        for (int64_t k = 0; first_bias && k < n; ++k) row[k] += first_bias[indices[k]];
-        runtime->vector.activate(drelu ? Activation::kRelu : c.activation, row, nullptr, n);
-      }
-    } else {
-      for (int64_t t = 0; t < c.tokens; ++t) {
-        for (int64_t k = 0; k < n; ++k) h[t * kBlockNeurons + k] = c.known[t * c.neurons + indices[k]];
-      }
+  // Those of the list whose values, which are known, are not all zero.
+  int64_t take_known(const int32_t* listed, int64_t count, const Scratch& s) const {
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      for (int64_t k = 0; k < count; ++k) s.h[t * most + k] = c.known[t * c.neurons + listed[k]];
     }
-    return squeeze(indices, n, h, kept);
+    return squeeze(listed, count, s.h, s.kept);
   }
 
-  // Leaves those out whose values are zero for all tokens; `kept` may be `indices`.
-  int64_t squeeze(const int32_t* indices, int64_t n, float* h, int32_t* kept) const {
+  // Activations of a group, of which those that are not zero go to `kept` and `h` from number `at` on.
+  int64_t multiply_first(const NeuronList& group, const Scratch& s, int64_t at) const {
+    float* h = s.h + at;
+    runtime->neurons.dot(&group, c.x.packed, c.x.bytes, c.tokens, h, most);
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      float* row = h + t * most;
+      for (int64_t k = 0; first_bias && k < group.count; ++k) row[k] += first_bias[group.indices[k]];
+      // dReLU's other half comes with up.
+      runtime->vector.activate(c.activation == Activation::kDrelu ? Activation::kRelu : c.activation, row,
+                               nullptr, group.count);
+    }
+    return squeeze(group.indices, group.count, h, s.kept + at);
+  }
+
+  // h *= the rows of up, from number `at` on.
+  void multiply_second(const NeuronList& group, const Scratch& s, int64_t at) const {
+    runtime->neurons.dot(&group, c.x.packed, c.x.bytes, c.tokens, s.up, kGroup);
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      float *values = s.h + t * most + at, *factors = s.up + t * kGroup;
+      for (int64_t k = 0; k < group.count; ++k) {
+        if (second_bias) factors[k] += second_bias[group.indices[k]];
+        values[k] *= c.activation == Activation::kDrelu ? std::max(factors[k], 0.0f) : factors[k];
+      }
+    }
+  }
+
+  // Leaves those out whose values are zero for all tokens; `kept` may be `listed`.
+  int64_t squeeze(const int32_t* listed, int64_t n, float* h, int32_t* kept) const {
     int64_t count = 0;
     for (int64_t k = 0; k < n; ++k) {
       bool any = false;
       for (int64_t t = 0; t < c.tokens; ++t) {
-        float& value = h[t * kBlockNeurons + k];
-        if (c.tokens > 1 && !counts(t, indices[k])) value = 0.0f;
+        float& value = h[t * most + k];
+        if (c.tokens > 1 && !counts(t, listed[k])) value = 0.0f;
         any |= value != 0.0f || c.everything;
-        h[t * kBlockNeurons + count] = value;
+        h[t * most + count] = value;
       }
-      kept[count] = indices[k];
+      kept[count] = listed[k];
       count += any;
     }
     return count;
-  }
-
-  // h *= the rows of up.
-  void multiply_second(const int32_t* indices, int64_t n, float* up, float* h) const {
-    runtime->neurons.dot(&second, indices, n, c.x.packed, c.x.bytes, c.tokens, up, kBlockNeurons);
-    for (int64_t t = 0; t < c.tokens; ++t) {
-      float *values = h + t * kBlockNeurons, *factors = up + t * kBlockNeurons;
-      for (int64_t k = 0; k < n; ++k) {
-        if (second_bias) factors[k] += second_bias[indices[k]];
-        values[k] *= c.activation == Activation::kDrelu ? std::max(factors[k], 0.0f) : factors[k];
-      }
-    }
   }
 };
 
 // Adds the parts' sums up, some columns at a time.
 struct FinishJob {
   const Runtime* runtime;
-  Type type;
   int64_t cols, tokens, parts, sum_floats;
   const float *sums, *bias;
   bool add;
@@ -275,8 +313,15 @@ struct FinishJob {
     const int64_t col0 = group * runtime->neurons.group_cols;
     const int64_t col1 = std::min(col0 + runtime->neurons.group_cols, cols);
     for (int64_t t = 0; t < tokens; ++t, y += runtime->neurons.group_cols) {
-      runtime->neurons.finish(type, cols, sums + t * sum_floats, parts, tokens * sum_floats, col0, col1, y);
-      if (bias) runtime->vector.add(bias + col0, col1 - col0, y);
+      const int64_t n = col1 - col0;
+      if (bias) {
+        std::copy_n(bias + col0, n, y);
+      } else {
+        std::fill_n(y, n, 0.0f);
+      }
+      for (int64_t part = 0; part < parts; ++part) {
+        runtime->vector.add(sums + (part * tokens + t) * sum_floats + col0, n, y);
+      }
     }
   }
 
@@ -340,18 +385,19 @@ struct AllJob {
 // The list dealt out: parts that have neurons, one after the other.
 struct Dealt {
   int32_t *indices, *starts;
-  int64_t parts;
+  int64_t parts, most;  // of a part's neurons, were all in the list
 
   Dealt(Session& session, const Chosen& chosen) {
-    const int64_t most = std::clamp<int64_t>(chosen.neurons / kPartNeurons, 1, kMaxParts);
-    const auto part_of = [&](int32_t j) { return j / kNeighbours % most; };
+    const int64_t most_parts = std::clamp<int64_t>(chosen.neurons / kPartNeurons, 1, kMaxParts);
+    const auto part_of = [&](int32_t j) { return j / kNeighbours % most_parts; };
+    most = ceil_div(ceil_div(chosen.neurons, kNeighbours), most_parts) * kNeighbours;
     int32_t counts[kMaxParts + 1] = {};
     for (int64_t i = 0; i < chosen.count; ++i) ++counts[part_of(chosen.indices[i])];
     indices = session.allocate<int32_t>(chosen.count);
     starts = session.allocate<int32_t>(kMaxParts + 1);
     parts = 0;
     int32_t next[kMaxParts], start = 0;
-    for (int64_t p = 0; p < most; ++p) {
+    for (int64_t p = 0; p < most_parts; ++p) {
       next[p] = start;
       if (counts[p] > 0) starts[parts++] = start;
       start += counts[p];
@@ -369,24 +415,42 @@ const float* bias_of(const NeuronRows* rows) {
 
 }  // namespace
 
-NeuronRows::NeuronRows(std::shared_ptr<Runtime> runtime, Type type, NeuronUse use, int64_t rows, int64_t cols,
-                       int64_t row_bytes, const uint8_t* data, bool from_file, const float* bias)
-    : runtime_(std::move(runtime)) {
-  const NeuronKernels& kernels = runtime_->neurons;
-  packed = {type, rows, cols, kernels.row_bytes(type, cols), nullptr};
-  if (bias) this->bias.assign(bias, bias + (use == kNeuronDot ? rows : cols));
-  memory_ = runtime_->buffers.allocate(static_cast<size_t>(rows * packed.row_bytes));
-  packed.data = memory_.get();
+NeuronStore::NeuronStore(std::shared_ptr<Runtime> runtime_, int64_t neurons_, int64_t cols_,
+                         std::vector<Type> types)
+    : runtime(std::move(runtime_)), neurons(neurons_), cols(cols_), types_(std::move(types)) {
+  for (const Type type : types_) stride_ += runtime->neurons.row_bytes(type, cols);
+  memory_ = runtime->buffers.allocate(static_cast<size_t>(neurons * stride_));
+}
 
-  const int64_t per_chunk = std::max<int64_t>(1, kChunkBytes / packed.row_bytes);
-  const int64_t per_slice = std::max<int64_t>(1, kSliceBytes / packed.row_bytes);
-  Session session(runtime_->pool);
+uint8_t* NeuronStore::take(Type type, int64_t rows, int64_t matrix_cols) {
+  if (taken_ == types_.size() || types_[taken_] != type || rows != neurons || matrix_cols != cols) {
+    throw std::invalid_argument("store: made for other rows");
+  }
+  uint8_t* place = memory_.get() + used_;
+  used_ += runtime->neurons.row_bytes(types_[taken_++], cols);
+  return place;
+}
+
+NeuronRows::NeuronRows(std::shared_ptr<NeuronStore> store, Type type, NeuronUse use, int64_t rows,
+                       int64_t cols, int64_t row_bytes, const uint8_t* data, bool from_file,
+                       const float* bias)
+    : store_(std::move(store)) {
+  uint8_t* place = store_->take(type, rows, cols);
+  if (use == kNeuronAdd) largest_scales_.resize(static_cast<size_t>(rows));
+  packed = {type, rows, cols, store_->stride(), place, largest_scales_.data()};
+  if (bias) this->bias.assign(bias, bias + (use == kNeuronDot ? rows : cols));
+
+  Runtime& runtime = *store_->runtime;
+  const int64_t per_chunk = std::max<int64_t>(1, kChunkBytes / row_bytes);
+  const int64_t per_slice = std::max<int64_t>(1, kSliceBytes / row_bytes);
+  Session session(runtime.pool);
   for (int64_t row = 0; row < rows; row += per_slice) {
     const int64_t count = std::min(per_slice, rows - row);
     const uint8_t* slice = data + row * row_bytes;
+    float* scales = use == kNeuronAdd ? largest_scales_.data() + row : nullptr;
     session.run(ceil_div(count, per_chunk),
-                PackRowsJob{&kernels, type, use, count, cols, row_bytes, packed.row_bytes, per_chunk, slice,
-                            memory_.get() + row * packed.row_bytes});
+                PackRowsJob{&runtime.neurons, type, use, count, cols, row_bytes, packed.stride, per_chunk,
+                            slice, place + row * packed.stride, scales});
     if (from_file) release_file_pages(slice, static_cast<size_t>(count * row_bytes));
   }
   if (from_file) release_file_pages(data, static_cast<size_t>(rows * row_bytes));
@@ -421,14 +485,14 @@ RowActivations pack_for_rows(Session& session, const Runtime& runtime, const flo
 
 void multiply_all_rows(Session& session, const Runtime& runtime, const RowActivations& x,
                        const NeuronRows& rows, float* y) {
-  const int64_t per_chunk = std::max<int64_t>(4, kChunkBytes / rows.packed.row_bytes / 4 * 4);
+  const int64_t per_chunk = std::max<int64_t>(4, kChunkBytes / rows.packed.stride / 4 * 4);
   session.run(ceil_div(rows.rows(), per_chunk),
               AllRowsJob{&runtime.neurons, rows.packed, bias_of(&rows), x.packed, per_chunk, y});
 }
 
 void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
                 const Norm* post_norm, float* out, Touched& touched) {
-  const int64_t cols = down.cols(), sum_floats = runtime.neurons.accumulator_floats(cols);
+  const int64_t cols = down.cols(), sum_floats = runtime.neurons.sum_floats(cols);
   const Dealt dealt(session, chosen);
   const int64_t parts = dealt.parts;
   auto* sums = session.allocate<float>(parts * chosen.tokens * sum_floats);
@@ -444,15 +508,16 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   job.second_bias = bias_of(chosen.second);
   job.indices = dealt.indices;
   job.starts = dealt.starts;
+  job.most = dealt.most;
   job.sum_floats = sum_floats;
   job.sums = sums;
   job.touched = &touched;
   session.run(parts, job);
 
   float* y = post_norm ? session.allocate<float>(chosen.tokens * cols) : out;
-  session.run(ceil_div(cols, runtime.neurons.group_cols),
-              FinishJob{&runtime, down.packed.type, cols, chosen.tokens, parts, sum_floats, sums,
-                        bias_of(&down), !post_norm, y});
+  session.run(
+      ceil_div(cols, runtime.neurons.group_cols),
+      FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, bias_of(&down), !post_norm, y});
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
 }
 

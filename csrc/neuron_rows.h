@@ -1,7 +1,9 @@
 // How weights lie that are read neuron by neuron: every row on its own, padded to 64 bytes. First the scales
 // of its blocks of 32 columns, f16, padded with zeros to whole registers of kLanes numbers (kQ4_1: then the
 // minima, likewise), then the codes, in whole registers. kLanes blocks are a group, for which one register
-// holds all scales. 4-bit types are one here: w = scale * code + min, min being -8 * scale in Q4_0.
+// holds all scales. w = scale * code + min, min being -8 * scale in Q4_0. Rows to be multiplied with x have
+// the codes in GGUF's order; in rows to be added up columns lie so that they come out in their order, and
+// 8-bit codes are unsigned too.
 #pragma once
 
 #include "linear_activations.h"
@@ -18,6 +20,7 @@ HOTSET_INLINE constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + 
 struct RowQ4_0 {
   using Gguf = GgufOf<FormatQ4_0>;
   static constexpr int kWords = 4, kHalves = 1;  // of a block: 32-bit words of codes, f16 numbers
+  static constexpr int kBits = 4, kMaxCode = 15, kOffset = 8;
 
   HOTSET_INLINE static F32 min(F32 scale, const uint8_t*) { return broadcast(-8.0f) * scale; }
 };
@@ -25,6 +28,7 @@ struct RowQ4_0 {
 struct RowQ4_1 {
   using Gguf = GgufOf<FormatQ4_1>;
   static constexpr int kWords = 4, kHalves = 2;
+  static constexpr int kBits = 4, kMaxCode = 15, kOffset = 0;
 
   HOTSET_INLINE static F32 min(F32, const uint8_t* minima) {
     return load_f16(reinterpret_cast<const uint16_t*>(minima));
@@ -34,6 +38,9 @@ struct RowQ4_1 {
 struct RowQ8_0 {
   using Gguf = GgufOf<FormatQ8_0>;
   static constexpr int kWords = 8, kHalves = 1;
+  static constexpr int kBits = 8, kMaxCode = 255, kOffset = 128;  // where it is added up
+
+  HOTSET_INLINE static F32 min(F32 scale, const uint8_t*) { return broadcast(-128.0f) * scale; }
 };
 
 // Where the parts of a row of a quantised type lie.
@@ -73,25 +80,39 @@ HOTSET_INLINE int64_t row_bytes(Type type, int64_t cols) {
 
 // The n rows of a list from number `i` on; those that its end cuts off are the last one again.
 template <int n>
-HOTSET_INLINE void find_rows(const NeuronMatrix* w, const int32_t* indices, int64_t count, int64_t i,
-                             const uint8_t** rows) {
+HOTSET_INLINE void find_rows(const NeuronList* list, int64_t i, const uint8_t** rows) {
   for (int p = 0; p < n; p++) {
-    const int64_t at = i + p < count ? i + p : count - 1;
-    rows[p] = w->data + indices[at] * w->row_bytes;
+    const int64_t at = i + p < list->count ? i + p : list->count - 1;
+    rows[p] = list->matrix->data + list->indices[at] * list->matrix->stride;
   }
 }
 
-// Words of codes in GGUF's order (nibble k of word i: column 4 * i + k / 2, odd k: 16 more) as those of a row
-// to be added up, where nibble n of word l is column n * kLanes + l, so that columns come out in their order.
-HOTSET_INLINE void transpose_nibbles(const uint32_t* from, uint32_t* to) {
-  uint32_t codes[8 * kLanes];
-  for (int c = 0; c < 8 * kLanes; c++) {
-    codes[c] = from[c / kBlock * 4 + c % 16 / 4] >> (c % 4 * 8 + c % kBlock / 16 * 4) & 15;
+// The same, or beyond its end those of the list that is read after it.
+template <int n>
+HOTSET_INLINE void find_next(const NeuronList* list, int64_t i, const uint8_t** rows) {
+  if (i >= list->count && list->next && list->next->count > 0) return find_rows<n>(list->next, 0, rows);
+  find_rows<n>(list, i, rows);
+}
+
+// A register of codes in GGUF's order (nibble k of word i: column 4 * i + k / 2, odd k: 16 more; 8-bit: as
+// they come) as those of a row to be added up, where code n of word l is column n * kLanes + l.
+template <class R>
+HOTSET_INLINE void transpose_codes(uint8_t* data) {
+  constexpr int kCodes = 32 / R::kBits;
+  uint32_t words[kLanes], codes[kCodes * kLanes];
+  memcpy(words, data, kWordBytes);
+  for (int c = 0; c < kCodes * kLanes; c++) {
+    if constexpr (R::kBits == 4) {
+      codes[c] = words[c / kBlock * 4 + c % 16 / 4] >> (c % 4 * 8 + c % kBlock / 16 * 4) & 15;
+    } else {
+      codes[c] = (words[c / 4] >> c % 4 * 8 & 255) ^ 128;
+    }
   }
-  for (int l = 0; l < kLanes; l++) to[l] = 0;
-  for (int n = 0; n < 8; n++) {
-    for (int l = 0; l < kLanes; l++) to[l] |= codes[n * kLanes + l] << 4 * n;
+  for (int l = 0; l < kLanes; l++) {
+    words[l] = 0;
+    for (int n = 0; n < kCodes; n++) words[l] |= codes[n * kLanes + l] << n * R::kBits;
   }
+  memcpy(data, words, kWordBytes);
 }
 
 template <class R>
@@ -103,13 +124,18 @@ void pack_neuron_row(NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* r
     for (int k = 0; k < R::kHalves; k++) memcpy(row + k * layout.minima + 2 * b, src + 2 * k, 2);
     memcpy(codes + b * R::kWords * 4, src + 2 * R::kHalves, R::kWords * 4);
   }
-  if (R::kWords == 8 || use == kNeuronDot) return;
-  for (int64_t r = 0; r < layout.registers; r++) {
-    uint32_t from[kLanes], to[kLanes];
-    memcpy(from, codes + r * kWordBytes, kWordBytes);
-    transpose_nibbles(from, to);
-    memcpy(codes + r * kWordBytes, to, kWordBytes);
+  if (use == kNeuronDot) return;
+  for (int64_t r = 0; r < layout.registers; r++) transpose_codes<R>(codes + r * kWordBytes);
+}
+
+// The largest magnitude of a packed row's scales.
+template <class R>
+float largest_scale(const uint8_t* row, int64_t cols) {
+  F32 largest = zero_f32();
+  for (int64_t g = 0; g < Layout<R>(cols).groups; g++) {
+    largest = max(largest, abs(load_f16(reinterpret_cast<const uint16_t*>(row) + g * kLanes)));
   }
+  return max(largest);
 }
 
 // The bytes that a row to be multiplied with x had in GGUF.

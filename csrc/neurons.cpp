@@ -1,6 +1,8 @@
 // The table of kernels over neurons of one instruction set (see linear.cpp).
+#include "neuron_add.h"
 #include "neuron_dot.h"
 #include "neuron_multiply.h"
+#include "vector_math.h"
 
 namespace hotset {
 namespace {
@@ -12,6 +14,11 @@ void pack_row(Type type, NeuronUse use, const uint8_t* src, int64_t cols, uint8_
   } else {
     with_row(type, [&](auto r) { pack_neuron_row<decltype(r)>(use, src, cols, row); });
   }
+}
+
+float largest_scale(Type type, const uint8_t* row, int64_t cols) {
+  if (type == kF16) return 0;
+  return with_row(type, [&](auto r) { return largest_scale<decltype(r)>(row, cols); });
 }
 
 void unpack_row(Type type, const uint8_t* row, int64_t cols, uint8_t* dst) {
@@ -63,8 +70,8 @@ int64_t select_neurons(const float* scores, const float* factors, bool magnitude
 
 extern const NeuronKernels HOTSET_TABLE(neurons);
 const NeuronKernels HOTSET_TABLE(neurons) = {
-    row_bytes,          pack_row,   unpack_row, activation_bytes, pack_activations, neuron_dot,
-    accumulator_floats, neuron_add, kGroupCols, neuron_finish,    neuron_multiply,  select_neurons,
+    row_bytes,  pack_row,   unpack_row, largest_scale, activation_bytes, pack_activations,
+    neuron_dot, sum_floats, neuron_add, kGroupCols,    neuron_multiply,  select_neurons,
 };
 
 }  // namespace hotset

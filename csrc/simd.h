@@ -4,9 +4,10 @@
 //   I32   kLanes integers, or 4 * kLanes bytes; shifts act on 32-bit lanes
 //   CodeDot, ByteDot   sums of products of bytes, four to a lane (see "Dot products" below)
 // spread<n, r>(a) has number (r * kLanes + l) / n of a in lane l: what n words each share, for register r of
-// these words; n is at least 4. at_least(a, b) has bit l set where a >= b in lane l.
-// Everything is in an anonymous namespace, and no STL header is included, so that no symbol of one
-// instruction set can be linked into another's kernels.
+// these words; n is at least 4. at_least(a, b) has bit l set where a >= b in lane l. join_halves(a, b) has
+// the low 16 bits of every lane from a and the high ones from b; dot_halves(a, b) is, in every lane, the sum
+// of the products of its two signed halves. Everything is in an anonymous namespace, and no STL header is
+// included, so that no symbol of one instruction set can be linked into another's kernels.
 #pragma once
 
 #include <stddef.h>
@@ -112,6 +113,8 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {_mm512_srai_epi32(a.v, n)};
 }
+HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {_mm512_mask_blend_epi16(0xaaaaaaaa, a.v, b.v)}; }
+HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
@@ -228,6 +231,8 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {_mm256_srai_epi32(a.v, n)};
 }
+HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {_mm256_blend_epi16(a.v, b.v, 0xaa)}; }
+HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm256_madd_epi16(a.v, b.v)}; }
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm256_castsi256_ps(a.v)}; }
@@ -341,6 +346,8 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {_mm_srai_epi32(a.v, n)};
 }
+HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {_mm_blend_epi16(a.v, b.v, 0xaa)}; }
+HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm_madd_epi16(a.v, b.v)}; }
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm_cvtps_epi32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm_castsi128_ps(a.v)}; }
@@ -482,6 +489,11 @@ HOTSET_INLINE I32 shift_right(I32 a) {  // zeros come in
 template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {vshlq_s32(a.v, vdupq_n_s32(-n))};
+}
+HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {vbslq_s32(vdupq_n_u32(0xffff), a.v, b.v)}; }
+HOTSET_INLINE I32 dot_halves(I32 a, I32 b) {
+  int16x8_t p = vreinterpretq_s16_s32(a.v), q = vreinterpretq_s16_s32(b.v);
+  return {vpaddq_s32(vmull_s16(vget_low_s16(p), vget_low_s16(q)), vmull_high_s16(p, q))};
 }
 HOTSET_INLINE F32 to_f32(I32 a) { return {vcvtq_f32_s32(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {vcvtnq_s32_f32(a.v)}; }  // to nearest even

@@ -87,10 +87,13 @@ class FFN:
     def forward(self, x: F32, out: F32) -> None: ...
     def neurons(self, x: F32, gate: F32, h: F32) -> None: ...
 
+class NeuronStore:
+    def __init__(self, runtime: Runtime, neurons: int, cols: int, types: list[int]) -> None: ...
+
 class NeuronRows:
     def __init__(
         self,
-        runtime: Runtime,
+        store: NeuronStore,
         type: int,
         added: bool,
         rows: int,

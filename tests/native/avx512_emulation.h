@@ -30,6 +30,10 @@ static inline __m128i emulate_quarter(__m256i a, int i) {
   emulate_512i(_mm256_cvtps_epi32(emulate_half(a, 0)), _mm256_cvtps_epi32(emulate_half(a, 1)))
 #define _mm512_srai_epi32(a, n) \
   emulate_512i(_mm256_srai_epi32(emulate_half(a, 0), n), _mm256_srai_epi32(emulate_half(a, 1), n))
+#undef _mm512_madd_epi16  // defined with the masked one's arguments
+#define _mm512_madd_epi16(a, b)                                           \
+  emulate_512i(_mm256_madd_epi16(emulate_half(a, 0), emulate_half(b, 0)), \
+               _mm256_madd_epi16(emulate_half(a, 1), emulate_half(b, 1)))
 #define _mm512_cvtepi8_epi32(a) \
   emulate_512i(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))
 #define _mm512_cvtepu16_epi32(a) \

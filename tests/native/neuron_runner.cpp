@@ -4,6 +4,7 @@
 // (tokens x neurons). The answer: products of the list with x (tokens x listed), sums of the list's rows
 // times h (tokens x columns), sums of all rows (tokens x columns), each by its kernel; then which of h's
 // first token's neurons have a magnitude of at least one half (their number as int64, then int32 each).
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -44,16 +45,17 @@ struct Aligned {
 };
 
 NeuronMatrix pack(Type type, NeuronUse use, int64_t rows, int64_t cols, const std::vector<uint8_t>& weights,
-                  Aligned& memory) {
+                  Aligned& memory, std::vector<float>& largest_scales) {
   const int64_t to = k.row_bytes(type, cols), from = int64_t(weights.size()) / rows;
   std::vector<uint8_t> back(from);
   for (int64_t j = 0; j < rows; j++) {
     k.pack_row(type, use, weights.data() + j * from, cols, memory.data + j * to);
+    if (use == kNeuronAdd) largest_scales.push_back(k.largest_scale(type, memory.data + j * to, cols));
     if (use != kNeuronDot) continue;
     k.unpack_row(type, memory.data + j * to, cols, back.data());
     if (memcmp(back.data(), weights.data() + j * from, from) != 0) exit(4);
   }
-  return {type, rows, cols, to, memory.data};
+  return {type, rows, cols, to, memory.data, largest_scales.data()};
 }
 
 void run(const std::vector<int64_t>& header) {
@@ -65,29 +67,41 @@ void run(const std::vector<int64_t>& header) {
   const auto all = read<float>(tokens * rows);
 
   Aligned gate_memory(rows * k.row_bytes(type, cols)), down_memory(rows * k.row_bytes(type, cols));
-  const NeuronMatrix gate = pack(type, kNeuronDot, rows, cols, gate_bytes, gate_memory);
-  const NeuronMatrix down = pack(type, kNeuronAdd, rows, cols, down_bytes, down_memory);
+  std::vector<float> largest_scales;
+  const NeuronMatrix gate = pack(type, kNeuronDot, rows, cols, gate_bytes, gate_memory, largest_scales);
+  const NeuronMatrix down = pack(type, kNeuronAdd, rows, cols, down_bytes, down_memory, largest_scales);
 
   const int64_t x_bytes = k.activation_bytes(type, cols);
   Aligned packed(tokens * x_bytes);
   for (int64_t t = 0; t < tokens; t++)
     k.pack_activations(type, x.data() + t * cols, cols, packed.data + t * x_bytes);
   std::vector<float> products(tokens * count);
-  k.dot(&gate, list.data(), count, packed.data, x_bytes, tokens, products.data(), count);
+  // Two lists, of which the second is read after the first.
+  const int64_t half = count / 2;
+  const NeuronList rest = {&gate, list.data() + half, count - half, nullptr};
+  const NeuronList head = {&gate, list.data(), half, &rest};
+  k.dot(&head, packed.data, x_bytes, tokens, products.data(), count);
+  k.dot(&rest, packed.data, x_bytes, tokens, products.data() + half, count);
   write(products.data(), tokens * count);
 
-  // Two accumulators a token, each with a part of the list, added up by finish().
-  const int64_t floats = k.accumulator_floats(cols), half = count / 2;
-  std::vector<float> accumulators(2 * tokens * floats), y(cols);
-  k.add(&down, list.data(), half, h.data(), count, tokens, accumulators.data());
-  k.add(&down, list.data() + half, count - half, h.data() + half, count, tokens,
-        accumulators.data() + tokens * floats);
+  // The same sums of the list with a neuron more, whose h are zero.
+  const int64_t floats = k.sum_floats(cols);
+  const auto add = [&](const std::vector<int32_t>& indices, const std::vector<float>& values) {
+    const int64_t n = indices.size();
+    const NeuronList one = {&down, indices.data(), n, nullptr};
+    std::vector<float> sums(tokens * floats);
+    k.add(&one, values.data(), n, tokens, rows + 1, sums.data());
+    return sums;
+  };
+  std::vector<int32_t> longer = list;
+  longer.insert(longer.begin(), 0);
+  std::vector<float> more(tokens * (count + 1));
+  for (int64_t t = 0; t < tokens; t++)
+    std::copy_n(h.data() + t * count, count, more.data() + t * (count + 1) + 1);
+  const auto added = add(list, h), same = add(longer, more);
   for (int64_t t = 0; t < tokens; t++) {
-    for (int64_t c = 0; c < cols; c += k.group_cols) {
-      const int64_t end = c + k.group_cols < cols ? c + k.group_cols : cols;
-      k.finish(type, cols, accumulators.data() + t * floats, 2, tokens * floats, c, end, y.data() + c);
-    }
-    write(y.data(), cols);
+    if (memcmp(added.data() + t * floats, same.data() + t * floats, cols * sizeof(float)) != 0) exit(5);
+    write(added.data() + t * floats, cols);
   }
 
   const int64_t groups = (cols + k.group_cols - 1) / k.group_cols, width = groups * k.group_cols;

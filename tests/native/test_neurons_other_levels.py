@@ -23,6 +23,16 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 
+def rounding_of_values(type: TensorType, rows: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """How far sums (tokens, 1) of quantised rows may be off: a value times a scale has sixteen bits."""
+    if type is TensorType.F16:
+        return np.zeros((len(h), 1))
+    blocks = rows.reshape(len(rows), -1, type.block_bytes)
+    scales = np.abs(np.ascontiguousarray(blocks[:, :, :2]).view(np.float16)[..., 0].astype(np.float64))
+    unit = (np.abs(h) * scales.max(axis=1)).max(axis=1) / 0x7FFF
+    return unit[:, None] / 2 * len(rows) * {TensorType.Q8_0: 128, TensorType.Q4_0: 8}.get(type, 15)
+
+
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_sums_over_lists_of_neurons(type: TensorType, runner: list[str]) -> None:
     rng = np.random.default_rng(11)
@@ -40,8 +50,13 @@ def test_sums_over_lists_of_neurons(type: TensorType, runner: list[str]) -> None
         w, v = dequantise(type, gate, neurons)[rows], dequantise(type, down, neurons)
         # Codes and minima or offsets are summed apart, so that larger numbers cancel.
         slack = 1 if type in (TensorType.F16, TensorType.Q8_0) else 16
-        for a, b in ((seen, w.T), (h.astype(np.float64), v[rows]), (all_h.astype(np.float64), v)):
-            answers.append((a @ b, 4e-7 * slack * (np.abs(a) @ np.abs(b)) + 1e-30))
+        rounding = rounding_of_values(type, down.reshape(neurons, -1)[rows], h)
+        for a, b, more in (
+            (seen, w.T, 0.0),
+            (h.astype(np.float64), v[rows], rounding),
+            (all_h.astype(np.float64), v, 0.0),
+        ):
+            answers.append((a @ b, 4e-7 * slack * (np.abs(a) @ np.abs(b)) + more + 1e-30))
         answers.append(np.flatnonzero(np.abs(all_h[0]) >= 0.5))
     got = subprocess.run(runner, input=request, capture_output=True, check=True).stdout
     for answer in answers:

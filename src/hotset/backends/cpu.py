@@ -240,16 +240,19 @@ class CpuBackend:
         # Dense as exact, so that the same numbers come out of the same kernels.
         second_by_row = by_row or spec.activation.zero_producing or plan.score is Score.GATE
         second_by_row = second_by_row and plan.score is not Score.DOWN
+        first_rows = first if by_row else None
+        second_rows = second if second_by_row else None
+        store = self._store([first_rows, second_rows, spec.down_t], size, hidden)
         self._neuron_ffns += 1
         return CpuNeuronFFN(
             _native.NeuronFFN(
                 runtime=self._runtime,
                 norm=self._norm(spec.norm, hidden),
                 first=None if by_row else self._linear(first, size, hidden),
-                first_rows=self._rows(first, size, hidden) if by_row else None,
+                first_rows=self._rows(store, first_rows, size, hidden) if first_rows else None,
                 second=self._linear(second, size, hidden) if second and not second_by_row else None,
-                second_rows=self._rows(second, size, hidden) if second and second_by_row else None,
-                down=self._rows(spec.down_t, size, hidden, added=True),
+                second_rows=self._rows(store, second_rows, size, hidden) if second_rows else None,
+                down=self._rows(store, spec.down_t, size, hidden, added=True),
                 activation=_ACTIVATIONS[spec.activation],
                 way=_WAYS[plan.way],
                 score=_SCORES[plan.score],
@@ -314,29 +317,31 @@ class CpuBackend:
             data = quantize(weight.to_float32(), GGMLQuantizationType.Q4_0).reshape(-1)
         return [_native.Linear(self._runtime, type, size, hidden, data, False, first.bias)]
 
-    def _rows(self, linear: Linear, rows: int, cols: int, added: bool = False) -> _native.NeuronRows:
+    def _store(self, linears: list[Linear | None], rows: int, cols: int) -> _native.NeuronStore:
+        """Memory for these matrices (rows, cols), whose rows are read by neuron in this order."""
+        weights = [linear.weight for linear in linears if linear]
+        for weight in weights:
+            _check_shape(weight.name, weight.shape, (rows, cols))
+            if weight.type not in _ROW_TYPES:
+                raise CheckpointError(
+                    f"{weight.name}: expected {', '.join(type.name for type in _ROW_TYPES)}, which can be "
+                    f"read by neuron, found {weight.type.name}; write it anew with hotset convert --ffn q8_0"
+                )
+        try:
+            return _native.NeuronStore(self._runtime, rows, cols, [int(weight.type) for weight in weights])
+        except MemoryError:
+            size = sum(weight.nbytes for weight in weights) / 1e6
+            raise HotsetError(f"{weights[-1].name}: no memory for its neurons' {size:.0f} MB") from None
+
+    def _rows(
+        self, store: _native.NeuronStore, linear: Linear, rows: int, cols: int, added: bool = False
+    ) -> _native.NeuronRows:
         weight, bias = linear.weight, linear.bias
-        _check_shape(weight.name, weight.shape, (rows, cols))
         if bias is not None:
             _check_shape(f"{weight.name}: bias", bias.shape, (cols if added else rows,))
-        if weight.type not in _ROW_TYPES:
-            raise CheckpointError(
-                f"{weight.name}: expected {', '.join(type.name for type in _ROW_TYPES)}, which can be read "
-                f"by neuron, found {weight.type.name}; write it anew with hotset convert --ffn q8_0"
-            )
-        try:
-            return _native.NeuronRows(
-                self._runtime,
-                int(weight.type),
-                added,
-                rows,
-                cols,
-                weight.data,
-                _is_file_mapping(weight.data),
-                bias,
-            )
-        except MemoryError:
-            raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
+        return _native.NeuronRows(
+            store, int(weight.type), added, rows, cols, weight.data, _is_file_mapping(weight.data), bias
+        )
 
     def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
         weight, bias = linear.weight, linear.bias
