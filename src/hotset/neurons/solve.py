@@ -22,7 +22,7 @@ from hotset.neurons.costs import DEVICE, HOST, Options
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_UNITS = 1 << 15
+_UNITS, _COARSE_UNITS = 1 << 15, 1 << 12
 """Parts into which all bytes of a problem are divided for `tabulated`."""
 
 
@@ -75,14 +75,18 @@ class Problem:
             homes.append(home)
         return Choice(self, homes, [int(best[i, home]) for i, home in enumerate(homes)])
 
-    def least_with(self, price: float) -> F64:
-        """(N, 2, K): the least ``ms + price * bytes`` of all choices with that option."""
+    def least_within(self, budget: int, fits: "Choice", exceeds: "Choice") -> F64:
+        """(N, 2, K): a lower bound on the time of any choice within the budget that has that option.
+
+        `fits` and `exceeds` are those of `lower_bound`, at whose price this is reckoned.
+        """
+        price = (fits.ms - exceeds.ms) / max(exceeds.bytes - fits.bytes, 1)
         costs = self._ms + price * self._bytes
         least = costs.min(axis=2)
         start = np.array([[0.0, self.switch_ms]])
         before = self._chained(np.concatenate([least[:1] + start, least[1:]]))
         after = self._chained(least[::-1])[::-1]
-        through: F64 = costs + (before + after - 2 * least)[:, :, None]
+        through: F64 = costs + (before + after - 2 * least)[:, :, None] - price * budget
         return through
 
     def _chained(self, least: F64) -> F64:
@@ -141,45 +145,61 @@ def lower_bound(problem: Problem, budget: int) -> tuple[float, Choice, Choice]:
 def tabulated(problem: Problem, budget: int) -> Solution:
     """The fastest choice by dynamic programming, each item's bytes rounded up to units of the problem's.
 
-    A larger budget never makes it slower: what fits fewer units fits more.
+    A larger budget never makes it slower: what fits fewer units fits more. A table of coarse units comes
+    first: options that cannot be part of anything faster than its choice are not tried in the fine one.
     """
     bound, fits, exceeds = lower_bound(problem, budget)
     if exceeds is fits:  # the fastest of all
         return fits.solution(bound)
-    unit = problem.most_bytes / _UNITS
+    fine, coarse = problem.most_bytes / _UNITS, problem.most_bytes / _COARSE_UNITS
+    everything = [[np.arange(len(part)) for part in pair] for pair in problem.ms]
+    # What keeps this budget also keeps the whole one when every item is rounded up to a fine unit.
+    known = _table(problem, max(0.0, budget - len(problem.items) * fine), coarse, everything)
+    least = problem.least_within(budget, fits, exceeds)
+    promising = [
+        [
+            np.flatnonzero(least[i, home, : len(part)] <= known.ms * (1 + 1e-9))
+            for home, part in enumerate(pair)
+        ]
+        for i, pair in enumerate(problem.ms)
+    ]
+    return _table(problem, budget, fine, promising).solution(bound)
+
+
+def _table(problem: Problem, budget: float, unit: float, options: Sequence[Sequence[I64]]) -> "Choice":
+    """The fastest choice among some options of each item, by home, whose bytes are rounded up to units."""
     capacity = int(budget / unit)
-    reached = np.zeros(capacity + 1), np.full(capacity + 1, np.inf)  # least ms by units, for either home
+    # The least ms of the items so far within 0, 1, 2 ... units, for either home of the last.
+    reached = [np.zeros(capacity + 1), np.full(capacity + 1, np.inf)]
     trail = []
-    for i in range(len(problem.items)):
-        came, taken, sums = [], [], []
+    for i, by_home in enumerate(options):
+        steps = []
         for home in (HOST, DEVICE):
-            stay, move = reached[home], reached[1 - home] + problem.switch_ms
-            came.append(move < stay)
-            base = np.minimum(stay, move)
+            units = np.ceil(problem.bytes[i][home][by_home[home]] / unit).astype(np.int64)
+            few = units <= capacity
+            few[:-1] &= units[1:] > units[:-1]  # the last of as many units is the fastest
+            before = np.minimum(reached[home], reached[1 - home] + problem.switch_ms)
+            steps.append((before, by_home[home][few], units[few]))
+        trail.append((reached, steps))
+        reached = []
+        for home, (before, kept, units) in enumerate(steps):
             best = np.full(capacity + 1, np.inf)
-            chosen = np.zeros(capacity + 1, np.int32)
-            units = np.ceil(problem.bytes[i][home] / unit).astype(int)
-            for k, (n, ms) in enumerate(zip(units.tolist(), problem.ms[i][home].tolist(), strict=True)):
-                if n > capacity:
-                    break
-                candidate = base[: capacity + 1 - n] + ms
-                faster = candidate < best[n:]
-                np.copyto(best[n:], candidate, where=faster)
-                np.copyto(chosen[n:], k, where=faster)
-            taken.append(chosen)
-            sums.append(best)
-        trail.append((came, taken))
-        reached = sums[HOST], sums[DEVICE]
+            for n, ms in zip(units.tolist(), problem.ms[i][home][kept].tolist(), strict=True):
+                np.minimum(best[n:], before[: capacity + 1 - n] + ms, out=best[n:])
+            reached.append(best)
     home = HOST if reached[HOST][-1] <= reached[DEVICE][-1] else DEVICE
     left = capacity
-    homes, kept = [], []
-    for i, (came, taken) in reversed(list(enumerate(trail))):
-        k = int(taken[home][left])
+    homes, chosen = [], []
+    for i, (arrived, steps) in reversed(list(enumerate(trail))):
+        before, kept, units = steps[home]
+        fit = units <= left
+        k = int((before[left - units[fit]] + problem.ms[i][home][kept[fit]]).argmin())
         homes.append(home)
-        kept.append(k)
-        left -= int(np.ceil(problem.bytes[i][home][k] / unit))
-        home = 1 - home if came[home][left] else home
-    return Choice(problem, homes[::-1], kept[::-1]).solution(bound)
+        chosen.append(int(kept[fit][k]))
+        left -= int(units[fit][k])
+        stays = arrived[home][left] <= arrived[1 - home][left] + problem.switch_ms
+        home = home if stays else 1 - home
+    return Choice(problem, homes[::-1], chosen[::-1])
 
 
 def by_milp(problem: Problem, budget: int, known: Solution, seconds: float) -> Solution | None:
@@ -204,9 +224,7 @@ def by_milp(problem: Problem, budget: int, known: Solution, seconds: float) -> S
     ms = np.concatenate([part for pair in problem.ms for part in pair])
     fits = nbytes <= budget
     _, cheap, dear = lower_bound(problem, budget)
-    price = (cheap.ms - dear.ms) / max(dear.bytes - cheap.bytes, 1)
-    least = problem.least_with(price)[owners, homes, indices] - price * budget
-    fits &= least <= known.ms * (1 + 1e-9)
+    fits &= problem.least_within(budget, cheap, dear)[owners, homes, indices] <= known.ms * (1 + 1e-9)
     owners, homes, indices, nbytes, ms = (part[fits] for part in (owners, homes, indices, nbytes, ms))
     n = len(owners)
     # Variables: one for each option, then for each item whether the hidden vector moves to reach it.
