@@ -131,6 +131,7 @@ def _facts(
             "total": plan.device_bytes,
         },
         "host_bytes": sum(use.host_bytes for use in plan.layers),
+        "main_memory_bytes": machine.cpu.ram_bytes,
         "budget_for_everything_bytes": planner.everything,
         "predicted": {
             "tokens_per_second": plan.tokens_per_second,
@@ -157,6 +158,8 @@ def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
     milp = facts["check"]["milp_ms_per_token"]
     prompts = {"cpu": "cold neurons on the CPU", "stream": "cold neurons streamed to the GPU"}
     names = {"ffn": "FFN", "handshakes": "hand-shakes"}
+    memory = facts["main_memory_bytes"]
+    short = "" if facts["host_bytes"] < memory else ": TOO LITTLE, the model would be read from disk"
     slack = max(0.0, predicted["ms_per_token"] / bound - 1)
     table(
         [
@@ -164,7 +167,8 @@ def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
             ("machine", facts["machine"]),
             ("neurons' profile", facts["profile"]),
             ("budget", f"{size(facts['budget_bytes'])}, used {size(device['total'])}"),
-            ("everything fits", size(facts["budget_for_everything_bytes"])),
+            ("everything would fit", size(facts["budget_for_everything_bytes"])),
+            ("main memory", f"{size(facts['host_bytes'])} of {size(int(memory))}{short}"),
             ("predicted decode", f"{predicted['tokens_per_second']:.1f} tokens/s"),
             (
                 "a token's milliseconds",

@@ -128,7 +128,9 @@ def load_machine(path: Path) -> MachineProfile:
     if "gpu" not in document:
         raise HotsetError(f"{path}: gpu: expected numbers, or null for a machine without a GPU")
     gpu = document["gpu"]
-    return MachineProfile(name, cpu, gpu and _rates(GpuRates, gpu, f"{path}: gpu", sources), sources)
+    if gpu is not None:
+        gpu = _rates(GpuRates, gpu, f"{path}: gpu", sources)
+    return MachineProfile(name, cpu, gpu, sources)
 
 
 def _rates(kind: type[_Rates], entries: Any, where: str, sources: dict[str, str]) -> _Rates:
