@@ -48,7 +48,7 @@ def test_a_plan_for_people(hotset: Any, demo: Path, gpu_machine: Path, tmp_path:
         "predicted decode",
         "first token, 256 tokens",
         "KV cache of 256 tokens",
-        "everything would fit",
+        "budget for everything",
     ):
         assert words in out
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -167,7 +167,7 @@ def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
             ("machine", facts["machine"]),
             ("neurons' profile", facts["profile"]),
             ("budget", f"{size(facts['budget_bytes'])}, used {size(device['total'])}"),
-            ("everything would fit", size(facts["budget_for_everything_bytes"])),
+            ("budget for everything", size(facts["budget_for_everything_bytes"])),
             ("main memory", f"{size(facts['host_bytes'])} of {size(int(memory))}{short}"),
             ("predicted decode", f"{predicted['tokens_per_second']:.1f} tokens/s"),
             (
