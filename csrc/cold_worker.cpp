@@ -13,8 +13,8 @@ using Clock = std::chrono::steady_clock;
 
 // A flag is looked at without a break for longer than a layer usually takes, then in turn with other threads,
 // then, when the device must be busy with something else, now and then.
-constexpr auto kSpinTime = std::chrono::microseconds(200);
-constexpr auto kYieldTime = std::chrono::milliseconds(5);
+constexpr auto kSpinTime = std::chrono::milliseconds(2);
+constexpr auto kYieldTime = std::chrono::milliseconds(20);
 constexpr auto kSleepTime = std::chrono::microseconds(100);
 constexpr int kSpinsPerLook = 32;  // between looks at the clock
 
