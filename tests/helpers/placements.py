@@ -1,7 +1,9 @@
-"""Placements for tests, without a planner."""
+"""Placements for tests: without a planner, and with a machine that places even the smallest model."""
 
+from helpers.machines import machine
 from hotset.config import LayerPlacement, Placement
 from hotset.formats.checkpoint import Checkpoint
+from hotset.neurons.machine import MachineProfile
 
 
 def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:
@@ -27,3 +29,10 @@ def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:
     slabs = int(max(0.0, left) / ffn * config.ffn_size + 1e-6) // slab
     hot = config.ffn_size if share == 1 else slabs * slab
     return Placement(tuple(LayerPlacement(on_device, hot) for on_device in resident), head)
+
+
+def eager_machine() -> MachineProfile:
+    """A GPU to which even a model of a few kilobytes goes: calls and hand-shakes cost nothing."""
+    return machine(
+        cpu_part_us=0.0, gpu_part_us=0.0, gpu_handshake_us=0.0, gpu_stream=1e5, gpu_stream_contended=1e5
+    )

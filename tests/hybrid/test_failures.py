@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from helpers.placements import by_share
+from helpers.placements import by_share, eager_machine
 from helpers.random_checkpoint import random_checkpoint
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
 from hotset.config import Activation, LayerPlacement, Placement
-from hotset.engine.placing import place
+from hotset.engine.placing import Placed, place
 from hotset.errors import HotsetError
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import DeviceMemoryError
@@ -207,71 +207,79 @@ def test_nothing_is_left_of_a_model() -> None:
     assert threading.active_count() <= before
 
 
-KV_BYTES = 4 * 2 * 8 * 32 * 4  # layers, keys and values, numbers, positions, bytes
 MODEL_BYTES = sum(tensor.nbytes for tensor in CHECKPOINT.tensors.values())
 
 
-def put(device: StandInDevice, budget: int) -> Any:
-    return place(
-        CHECKPOINT,
-        device,
-        CpuBackend(threads=1),
-        budget,
-        context=32,
-        kv_type="f32",
-        kv_bytes=KV_BYTES,
-    )
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandInDevice, int], Placed]:
+    """Place the model; the device needs no working memory, of which this model would need mostly that."""
+    monkeypatch.setattr("hotset.neurons.placement.working_bytes", lambda config: 0)
+
+    def put(device: StandInDevice, budget: int) -> Placed:
+        return place(
+            CHECKPOINT,
+            device,
+            CpuBackend(threads=1),
+            budget,
+            machine=eager_machine(),
+            context=32,
+            kv_type="f16",
+        )
+
+    return put
 
 
-def test_a_budget_that_fits_is_kept(expected: NDArray[np.float32]) -> None:
+Put = Callable[[StandInDevice, int], Placed]
+
+
+def test_a_budget_that_fits_is_kept(put: Put, expected: NDArray[np.float32]) -> None:
+    used = []
     for share in (0.0, 0.1, 0.5, 0.9, 1.1):
-        device = StandInDevice(vram=int(1.2 * MODEL_BYTES))
+        device = StandInDevice(vram=2 * MODEL_BYTES)
         placed = put(device, int(share * MODEL_BYTES))
         assert placed.notes == ()
         assert device.memory.used <= share * MODEL_BYTES
         assert_right(placed.transformer, expected)
-    assert all(layer == LayerPlacement(True, 256) for layer in placed.placement.layers)
+        used.append(device.memory.used)
+    assert used[0] == 0
+    assert used[1] < used[2] < used[3] < used[4]
+    assert all(layer == LayerPlacement(True, 256) for layer in placed.plan.placement.layers)
 
 
-def test_less_memory_than_asked_for(expected: NDArray[np.float32]) -> None:
+def test_less_memory_than_asked_for(put: Put, expected: NDArray[np.float32]) -> None:
     device = StandInDevice(vram=MODEL_BYTES // 2)
+    placed = put(device, 2 << 30)
+    assert placed.notes == ("0.00 GiB of the 2.00 GiB asked for are free on the stand-in: used 0.00 GiB",)
+    assert 0.2 * MODEL_BYTES < device.memory.used < 0.5 * MODEL_BYTES
+    assert_right(placed.transformer, expected)
+
+
+class FullDevice(StandInDevice):
+    """Others take its memory while a model is built, and again the next time, so often as told."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(vram=2 * MODEL_BYTES)
+        self._times = times
+        self._attention = self.backend.attention
+        self.backend.attention = self._build  # type: ignore
+
+    def _build(self, spec: Any) -> Any:
+        if self.memory.used > 0 and self._times > 0:
+            self._times -= 1
+            raise DeviceMemoryError("full")
+        return self._attention(spec)
+
+
+def test_memory_that_others_take_meanwhile(put: Put, expected: NDArray[np.float32]) -> None:
+    device = FullDevice(times=1)
     placed = put(device, MODEL_BYTES)
-    assert len(placed.notes) == 1
-    assert "are free on the stand-in: used" in placed.notes[0]
+    assert placed.notes == ("the stand-in ran full with 0.00 GiB planned: used 0.00 GiB",)
+    assert 0 < device.memory.used < 0.5 * MODEL_BYTES
     assert_right(placed.transformer, expected)
 
 
-class ShrinkingDevice(StandInDevice):
-    """Others take some of its memory while a model is built."""
-
-    def __init__(self, vram: int, taken: int) -> None:
-        super().__init__(vram)
-        self._taken = taken
-
-    def free_bytes(self) -> int:
-        return super().free_bytes() + self._taken
-
-
-def test_memory_that_others_take_meanwhile(expected: NDArray[np.float32]) -> None:
-    device = ShrinkingDevice(MODEL_BYTES // 2, MODEL_BYTES // 4)
-    placed = put(device, int(0.6 * MODEL_BYTES))
-    assert len(placed.notes) == 1
-    assert "ran full" in placed.notes[0]
-    assert device.memory.used <= MODEL_BYTES // 2
-    assert_right(placed.transformer, expected)
-
-
-class GreedyNeighbours(StandInDevice):
-    """Others take half of what is left whenever it is asked for."""
-
-    def free_bytes(self) -> int:
-        free = super().free_bytes()
-        self.memory.capacity -= free // 2
-        return free
-
-
-def test_too_little_memory_twice() -> None:
-    device = GreedyNeighbours(vram=MODEL_BYTES)
+def test_too_little_memory_twice(put: Put) -> None:
+    device = FullDevice(times=2)
     with pytest.raises(DeviceMemoryError, match=r"the stand-in has no room for .* use --vram \d+MiB"):
         put(device, MODEL_BYTES)
     gc.collect()

@@ -81,8 +81,8 @@ def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | 
         ("memory bandwidth", f"{speed.memory_gb_per_second:.1f} GB/s"),
         ("share of the bandwidth", f"{speed.memory_share:.0%}"),
     ]
-    if loaded.placement:  # two memories, neither of which is read alone
-        bandwidth = []
+    if loaded.plan:  # two memories, neither of which is read alone
+        bandwidth = [("predicted decode", f"{loaded.plan.tokens_per_second:.1f} tokens/s")]
     table(
         [
             ("model", loaded.path.name),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from hotset.backends.base import KVCache, NeuronCounts, NeuronFFN
-from hotset.config import FFNPlan, ModelConfig, Placement, Way
+from hotset.backends.base import F32, KVCache, NeuronCounts, NeuronFFN
+from hotset.config import FFNPlan, ModelConfig, Way
 from hotset.engine.traffic import Traffic, traffic
 from hotset.errors import HotsetError, RequestError
 from hotset.formats.checkpoint import Checkpoint
@@ -15,6 +15,8 @@ from hotset.model.transformer import Transformer
 if TYPE_CHECKING:
     from hotset.backends.cpu import CpuBackend
     from hotset.hybrid.device import Device
+    from hotset.neurons.machine import MachineProfile
+    from hotset.neurons.placement import Plan
     from hotset.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
@@ -36,8 +38,8 @@ class Model:
     tokenizer: "Tokenizer"
     backend: "CpuBackend"
     traffic: Traffic
-    placement: Placement | None = None
-    """What lies on a device; None where all is the CPU's."""
+    plan: "Plan | None" = None
+    """What lies on a device, and how fast that is reckoned to be; None where all is the CPU's."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the model was loaded, a line each."""
 
@@ -62,7 +64,7 @@ class Model:
         """
         pairs = zip(self.config.layers, self.transformer.layers, strict=True)
         counts = [cast(NeuronFFN, layer.ffn).counts() if config.ffn else None for config, layer in pairs]
-        if self.placement is None:
+        if self.plan is None:
             return counts
         chosen = [c.tokens for i, c in enumerate(counts) if c and not self._wholly_on_device(i)]
         tokens = max(chosen, default=0)
@@ -70,7 +72,7 @@ class Model:
         return [everything if c and self._wholly_on_device(i) else c for i, c in enumerate(counts)]
 
     def _wholly_on_device(self, layer: int) -> bool:
-        return self.placement is not None and self.placement.layers[layer].hot == self.config.ffn_size
+        return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.ffn_size
 
     def kv_cache(self, context: int | None = None, kv_type: str = "f16") -> KVCache:
         """Room for `context` tokens; None: what the model was trained for, at most `DEFAULT_CONTEXT`."""
@@ -86,6 +88,7 @@ def load_model(
     context: int | None = None,
     kv_type: str = "f16",
     device: "Device | None" = None,
+    machine: "MachineProfile | None" = None,
     progress: Progress | None = None,
 ) -> Model:
     """Find, open and build a model for the CPU, or with `vram` for a GPU and the CPU.
@@ -93,7 +96,8 @@ def load_model(
     `model` is a path, ``hf:org/repo[:file]`` or None for the demo model; `threads` None means one a physical
     core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how
     many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
-    GPU's place in tests. Raises `CheckpointError` for what cannot be read or run, and `DeviceMemoryError`
+    GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which it is
+    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, and `DeviceMemoryError`
     where the GPU has too little memory.
     """
     from hotset.backends.cpu import CpuBackend
@@ -109,17 +113,20 @@ def load_model(
         transformer = build_transformer(checkpoint, backend, progress)
         return Model(checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint))
 
+    from hotset.engine.doctor import gpu_machine
     from hotset.engine.placing import place
 
     context = check_context(checkpoint.config, context)
+    frequency = neuron_frequency(checkpoint, threads=threads, progress=progress)
     placed = place(
         checkpoint,
         device,
         backend,
         device.free_bytes() if vram is None else vram,
+        machine=machine or gpu_machine(progress),
         context=context,
         kv_type=check_kv_type(kv_type),
-        kv_bytes=kv_cache_bytes(checkpoint.config, context, kv_type),
+        frequency=frequency,
         progress=progress,
     )
     return Model(
@@ -128,9 +135,26 @@ def load_model(
         tokenizer,
         backend,
         traffic(checkpoint),
-        placed.placement,
+        placed.plan,
         placed.notes,
     )
+
+
+def neuron_frequency(
+    checkpoint: Checkpoint, *, threads: int | None = None, progress: Progress | None = None
+) -> F32 | None:
+    """How often neurons fire (L, F), where a placement needs to know and the file does not say; else None.
+
+    A few hundred tokens of built-in text are read, by the CPU.
+    """
+    from hotset.neurons.costs import needs_profile
+
+    if not needs_profile(checkpoint):
+        return None
+    from hotset.engine.quick_profile import quick_frequency
+
+    model = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, progress=progress)
+    return quick_frequency(model, checkpoint, progress)
 
 
 def open_model(model: str | Path | None = None) -> Checkpoint:

@@ -1,27 +1,35 @@
-"""A model on a device and the CPU: what goes where, and what happens when it does not fit."""
+"""A model on a device and the CPU: planned, built, and planned anew where it does not fit."""
 
 import gc
-import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.base import DENSE_TOKENS
 from hotset.backends.cpu import CpuBackend
-from hotset.config import LayerPlacement, Placement
+from hotset.config import Placement
 from hotset.formats.checkpoint import Checkpoint
-from hotset.hybrid.build import Progress, any_ffn_spec, build_hybrid
+from hotset.hybrid.build import Progress, build_hybrid
 from hotset.hybrid.device import Device, DeviceMemoryError
-from hotset.hybrid.slices import SLAB, ffn_bytes, granule
 from hotset.hybrid.transformer import HybridTransformer
+from hotset.neurons.machine import MachineProfile
+from hotset.neurons.placement import Plan, Planner
+from hotset.neurons.prefill import ColdPrefill, prefill_ms
 
 _SHRINK = 0.9
-"""Of a budget that did not fit after all, or of what is free."""
+"""Of what was there: memory is handed out in blocks, and others want some."""
+
+_PROMPT = 512
+"""Tokens before the one for which a placement is chosen, at most the context; as in `hotset plan`."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A model that is ready to run, and what the user should know about how it came to be."""
+    """A model that is ready to run, its plan, and what the user should know about how it came to be."""
 
     transformer: HybridTransformer
-    placement: Placement
+    plan: Plan
     notes: tuple[str, ...]
 
 
@@ -31,31 +39,40 @@ def place(
     host: CpuBackend,
     budget: int,
     *,
+    machine: MachineProfile,
     context: int,
     kv_type: str,
-    kv_bytes: int,
+    frequency: NDArray[np.floating] | None = None,
     progress: Progress | None = None,
 ) -> Placed:
     """Build the model with at most `budget` bytes on the device, a KV cache of `context` tokens among them.
 
-    `kv_bytes` is the size of that cache. Where the device has less memory than the budget says, because
-    others have taken it, the budget is shrunk once. Raises `DeviceMemoryError`, with a budget that fits,
-    where that does not help.
+    `frequency` is as in `hotset.neurons.placement.Planner`. Where the device has less memory than the budget
+    says, because others have taken it, the budget is shrunk once. Raises `DeviceMemoryError`, with a budget
+    that fits, where that does not help.
     """
+    planner = Planner(checkpoint, machine, context=context, prompt=min(_PROMPT, context), frequency=frequency)
     free = device.free_bytes()
     shrunk = None
     if budget > free:
         shrunk = f"{gib(free)} of the {gib(budget)} asked for are free on the {device.name}"
         budget = int(_SHRINK * free)
     while True:
-        placement = fill(checkpoint, budget, kv_bytes)
+        plan = planner.plan(budget)
         try:
-            transformer = build_hybrid(checkpoint, placement, device, host, progress=progress)
+            transformer = build_hybrid(
+                checkpoint,
+                plan.placement,
+                device,
+                host,
+                stream_from=stream_from(planner, plan.placement),
+                progress=progress,
+            )
             transformer.kv_cache(context, kv_type)  # given back at once: only to see that there is room
             note = () if shrunk is None else (f"{shrunk}: used {gib(budget)}",)
-            return Placed(transformer, placement, note)
+            return Placed(transformer, plan, note)
         except DeviceMemoryError:
-            held = free - device.free_bytes()
+            held = free - device.free_bytes() + plan.working_bytes
         gc.collect()
         fits = int(_SHRINK * min(budget, held, device.free_bytes()))
         if shrunk:
@@ -63,43 +80,22 @@ def place(
                 f"the {device.name} has no room for {gib(budget)} of weights and KV cache: use --vram "
                 f"{fits >> 20}MiB, or end what else uses its memory"
             )
-        shrunk = f"the {device.name} ran full with {gib(budget)} placed"
+        shrunk = f"the {device.name} ran full with {gib(budget)} planned"
         budget = fits
 
 
-def fill(checkpoint: Checkpoint, budget: int, kv_bytes: int) -> Placement:
-    """What goes into a budget: attention and head first, then the hottest neurons of all layers alike."""
-    config, tensors = checkpoint.config, checkpoint.tensors
-    left = budget
+def stream_from(planner: Planner, placement: Placement) -> int | None:
+    """The least tokens of a prompt, a power of two, for which streaming is reckoned faster; None: never."""
 
-    def fits(nbytes: int) -> bool:
-        nonlocal left
-        if nbytes > left:
-            return False
-        left -= nbytes
-        return True
+    def ms(tokens: int, way: ColdPrefill) -> float:
+        return prefill_ms(planner.parts, placement, planner.machine, tokens, way)
 
-    attention = []
-    for i in range(config.n_layers):
-        own = [tensor.nbytes for name, tensor in tensors.items() if name.startswith(f"blk.{i}.attn_")]
-        attention.append(fits(sum(own) + kv_bytes // config.n_layers))
-    head = fits(tensors.get("output.weight", tensors["token_embd.weight"]).nbytes)
-
-    size, hot = config.ffn_size, [0] * config.n_layers
-    slabs, neuron_bytes = [], []
-    for i in range(config.n_layers):
-        spec = any_ffn_spec(checkpoint, i)
-        slabs.append(math.lcm(SLAB, granule(spec)))
-        neuron_bytes.append(math.ceil(ffn_bytes(spec) / size))
-    growing = set(range(config.n_layers))
-    while growing:
-        i = min(growing, key=lambda i: hot[i])
-        slab = min(slabs[i], size - hot[i])
-        if slab and fits(slab * neuron_bytes[i]):
-            hot[i] += slab
-        else:
-            growing.remove(i)
-    return Placement(tuple(map(LayerPlacement, attention, hot)), head)
+    tokens = 2 * DENSE_TOKENS
+    while tokens <= planner.context:
+        if ms(tokens, ColdPrefill.STREAM) < ms(tokens, ColdPrefill.CPU):
+            return tokens
+        tokens *= 2
+    return None
 
 
 def gib(nbytes: int) -> str:
