@@ -35,6 +35,9 @@ from hotset.errors import HotsetError
         (["run", "-p", "x", "--seed", "-1"], "seed"),
         (["run", "-p", "x", "--repetition-penalty", "0"], "repetition_penalty"),
         (["run", "-p", "x", "--presence-penalty", "inf"], "presence_penalty"),
+        (["run", "-p", "x", "--vram", "much"], "'much' is no size"),
+        (["bench", "--vram", "-1"], "'-1' is no size"),
+        (["bench", "--vram", "1GiB", "--sweep", "density"], "--vram goes with neither"),
         (["run", "no-such.gguf", "-p", "x"], "no-such.gguf"),
         (["run", "hf:nonsense", "-p", "x"], "hf:nonsense"),
         (["chat", "no-such.gguf"], "no-such.gguf"),
@@ -130,3 +133,23 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["run", "-p", "x"], ["chat"], ["bench"], ["eval", "--text", __file__]], ids=lambda c: c[0]
+)
+@pytest.mark.parametrize(
+    ("reason", "named"),
+    [
+        ("the GPU's part needs torch: pip install 'hotset[gpu]'", "pip install 'hotset\\[gpu\\]'"),
+        ("this machine has no GPU that torch can use", "no GPU.*without --vram the CPU does all"),
+    ],
+)
+def test_no_gpu(hotset, demo, monkeypatch, command, reason, named):
+    from hotset.engine import doctor
+
+    monkeypatch.setattr(doctor, "no_gpu", lambda: reason)
+    code, out, err = hotset(command[0], demo, *command[1:], "--vram", "1GiB")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert re.search(named, err)

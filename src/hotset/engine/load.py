@@ -107,7 +107,7 @@ def load_model(
     checkpoint = with_plan(open_model(model), ffn)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
-        raise HotsetError("--vram: this version has no GPU backend yet; run without it")
+        device = _gpu()
     backend = CpuBackend(threads=threads)
     if device is None:
         transformer = build_transformer(checkpoint, backend, progress)
@@ -138,6 +138,16 @@ def load_model(
         placed.plan,
         placed.notes,
     )
+
+
+def _gpu() -> "Device":
+    from hotset.engine.doctor import no_gpu
+
+    if reason := no_gpu():
+        raise HotsetError(f"{reason}; without --vram the CPU does all")
+    from hotset.hybrid.cuda import CudaDevice
+
+    return CudaDevice()
 
 
 def neuron_frequency(

@@ -1,0 +1,192 @@
+"""A GPU of NVIDIA's: pinned memory, two streams, flags in the stream, and a step as a CUDA graph.
+
+Written by the documentation of CUDA and torch. None of it has run on a GPU yet; what it shares with the
+stand-in devices is tested there.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from hotset import _native
+from hotset.errors import HotsetError
+from hotset.hybrid.device import DeviceMemoryError, Event, Flag
+from hotset.hybrid.torch_arrays import TorchArrays
+
+_WAIT_EQUAL = 1
+"""CU_STREAM_WAIT_VALUE_EQ."""
+
+_WARM_STEPS = 2
+"""Steps before one is recorded: the first compiles kernels, which a recording cannot."""
+
+
+class _StreamFlags:
+    """Flags that the current stream raises and awaits.
+
+    By ``cuStreamWriteValue32`` and ``cuStreamWaitValue32`` (version 2, on by default with every driver that
+    has it), which a graph can hold; where the driver has none or refuses, by host functions, which cost a
+    wake-up each.
+    """
+
+    def __init__(self, probe: Flag) -> None:
+        self._driver = _load_driver()
+        self._raise, self._take = (ctypes.c_void_p(f) for f in _native.stream_functions())
+        self._by_memory = hasattr(self._driver, "cuStreamWriteValue32_v2") and self._try(probe)
+
+    def raise_flag(self, flag: Flag) -> None:
+        if self._by_memory:
+            self._write(flag, 1)
+        else:
+            self._host_function(self._raise, flag)
+
+    def take_flag(self, flag: Flag) -> None:
+        if self._by_memory:
+            self._check(self._driver.cuStreamWaitValue32_v2(*_at(flag, 1), ctypes.c_uint(_WAIT_EQUAL)))
+            self._write(flag, 0)
+        else:
+            self._host_function(self._take, flag)
+
+    def _try(self, probe: Flag) -> bool:
+        if self._driver.cuStreamWriteValue32_v2(*_at(probe, 1), ctypes.c_uint(0)):
+            return False
+        if self._driver.cuStreamWaitValue32_v2(*_at(probe, 1), ctypes.c_uint(_WAIT_EQUAL)):
+            return False
+        torch.cuda.current_stream().synchronize()
+        return bool(probe[0] == 1)
+
+    def _write(self, flag: Flag, value: int) -> None:
+        self._check(self._driver.cuStreamWriteValue32_v2(*_at(flag, value), ctypes.c_uint(0)))
+
+    def _host_function(self, function: ctypes.c_void_p, flag: Flag) -> None:
+        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        self._check(self._driver.cuLaunchHostFunc(stream, function, ctypes.c_void_p(flag.ctypes.data)))
+
+    def _check(self, result: int) -> None:
+        if result:
+            raise HotsetError(f"the GPU's driver refuses a stream operation (CUDA error {result}): update it")
+
+
+def _load_driver() -> ctypes.CDLL:
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise HotsetError("the GPU's driver (libcuda) cannot be loaded: install NVIDIA's driver")
+
+
+def _at(flag: Flag, value: int) -> tuple[Any, ...]:
+    """Arguments: the current stream, the flag's address, which is the same on both sides, and a value."""
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    return stream, ctypes.c_uint64(flag.ctypes.data), ctypes.c_uint32(value)
+
+
+class _TorchEvent:
+    """An event of torch's."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event()
+        self.event.record()
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+class CudaDevice(TorchArrays):
+    """The current GPU of torch's; see `Device`. Raises `HotsetError` where there is none."""
+
+    name = "GPU"
+
+    def __init__(self) -> None:
+        super().__init__("cuda")
+        self._stream = torch.cuda.Stream()
+        self._copies = torch.cuda.Stream()
+        # What this thread tells torch goes to a stream of its own: the default stream cannot be recorded.
+        torch.cuda.set_stream(self._stream)
+        self._flags = _StreamFlags(self.pinned((1,), np.uint32))
+
+    def free_bytes(self) -> int:
+        """See `Device`: what the system has left, and what torch keeps for later."""
+        free, _ = torch.cuda.mem_get_info()
+        return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """See `Device`."""
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        try:
+            memory = torch.zeros(max(nbytes, 1), dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            raise HotsetError(
+                f"the system refuses {nbytes / 1e6:.0f} MB of pinned memory ({error})"
+            ) from None
+        array: NDArray[Any] = memory.numpy()[:nbytes].view(dtype).reshape(shape)
+        return array
+
+    def raise_flag(self, flag: Flag) -> None:
+        """See `Device`."""
+        self._flags.raise_flag(flag)
+
+    def take_flag(self, flag: Flag) -> None:
+        """See `Device`."""
+        self._flags.take_flag(flag)
+
+    def synchronize(self) -> None:
+        """See `Device`."""
+        torch.cuda.synchronize()
+
+    def mark(self) -> Event:
+        """See `Device`."""
+        return _TorchEvent()
+
+    def follow(self, event: Event) -> None:
+        """See `Device`."""
+        if isinstance(event, _TorchEvent):
+            torch.cuda.current_stream().wait_event(event.event)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """See `Device`."""
+        context: AbstractContextManager[None] = torch.cuda.stream(self._copies)
+        return context
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """See `Device`."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
+                error.__cause__, torch.OutOfMemoryError
+            ):
+                raise
+            raise DeviceMemoryError(
+                f"the GPU is full, {self.free_bytes() >> 20} MiB are free: ask for a smaller budget (--vram)"
+            ) from error
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """See `Device`: a CUDA graph, made when the step has been done a few times."""
+        return _RecordedStep(step)
+
+
+class _RecordedStep:
+    def __init__(self, step: Callable[[], None]) -> None:
+        self._step = step
+        self._calls = 0
+        self._graph: Any = None
+
+    def __call__(self) -> None:
+        if self._graph is None and self._calls < _WARM_STEPS:
+            self._calls += 1
+            self._step()
+            return
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            # Only this thread's calls are watched: another may copy weights meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+            self._graph = graph
+        self._graph.replay()

@@ -1,0 +1,18 @@
+"""The GPU's own kernels in Triton's interpreter, for tests: TRITON_INTERPRET=1, tensors in main memory."""
+
+from hotset.hybrid.host_stream import HostStream
+from hotset.hybrid.torch_arrays import TorchArrays
+
+
+class InterpretedDevice(TorchArrays, HostStream):
+    """A device whose parts are the GPU backend's and whose stream is the calling thread; see `Device`."""
+
+    name = "interpreter"
+
+    def __init__(self) -> None:
+        HostStream.__init__(self)
+        TorchArrays.__init__(self, "cpu")
+
+    def free_bytes(self) -> int:
+        """See `Device`; as good as endless."""
+        return 1 << 62
