@@ -29,8 +29,8 @@ class _StreamFlags:
     """Flags that the current stream raises and awaits.
 
     By ``cuStreamWriteValue32`` and ``cuStreamWaitValue32`` (version 2, on by default with every driver that
-    has it), which a graph can hold; where the driver has none or refuses, by host functions, which cost a
-    wake-up each.
+    has it), where a graph that holds them does what it should; elsewhere by host functions, which any graph
+    can hold, but which cost a wake-up each.
     """
 
     def __init__(self, probe: Flag) -> None:
@@ -46,21 +46,34 @@ class _StreamFlags:
 
     def take_flag(self, flag: Flag) -> None:
         if self._by_memory:
-            self._check(self._driver.cuStreamWaitValue32_v2(*_at(flag, 1), ctypes.c_uint(_WAIT_EQUAL)))
+            self._await(flag)
             self._write(flag, 0)
         else:
             self._host_function(self._take, flag)
 
     def _try(self, probe: Flag) -> bool:
-        if self._driver.cuStreamWriteValue32_v2(*_at(probe, 1), ctypes.c_uint(0)):
+        """Whether a graph can write a flag, await it and write again."""
+
+        def tell() -> None:
+            self._write(probe, 1)
+            self._await(probe)
+            self._write(probe, 7)
+
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                tell()
+            graph.replay()
+            torch.cuda.synchronize()
+        except (RuntimeError, HotsetError):
             return False
-        if self._driver.cuStreamWaitValue32_v2(*_at(probe, 1), ctypes.c_uint(_WAIT_EQUAL)):
-            return False
-        torch.cuda.current_stream().synchronize()
-        return bool(probe[0] == 1)
+        return bool(probe[0] == 7)
 
     def _write(self, flag: Flag, value: int) -> None:
         self._check(self._driver.cuStreamWriteValue32_v2(*_at(flag, value), ctypes.c_uint(0)))
+
+    def _await(self, flag: Flag) -> None:
+        self._check(self._driver.cuStreamWaitValue32_v2(*_at(flag, 1), ctypes.c_uint(_WAIT_EQUAL)))
 
     def _host_function(self, function: ctypes.c_void_p, flag: Flag) -> None:
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
