@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines import ENGINES, F32, HotsetEngine, LlamaCppEngine, TokenEngine
+from engines import ENGINES, F32, PEERS, HotsetEngine, LlamaCppEngine, TokenEngine
 from gguf_stream import write_dequantised
 from machine import fail, model_identity, report, write_json
 
@@ -103,9 +103,7 @@ def main() -> int:
         "--window", type=int, default=512, help="tokens of a window; its second half is scored"
     )
     parser.add_argument("--batch", type=int, default=512, help="tokens a call; 1 tests the decode kernels")
-    parser.add_argument(
-        "--reference", choices=list(ENGINES), default="hotset", help="engine for the F32 file"
-    )
+    parser.add_argument("--reference", choices=PEERS, default="hotset", help="engine for the F32 file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

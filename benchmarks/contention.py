@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from engines import ENGINES, Worker
+from engines import PEERS, Worker
 from machine import fail, model_identity, pairwise, report, span, summary, write_json
 
 # Ends by itself, should this program be killed before it can end it.
@@ -48,11 +48,11 @@ def main() -> int:
     args = parser.parse_args()
     if not args.model.is_file():
         return fail("contention", f"{args.model}: no such file")
-    speeds = {name: {"quiet": [], "busy": []} for name in ENGINES}
+    speeds = {name: {"quiet": [], "busy": []} for name in PEERS}
     try:
         with ExitStack() as stack:
             workers = [
-                stack.enter_context(Worker(name, args.model, args.threads, args.decode)) for name in ENGINES
+                stack.enter_context(Worker(name, args.model, args.threads, args.decode)) for name in PEERS
             ]
             for worker in workers:
                 worker.ask("decode", tokens=16)

@@ -146,6 +146,9 @@ ENGINES: dict[str, Callable[..., TokenEngine]] = {
     "llama.cpp": LlamaCppEngine,
 }
 
+PEERS = ("hotset", "llama.cpp")
+"""Those that run any model as its file says."""
+
 
 def prefill(engine: TokenEngine, tokens: int) -> float:
     """Tokens/s of a prompt of so many random tokens, all in one call."""

@@ -12,10 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from engines import Worker
+from engines import PEERS, Worker
 from machine import fail, model_identity, pairwise, report, span, summary, write_json
-
-ENGINES = ("hotset", "llama.cpp")
 
 
 def compare(
@@ -52,10 +50,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--prefill", type=int, default=512, help="prompt tokens; 0: no such test")
     parser.add_argument("--decode", type=int, default=128, help="decoded tokens; 0: no such test")
-    parser.add_argument("--only", choices=ENGINES, help="measure one engine alone")
+    parser.add_argument("--only", choices=PEERS, help="measure one engine alone")
     parser.add_argument("--json", type=Path, help="write the figures with hardware and versions here")
     args = parser.parse_args()
-    names = (args.only,) if args.only else ENGINES
+    names = (args.only,) if args.only else PEERS
     tests = {"decode": args.decode, "prefill": args.prefill}
     tests = {name: tokens for name, tokens in tests.items() if tokens > 0}
     results = []

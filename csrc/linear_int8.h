@@ -30,12 +30,12 @@ HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, cons
   return y;
 }
 
-// `n` panels at once: as many streams of weights keep more requests to memory in flight than one. Each
-// prefetches what it will be reading of the next n panels: where rows are short, the hardware notices a
-// stream when it is nearly over.
+// `n` panels at once, `stride` bytes apart: as many streams of weights keep more requests to memory in flight
+// than one. Each prefetches a little ahead, beyond the panel's end too, where the next one of its run lies.
 template <class F, int n>
-HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int64_t cols, const uint8_t* x,
-                                 float* y) {
+HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t stride, int64_t cols, const uint8_t* x,
+                                 float* y, int64_t ldy) {
+  constexpr int64_t kAhead = 2 << 10;
   using Meta = typename F::Meta;
   const uint8_t* codes = panel + F::codes_start(cols);
   F32 sums[n];
@@ -43,30 +43,33 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int6
   for (int64_t b = 0; b < cols / kBlock; b += Meta::kBlocks, panel += F::kMetaBytes) {
     F32 scales[n][Meta::kBlocks * Meta::kScales], mins[n][Meta::kBlocks];
     unroll<n>([&](auto p) HOTSET_INLINED {
-      F::decode_meta(panel + p.value * panel_bytes, scales[p.value], mins[p.value]);
+      F::decode_meta(panel + p.value * stride, scales[p.value], mins[p.value]);
     });
     for (int j = 0; j < Meta::kBlocks; j++, codes += F::kCodeBytes, x += kActBlockBytes<1>) {
       unroll<n>([&](auto p) HOTSET_INLINED {
-        const uint8_t* block = codes + p.value * panel_bytes;
-        for (int k = 0; n > 1 && k < F::kCodeBytes; k += 64) prefetch_l2(block + n * panel_bytes + k);
+        const uint8_t* block = codes + p.value * stride;
+        for (int k = 0; n > 1 && k < F::kCodeBytes; k += 64) prefetch_l2(block + kAhead + k);
         sums[p.value] =
             add_block<F>(sums[p.value], block, scales[p.value] + j * Meta::kScales, mins[p.value] + j, x);
       });
     }
   }
   const F32 factor = broadcast(load_factor<1>(x, 0, 0));
-  unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * kLanes, sums[p.value] * factor); });
+  unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * ldy, sums[p.value] * factor); });
 }
 
+// Each stream has a run of panels of its own: where rows are short, the hardware notices a stream of only one
+// panel when it is nearly over.
 template <class F>
 void matvec_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, float* y) {
   constexpr int n = 4;
-  int64_t panel = panel0;
-  for (; panel + n <= panel1; panel += n, y += n * kLanes) {
-    matvec_panels<F, n>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, y);
+  const int64_t run = (panel1 - panel0) / n, bytes = w->panel_bytes;
+  for (int64_t i = 0; i < run; i++) {
+    matvec_panels<F, n>(w->data + (panel0 + i) * bytes, run * bytes, w->cols, x, y + i * kLanes,
+                        run * kLanes);
   }
-  for (; panel < panel1; panel++, y += kLanes) {
-    matvec_panels<F, 1>(w->data + panel * w->panel_bytes, w->panel_bytes, w->cols, x, y);
+  for (int64_t panel = panel0 + n * run; panel < panel1; panel++) {
+    matvec_panels<F, 1>(w->data + panel * bytes, 0, w->cols, x, y + (panel - panel0) * kLanes, 0);
   }
 }
 

@@ -10,7 +10,7 @@ constexpr int64_t kRowGroup = 16;
 
 // Weights that a chunk reads in decode: enough to hide what handing out a chunk costs, few enough that
 // threads finish together. Small products get smaller chunks, so that each thread has some.
-constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 64 << 10;
+constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 256 << 10;
 constexpr int64_t kChunksPerThread = 4;
 
 // Packed weights after which the file's pages are given back.
