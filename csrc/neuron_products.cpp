@@ -9,7 +9,7 @@ namespace {
 // Neurons are dealt out to parts, a few neighbours at a time, and each part adds up its own in their order.
 // So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
 // out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
-constexpr int64_t kMaxParts = 32;
+constexpr int64_t kMinParts = 8, kMaxParts = 32;
 constexpr int64_t kPartNeurons = 512;
 constexpr int64_t kNeighbours = 64;
 
@@ -388,9 +388,11 @@ struct Dealt {
   int64_t parts, most;  // of a part's neurons, were all in the list
 
   Dealt(Session& session, const Chosen& chosen) {
-    const int64_t most_parts = std::clamp<int64_t>(chosen.neurons / kPartNeurons, 1, kMaxParts);
+    const int64_t blocks = ceil_div(chosen.neurons, kNeighbours);
+    const int64_t most_parts =
+        std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
     const auto part_of = [&](int32_t j) { return j / kNeighbours % most_parts; };
-    most = ceil_div(ceil_div(chosen.neurons, kNeighbours), most_parts) * kNeighbours;
+    most = ceil_div(blocks, most_parts) * kNeighbours;
     int32_t counts[kMaxParts + 1] = {};
     for (int64_t i = 0; i < chosen.count; ++i) ++counts[part_of(chosen.indices[i])];
     indices = session.allocate<int32_t>(chosen.count);
