@@ -5,8 +5,9 @@
 // two rows in one instruction. Sums of 32 bits then hold all neurons exactly, so that neither their order nor
 // neurons that are zero change a bit of the result.
 //
-// While it grows, a token's sum is: 32-bit sums of codes, in whole groups of columns, then a word for each
-// block: the sum of its factors, which the codes' offset is to be multiplied with, or that of its minima.
+// While it grows, a token's sum is: 32-bit sums of codes, in whole groups of columns; then for each block the
+// sum of its factors, since codes are meant less their offset, which halves what rounding does; then, for
+// weights with minima, the float sum of the values at that offset.
 #pragma once
 
 #include "neuron_rows.h"
@@ -15,7 +16,7 @@ namespace hotset {
 namespace {
 
 HOTSET_INLINE int64_t groups_of(int64_t cols) { return (cols + kGroupCols - 1) / kGroupCols; }
-HOTSET_INLINE int64_t sum_floats(int64_t cols) { return groups_of(cols) * (kGroupCols + kLanes); }
+HOTSET_INLINE int64_t sum_floats(int64_t cols) { return groups_of(cols) * (kGroupCols + 2 * kLanes); }
 
 // What one is worth in the whole numbers of a sum, and its inverse.
 struct Unit {
@@ -38,29 +39,27 @@ HOTSET_INLINE Unit unit_of(const NeuronList* list, const float* h, int64_t most)
 // The factors of a group's blocks, of each two rows in the halves of a lane; and what is summed by block.
 template <class R, int pairs>
 HOTSET_INLINE void find_factors(const uint8_t* const* rows, const Layout<R>& layout, int64_t group,
-                                const float* h, float inverse, int32_t (*factors)[kLanes], void* blocks) {
+                                const float* h, float inverse, int32_t (*factors)[kLanes], int32_t* totals,
+                                float* centres) {
   const int64_t meta = group * 2 * kLanes;
-  I32 totals = load_i32(blocks);
-  F32 minima = load(static_cast<const float*>(blocks));
+  I32 total = load_i32(totals);
+  F32 centre = load(centres);
   unroll<pairs>([&](auto p) HOTSET_INLINED {
     I32 q[2];
     unroll<2>([&](auto k) HOTSET_INLINED {
       constexpr int row = 2 * p.value + k.value;
       const F32 scales = load_f16(reinterpret_cast<const uint16_t*>(rows[row] + meta));
       q[k.value] = round_to_i32(scales * broadcast(h[row] * inverse));
-      if constexpr (R::kOffset > 0) {
-        totals = totals + q[k.value];
-      } else {
-        minima = fma(R::min(scales, rows[row] + layout.minima + meta), broadcast(h[row]), minima);
+      total = total + q[k.value];
+      if constexpr (R::kHalves == 2) {
+        const F32 minima = R::min(scales, rows[row] + layout.minima + meta);
+        centre = fma(fma(scales, broadcast(float(R::kOffset)), minima), broadcast(h[row]), centre);
       }
     });
     store(factors[p.value], join_halves(q[0], shift_left<16>(q[1])));
   });
-  if constexpr (R::kOffset > 0) {
-    store(blocks, totals);
-  } else {
-    store(static_cast<float*>(blocks), minima);
-  }
+  store(totals, total);
+  if constexpr (R::kHalves == 2) store(centres, centre);
 }
 
 // sums (those of a group) += register r of the group of each row.
@@ -87,15 +86,16 @@ HOTSET_INLINE void add_register(const uint8_t* const* rows, int64_t at, const in
   });
 }
 
-// Adds the rows, each times its h, for one group of columns: to `sums` and to the words of its blocks. The
+// Adds the rows, each times its h, for one group of columns: to `sums` and to what is summed by block. The
 // last group of a row may have fewer registers than a `whole` one. With `ahead`, as much of the rows `next`
 // is prefetched as is read.
 template <class R, int pairs, bool ahead, bool whole>
 HOTSET_INLINE void add_group(const uint8_t* const* rows, const uint8_t* const* next, const Layout<R>& layout,
-                             int64_t group, const float* h, float inverse, int32_t* sums, void* blocks) {
+                             int64_t group, const float* h, float inverse, int32_t* sums, int32_t* totals,
+                             float* centres) {
   constexpr int kLineGroups = 64 / (2 * kLanes), kLineRegisters = 64 / kWordBytes;
   int32_t factors[pairs][kLanes];
-  find_factors<R, pairs>(rows, layout, group, h, inverse, factors, blocks);
+  find_factors<R, pairs>(rows, layout, group, h, inverse, factors, totals, centres);
   unroll<2 * pairs>([&](auto p) HOTSET_INLINED {
     if (group % kLineGroups == 0) {
       const int64_t at = group * 2 * kLanes;
@@ -116,32 +116,29 @@ HOTSET_INLINE void add_group(const uint8_t* const* rows, const uint8_t* const* n
 template <class R, int pairs, bool ahead>
 HOTSET_INLINE void add_rows(const uint8_t* const* rows, const uint8_t* const* next, const Layout<R>& layout,
                             const float* h, float inverse, int32_t* sums) {
-  int32_t* blocks = sums + layout.groups * kGroupCols;
+  int32_t* totals = sums + layout.groups * kGroupCols;
+  auto* centres = reinterpret_cast<float*>(totals + layout.groups * kLanes);
+  const auto add = [&](int64_t g, auto whole) HOTSET_INLINED {
+    add_group<R, pairs, ahead, whole.value>(rows, next, layout, g, h, inverse, sums + g * kGroupCols,
+                                            totals + g * kLanes, centres + g * kLanes);
+  };
   const int64_t whole = layout.registers / R::kWords;
-  for (int64_t g = 0; g < whole; g++) {
-    add_group<R, pairs, ahead, true>(rows, next, layout, g, h, inverse, sums + g * kGroupCols,
-                                     blocks + g * kLanes);
-  }
-  if (whole < layout.groups) {
-    add_group<R, pairs, ahead, false>(rows, next, layout, whole, h, inverse, sums + whole * kGroupCols,
-                                      blocks + whole * kLanes);
-  }
+  for (int64_t g = 0; g < whole; g++) add(g, Int<1>{});
+  if (whole < layout.groups) add(whole, Int<0>{});
 }
 
 // From whole numbers to floats, in place.
 template <class R>
 HOTSET_INLINE void finish_sums(int64_t cols, float unit, int32_t* sums) {
   auto* floats = reinterpret_cast<float*>(sums);
-  const int64_t blocks = groups_of(cols) * kGroupCols;
+  const int64_t groups = groups_of(cols);
+  const int32_t* totals = sums + groups * kGroupCols;
+  const float* centres = floats + groups * (kGroupCols + kLanes);
   for (int64_t c = 0; c < cols; c += kLanes) {
-    I32 sum = load_i32(sums + c);
-    if constexpr (R::kOffset > 0) {
-      const auto factors = uint32_t(sums[blocks + c / kBlock]);  // wraps, as the sums of codes may
-      sum = sum - broadcast(int32_t(R::kOffset * factors));
-      store(floats + c, to_f32(sum) * broadcast(unit));
-    } else {
-      store(floats + c, fma(to_f32(sum), broadcast(unit), broadcast(floats[blocks + c / kBlock])));
-    }
+    // Wraps, as the sums of codes may.
+    const auto offset = int32_t(uint32_t(R::kOffset) * uint32_t(totals[c / kBlock]));
+    const F32 sum = to_f32(load_i32(sums + c) - broadcast(offset)) * broadcast(unit);
+    store(floats + c, R::kHalves == 2 ? sum + broadcast(centres[c / kBlock]) : sum);
   }
 }
 

@@ -28,7 +28,7 @@ struct RowQ4_0 {
 struct RowQ4_1 {
   using Gguf = GgufOf<FormatQ4_1>;
   static constexpr int kWords = 4, kHalves = 2;
-  static constexpr int kBits = 4, kMaxCode = 15, kOffset = 0;
+  static constexpr int kBits = 4, kMaxCode = 15, kOffset = 8;
 
   HOTSET_INLINE static F32 min(F32, const uint8_t* minima) {
     return load_f16(reinterpret_cast<const uint16_t*>(minima));
@@ -38,7 +38,7 @@ struct RowQ4_1 {
 struct RowQ8_0 {
   using Gguf = GgufOf<FormatQ8_0>;
   static constexpr int kWords = 8, kHalves = 1;
-  static constexpr int kBits = 8, kMaxCode = 255, kOffset = 128;  // where it is added up
+  static constexpr int kBits = 8, kMaxCode = 255, kOffset = 128;  // of a row to be added up
 
   HOTSET_INLINE static F32 min(F32 scale, const uint8_t*) { return broadcast(-128.0f) * scale; }
 };
