@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,34 @@ def test_the_demo_model_writes_the_same(demo: Path) -> None:
             hot = [layer.hot for layer in model.plan.placement.layers]
             assert 0 < sum(hot) < len(hot) * model.config.ffn_size
     assert texts[0] == texts[1]
+
+
+class InterruptedDevice(StandInDevice):
+    """Ctrl-C comes at one of its calls."""
+
+    left = 1 << 62
+
+    def take_flag(self, flag: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        super().take_flag(flag)
+
+
+def test_an_answer_that_is_interrupted(demo: Path) -> None:
+    device = InterruptedDevice()
+    model = load_model(demo, threads=1, context=64, vram=150 << 20, device=device, machine=eager_machine())
+    engine = Engine(model, model.kv_cache(64))
+
+    def answer() -> list[int]:
+        return [token.id for token in engine.generate("One, two, three,", max_tokens=8)]
+
+    expected = answer()
+    for left in (1, 40, 97):
+        device.left = left
+        with pytest.raises(KeyboardInterrupt):
+            answer()
+        assert answer() == expected
 
 
 def test_a_budget_of_nothing_is_the_cpus(demo: Path) -> None:
