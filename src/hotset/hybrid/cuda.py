@@ -100,11 +100,11 @@ def _at(flag: Flag, value: int) -> tuple[Any, ...]:
 
 
 class _TorchEvent:
-    """An event of torch's."""
+    """An event of torch's. Whoever waits for it sleeps: spinning would take a core from the cold neurons."""
 
-    def __init__(self) -> None:
-        self.event = torch.cuda.Event()
-        self.event.record()
+    def __init__(self, stream: Any = None) -> None:
+        self.event = torch.cuda.Event(blocking=True)
+        self.event.record(stream)
 
     def wait(self) -> None:
         self.event.synchronize()
@@ -150,7 +150,8 @@ class CudaDevice(TorchArrays):
 
     def synchronize(self) -> None:
         """See `Device`."""
-        torch.cuda.synchronize()
+        for stream in (torch.cuda.current_stream(), self._copies):
+            _TorchEvent(stream).wait()
 
     def mark(self) -> Event:
         """See `Device`."""
