@@ -13,7 +13,7 @@ from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
 from hotset.formats.tensor import TensorType
 from hotset.neurons.machine import MachineProfile
-from hotset.neurons.placement import Plan, Planner, working_bytes
+from hotset.neurons.placement import Plan, Planner
 from hotset.neurons.prefill import ColdPrefill
 
 PLANS = (
@@ -103,7 +103,7 @@ def test_a_plan_keeps_its_budget(planner: Planner, share: float) -> None:
 @settings(max_examples=50, deadline=None)
 @given(planners(), st.floats(0, 1))
 def test_a_plan_is_within_one_percent_of_the_milp(planner: Planner, share: float) -> None:
-    plan = planner.plan(planner.everything - int(share * (planner.everything - working_bytes_of(planner))))
+    plan = planner.plan(planner.everything - int(share * (planner.everything - planner.working_bytes)))
     best = planner.checked(plan, seconds=20)
     assert best is not None
     assert best.device_bytes <= plan.budget
@@ -118,10 +118,6 @@ def test_more_memory_is_never_predicted_slower(planner: Planner, shares: list[fl
     plans = [planner.plan(int(share * planner.everything)) for share in sorted(shares)]
     for less, more in pairwise(plans):
         assert more.ms <= less.ms
-
-
-def working_bytes_of(planner: Planner) -> int:
-    return working_bytes(planner.parts.config)
 
 
 def model() -> Planner:
@@ -144,7 +140,7 @@ def test_nothing_and_everything() -> None:
     assert sum(use.host_bytes for use in everything.layers) == 0
     assert planner.plan(10 * planner.everything).placement == everything.placement
     assert planner.plan(planner.everything - 1).placement != everything.placement
-    assert planner.plan(working_bytes_of(planner)).device_bytes == 0
+    assert planner.plan(planner.working_bytes).device_bytes == 0
 
 
 def test_times_of_the_processor_alone() -> None:
@@ -163,7 +159,7 @@ def test_times_of_the_processor_alone() -> None:
 def test_hot_neurons_before_ones_that_hardly_fire() -> None:
     """With all attention on the GPU and half of the neurons' bytes left, every layer has some hot ones."""
     planner = model()
-    plan = planner.plan(working_bytes_of(planner) + 40 * 2**20)
+    plan = planner.plan(planner.working_bytes + 40 * 2**20)
     hot = [layer.hot for layer in plan.placement.layers]
     assert plan.placement.head
     assert all(layer.attention for layer in plan.placement.layers)
@@ -174,9 +170,9 @@ def test_ordinary_layers_are_cut_between_blocks() -> None:
     kind = TensorType.Q6_K
     checkpoint = shape_only(n_layers=3, hidden=1024, ffn=2048, kind=kind)
     planner = Planner(checkpoint, machine(gpu_handshake_us=0.0), context=64, prompt=64)
-    room = planner.everything - working_bytes_of(planner)
+    room = planner.everything - planner.working_bytes
     for share in np.linspace(0, 1, 9):
-        plan = planner.plan(working_bytes_of(planner) + int(share * room))
+        plan = planner.plan(planner.working_bytes + int(share * room))
         assert all(layer.hot % 256 == 0 for layer in plan.placement.layers)
 
 

@@ -139,6 +139,7 @@ def _facts(
             "ms_by_part": dataclasses.asdict(plan.times),
             "first_token_ms": plan.first_token_ms,
             "cold_neurons_of_prompts": plan.cold_prefill.value,
+            "stream_cold_neurons_from_tokens": plan.stream_from,
         },
         "check": {
             "milp_ms_per_token": checked and checked.ms,

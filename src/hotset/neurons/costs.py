@@ -35,8 +35,6 @@ SLAB = 64
 """Neurons are placed in groups of so many."""
 HOST, DEVICE = 0, 1
 """Homes of a layer, and rows of its tables."""
-KV_BYTES = 2
-"""Of a number in the KV cache, which is F16."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,9 @@ class Options:
     """(2, K): the hand-shake's."""
 
 
-def model_parts(checkpoint: Checkpoint, frequency: NDArray[np.floating] | None = None) -> ModelParts:
+def model_parts(
+    checkpoint: Checkpoint, frequency: NDArray[np.floating] | None = None, kv_number_bytes: float = 2.0
+) -> ModelParts:
     """Sizes of a model's parts.
 
     `frequency` (L, F) says how often each layer's neurons fire, in the file's order; None: what the file's
@@ -118,7 +118,7 @@ def model_parts(checkpoint: Checkpoint, frequency: NDArray[np.floating] | None =
             LayerPart(
                 attention_bytes=sum(tensor.nbytes for tensor in attention),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention),
-                kv_position_bytes=2 * config.n_kv_heads * config.head_dim * KV_BYTES,
+                kv_position_bytes=int(2 * config.n_kv_heads * config.head_dim * kv_number_bytes),
                 window=layer.window,
                 ffn=_ffn_part(checkpoint, i, own, None if frequency is None else frequency[i]),
             )

@@ -4,22 +4,29 @@ The tables of `hotset.neurons.costs` go into the solvers of `hotset.neurons.solv
 out, in bytes and milliseconds. docs/plan.md explains the reckoning.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.config import LayerPlacement, ModelConfig, Placement
+from hotset.config import LayerPlacement, Placement
 from hotset.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import SLICE
-from hotset.neurons.costs import DEVICE, HOST, Options, gpu_of, head_options, layer_options, model_parts
+from hotset.neurons.costs import (
+    DEVICE,
+    HOST,
+    ModelParts,
+    Options,
+    gpu_of,
+    head_options,
+    layer_options,
+    model_parts,
+)
 from hotset.neurons.machine import MachineProfile
 from hotset.neurons.prefill import ColdPrefill, prefill_ms
 from hotset.neurons.solve import Problem, Solution, by_milp, tabulated
-
-STAGING_BYTES = 32 << 20
-"""A slice of cold weights on its way to the GPU: some MiB are enough to use the bus fully. Two take turns."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,9 @@ class Plan:
     bound_ms: float
     """No placement within the budget is reckoned faster than this."""
     cold_prefill: ColdPrefill
+    """What becomes of cold neurons while such a prompt is read."""
+    stream_from: int | None
+    """Prompts of at least so many tokens are read faster with cold neurons streamed; None: never."""
     first_token_ms: float
     """From the prompt to the first token."""
 
@@ -88,8 +98,9 @@ class Planner:
     """Plans one model on one machine, for any budget.
 
     `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
-    timed; `frequency` is as in `hotset.neurons.costs.model_parts`. Raises `HotsetError` for a machine without
-    a GPU and for a model whose neurons' frequencies are not known.
+    timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
+    `hotset.neurons.costs.model_parts`. Raises `HotsetError` for a machine without a GPU and for a model whose
+    neurons' frequencies are not known.
     """
 
     def __init__(
@@ -100,32 +111,33 @@ class Planner:
         context: int,
         prompt: int,
         frequency: NDArray[np.floating] | None = None,
+        kv_number_bytes: float = 2.0,
     ) -> None:
         if not 1 <= prompt <= context:
             raise RequestError(
                 f"prompt is {prompt} tokens: expected 1 to {context}, the context (--prompt, --context)"
             )
         self.machine, self.context, self.prompt = machine, context, prompt
-        self.parts = model_parts(checkpoint, frequency)
+        self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
         items = [layer_options(layer, machine, context=context, filled=prompt) for layer in self.parts.layers]
         self._items: list[Options] = [*items, head_options(self.parts, machine)]
         self._problem = Problem(self._items, gpu_of(machine).handshake_us / 2e3)
-        self._working = working_bytes(checkpoint.config)
+        self.working_bytes = working_bytes(self.parts)
 
     @property
     def everything(self) -> int:
         """The budget that fits the whole model, its KV cache and the working buffers."""
-        return self._working + self._problem.most_bytes
+        return self.working_bytes + self._problem.most_bytes
 
     def plan(self, budget: int) -> Plan:
         """The plan for a budget of so many bytes. A larger budget is never reckoned slower."""
         if budget < 0:
             raise RequestError(f"budget is {budget} bytes: expected 0 or more (--vram)")
-        return self._described(tabulated(self._problem, max(0, budget - self._working)), budget)
+        return self._described(tabulated(self._problem, max(0, budget - self.working_bytes)), budget)
 
     def checked(self, plan: Plan, seconds: float = 5.0) -> Plan | None:
         """What HiGHS plans for the same budget in so many seconds, if it finds anything; with its bound."""
-        room = max(0, plan.budget - self._working)
+        room = max(0, plan.budget - self.working_bytes)
         found = by_milp(self._problem, room, tabulated(self._problem, room), seconds)
         return self._described(found, plan.budget) if found else None
 
@@ -157,13 +169,32 @@ class Planner:
             prompt=self.prompt,
             layers=tuple(uses),
             head_bytes=self.parts.head_bytes * placement.head,
-            working_bytes=self._working if uses_gpu else 0,
+            working_bytes=self.working_bytes if uses_gpu else 0,
             times=times,
             ms=solution.ms,
             bound_ms=solution.bound,
             cold_prefill=cold_prefill,
+            stream_from=self._stream_from(placement) if uses_gpu else None,
             first_token_ms=reading[cold_prefill] + head,
         )
+
+    def _stream_from(self, placement: Placement) -> int | None:
+        """The processor's time grows with each token; what streaming takes is the same for a whole slice."""
+
+        def streams(tokens: int) -> bool:
+            by_way = [
+                prefill_ms(self.parts, placement, self.machine, tokens, way)
+                for way in (ColdPrefill.STREAM, ColdPrefill.CPU)
+            ]
+            return by_way[0] < by_way[1]
+
+        least, most = 1, SLICE
+        if not streams(most):
+            return None
+        while least < most:
+            middle = (least + most) // 2
+            least, most = (least, middle) if streams(middle) else (middle + 1, most)
+        return least
 
     def _use(self, number: int, home: int, option: int) -> LayerUse:
         item, layer = self._items[number], self.parts.layers[number]
@@ -187,12 +218,14 @@ class Planner:
         )
 
 
-def working_bytes(config: ModelConfig) -> int:
-    """The GPU's buffers, estimated: activations of a slice of a prompt, logits, and two slices on their way.
+def working_bytes(parts: ModelParts) -> int:
+    """The GPU's buffers, estimated: activations of a slice of a prompt, logits, and streamed cold weights.
 
     A slice's activations, in float32, are four hidden vectors a token (input, sum, norm and what is added),
-    queries, keys, values and the attention's output, and gate and up.
+    queries, keys, values and the attention's output, and gate and up. Two layers' cold neurons take turns.
     """
+    config = parts.config
     heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
     numbers = SLICE * (4 * config.hidden_size + heads + 2 * config.ffn_size) + config.vocab_size
-    return 4 * numbers + 2 * STAGING_BYTES
+    streamed = max(math.ceil(layer.ffn.size * layer.ffn.neuron_bytes) for layer in parts.layers)
+    return 4 * numbers + 2 * streamed

@@ -13,6 +13,7 @@ hidden vector moves, which costs time. Three views of it, none of which knows of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 _UNITS, _COARSE_UNITS = 1 << 15, 1 << 12
-"""Parts into which all bytes of a problem are divided for `tabulated`."""
+"""Parts into which all bytes of a problem are divided for `tabulated`, more or less."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ class Problem:
             for home in (HOST, DEVICE):
                 self._bytes[i, home, : len(self.bytes[i][home])] = self.bytes[i][home]
                 self._ms[i, home, : len(self.ms[i][home])] = self.ms[i][home]
+
+    @cached_property
+    def unit(self) -> float:
+        """Bytes of a unit, such as a slab or a part of it, to which rounding options up wastes little."""
+        usual = self.most_bytes / _UNITS
+        steps = np.unique(np.concatenate([np.diff(part) for pair in self.bytes[:4] for part in pair]))
+        parts = np.divide.outer(steps[steps > 0].astype(np.float64), np.arange(1, 65)).ravel()
+        candidates = np.append(parts[(parts >= usual / 4) & (parts <= usual)][:256], usual)
+        some = np.concatenate([part[:: len(part) // 8 + 1] for pair in self.bytes for part in pair])
+        wasted = [(np.ceil(some / unit) * unit - some).mean() for unit in candidates]
+        return float(candidates[int(np.argmin(wasted))])
 
     @property
     def most_bytes(self) -> int:
@@ -151,7 +163,7 @@ def tabulated(problem: Problem, budget: int) -> Solution:
     bound, fits, exceeds = lower_bound(problem, budget)
     if exceeds is fits:  # the fastest of all
         return fits.solution(bound)
-    fine, coarse = problem.most_bytes / _UNITS, problem.most_bytes / _COARSE_UNITS
+    fine, coarse = problem.unit, problem.most_bytes / _COARSE_UNITS
     everything = [[np.arange(len(part)) for part in pair] for pair in problem.ms]
     # What keeps this budget also keeps the whole one when every item is rounded up to a fine unit.
     known = _table(problem, max(0.0, budget - len(problem.items) * fine), coarse, everything)
@@ -178,11 +190,11 @@ def _table(problem: Problem, budget: float, unit: float, options: Sequence[Seque
             units = np.ceil(problem.bytes[i][home][by_home[home]] / unit).astype(np.int64)
             few = units <= capacity
             few[:-1] &= units[1:] > units[:-1]  # the last of as many units is the fastest
-            before = np.minimum(reached[home], reached[1 - home] + problem.switch_ms)
-            steps.append((before, by_home[home][few], units[few]))
+            steps.append((by_home[home][few], units[few]))
         trail.append((reached, steps))
         reached = []
-        for home, (before, kept, units) in enumerate(steps):
+        for home, (kept, units) in enumerate(steps):
+            before = np.minimum(trail[-1][0][home], trail[-1][0][1 - home] + problem.switch_ms)
             best = np.full(capacity + 1, np.inf)
             for n, ms in zip(units.tolist(), problem.ms[i][home][kept].tolist(), strict=True):
                 np.minimum(best[n:], before[: capacity + 1 - n] + ms, out=best[n:])
@@ -191,9 +203,11 @@ def _table(problem: Problem, budget: float, unit: float, options: Sequence[Seque
     left = capacity
     homes, chosen = [], []
     for i, (arrived, steps) in reversed(list(enumerate(trail))):
-        before, kept, units = steps[home]
+        kept, units = steps[home]
         fit = units <= left
-        k = int((before[left - units[fit]] + problem.ms[i][home][kept[fit]]).argmin())
+        before = left - units[fit]
+        so_far = np.minimum(arrived[home][before], arrived[1 - home][before] + problem.switch_ms)
+        k = int((so_far + problem.ms[i][home][kept[fit]]).argmin())
         homes.append(home)
         chosen.append(int(kept[fit][k]))
         left -= int(units[fit][k])
