@@ -26,7 +26,7 @@ pytest_plugins = ["cli.conftest"]
 def test_the_demo_model_writes_the_same(demo: Path) -> None:
     prompt = "The capital of France is"
     texts = []
-    for options in ({}, {"vram": 150 << 20, "device": StandInDevice(), "machine": eager_machine()}):
+    for options in ({}, {"vram": 80 << 20, "device": StandInDevice(), "machine": eager_machine()}):
         model = load_model(demo, threads=1, context=64, **options)
         engine = Engine(model, model.kv_cache(64))
         texts.append("".join(token.text for token in engine.generate(prompt, max_tokens=12)))

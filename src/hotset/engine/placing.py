@@ -6,16 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.base import DENSE_TOKENS
 from hotset.backends.cpu import CpuBackend
-from hotset.config import Placement
+from hotset.engine.load import KV_TYPES
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import Progress, build_hybrid
 from hotset.hybrid.device import Device, DeviceMemoryError
 from hotset.hybrid.transformer import HybridTransformer
 from hotset.neurons.machine import MachineProfile
 from hotset.neurons.placement import Plan, Planner
-from hotset.neurons.prefill import ColdPrefill, prefill_ms
 
 _SHRINK = 0.9
 """Of what was there: memory is handed out in blocks, and others want some."""
@@ -51,7 +49,14 @@ def place(
     says, because others have taken it, the budget is shrunk once. Raises `DeviceMemoryError`, with a budget
     that fits, where that does not help.
     """
-    planner = Planner(checkpoint, machine, context=context, prompt=min(_PROMPT, context), frequency=frequency)
+    planner = Planner(
+        checkpoint,
+        machine,
+        context=context,
+        prompt=min(_PROMPT, context),
+        frequency=frequency,
+        kv_number_bytes=KV_TYPES[kv_type],
+    )
     free = device.free_bytes()
     shrunk = None
     if budget > free:
@@ -65,7 +70,7 @@ def place(
                 plan.placement,
                 device,
                 host,
-                stream_from=stream_from(planner, plan.placement),
+                stream_from=plan.stream_from,
                 progress=progress,
             )
             transformer.kv_cache(context, kv_type)  # given back at once: only to see that there is room
@@ -82,20 +87,6 @@ def place(
             )
         shrunk = f"the {device.name} ran full with {gib(budget)} planned"
         budget = fits
-
-
-def stream_from(planner: Planner, placement: Placement) -> int | None:
-    """The least tokens of a prompt, a power of two, for which streaming is reckoned faster; None: never."""
-
-    def ms(tokens: int, way: ColdPrefill) -> float:
-        return prefill_ms(planner.parts, placement, planner.machine, tokens, way)
-
-    tokens = 2 * DENSE_TOKENS
-    while tokens <= planner.context:
-        if ms(tokens, ColdPrefill.STREAM) < ms(tokens, ColdPrefill.CPU):
-            return tokens
-        tokens *= 2
-    return None
 
 
 def gib(nbytes: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.backends.base import DENSE_TOKENS
 from hotset.config import LayerPlacement, Placement
 from hotset.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
@@ -179,7 +180,10 @@ class Planner:
         )
 
     def _stream_from(self, placement: Placement) -> int | None:
-        """The processor's time grows with each token; what streaming takes is the same for a whole slice."""
+        """The processor's time grows with each token; what streaming takes is the same for a whole slice.
+
+        Up to `DENSE_TOKENS` the processor leaves out neurons, which streaming cannot.
+        """
 
         def streams(tokens: int) -> bool:
             by_way = [
@@ -188,7 +192,7 @@ class Planner:
             ]
             return by_way[0] < by_way[1]
 
-        least, most = 1, SLICE
+        least, most = DENSE_TOKENS + 1, SLICE
         if not streams(most):
             return None
         while least < most:
