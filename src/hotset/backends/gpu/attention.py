@@ -1,0 +1,206 @@
+"""Attention and its KV cache on the GPU."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from hotset.backends.base import AttentionSpec, Linear
+from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.ffn import GpuNorm
+from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
+from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape
+from hotset.config import RopeConfig
+from hotset.errors import CheckpointError, HotsetError
+from hotset.formats.tensor import Tensor
+
+_TYPES = {"f16": torch.float16, "f32": torch.float32}
+_ANY_DISTANCE = 1 << 30
+
+
+class GpuKVCache:
+    """Keys and values (layers, kv heads, capacity, head_dim) of one sequence; see `KVCache`.
+
+    `position` (1,) int32 on the device is the length as the kernels read it, so that a recorded step finds the
+    next token's place.
+    """
+
+    def __init__(self, gpu: Gpu, shape: tuple[int, int, int, int], type: str) -> None:
+        if type not in _TYPES:
+            raise HotsetError(
+                f"KV cache type: a GPU's is one of {', '.join(_TYPES)}, found {type!r}; use f16"
+            )
+        if shape[2] < 1:
+            raise HotsetError(f"context: expected at least 1 token, found {shape[2]}")
+        try:
+            self.keys = torch.zeros(shape, dtype=_TYPES[type], device=gpu.device)
+            self.values = torch.zeros_like(self.keys)
+        except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
+            raise HotsetError(
+                f"KV cache: no memory for {shape[2]} positions of {shape[0]} layers; ask for a smaller context"
+            ) from error
+        self.position = torch.zeros(1, dtype=torch.int32, device=gpu.device)
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """See `KVCache`."""
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        """See `KVCache`."""
+        return int(self.keys.shape[2])
+
+    def advance(self, count: int) -> None:
+        """See `KVCache`."""
+        if not 0 <= count <= self.capacity - self._length:
+            raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
+        self._length += count
+        self.position.add_(count)
+
+    def truncate(self, length: int) -> None:
+        """See `KVCache`."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"length: expected 0 to {self._length}, found {length}")
+        self._length = length
+        self.position.fill_(length)
+
+
+class GpuAttention:
+    """One layer's attention; see `hotset.backends.base.Attention`.
+
+    Decoding is six kernels or more: the norm, q, k and v (those of one type in one), heads, attention, the
+    merge of its splits, and the output.
+    """
+
+    def __init__(self, gpu: Gpu, spec: AttentionSpec) -> None:
+        hidden = spec.norm.weight.size
+        q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+        if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
+            raise CheckpointError(
+                f"{spec.q.weight.name}: expected heads in a multiple of the number of key-value heads, "
+                f"found {spec.n_heads} and {spec.n_kv_heads}"
+            )
+        if spec.rope and not 0 < spec.rope.dim <= spec.head_dim:
+            raise CheckpointError(
+                f"{spec.q.weight.name}: expected RoPE on 2 to {spec.head_dim} numbers of a head, "
+                f"found {spec.rope.dim}"
+            )
+        if spec.rope and len(spec.rope.inverse_frequencies) * 2 != spec.rope.dim:
+            raise CheckpointError(
+                f"RoPE: expected {spec.rope.dim // 2} frequencies, found {len(spec.rope.inverse_frequencies)}"
+            )
+        self.gpu = gpu
+        self.n_heads, self.n_kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
+        self.window = spec.window or _ANY_DISTANCE
+        self.scale = spec.scale * math.log2(math.e)
+        self.norm = GpuNorm(gpu, spec.norm, hidden)
+        self.projections = _stack(gpu, [(spec.q, q_size), (spec.k, kv_size), (spec.v, kv_size)], hidden)
+        self.output = build_matrix(gpu, spec.output, hidden, q_size)
+        self.q_norm = GpuNorm(gpu, spec.q_norm, spec.head_dim) if spec.q_norm else None
+        self.k_norm = GpuNorm(gpu, spec.k_norm, spec.head_dim) if spec.k_norm else None
+        self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
+        self.rope = spec.rope
+        self.turns = gpu.upload(_turns(spec.rope))
+
+    def forward(self, x: Any, out: Any, kv: GpuKVCache, layer: int) -> None:
+        """See `Attention`."""
+        tokens, gpu = len(x), self.gpu
+        if tokens > kv.capacity - kv.length:
+            raise ValueError(f"no room for {tokens} positions after {kv.length} of {kv.capacity}")
+        keys, values = kv.keys[layer], kv.values[layer]
+
+        n = gpu.scratch("n", *x.shape)
+        self.norm.forward(x, n)
+        qkv = gpu.scratch("qkv", tokens, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
+        first = 0
+        for matrix in self.projections:
+            matrix.times(n, qkv[:, first : first + matrix.rows])
+            first += matrix.rows
+        q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
+        self._prepare(qkv, q, keys, values, kv.position)
+        mixed = self._attend(q, keys, values, kv)
+        if self.post_norm is None:
+            self.output.times(mixed, out, add=True)
+        else:
+            y = gpu.scratch("y", *x.shape)
+            self.output.times(mixed, y)
+            self.post_norm.forward(y, out, add=True)
+
+    def _prepare(self, qkv: Any, q: Any, keys: Any, values: Any, position: Any) -> None:
+        rope, any_norm = self.rope, self.q_norm or self.k_norm or self.norm
+        q_norm, k_norm = self.q_norm or any_norm, self.k_norm or any_norm
+        prepare_heads[len(qkv), self.n_heads + 2 * self.n_kv_heads](
+            qkv, q, keys, values, position, self.turns, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
+            self.n_heads, self.n_kv_heads, self.head_dim, keys.shape[1], rope.dim if rope else 0,
+            rope.magnitude if rope else 1.0, any_norm.eps, Q_NORM=self.q_norm is not None,
+            K_NORM=self.k_norm is not None, LAYER=any_norm.layer, Q_BIAS=q_norm.has_bias,
+            K_BIAS=k_norm.has_bias, ROPE=rope is not None, INTERLEAVED=bool(rope and rope.interleaved),
+            BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
+        )  # fmt: skip
+
+    def _attend(self, q: Any, keys: Any, values: Any, kv: GpuKVCache) -> Any:
+        gpu, tokens = self.gpu, len(q)
+        rows = tokens * self.n_heads // self.n_kv_heads
+        bm = min(64, max(16, triton.next_power_of_2(rows)))
+        bd = max(16, triton.next_power_of_2(self.head_dim))
+        bs = 64 if bd <= 128 else 32
+        blocks = triton.cdiv(rows, bm)
+        splits = attention_splits(blocks * self.n_kv_heads, kv.capacity // (4 * bs), gpu.multiprocessors)
+        mixed = gpu.scratch("mixed", tokens, self.n_heads * self.head_dim)
+        part = gpu.scratch("part", tokens, splits, self.n_heads * self.head_dim) if splits > 1 else mixed
+        tops = gpu.scratch("tops", tokens, splits, self.n_heads)
+        sums = gpu.scratch("sums_of_weights", tokens, splits, self.n_heads)
+        attend[blocks, self.n_kv_heads, splits](
+            q, keys, values, kv.position, part, tops, sums, tokens, self.n_heads, self.n_kv_heads,
+            self.head_dim, kv.capacity, self.scale, self.window, BM=bm, BS=bs, BD=bd,
+            num_warps=8 if bm * bd >= 64 * 256 else 4, num_stages=2,
+        )  # fmt: skip
+        if splits > 1:
+            merge_splits[(tokens * self.n_heads,)](
+                part, tops, sums, mixed, tokens * self.n_heads, self.head_dim, splits,
+                SPLITS=triton.next_power_of_2(splits), BD=bd, num_warps=4,
+            )  # fmt: skip
+        return mixed
+
+
+def attention_splits(programs: int, most: int, multiprocessors: int) -> int:
+    """Parts to cut the keys into: as many as fill the GPU twice, at most `most` and 64.
+
+    It does not depend on the tokens in the cache, so that a recorded step is good for any.
+    """
+    return max(1, min(2 * multiprocessors // programs, most, 64))
+
+
+def _turns(rope: RopeConfig | None) -> Any:
+    """Turns per position, float64; at least one number."""
+    return np.array(rope.inverse_frequencies if rope else (0.0,), np.float64) / (2 * math.pi)
+
+
+def _stack(gpu: Gpu, parts: list[tuple[Linear, int]], cols: int) -> list[Matrix]:
+    """Matrices of the (linear, rows) one above the other, neighbours of one type in one."""
+    stacked: list[tuple[Linear, int]] = []
+    for linear, rows in parts:
+        check_shape(linear.weight.name, linear.weight.shape, (rows, cols))
+        if linear.bias is not None:
+            check_shape(f"{linear.weight.name}: bias", linear.bias.shape, (rows,))
+        if stacked and stacked[-1][0].weight.type is linear.weight.type:
+            above, size = stacked[-1]
+            stacked[-1] = _below(above, linear), size + rows
+        else:
+            stacked.append((linear, rows))
+    return [build_matrix(gpu, linear, rows, cols) for linear, rows in stacked]
+
+
+def _below(first: Linear, second: Linear) -> Linear:
+    """The second matrix below the first."""
+    a, b = first.weight, second.weight
+    rows = a.shape[0] + b.shape[0]
+    weight = Tensor(f"{a.name}, {b.name}", a.type, (rows, a.shape[1]), np.concatenate([a.data, b.data]))
+    if first.bias is None and second.bias is None:
+        return Linear(weight)
+    biases = [np.zeros(x.weight.shape[0], np.float32) if x.bias is None else x.bias for x in (first, second)]
+    return Linear(weight, np.concatenate(biases))

@@ -1,0 +1,107 @@
+"""The GPU backend: builds the parts from weights; see `hotset.backends.base.Backend`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hotset.backends.base import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, NeuronFFNSpec, Norm
+from hotset.backends.cpu import CpuEmbedding
+from hotset.backends.gpu.attention import GpuAttention, GpuKVCache
+from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
+from hotset.backends.gpu.matrix import build_matrix
+from hotset.backends.gpu.predictor import GpuPredictor
+
+
+class GpuEmbedding:
+    """Rows are looked up and dequantised on the host, where the table stays."""
+
+    def __init__(self, gpu: Gpu, spec: EmbeddingSpec) -> None:
+        self._gpu = gpu
+        self._rows = CpuEmbedding(spec)
+
+    def forward(self, tokens: NDArray[np.int32], position: int) -> Any:
+        """See `Embedding`."""
+        return self._gpu.upload(self._rows.forward(tokens, position))
+
+
+class GpuHead:
+    """The final norm and the output projection."""
+
+    def __init__(self, gpu: Gpu, spec: HeadSpec) -> None:
+        hidden, vocab_size = spec.norm.weight.size, spec.output.weight.shape[0]
+        self._gpu = gpu
+        self._norm = GpuNorm(gpu, spec.norm, hidden)
+        self._output = build_matrix(gpu, spec.output, vocab_size, hidden)
+
+    def logits(self, x: Any) -> Any:
+        """Logits (T, V) of x (T, D), on the device."""
+        n = self._gpu.scratch("n", *x.shape)
+        self._norm.forward(x, n)
+        logits = self._gpu.scratch("logits", len(x), self._output.rows)
+        self._output.times(n, logits)
+        return logits
+
+    def forward(self, x: Any) -> F32:
+        """See `Head`."""
+        logits: F32 = self.logits(x).cpu().numpy()
+        return logits.copy() if self._gpu.device.type == "cpu" else logits
+
+
+class GpuBackend:
+    """Parts in a GPU's memory, run by Triton kernels; arrays are torch tensors there.
+
+    `device` is torch's name of it. ``cpu`` stands for Triton's interpreter, for tests: TRITON_INTERPRET=1 has
+    to be set before the process starts. One token's products are summed in float32; those of more tokens
+    take activations as float16, scaled by row, and sum in float32. Raises `HotsetError` without a GPU.
+    """
+
+    name = "gpu"
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.gpu = Gpu(device)
+
+    def copy(self, x: Any) -> Any:
+        """See `Backend`."""
+        return x.clone()
+
+    def embedding(self, spec: EmbeddingSpec) -> GpuEmbedding:
+        """Build the token embedding, which stays on the host."""
+        return GpuEmbedding(self.gpu, spec)
+
+    def attention(self, spec: AttentionSpec) -> GpuAttention:
+        """Build one layer's attention."""
+        return GpuAttention(self.gpu, spec)
+
+    def ffn(self, spec: FFNSpec) -> GpuFFN:
+        """Build one layer's FFN."""
+        return GpuFFN(self.gpu, spec)
+
+    def neuron_ffn(self, spec: NeuronFFNSpec) -> GpuNeuronFFN:
+        """Build one layer's FFN that is stored by neuron; all its neurons are computed."""
+        return GpuNeuronFFN(self.gpu, spec)
+
+    def head(self, spec: HeadSpec) -> GpuHead:
+        """Build the final norm and the output projection."""
+        return GpuHead(self.gpu, spec)
+
+    def norm(self, norm: Norm) -> GpuNorm:
+        """Build a norm of its own."""
+        return GpuNorm(self.gpu, norm, norm.weight.size)
+
+    def predictor(self, spec: NeuronFFNSpec) -> GpuPredictor:
+        """Build the predictor of an FFN's plan."""
+        return GpuPredictor(self.gpu, spec)
+
+    def kv_cache(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
+    ) -> GpuKVCache:
+        """Room for `capacity` positions; `type` is ``f16`` or ``f32``."""
+        return GpuKVCache(self.gpu, (n_layers, n_kv_heads, capacity, head_dim), type)
+
+    def synchronize(self) -> None:
+        """Wait until everything is done."""
+        if self.gpu.device.type != "cpu":
+            torch.cuda.synchronize(self.gpu.device)

@@ -1,0 +1,58 @@
+"""The GPU that parts are built for: where their tensors are, how wide it is, and scratch memory."""
+
+from typing import Any
+
+import torch
+import triton
+
+from hotset.backends.gpu.kernels.norm import norm as _any_kernel
+from hotset.errors import HotsetError
+
+_INTERPRETED_MULTIPROCESSORS = 1
+"""The interpreter runs one program after the other: the fewer, the better."""
+
+
+class Gpu:
+    """A device of torch's; ``cpu`` stands for Triton's interpreter."""
+
+    def __init__(self, device: str) -> None:
+        interpreted = not isinstance(_any_kernel, triton.runtime.jit.JITFunction)
+        self.device = torch.device(device)
+        if self.device.type == "cpu" and not interpreted:
+            raise HotsetError(
+                "device cpu: the GPU's kernels run there in Triton's interpreter only; set TRITON_INTERPRET=1 "
+                "before starting, or use the CPU backend"
+            )
+        self.multiprocessors = _INTERPRETED_MULTIPROCESSORS
+        self.capability = 80
+        if self.device.type != "cpu":
+            if not torch.cuda.is_available():
+                raise HotsetError(
+                    f"device {device}: torch {torch.__version__} finds no GPU; run on the CPU, or install the "
+                    "driver and a torch built for it"
+                )
+            properties = torch.cuda.get_device_properties(self.device)
+            self.multiprocessors = properties.multi_processor_count
+            self.capability = 10 * properties.major + properties.minor
+        self._scratch: dict[tuple[str, tuple[int, ...]], Any] = {}
+
+    def scratch(self, name: str, *shape: int) -> Any:
+        """A float32 tensor of any content, good until the name is asked for again.
+
+        One token's are kept, so that a recorded step finds them where they were.
+        """
+        if shape[0] > 1:
+            return self.empty(*shape)
+        if (name, shape) not in self._scratch:
+            self._scratch[name, shape] = self.empty(*shape)
+        return self._scratch[name, shape]
+
+    def empty(self, *shape: int, dtype: Any = torch.float32) -> Any:
+        """A tensor of any content."""
+        return torch.empty(shape, dtype=dtype, device=self.device)
+
+    def upload(self, array: Any) -> Any:
+        """A NumPy array's copy on the device."""
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        # The interpreter's device is the host: the tensor must not be the array itself.
+        return tensor.clone() if self.device.type == "cpu" else tensor.to(self.device)

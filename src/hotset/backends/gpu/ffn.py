@@ -1,0 +1,148 @@
+"""Norms and FFNs on the GPU."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from hotset.backends.base import F32, FFNSpec, Linear, NeuronCounts, NeuronFFNSpec, Norm
+from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.kernels import norm as norm_kernels
+from hotset.backends.gpu.kernels.activation import neurons
+from hotset.backends.gpu.kernels.matvec import neurons_matvec
+from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape, matvec_tile
+from hotset.config import Activation, NormKind
+from hotset.errors import CheckpointError
+
+_ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+
+
+class GpuNorm:
+    """RMS or layer norm of vectors of n numbers."""
+
+    def __init__(self, gpu: Gpu, norm: Norm, size: int) -> None:
+        check_shape("norm", norm.weight.shape, (size,))
+        self.gpu, self.size, self.eps = gpu, size, float(norm.eps)
+        self.layer = norm.kind is NormKind.LAYER
+        self.weight = gpu.upload(np.asarray(norm.weight, np.float32))
+        self.has_bias = norm.bias is not None
+        self.bias = self.weight if norm.bias is None else gpu.upload(np.asarray(norm.bias, np.float32))
+
+    def forward(self, x: Any, out: Any, *, add: bool = False) -> None:
+        """out (T, n) = the norm of x (T, n), or += with `add`."""
+        norm_kernels.norm[(len(x),)](
+            x, self.weight, self.bias, out, self.size, self.eps, LAYER=self.layer, HAS_BIAS=self.has_bias,
+            ADD=add, BLOCK=triton.next_power_of_2(self.size), num_warps=8 if self.size > 1024 else 4,
+        )  # fmt: skip
+
+
+class GpuFFN:
+    """All neurons of an FFN, for every token; see `hotset.backends.base.FFN`.
+
+    Decoding is three kernels: the norm, gate and up with the activation, and down.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        spec: FFNSpec | NeuronFFNSpec,
+    ) -> None:
+        hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
+        if spec.activation is Activation.DRELU and spec.gate is None:
+            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        self.gpu, self.size = gpu, size
+        self.norm = GpuNorm(gpu, spec.norm, hidden)
+        self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
+        self.gate = build_matrix(gpu, spec.gate, size, hidden) if spec.gate else None
+        self.up = build_matrix(gpu, spec.up, size, hidden)
+        self.down = self._build_down(spec, hidden, size)
+        self.activation = _ACTIVATIONS[spec.activation]
+
+    def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:
+        down: Linear = spec.down
+        return build_matrix(self.gpu, down, hidden, size)
+
+    def forward(self, x: Any, out: Any) -> None:
+        """See `FFN`."""
+        h = self._hidden(self._normed(x))
+        if self.post_norm is None:
+            self._down(h, out, add=True)
+        else:
+            y = self.gpu.scratch("y", *x.shape)
+            self._down(h, y, add=False)
+            self.post_norm.forward(y, out, add=True)
+
+    def neurons(self, x: Any, gate: F32, h: F32) -> None:
+        """See `FFN`."""
+        n = self._normed(x)
+        before = self.gpu.empty(len(x), self.size)
+        (self.gate or self.up).times(n, before)
+        gate[:] = before.cpu().numpy()
+        h[:] = self._hidden(n).cpu().numpy()
+
+    def _normed(self, x: Any) -> Any:
+        n = self.gpu.scratch("n", *x.shape)
+        self.norm.forward(x, n)
+        return n
+
+    def _hidden(self, n: Any) -> Any:
+        """The neurons' values (T, F) of normalised input (T, D)."""
+        tokens, up = len(n), self.up
+        gate = self.gate or up
+        h = self.gpu.scratch("h", tokens, self.size)
+        if tokens == 1:
+            rows, cols, even = matvec_tile(up, self.gpu.multiprocessors)
+            neurons_matvec[triton.cdiv(up.rows, rows), 1](
+                n, *gate.arrays, gate.bias, *up.arrays, up.bias, h, up.rows, up.cols,
+                GATE_KIND=int(gate.kind), UP_KIND=int(up.kind), GATED=self.gate is not None,
+                GATE_BIAS=gate.has_bias, UP_BIAS=up.has_bias, ACTIVATION=self.activation, BR=rows, BC=cols,
+                EVEN=even, num_warps=4,
+            )  # fmt: skip
+            return h
+        up.times(n, h)
+        before = h
+        if self.gate is not None:
+            before = self.gpu.empty(tokens, self.size)
+            gate.times(n, before)
+        neurons[(triton.cdiv(h.numel(), 1024),)](
+            before, h, h, h.numel(), GATED=self.gate is not None, ACTIVATION=self.activation, BLOCK=1024,
+            num_warps=4,
+        )  # fmt: skip
+        return h
+
+    def _down(self, h: Any, out: Any, add: bool) -> None:
+        self.down.times(h, out, add=add)
+
+
+class GpuNeuronFFN(GpuFFN):
+    """An FFN stored by neuron; see `hotset.backends.base.NeuronFFN`.
+
+    A GPU computes all neurons whatever the plan's way is: there the bytes are cheap. Only rows of down whose
+    neuron is exactly zero are not read, which changes nothing. So it chooses none, and `counts` are zero.
+    """
+
+    recall_seen = math.nan
+
+    def __init__(self, gpu: Gpu, spec: NeuronFFNSpec) -> None:
+        super().__init__(gpu, spec)
+        self.cutoff = spec.plan.cutoff
+        self._skip = spec.activation.zero_producing
+
+    def counts(self) -> NeuronCounts:
+        """See `NeuronFFN`."""
+        return NeuronCounts(0, 0, 0)
+
+    def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:
+        down_t: Linear = spec.down_t
+        return build_matrix(self.gpu, down_t, size, hidden, outputs=hidden)
+
+    def _down(self, h: Any, out: Any, add: bool) -> None:
+        self.down.sum_rows(h, out, add=add, skip=self._skip)
+
+
+def to_numpy(x: Any) -> F32:
+    """A tensor's numbers on the host."""
+    y: F32 = x.detach().to(torch.float32).cpu().numpy()
+    return y

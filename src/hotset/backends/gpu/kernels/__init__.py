@@ -1,0 +1,1 @@
+"""Triton kernels: their bodies only. Grids and block sizes are chosen in `hotset.backends.gpu.launch`."""

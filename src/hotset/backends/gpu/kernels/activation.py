@@ -1,0 +1,48 @@
+"""The FFN's non-linearities, numbered in the order of `hotset.config.Activation`."""
+
+import triton
+import triton.language as tl
+
+RELU = tl.constexpr(0)
+DRELU = tl.constexpr(1)
+RELU2 = tl.constexpr(2)
+SILU = tl.constexpr(3)
+GELU = tl.constexpr(4)
+GELU_TANH = tl.constexpr(5)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """The activation of x, any shape."""
+    if ACTIVATION <= 1:  # RELU, DRELU
+        return tl.maximum(x, 0.0)
+    if ACTIVATION == 2:  # RELU2
+        x = tl.maximum(x, 0.0)
+        return x * x
+    if ACTIVATION == 3:  # SILU
+        return x * tl.sigmoid(x)
+    if ACTIVATION == 4:  # GELU
+        return x * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)))
+    z = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2 sqrt(2 / pi); tanh(z / 2) = 2 sigmoid(z) - 1
+    return x * tl.sigmoid(z)
+
+
+@triton.jit
+def gated(gate, up, ACTIVATION: tl.constexpr):
+    """A gated neuron's value."""
+    if ACTIVATION == 1:  # DRELU
+        up = tl.maximum(up, 0.0)
+    return activate(gate, ACTIVATION) * up
+
+
+@triton.jit
+def neurons(gate_ptr, up_ptr, h_ptr, n, GATED: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    """h = act(gate) up, or act(up), elementwise on n numbers; h may be gate or up. Grid: (n / BLOCK,)."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n
+    up = tl.load(up_ptr + i, mask=mask, other=0.0)
+    if GATED:
+        h = gated(tl.load(gate_ptr + i, mask=mask, other=0.0), up, ACTIVATION)
+    else:
+        h = activate(up, ACTIVATION)
+    tl.store(h_ptr + i, h, mask=mask)

@@ -1,0 +1,169 @@
+"""Attention: heads' norms, RoPE and the cache's writes in one kernel, then flash attention over split keys."""
+
+import triton
+import triton.language as tl
+
+from hotset.backends.gpu.kernels.norm import moments
+
+
+@triton.jit
+def prepare_heads(
+    qkv_ptr, q_ptr, key_ptr, value_ptr, position_ptr, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr,
+    k_bias_ptr, n_heads, n_kv_heads, head_dim, capacity, rope_dim, magnitude, eps, Q_NORM: tl.constexpr,
+    K_NORM: tl.constexpr, LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr,
+    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the cache.
+
+    The cache's arrays are (kv heads, capacity, d); token t goes to position ``*position_ptr + t``.
+    Frequencies (rope_dim / 2,) float64 are in turns per position. Grid: (T, n_heads + 2 n_kv_heads).
+    """
+    token = tl.program_id(0)
+    head = tl.program_id(1)
+    position = tl.load(position_ptr) + token
+    c = tl.arange(0, BLOCK)
+    mask = c < head_dim
+    x_ptr = qkv_ptr + (token.to(tl.int64) * (n_heads + 2 * n_kv_heads) + head) * head_dim
+    x = tl.load(x_ptr + c, mask=mask, other=0.0)
+    if head >= n_heads + n_kv_heads:
+        kv_head = (head - n_heads - n_kv_heads).to(tl.int64)
+        at = (kv_head * capacity + position) * head_dim + c
+        tl.store(value_ptr + at, x.to(value_ptr.dtype.element_ty), mask=mask)
+    else:
+        half = rope_dim // 2
+        if INTERLEAVED:
+            partner = c ^ 1
+            pair = c // 2
+            second = c % 2 == 1
+        else:
+            partner = tl.where(c < half, c + half, c - half)
+            pair = c % half
+            second = c >= half
+        rotated = c < rope_dim
+        if ROPE:
+            other = tl.load(x_ptr + partner, mask=rotated, other=0.0)
+        else:
+            other = x
+        is_query = head < n_heads
+        if Q_NORM:
+            if is_query:
+                x, other = _norm_pair(
+                    x, other, q_weight_ptr, q_bias_ptr, c, partner, mask, rotated, head_dim, eps, LAYER, Q_BIAS
+                )
+        if K_NORM:
+            if not is_query:
+                x, other = _norm_pair(
+                    x, other, k_weight_ptr, k_bias_ptr, c, partner, mask, rotated, head_dim, eps, LAYER, K_BIAS
+                )
+        if ROPE:
+            # In double precision: a long context's angle has more turns than a float has digits.
+            turns = position.to(tl.float64) * tl.load(frequency_ptr + pair, mask=rotated, other=0.0)
+            angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+            sine = tl.where(second, tl.sin(angle), -tl.sin(angle))
+            x = tl.where(rotated, magnitude * (x * tl.cos(angle) + other * sine), x)
+        if is_query:
+            tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask)
+        else:
+            at = ((head - n_heads).to(tl.int64) * capacity + position) * head_dim + c
+            tl.store(key_ptr + at, x.to(key_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _norm_pair(
+    x, other, weight_ptr, bias_ptr, c, partner, mask, rotated, head_dim, eps, LAYER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """The norm of a head and, by the same moments, of its numbers' partners."""
+    mean, scale = moments(x, mask, head_dim, eps, LAYER)
+    x = (x - mean) * scale * tl.load(weight_ptr + c, mask=mask, other=0.0)
+    other = (other - mean) * scale * tl.load(weight_ptr + partner, mask=rotated, other=0.0)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + c, mask=mask, other=0.0)
+        other += tl.load(bias_ptr + partner, mask=rotated, other=0.0)
+    return x, other
+
+
+@triton.jit
+def dot(x, y):
+    """x (float32) times y at float32's precision: a half-precision y takes x as the sum of two halves."""
+    if y.dtype == tl.float16:
+        high = x.to(tl.float16)
+        return tl.dot((x - high.to(tl.float32)).to(tl.float16), y, tl.dot(high, y))
+    return tl.dot(x, y, input_precision="ieee")
+
+
+@triton.jit
+def attend(
+    q_ptr, key_ptr, value_ptr, position_ptr, out_ptr, top_ptr, sum_ptr, tokens, n_heads, n_kv_heads,
+    head_dim, capacity, scale, window, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Causal attention of q (T, heads, d) over the cache's keys, those split among programs.
+
+    A program's BM rows are (token, head of the group) pairs that share a kv head. Written are each split's
+    mixture out (splits, T, heads, d), the largest score (base 2) and the sum of weights (splits, T, heads).
+    With one split these are the results. Scale includes log2(e). Grid: (T group / BM, kv heads, splits).
+    """
+    group = n_heads // n_kv_heads
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    token = r // group
+    row = token * n_heads + kv_head * group + r % group  # of q and out
+    row_mask = token < tokens
+    d = tl.arange(0, BD)
+    d_mask = d < head_dim
+    at = row.to(tl.int64)[:, None] * head_dim + d[None, :]
+    q = tl.load(q_ptr + at, mask=row_mask[:, None] & d_mask[None, :], other=0.0) * scale
+
+    start = tl.load(position_ptr)
+    position = start + token
+    first_token = (tl.program_id(0) * BM) // group
+    last_token = tl.minimum((tl.program_id(0) * BM + BM - 1) // group, tokens - 1)
+    # The blocks of keys that any row sees, and this split's share of them.
+    low = tl.maximum(start + first_token + 1 - window, 0) // BS
+    high = (start + last_token) // BS + 1
+    share = tl.cdiv(high - low, tl.num_programs(2))
+    low += split * share
+    high = tl.minimum(low + share, high)
+
+    base = kv_head.to(tl.int64) * capacity * head_dim
+    top = tl.full((BM,), -1e30, tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, BD), tl.float32)
+    for block in range(low, high):
+        s = block * BS + tl.arange(0, BS)
+        seen = s <= start + last_token
+        cell = base + s[:, None] * head_dim + d[None, :]
+        k = tl.load(key_ptr + cell, mask=seen[:, None] & d_mask[None, :], other=0.0)
+        visible = (s[None, :] <= position[:, None]) & (s[None, :] > position[:, None] - window)
+        scores = tl.where(visible, dot(q, tl.trans(k)), -1e30)
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        p = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
+        shrink = tl.exp2(top - new_top)
+        v = tl.load(value_ptr + cell, mask=seen[:, None] & d_mask[None, :], other=0.0)
+        acc = acc * shrink[:, None] + dot(p, v)
+        total = total * shrink + tl.sum(p, axis=1)
+        top = new_top
+
+    acc = acc / tl.maximum(total, 1e-30)[:, None]
+    offset = split.to(tl.int64) * tokens * n_heads
+    tl.store(out_ptr + offset * head_dim + at, acc, mask=row_mask[:, None] & d_mask[None, :])
+    tl.store(top_ptr + offset + row, top, mask=row_mask)
+    tl.store(sum_ptr + offset + row, total, mask=row_mask)
+
+
+@triton.jit
+def merge_splits(
+    part_ptr, top_ptr, sum_ptr, out_ptr, rows, head_dim, splits, SPLITS: tl.constexpr, BD: tl.constexpr
+):
+    """out (rows, d) from every split's part (splits, rows, d). Grid: (rows,); SPLITS >= splits."""
+    row = tl.program_id(0).to(tl.int64)
+    s = tl.arange(0, SPLITS)
+    d = tl.arange(0, BD)
+    top = tl.load(top_ptr + s * rows + row, mask=s < splits, other=-1e30)
+    total = tl.load(sum_ptr + s * rows + row, mask=s < splits, other=0.0)
+    weight = total * tl.exp2(top - tl.max(top, axis=0))
+    weight = weight / tl.sum(weight, axis=0)
+    mask = (s < splits)[:, None] & (d < head_dim)[None, :]
+    part = tl.load(part_ptr + (s[:, None] * rows + row) * head_dim + d[None, :], mask=mask, other=0.0)
+    tl.store(out_ptr + row * head_dim + d, tl.sum(part * weight[:, None], axis=0), mask=d < head_dim)

@@ -1,0 +1,124 @@
+"""A matrix in the GPU's memory, and its products."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from hotset.backends.base import F32, Linear
+from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.kernels.by_neuron import sum_neurons, sum_splits
+from hotset.backends.gpu.kernels.matmul import matmul, to_halves
+from hotset.backends.gpu.kernels.matvec import matvec
+from hotset.backends.gpu.layouts import Kind, Layout, layout
+from hotset.errors import CheckpointError
+from hotset.formats.tensor import TensorType
+
+
+class Matrix:
+    """A laid-out matrix (rows, cols) and the bias of its outputs."""
+
+    def __init__(self, gpu: Gpu, weight: Layout, bias: F32 | None = None, *, bfloat16: bool = False) -> None:
+        self.gpu = gpu
+        self.kind, self.rows, self.cols = weight.kind, weight.rows, weight.cols
+        codes = gpu.upload(weight.codes)
+        if bfloat16:
+            codes = codes.view(torch.bfloat16)
+        parts = (weight.high, weight.scales, weight.supers)
+        # A kernel takes all four; those that its kind has not, it does not read.
+        self.arrays = (codes, *(codes if part is None else gpu.upload(part) for part in parts))
+        self.has_bias = bias is not None
+        self.bias = codes if bias is None else gpu.upload(np.asarray(bias, np.float32))
+        self.exact = codes.dtype == torch.float32
+        self.is_half = not self.exact and codes.dtype != torch.bfloat16
+        self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+
+    def times(self, x: Any, out: Any, *, add: bool = False, relu: bool = False) -> None:
+        """out (T, rows) = W x + b of x (T, cols), or += with `add`; out's rows may be strided.
+
+        `relu` is for one token.
+        """
+        tokens = len(x)
+        if tokens == 1:
+            rows, cols, even = matvec_tile(self, self.gpu.multiprocessors)
+            matvec[triton.cdiv(self.rows, rows), 1](
+                x, *self.arrays, self.bias, out, self.rows, self.cols, out.stride(0),
+                KIND=int(self.kind), HAS_BIAS=self.has_bias, ADD=add, RELU=relu, BR=rows, BC=cols, EVEN=even,
+                num_warps=4,
+            )  # fmt: skip
+            return
+        self._matmul(x, out, add, by_neuron=False)
+        if relu:
+            out.clamp_(min=0)
+
+    def sum_rows(self, h: Any, out: Any, *, add: bool = False, skip: bool = False) -> None:
+        """out (T, cols) = h W + b of h (T, rows), or += with `add`.
+
+        `skip`: for one token, rows whose factor in h is zero are not read.
+        """
+        if len(h) > 1:
+            self._matmul(h, out, add, by_neuron=True)
+            return
+        block = min(256, max(32, triton.next_power_of_2(self.cols)))
+        step, columns = 32, triton.cdiv(self.cols, block)
+        splits = max(1, min(4 * self.gpu.multiprocessors // columns, self.rows // (2 * step)))
+        share = triton.cdiv(triton.cdiv(self.rows, splits), step) * step
+        splits = triton.cdiv(self.rows, share)
+        part = self.gpu.scratch("sums", 1, splits, self.cols)
+        sum_neurons[columns, splits, 1](
+            h, *self.arrays, part, self.rows, self.cols, share, KIND=int(self.kind), SKIP=skip, BR=step,
+            BC=block, EVEN=self.cols % block == 0 and self.rows % step == 0, num_warps=4,
+        )  # fmt: skip
+        sum_splits[triton.cdiv(self.cols, 128), 1](
+            part, self.bias, out, splits, self.cols, HAS_BIAS=self.has_bias, ADD=add, BLOCK=128, num_warps=4
+        )
+
+    def _matmul(self, x: Any, out: Any, add: bool, by_neuron: bool) -> None:
+        gpu, tokens = self.gpu, len(x)
+        scale = x
+        if self.is_half:
+            half, scale = gpu.empty(*x.shape, dtype=torch.float16), gpu.empty(tokens)
+            to_halves[(tokens,)](x, half, scale, x.shape[1], BLOCK=1024, num_warps=4)
+            x = half
+        precision = "ieee" if gpu.capability < 80 else "tf32x3" if self.exact else "tf32"
+        outputs, depth = (self.cols, self.rows) if by_neuron else (self.rows, self.cols)
+        bm = min(128 if gpu.capability >= 80 and self.is_half else 64, max(16, triton.next_power_of_2(tokens)))
+        bn = 32 if bm <= 32 else 64 if bm <= 64 else 128
+        bk = 64 if self.is_half else 32
+        rows, cols = (bk, bn) if by_neuron else (bn, bk)
+        matmul[triton.cdiv(tokens, bm), triton.cdiv(outputs, bn)](
+            x, scale, *self.arrays, self.bias, out, tokens, self.rows, self.cols, out.stride(0),
+            KIND=int(self.kind), BY_NEURON=by_neuron, PRECISION=precision, HAS_BIAS=self.has_bias, ADD=add,
+            BM=bm, BR=rows, BC=cols, EVEN=outputs % bn == 0 and depth % bk == 0,
+            num_warps=8 if bm == 128 else 4, num_stages=3 if gpu.capability >= 80 else 2,
+        )  # fmt: skip
+
+
+def matvec_tile(matrix: Matrix, multiprocessors: int) -> tuple[int, int, bool]:
+    """Rows and columns of a program's tile, and whether whole tiles make up the columns.
+
+    A thread of four warps has 128 codes, or 64 longer numbers: so many bytes are on their way at once. The
+    fewer rows a matrix has, the longer the tile, so that there are three programs to each multiprocessor.
+    """
+    tile = 16 * (1024 if matrix.kind not in (Kind.FLOAT, Kind.Q8) else 512)
+    rows = 16
+    while rows > 4 and triton.cdiv(matrix.rows, rows) < 3 * multiprocessors:
+        rows //= 2
+    cols = min(tile // rows, max(32, triton.next_power_of_2(matrix.cols)))
+    return rows, cols, matrix.cols % cols == 0
+
+
+def build_matrix(gpu: Gpu, linear: Linear, rows: int, cols: int, *, outputs: int | None = None) -> Matrix:
+    """Lay out and upload a matrix of that shape; its bias has `outputs` numbers, by default `rows`."""
+    weight, bias = linear.weight, linear.bias
+    check_shape(weight.name, weight.shape, (rows, cols))
+    if bias is not None:
+        check_shape(f"{weight.name}: bias", bias.shape, (rows if outputs is None else outputs,))
+    return Matrix(gpu, layout(weight), bias, bfloat16=weight.type is TensorType.BF16)
+
+
+def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise `CheckpointError` unless the shapes are equal."""
+    if found != expected:
+        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")

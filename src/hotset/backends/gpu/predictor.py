@@ -1,0 +1,82 @@
+"""Predicted scores of an FFN's neurons, and the neurons that they choose."""
+
+from typing import Any
+
+import torch
+import triton
+
+from hotset.backends.base import NeuronFFNSpec
+from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.ffn import GpuNorm
+from hotset.backends.gpu.kernels.select import select
+from hotset.backends.gpu.layouts import layout, two_bit_layout
+from hotset.backends.gpu.matrix import Matrix, build_matrix
+from hotset.config import Score
+from hotset.errors import CheckpointError
+from hotset.formats.tensor import Tensor, TensorType
+
+
+class GpuPredictor:
+    """What a plan of `Way.PREDICTOR` scores neurons with; see `hotset.config.Score`."""
+
+    def __init__(self, gpu: Gpu, spec: NeuronFFNSpec) -> None:
+        hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
+        self.gpu, self.size = gpu, size
+        self.norm = None if spec.plan.raw_input else GpuNorm(gpu, spec.norm, hidden)
+        self._rectified = spec.plan.score is Score.LOW_RANK_RELU
+        self._low: Matrix | None = None
+        if spec.plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU):
+            fc1, fc2 = spec.predictor
+            width = fc1.weight.shape[0]
+            self._low = build_matrix(gpu, fc1, width, hidden)
+            self._last = build_matrix(gpu, fc2, size, width)
+        else:
+            self._last = _gate_copy(gpu, spec)
+
+    def scores(self, x: Any) -> Any:
+        """Scores (T, F) of the FFN's input x (T, D), before its norm."""
+        n = x
+        if self.norm:
+            n = self.gpu.scratch("n", *x.shape)
+            self.norm.forward(x, n)
+        if self._low:
+            low = self.gpu.scratch("low", len(n), self._low.rows)
+            self._low.times(n, low, relu=self._rectified)
+            n = low
+        scores = self.gpu.scratch("scores", len(n), self.size)
+        self._last.times(n, scores)
+        return scores
+
+    def select(self, scores: Any, cutoff: Any, start: int, indices: Any, count: Any) -> None:
+        """Choose among one token's neurons [start, F) those whose score reaches the cut-off.
+
+        Written to the device are ascending int32 indices, counted from `start`, to `indices` (F - start,)
+        and how many to `count` (1,); `cutoff` (1,) float32 is read from the device.
+        """
+        block = min(8192, triton.next_power_of_2(self.size - start))
+        select[(1,)](scores, indices, count, start, self.size, cutoff, BLOCK=block, num_warps=8)
+
+    def selection(self, start: int) -> tuple[Any, Any]:
+        """Room for what `select` writes."""
+        return (
+            self.gpu.empty(self.size - start, dtype=torch.int32),
+            torch.zeros(1, dtype=torch.int32, device=self.gpu.device),
+        )
+
+
+def _gate_copy(gpu: Gpu, spec: NeuronFFNSpec) -> Matrix:
+    """The 2- or 4-bit copy of the gate, or of up where there is no gate."""
+    first, score = spec.gate or spec.up, spec.plan.score
+    weight, cols = first.weight, first.weight.shape[1]
+    if score not in (Score.GATE_Q4, Score.GATE_Q2):
+        raise CheckpointError(f"{weight.name}: its plan has no predictor")
+    if cols % 32:
+        raise CheckpointError(
+            f"{weight.name}: {score.value}: expected rows of a multiple of 32 numbers, found {cols}"
+        )
+    if score is Score.GATE_Q2:
+        return Matrix(gpu, two_bit_layout(weight.to_float32()), first.bias)
+    from gguf import GGMLQuantizationType, quantize
+
+    data = quantize(weight.to_float32(), GGMLQuantizationType.Q4_0).reshape(-1)
+    return Matrix(gpu, layout(Tensor(weight.name, TensorType.Q4_0, weight.shape, data)), first.bias)
