@@ -147,7 +147,7 @@ class GpuAttention:
         rows = tokens * self.n_heads // self.n_kv_heads
         bm = min(64, max(16, triton.next_power_of_2(rows)))
         bd = max(16, triton.next_power_of_2(self.head_dim))
-        bs = 64 if bd <= 128 else 32
+        bs = 64 if bd <= 128 and keys.dtype == torch.float16 else 32
         blocks = triton.cdiv(rows, bm)
         splits = attention_splits(blocks * self.n_kv_heads, kv.capacity // (4 * bs), gpu.multiprocessors)
         mixed = gpu.scratch("mixed", tokens, self.n_heads * self.head_dim)

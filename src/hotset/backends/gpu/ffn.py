@@ -12,7 +12,7 @@ from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
-from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape, matvec_tile
+from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape, matvec_rows
 from hotset.config import Activation, NormKind
 from hotset.errors import CheckpointError
 
@@ -93,12 +93,13 @@ class GpuFFN:
         gate = self.gate or up
         h = self.gpu.scratch("h", tokens, self.size)
         if tokens == 1:
-            rows, cols, even = matvec_tile(up, self.gpu.multiprocessors)
+            rows = matvec_rows(up, self.gpu.multiprocessors)
             neurons_matvec[triton.cdiv(up.rows, rows), 1](
                 n, *gate.arrays, gate.bias, *up.arrays, up.bias, h, up.rows, up.cols,
-                GATE_KIND=int(gate.kind), UP_KIND=int(up.kind), GATED=self.gate is not None,
-                GATE_BIAS=gate.has_bias, UP_BIAS=up.has_bias, ACTIVATION=self.activation, BR=rows, BC=cols,
-                EVEN=even, num_warps=4,
+                GATE_BITS=gate.bits, GATE_SCALES=gate.scaled, GATE_W=gate.words, GATE_K=gate.fields,
+                BITS=up.bits, SCALES=up.scaled, W=up.words, K=up.fields, GATED=self.gate is not None,
+                GATE_BIAS=gate.has_bias, UP_BIAS=up.has_bias, ACTIVATION=self.activation, BR=rows,
+                EVEN=gate.even and up.even, num_warps=4,
             )  # fmt: skip
             return h
         up.times(n, h)

@@ -1,151 +1,210 @@
 """Weights as the GPU kernels read them: the same numbers in another order of bytes, nothing rounded.
 
-A row's columns come in blocks of 32. The codes of a block are 16 bytes, which one thread loads at once; scales
-stand in arrays of their own. Four bits and fewer lie so that a mask takes a code out of a 32-bit word:
+A row's columns come in chunks of at most 16 bytes of codes, which one thread loads at once. The words of a
+chunk belong to neighbouring columns, as the numbers that they are multiplied with are loaded: field ``k`` of
+word ``w`` of ``W`` is column ``W k + w`` of the chunk. Scales stand in arrays of their own.
 
-- codes of 4 bits: bits ``8 b + 4 h`` of word ``j`` are column ``16 h + 4 j + b`` (GGUF's Q4_0);
-- a fifth bit: bit ``c`` of the block's word is column ``c``;
-- the upper two of 6 bits, and codes of 2 bits: bits ``8 b + 2 j`` of word ``h`` are column ``16 h + 4 j + b``.
+| codes | columns of a chunk | its words | GGUF types |
+| --- | --- | --- | --- |
+| 8 bits | 16 | 4 of 32 bits | Q8_0; Q5_0, Q5_1 and Q5_K, whose fifth bit costs a byte |
+| 6 bits | 32 | 4 of 32 bits: the lower four; 4 of 16 bits: the upper two | Q6_K |
+| 4 bits | 32 | 4 of 32 bits | Q4_0, Q4_1, Q4_K |
+| 2 bits | 32 | 2 of 32 bits | none: `hotset.backends.low_bit` |
+
+They are laid out on the device, a few rows at a time, so that a matrix needs hardly more than its own room.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from hotset.backends.base import F32
+from hotset.backends.gpu.device import Gpu
 from hotset.backends.low_bit import two_bit_blocks
 from hotset.formats.tensor import Tensor, TensorType
 
-Bytes = NDArray[np.uint8]
+Torch: TypeAlias = Any
+
+_AT_ONCE = 1 << 25
+"""Bytes of a matrix that are laid out at once."""
 
 
-class Kind(IntEnum):
-    """How a layout's arrays are read; `kernels.tiles` has the same numbers."""
+class Scales(IntEnum):
+    """How codes become weights; `kernels.tiles` compares with these numbers."""
 
-    FLOAT = 0
-    """``codes`` (R, C) is the weight itself: float32, float16 or bfloat16."""
-    Q8 = 1
-    """``codes`` (R, C) int8 times ``scales`` (R, C/32) float16."""
-    Q4 = 2
-    """4-bit codes less 8, times ``scales`` (R, C/32)."""
-    Q4_MIN = 3
-    """4-bit codes times ``scales`` (R, C/32, 2)[..., 0], plus [..., 1]."""
-    Q4_K = 4
-    """4-bit codes times d s, less dmin m; ``scales`` (R, C/32, 2) uint8 are s, m; ``supers`` d, dmin."""
-    Q5 = 5
-    """As Q4, with a fifth bit, less 16."""
-    Q5_MIN = 6
-    """As Q4_MIN, with a fifth bit."""
-    Q5_K = 7
-    """As Q4_K, with a fifth bit."""
-    Q6_K = 8
-    """6-bit codes less 32, times ``scales`` (R, C/16) int8 and ``supers`` (R, C/256) float16."""
-    Q2 = 9
-    """2-bit codes less 1.5, times ``scales`` (R, C/32): `hotset.backends.low_bit`."""
+    NONE = 0
+    """They are the weights: float32, float16 or bfloat16."""
+    PLAIN = 1
+    """Less half their range, times float16 ``scales`` (R, C/32)."""
+    MINIMA = 2
+    """Times float16 ``scales`` (R, C/32, 2)[..., 0], plus [..., 1]."""
+    SUPER = 3
+    """Times d s, less dmin m: ``scales`` (R, C/32, 2) uint8 are s, m; ``supers`` (R, C/256, 2) d, dmin."""
+    SUPER_16 = 4
+    """Less 32, times ``scales`` (R, C/16) int8 times float16 ``supers`` (R, C/256)."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A matrix (rows, cols); arrays that its kind has not are None. bfloat16 stands as uint16."""
+    """A matrix (rows, cols) on the device; arrays that it has not are None."""
 
-    kind: Kind
+    bits: int
+    """Of a code; 0: the weights themselves."""
+    scaled: Scales
     rows: int
     cols: int
-    codes: NDArray[np.generic]
-    high: NDArray[np.int32] | None = None
-    scales: NDArray[np.generic] | None = None
-    supers: NDArray[np.float16] | None = None
+    codes: Torch
+    high: Torch | None = None
+    scales: Torch | None = None
+    supers: Torch | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        return sum(a.nbytes for a in (self.codes, self.high, self.scales, self.supers) if a is not None)
+        arrays = (self.codes, self.high, self.scales, self.supers)
+        return sum(a.numel() * a.element_size() for a in arrays if a is not None)
 
 
-_FLOATS = {TensorType.F32: "<f4", TensorType.F16: "<f2", TensorType.BF16: "<u2"}
+Arrays: TypeAlias = tuple[Torch, Torch | None, Torch | None, Torch | None]
+"""Codes, high, scales, supers, each with the matrix's rows."""
+
+_FLOATS = {TensorType.F32: torch.float32, TensorType.F16: torch.float16, TensorType.BF16: torch.bfloat16}
 
 
-def layout(weight: Tensor) -> Layout:
-    """Lay out a matrix (rows, cols) of any readable type; ``data`` has to hold whole rows."""
+def layout(gpu: Gpu, weight: Tensor) -> Layout:
+    """Lay out a matrix (rows, cols) of any readable type."""
     rows, cols = weight.shape
-    kind = weight.type
-    if kind in _FLOATS:
-        return Layout(Kind.FLOAT, rows, cols, weight.data.view(_FLOATS[kind]).reshape(rows, cols))
-    raw = weight.data.reshape(rows, cols // kind.block_size, kind.block_bytes)
-    if kind is TensorType.Q8_0:
-        codes = np.ascontiguousarray(raw[..., 2:]).view(np.int8).reshape(rows, cols)
-        return Layout(Kind.Q8, rows, cols, codes, scales=_halves(raw[..., :2])[..., 0])
-    if kind is TensorType.Q4_0:
-        return Layout(Kind.Q4, rows, cols, _words(raw[..., 2:]), scales=_halves(raw[..., :2])[..., 0])
-    if kind is TensorType.Q4_1:
-        return Layout(Kind.Q4_MIN, rows, cols, _words(raw[..., 4:]), scales=_halves(raw[..., :4]))
-    if kind is TensorType.Q5_0:
-        high = _words(raw[..., 2:6])[..., 0]
-        return Layout(Kind.Q5, rows, cols, _words(raw[..., 6:]), high, _halves(raw[..., :2])[..., 0])
-    if kind is TensorType.Q5_1:
-        high = _words(raw[..., 4:8])[..., 0]
-        return Layout(Kind.Q5_MIN, rows, cols, _words(raw[..., 8:]), high, _halves(raw[..., :4]))
-    if kind is TensorType.Q6_K:
-        return _six_bits(raw, rows, cols)
-    # Q4_K and Q5_K: two blocks of 32 in the low and high nibbles of 32 bytes.
-    scales, supers = _block_scales(raw[..., 4:16]).reshape(rows, -1, 2), _halves(raw[..., :4])
-    codes = _nibbles(_halves_of_bytes(raw[..., -128:].reshape(rows, -1, 4, 32))).reshape(rows, -1, 4)
-    if kind is TensorType.Q4_K:
-        return Layout(Kind.Q4_K, rows, cols, codes, scales=scales, supers=supers)
-    bits = raw[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
-    high = _words(np.packbits(bits, axis=-1, bitorder="little")).reshape(rows, -1)
-    return Layout(Kind.Q5_K, rows, cols, codes, high, scales, supers)
+    if weight.type in _FLOATS:
+        codes = gpu.upload(weight.data).view(_FLOATS[weight.type]).reshape(rows, cols)
+        return Layout(0, Scales.NONE, rows, cols, codes)
+    bits, scaled, arrange = _TYPES[weight.type]
+    step = max(1, _AT_ONCE * rows // weight.nbytes)
+    whole: list[Torch | None] = []
+    for start in range(0, rows, step):
+        part = weight.rows(start, min(start + step, rows))
+        raw = gpu.upload(part.data).view(part.shape[0], -1, weight.type.block_bytes)
+        arrays = arrange(raw)
+        if not whole:
+            whole = [
+                None if a is None else torch.empty((rows, *a.shape[1:]), dtype=a.dtype, device=a.device)
+                for a in arrays
+            ]
+        for array, filled in zip(whole, arrays, strict=True):
+            if array is not None:
+                array[start : start + part.shape[0]] = filled
+    return Layout(bits, scaled, rows, cols, *whole)
 
 
-def two_bit_layout(weight: F32) -> Layout:
+def two_bit_layout(gpu: Gpu, weight: F32) -> Layout:
     """The two-bit copy (`two_bit_blocks`) of a matrix (rows, cols), cols a multiple of 32."""
     rows, cols = weight.shape
-    raw = two_bit_blocks(weight)
-    return Layout(Kind.Q2, rows, cols, _words(raw[..., 2:]), scales=_halves(raw[..., :2])[..., 0])
+    raw = gpu.upload(two_bit_blocks(weight))
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=gpu.device)
+    packed = raw[..., 2:].reshape(rows, -1, 2, 1, 4)
+    # Bits 2 i of byte 4 h + b: column 16 h + 4 i + b; as fields k of two words: column 2 k + w.
+    codes = (packed >> shifts[:, None] & 3).reshape(rows, -1, 4, 4, 2)
+    words = codes[..., 0, :] | codes[..., 1, :] << 2 | codes[..., 2, :] << 4 | codes[..., 3, :] << 6
+    codes = words.transpose(-1, -2).contiguous().view(torch.int32)[..., 0]
+    return Layout(2, Scales.PLAIN, rows, cols, codes, scales=_halves(raw[..., :2])[..., 0])
 
 
-def _six_bits(raw: Bytes, rows: int, cols: int) -> Layout:
-    """Q6_K: halves of 128 columns; 64 bytes of low nibbles and 32 of the upper bits to each."""
-    low = _halves_of_bytes(raw[..., :128].reshape(rows, -1, 64)).reshape(rows, -1, 32)
-    packed = raw[..., 128:192].reshape(rows, -1, 1, 32)
-    upper = packed >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3  # (rows, halves, 4, 32)
-    high = np.zeros((rows, cols // 32, 2, 4), np.uint8)  # column 16 h + 4 j + b at (h, b), bits 2 j
-    for j in range(4):
-        high |= upper.reshape(rows, -1, 2, 4, 4)[:, :, :, j] << np.uint8(2 * j)
-    return Layout(
-        Kind.Q6_K,
-        rows,
-        cols,
+def _q8_0(raw: Torch) -> Arrays:
+    return _bytes(raw[..., 2:] ^ 128), None, _halves(raw[..., :2])[..., 0], None
+
+
+def _q5_0(raw: Torch) -> Arrays:
+    codes = _halves_of_bytes(raw[..., 6:]) | _bits(raw[..., 2:6]) << 4
+    return _bytes(codes + 112), None, _halves(raw[..., :2])[..., 0], None
+
+
+def _q5_1(raw: Torch) -> Arrays:
+    codes = _halves_of_bytes(raw[..., 8:]) | _bits(raw[..., 4:8]) << 4
+    return _bytes(codes), None, _halves(raw[..., :4]), None
+
+
+def _q4_0(raw: Torch) -> Arrays:
+    return _nibbles(_halves_of_bytes(raw[..., 2:])), None, _halves(raw[..., :2])[..., 0], None
+
+
+def _q4_1(raw: Torch) -> Arrays:
+    return _nibbles(_halves_of_bytes(raw[..., 4:])), None, _halves(raw[..., :4]), None
+
+
+def _q4_k(raw: Torch) -> Arrays:
+    codes = _halves_of_bytes(raw[..., 16:].unflatten(-1, (4, 32))).flatten(1, -2).unflatten(-1, (2, 32))
+    return _nibbles(codes.flatten(1, -2)), None, _block_scales(raw[..., 4:16]), _halves(raw[..., :4])
+
+
+def _q5_k(raw: Torch) -> Arrays:
+    low = _halves_of_bytes(raw[..., 48:].unflatten(-1, (4, 32))).reshape(len(raw), -1, 8, 32)
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device)[:, None]
+    codes = low | (raw[..., None, 16:48] >> shifts & 1) << 4
+    return _bytes(codes), None, _block_scales(raw[..., 4:16]), _halves(raw[..., :4])
+
+
+def _q6_k(raw: Torch) -> Arrays:
+    """Halves of 128 columns: 64 bytes of lower nibbles and 32 of the upper bits to each."""
+    low = _halves_of_bytes(raw[..., :128].unflatten(-1, (2, 64))).reshape(len(raw), -1, 32)
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)[:, None]
+    upper = (raw[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3).reshape(len(raw), -1, 2, 4, 4)
+    # Bits 2 k of half word w are column 4 k + w.
+    high = upper[..., 0, :] | upper[..., 1, :] << 2 | upper[..., 2, :] << 4 | upper[..., 3, :] << 6
+    return (
         _nibbles(low),
-        _words(high)[..., 0],
-        np.ascontiguousarray(raw[..., 192:208]).view(np.int8).reshape(rows, -1),
+        high.transpose(-1, -2).contiguous().view(torch.int16)[..., 0],
+        raw[..., 192:208].contiguous().view(torch.int8).flatten(1),
         _halves(raw[..., 208:])[..., 0],
     )
 
 
-def _words(raw: Bytes) -> NDArray[np.int32]:
-    return np.ascontiguousarray(raw).view("<i4")
+_TYPES: dict[TensorType, tuple[int, Scales, Callable[[Torch], Arrays]]] = {
+    TensorType.Q8_0: (8, Scales.PLAIN, _q8_0),
+    TensorType.Q5_0: (8, Scales.PLAIN, _q5_0),
+    TensorType.Q5_1: (8, Scales.MINIMA, _q5_1),
+    TensorType.Q5_K: (8, Scales.SUPER, _q5_k),
+    TensorType.Q4_0: (4, Scales.PLAIN, _q4_0),
+    TensorType.Q4_1: (4, Scales.MINIMA, _q4_1),
+    TensorType.Q4_K: (4, Scales.SUPER, _q4_k),
+    TensorType.Q6_K: (6, Scales.SUPER_16, _q6_k),
+}
 
 
-def _halves(raw: Bytes) -> NDArray[np.float16]:
-    return np.ascontiguousarray(raw).view("<f2")
+def _halves(raw: Torch) -> Torch:
+    """Bytes (..., 2 n) as float16 (..., n)."""
+    return raw.contiguous().view(torch.float16)
 
 
-def _halves_of_bytes(raw: Bytes) -> Bytes:
-    """(..., n) bytes: their low nibbles, then their high ones, (..., 2, n)."""
-    return np.stack([raw & 15, raw >> 4], axis=-2)
+def _bits(raw: Torch) -> Torch:
+    """Bytes (..., n) as bits (..., 8 n), the lowest first."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device)
+    return (raw[..., None] >> shifts & 1).flatten(-2)
 
 
-def _nibbles(codes: Bytes) -> NDArray[np.int32]:
-    """Pack codes (..., 32): (..., 4) words."""
-    return _words(codes[..., :16] | codes[..., 16:] << 4)
+def _halves_of_bytes(raw: Torch) -> Torch:
+    """(..., n) bytes: their low nibbles, then their high ones, (..., 2 n)."""
+    return torch.cat([raw & 15, raw >> 4], dim=-1)
 
 
-def _block_scales(raw: Bytes) -> Bytes:
-    """The 6-bit scales and minima of eight blocks in 12 bytes, (..., 12): (..., 8, 2)."""
+def _bytes(codes: Torch) -> Torch:
+    """Words (R, chunks, 4) of byte codes (R, ...): field k of word w is column 4 k + w of 16."""
+    chunks = codes.reshape(len(codes), -1, 4, 4)
+    return chunks.transpose(-1, -2).contiguous().view(torch.int32)[..., 0]
+
+
+def _nibbles(codes: Torch) -> Torch:
+    """Words (R, chunks, 4) of codes (R, chunks, 32): field k of word w is column 4 k + w."""
+    chunks = codes.unflatten(-1, (4, 2, 4))
+    pairs = chunks[..., 0, :] | chunks[..., 1, :] << 4
+    return pairs.transpose(-1, -2).contiguous().view(torch.int32)[..., 0]
+
+
+def _block_scales(raw: Torch) -> Torch:
+    """The 6-bit scales and minima of eight blocks in 12 bytes, (R, n, 12): (R, 8 n, 2)."""
     a, b, c = raw[..., :4], raw[..., 4:8], raw[..., 8:]
-    scales = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=-1)
-    minima = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=-1)
-    return np.stack([scales, minima], axis=-1)
+    scales = torch.cat([a & 63, c & 15 | a >> 6 << 4], dim=-1)
+    minima = torch.cat([b & 63, c >> 4 | b >> 6 << 4], dim=-1)
+    return torch.stack([scales, minima], dim=-1).flatten(1, 2)
+

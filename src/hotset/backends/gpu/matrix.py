@@ -11,27 +11,28 @@ from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.kernels.by_neuron import sum_neurons, sum_splits
 from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
-from hotset.backends.gpu.layouts import Kind, Layout, layout
+from hotset.backends.gpu.layouts import Layout, layout
 from hotset.errors import CheckpointError
-from hotset.formats.tensor import TensorType
 
 
 class Matrix:
     """A laid-out matrix (rows, cols) and the bias of its outputs."""
 
-    def __init__(self, gpu: Gpu, weight: Layout, bias: F32 | None = None, *, bfloat16: bool = False) -> None:
-        self.gpu = gpu
-        self.kind, self.rows, self.cols = weight.kind, weight.rows, weight.cols
-        codes = gpu.upload(weight.codes)
-        if bfloat16:
-            codes = codes.view(torch.bfloat16)
+    def __init__(self, gpu: Gpu, weight: Layout, bias: F32 | None = None) -> None:
+        self.gpu, self.rows, self.cols = gpu, weight.rows, weight.cols
+        self.bits, self.scaled = weight.bits, int(weight.scaled)
+        codes = weight.codes
+        # A kernel takes all four arrays; those that there are not, it does not read.
         parts = (weight.high, weight.scales, weight.supers)
-        # A kernel takes all four; those that its kind has not, it does not read.
-        self.arrays = (codes, *(codes if part is None else gpu.upload(part) for part in parts))
+        self.arrays = (codes, *(codes if part is None else part for part in parts))
+        # Words of a chunk and fields of a word. Of floats, a thread loads 4 neighbours 8 times in `matvec`,
+        # and 8 neighbours in tiles.
+        self.words, self.fields = 2 if self.bits == 2 else 4, {8: 4, 2: 16}.get(self.bits, 8)
+        self.tile_words, self.tile_fields = (self.words, self.fields) if self.bits else (8, 1)
+        self.even = self.cols % (32 * self.words * self.fields) == 0
         self.has_bias = bias is not None
         self.bias = codes if bias is None else gpu.upload(np.asarray(bias, np.float32))
-        self.exact = codes.dtype == torch.float32
-        self.is_half = not self.exact and codes.dtype != torch.bfloat16
+        self.float_type = codes.dtype if weight.bits == 0 else None
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
 
     def times(self, x: Any, out: Any, *, add: bool = False, relu: bool = False) -> None:
@@ -41,11 +42,11 @@ class Matrix:
         """
         tokens = len(x)
         if tokens == 1:
-            rows, cols, even = matvec_tile(self, self.gpu.multiprocessors)
+            rows = matvec_rows(self, self.gpu.multiprocessors)
             matvec[triton.cdiv(self.rows, rows), 1](
                 x, *self.arrays, self.bias, out, self.rows, self.cols, out.stride(0),
-                KIND=int(self.kind), HAS_BIAS=self.has_bias, ADD=add, RELU=relu, BR=rows, BC=cols, EVEN=even,
-                num_warps=4,
+                BITS=self.bits, SCALES=self.scaled, W=self.words, K=self.fields, HAS_BIAS=self.has_bias,
+                ADD=add, RELU=relu, BR=rows, EVEN=self.even, num_warps=4,
             )  # fmt: skip
             return
         self._matmul(x, out, add, by_neuron=False)
@@ -67,8 +68,9 @@ class Matrix:
         splits = triton.cdiv(self.rows, share)
         part = self.gpu.scratch("sums", 1, splits, self.cols)
         sum_neurons[columns, splits, 1](
-            h, *self.arrays, part, self.rows, self.cols, share, KIND=int(self.kind), SKIP=skip, BR=step,
-            BC=block, EVEN=self.cols % block == 0 and self.rows % step == 0, num_warps=4,
+            h, *self.arrays, part, self.rows, self.cols, share, BITS=self.bits, SCALES=self.scaled,
+            W=self.tile_words, K=self.tile_fields, SKIP=skip, BR=step, BC=block,
+            EVEN=self.cols % block == 0 and self.rows % share == 0, num_warps=4,
         )  # fmt: skip
         sum_splits[triton.cdiv(self.cols, 128), 1](
             part, self.bias, out, splits, self.cols, HAS_BIAS=self.has_bias, ADD=add, BLOCK=128, num_warps=4
@@ -77,36 +79,32 @@ class Matrix:
     def _matmul(self, x: Any, out: Any, add: bool, by_neuron: bool) -> None:
         gpu, tokens = self.gpu, len(x)
         scale = x
-        if self.is_half:
+        is_half = self.float_type not in (torch.float32, torch.bfloat16)
+        if is_half:
             half, scale = gpu.empty(*x.shape, dtype=torch.float16), gpu.empty(tokens)
             to_halves[(tokens,)](x, half, scale, x.shape[1], BLOCK=1024, num_warps=4)
             x = half
-        precision = "ieee" if gpu.capability < 80 else "tf32x3" if self.exact else "tf32"
+        precision = "ieee" if gpu.capability < 80 else "tf32x3" if self.float_type == torch.float32 else "tf32"
         outputs, depth = (self.cols, self.rows) if by_neuron else (self.rows, self.cols)
-        bm = min(128 if gpu.capability >= 80 and self.is_half else 64, max(16, triton.next_power_of_2(tokens)))
+        bm = min(128 if gpu.capability >= 80 and is_half else 64, max(16, triton.next_power_of_2(tokens)))
         bn = 32 if bm <= 32 else 64 if bm <= 64 else 128
-        bk = 64 if self.is_half else 32
+        bk = 64 if is_half else 32
         rows, cols = (bk, bn) if by_neuron else (bn, bk)
         matmul[triton.cdiv(tokens, bm), triton.cdiv(outputs, bn)](
             x, scale, *self.arrays, self.bias, out, tokens, self.rows, self.cols, out.stride(0),
-            KIND=int(self.kind), BY_NEURON=by_neuron, PRECISION=precision, HAS_BIAS=self.has_bias, ADD=add,
-            BM=bm, BR=rows, BC=cols, EVEN=outputs % bn == 0 and depth % bk == 0,
+            BITS=self.bits, SCALES=self.scaled, W=self.tile_words, K=self.tile_fields, BY_NEURON=by_neuron,
+            PRECISION=precision, HAS_BIAS=self.has_bias, ADD=add, BM=bm, BR=rows, BC=cols,
+            EVEN=outputs % bn == 0 and depth % bk == 0,
             num_warps=8 if bm == 128 else 4, num_stages=3 if gpu.capability >= 80 else 2,
         )  # fmt: skip
 
 
-def matvec_tile(matrix: Matrix, multiprocessors: int) -> tuple[int, int, bool]:
-    """Rows and columns of a program's tile, and whether whole tiles make up the columns.
-
-    A thread of four warps has 128 codes, or 64 longer numbers: so many bytes are on their way at once. The
-    fewer rows a matrix has, the longer the tile, so that there are three programs to each multiprocessor.
-    """
-    tile = 16 * (1024 if matrix.kind not in (Kind.FLOAT, Kind.Q8) else 512)
+def matvec_rows(matrix: Matrix, multiprocessors: int) -> int:
+    """Rows of a program's four warps: many, as x is read for each, but three programs a multiprocessor."""
     rows = 16
     while rows > 4 and triton.cdiv(matrix.rows, rows) < 3 * multiprocessors:
         rows //= 2
-    cols = min(tile // rows, max(32, triton.next_power_of_2(matrix.cols)))
-    return rows, cols, matrix.cols % cols == 0
+    return rows
 
 
 def build_matrix(gpu: Gpu, linear: Linear, rows: int, cols: int, *, outputs: int | None = None) -> Matrix:
@@ -115,7 +113,7 @@ def build_matrix(gpu: Gpu, linear: Linear, rows: int, cols: int, *, outputs: int
     check_shape(weight.name, weight.shape, (rows, cols))
     if bias is not None:
         check_shape(f"{weight.name}: bias", bias.shape, (rows if outputs is None else outputs,))
-    return Matrix(gpu, layout(weight), bias, bfloat16=weight.type is TensorType.BF16)
+    return Matrix(gpu, layout(gpu, weight), bias)
 
 
 def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -75,8 +75,8 @@ def _gate_copy(gpu: Gpu, spec: NeuronFFNSpec) -> Matrix:
             f"{weight.name}: {score.value}: expected rows of a multiple of 32 numbers, found {cols}"
         )
     if score is Score.GATE_Q2:
-        return Matrix(gpu, two_bit_layout(weight.to_float32()), first.bias)
+        return Matrix(gpu, two_bit_layout(gpu, weight.to_float32()), first.bias)
     from gguf import GGMLQuantizationType, quantize
 
     data = quantize(weight.to_float32(), GGMLQuantizationType.Q4_0).reshape(-1)
-    return Matrix(gpu, layout(Tensor(weight.name, TensorType.Q4_0, weight.shape, data)), first.bias)
+    return Matrix(gpu, layout(gpu, Tensor(weight.name, TensorType.Q4_0, weight.shape, data)), first.bias)

@@ -3,28 +3,23 @@
 import triton
 import triton.language as tl
 
-RELU = tl.constexpr(0)
-DRELU = tl.constexpr(1)
-RELU2 = tl.constexpr(2)
-SILU = tl.constexpr(3)
-GELU = tl.constexpr(4)
-GELU_TANH = tl.constexpr(5)
-
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """The activation of x, any shape."""
     if ACTIVATION <= 1:  # RELU, DRELU
-        return tl.maximum(x, 0.0)
-    if ACTIVATION == 2:  # RELU2
-        x = tl.maximum(x, 0.0)
-        return x * x
-    if ACTIVATION == 3:  # SILU
-        return x * tl.sigmoid(x)
-    if ACTIVATION == 4:  # GELU
-        return x * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)))
-    z = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2 sqrt(2 / pi); tanh(z / 2) = 2 sigmoid(z) - 1
-    return x * tl.sigmoid(z)
+        y = tl.maximum(x, 0.0)
+    elif ACTIVATION == 2:  # RELU2
+        y = tl.maximum(x, 0.0)
+        y = y * y
+    elif ACTIVATION == 3:  # SILU
+        y = x * tl.sigmoid(x)
+    elif ACTIVATION == 4:  # GELU
+        y = x * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)))
+    else:  # GELU_TANH
+        z = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2 sqrt(2 / pi): 1 + tanh(z / 2) = 2 sigmoid(z)
+        y = x * tl.sigmoid(z)
+    return y
 
 
 @triton.jit

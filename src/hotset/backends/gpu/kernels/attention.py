@@ -88,8 +88,10 @@ def dot(x, y):
     """x (float32) times y at float32's precision: a half-precision y takes x as the sum of two halves."""
     if y.dtype == tl.float16:
         high = x.to(tl.float16)
-        return tl.dot((x - high.to(tl.float32)).to(tl.float16), y, tl.dot(high, y))
-    return tl.dot(x, y, input_precision="ieee")
+        z = tl.dot((x - high.to(tl.float32)).to(tl.float16), y, tl.dot(high, y))
+    else:
+        z = tl.dot(x, y, input_precision="ieee")
+    return z
 
 
 @triton.jit

@@ -3,46 +3,52 @@
 import triton
 import triton.language as tl
 
-from hotset.backends.gpu.kernels.tiles import codes, scales
+from hotset.backends.gpu.kernels.tiles import load, scales, tile
 
 
 @triton.jit
 def sum_neurons(
     h_ptr, code_ptr, high_ptr, scale_ptr, super_ptr, part_ptr, n_rows, cols, rows_per_split,
-    KIND: tl.constexpr, SKIP: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
+    BITS: tl.constexpr, SCALES: tl.constexpr, W: tl.constexpr, K: tl.constexpr, SKIP: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """part (T, splits, cols): the sums over each split's neurons. Grid: (cols / BC, splits, T).
 
     SKIP: rows of neurons that are zero are not read. EVEN: cols is a multiple of BC and n_rows of
     rows_per_split, which is one of BR.
     """
-    CW: tl.constexpr = 16 if KIND == 8 else 32
-    NC: tl.constexpr = BC // CW
+    NC: tl.constexpr = BC // (W * K)
+    ALL: tl.constexpr = EVEN and not SKIP
     start = tl.program_id(0) * BC
     split = tl.program_id(1)
     token = tl.program_id(2).to(tl.int64)
     first = split * rows_per_split
     last = tl.minimum(first + rows_per_split, n_rows)
-    acc = tl.zeros((BR, NC, CW), tl.float32)
-    least_acc = tl.zeros((BR, NC), tl.float32)
+    c = start + tl.arange(0, NC)[None, :, None, None] * (W * K)
+    if BITS == 6:
+        c += tl.arange(0, 2)[None, None, :, None] * 16
+    acc = tl.zeros((BR, NC, K, W), tl.float32)
+    added = tl.zeros((BR, NC, 1, 1), tl.float32)
     for row in range(first, last, BR):
         rows = row + tl.arange(0, BR)
         mask = rows < last
-        h = tl.load(h_ptr + token * n_rows + rows, mask=mask, other=0.0)
         if SKIP:
-            mask = mask & (h != 0.0)
-        q = codes(code_ptr, high_ptr, rows, mask, start, cols, KIND, BR, BC, EVEN and not SKIP)
-        q = tl.reshape(q, (BR, NC, CW))
-        if KIND == 0:  # FLOAT
-            acc += q * h[:, None, None]
-        else:
+            mask = mask & (tl.load(h_ptr + token * n_rows + rows, mask=mask, other=0.0) != 0.0)
+        q = tile(code_ptr, high_ptr, rows, mask, start, cols, BITS, SCALES, BC, W, K, ALL)
+        rows = rows[:, None, None, None]
+        mask = mask[:, None, None, None]
+        factor = load(h_ptr + token * n_rows + rows, mask, ALL)
+        if BITS != 0:
             scale, least = scales(
-                scale_ptr, super_ptr, rows, mask, start, cols, KIND, BR, BC, CW, EVEN and not SKIP
+                scale_ptr, super_ptr, rows.to(tl.int64), c, cols, mask & (c < cols), SCALES, ALL
             )
-            acc += q * (scale * h[:, None])[:, :, None]
-            if KIND == 3 or KIND == 4 or KIND == 6 or KIND == 7:  # with minima
-                least_acc += least * h[:, None]
-    y = tl.reshape(tl.sum(acc + least_acc[:, :, None], axis=0), (BC,))
+            if SCALES == 2 or SCALES == 3:  # with minima
+                added += factor * least
+            factor = factor * scale
+        if BITS == 6:
+            factor = tl.reshape(tl.broadcast_to(factor, (BR, NC, 2, K // 2)), (BR, NC, K, 1))
+        acc += q * factor
+    y = tl.reshape(tl.sum(acc + added, axis=0), (BC,))
     c = start + tl.arange(0, BC)
     tl.store(part_ptr + (token * tl.num_programs(1) + split) * cols + c, y, mask=c < cols)
 

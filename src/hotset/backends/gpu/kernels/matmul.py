@@ -31,9 +31,9 @@ def to_halves(x_ptr, half_ptr, scale_ptr, cols, BLOCK: tl.constexpr):
 @triton.jit
 def matmul(
     x_ptr, x_scale_ptr, code_ptr, high_ptr, scale_ptr, super_ptr, bias_ptr, out_ptr, tokens, n_rows, cols,
-    out_stride, KIND: tl.constexpr, BY_NEURON: tl.constexpr, PRECISION: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ADD: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
-    EVEN: tl.constexpr,
+    out_stride, BITS: tl.constexpr, SCALES: tl.constexpr, W: tl.constexpr, K: tl.constexpr,
+    BY_NEURON: tl.constexpr, PRECISION: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
+    BM: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """out (T, N) = x W^T + b, W being (n_rows, cols), or with BY_NEURON x W; += with ADD.
 
@@ -47,30 +47,31 @@ def matmul(
     x_row = x_ptr + t.to(tl.int64)[:, None] * (n_rows if BY_NEURON else cols)
     if BY_NEURON:
         N: tl.constexpr = BC
-        K: tl.constexpr = BR
+        STEP: tl.constexpr = BR
         size = n_rows
         outputs = cols
     else:
         N: tl.constexpr = BR
-        K: tl.constexpr = BC
+        STEP: tl.constexpr = BC
         size = cols
         outputs = n_rows
     first = tl.program_id(1) * N
     n = first + tl.arange(0, N)
     acc = tl.zeros((BM, N), tl.float32)
-    for start in range(0, size, K):
-        k = start + tl.arange(0, K)
+    for start in range(0, size, STEP):
+        k = start + tl.arange(0, STEP)
         x = tl.load(x_row + k[None, :], mask=token_mask[:, None] & (k < size)[None, :], other=0.0)
         if BY_NEURON:
             w = weights(
-                code_ptr, high_ptr, scale_ptr, super_ptr, k, k < n_rows, first, cols, KIND, BR, BC, EVEN
-            )
+                code_ptr, high_ptr, scale_ptr, super_ptr, k, k < n_rows, first, cols, BITS, SCALES, BR, BC, W,
+                K, EVEN,
+            )  # fmt: skip
         else:
-            w = tl.trans(
-                weights(
-                    code_ptr, high_ptr, scale_ptr, super_ptr, n, n < n_rows, start, cols, KIND, BR, BC, EVEN
-                )
-            )
+            w = weights(
+                code_ptr, high_ptr, scale_ptr, super_ptr, n, n < n_rows, start, cols, BITS, SCALES, BR, BC, W,
+                K, EVEN,
+            )  # fmt: skip
+            w = tl.trans(w)
         if HALF:
             acc = tl.dot(x, w.to(tl.float16), acc)
         else:
