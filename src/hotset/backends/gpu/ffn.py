@@ -99,7 +99,7 @@ class GpuFFN:
                 GATE_BITS=gate.bits, GATE_SCALES=gate.scaled, GATE_W=gate.words, GATE_K=gate.fields,
                 BITS=up.bits, SCALES=up.scaled, W=up.words, K=up.fields, GATED=self.gate is not None,
                 GATE_BIAS=gate.has_bias, UP_BIAS=up.has_bias, ACTIVATION=self.activation, BR=rows,
-                EVEN=gate.even and up.even, num_warps=4,
+                EVEN=gate.even and up.even, num_warps=1,
             )  # fmt: skip
             return h
         up.times(n, h)

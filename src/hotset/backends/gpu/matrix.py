@@ -46,7 +46,7 @@ class Matrix:
             matvec[triton.cdiv(self.rows, rows), 1](
                 x, *self.arrays, self.bias, out, self.rows, self.cols, out.stride(0),
                 BITS=self.bits, SCALES=self.scaled, W=self.words, K=self.fields, HAS_BIAS=self.has_bias,
-                ADD=add, RELU=relu, BR=rows, EVEN=self.even, num_warps=4,
+                ADD=add, RELU=relu, BR=rows, EVEN=self.even, num_warps=1,
             )  # fmt: skip
             return
         self._matmul(x, out, add, by_neuron=False)
@@ -100,11 +100,11 @@ class Matrix:
 
 
 def matvec_rows(matrix: Matrix, multiprocessors: int) -> int:
-    """Rows of a program's four warps: many, as x is read for each, but three programs a multiprocessor."""
-    rows = 16
-    while rows > 4 and triton.cdiv(matrix.rows, rows) < 3 * multiprocessors:
-        rows //= 2
-    return rows
+    """Rows of a program, which is a warp: many, as x is loaded for each program, but enough programs."""
+    for rows, warps in ((8, 16), (4, 4), (2, 4)):
+        if matrix.rows >= rows * warps * multiprocessors:
+            return rows
+    return 1
 
 
 def build_matrix(gpu: Gpu, linear: Linear, rows: int, cols: int, *, outputs: int | None = None) -> Matrix:

@@ -32,12 +32,13 @@ def sum_neurons(
     for row in range(first, last, BR):
         rows = row + tl.arange(0, BR)
         mask = rows < last
+        h = tl.load(h_ptr + token * n_rows + rows, mask=mask, other=0.0)
         if SKIP:
-            mask = mask & (tl.load(h_ptr + token * n_rows + rows, mask=mask, other=0.0) != 0.0)
+            mask = mask & (h != 0.0)
         q = tile(code_ptr, high_ptr, rows, mask, start, cols, BITS, SCALES, BC, W, K, ALL)
         rows = rows[:, None, None, None]
         mask = mask[:, None, None, None]
-        factor = load(h_ptr + token * n_rows + rows, mask, ALL)
+        factor = h[:, None, None, None]
         if BITS != 0:
             scale, least = scales(
                 scale_ptr, super_ptr, rows.to(tl.int64), c, cols, mask & (c < cols), SCALES, ALL

@@ -14,13 +14,14 @@ def dot_rows(
 ):  # fmt: skip
     """Products (BR,) of `rows` (BR,) of the matrix with x (cols,); rows past the last repeat it.
 
-    A warp's 32 threads take 32 chunks of W words of K fields at once; of floats, K times W neighbours.
+    Launched as one warp, whose threads take a chunk each, W words of K fields, so that a thread has the x that
+    its codes are multiplied with. Of floats, it takes W neighbours K times.
     """
     rows = tl.minimum(rows, n_rows - 1).to(tl.int64)[:, None, None]
     lane = tl.arange(0, 32)[None, :, None]
     w = tl.arange(0, W)[None, None, :]
     acc = tl.zeros((BR, 32, W), tl.float32)
-    for start in range(0, cols, 32 * W * K):
+    for start in tl.range(0, cols, 32 * W * K, loop_unroll_factor=2):
         if BITS == 0:
             for k in tl.static_range(K):
                 c = start + k * 32 * W + lane * W + w
