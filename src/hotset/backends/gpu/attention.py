@@ -8,7 +8,7 @@ import torch
 import triton
 
 from hotset.backends.base import AttentionSpec, Linear
-from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
 from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape
@@ -23,8 +23,8 @@ _ANY_DISTANCE = 1 << 30
 class GpuKVCache:
     """Keys and values (layers, kv heads, capacity, head_dim) of one sequence; see `KVCache`.
 
-    `position` (1,) int32 on the device is the length as the kernels read it, so that a recorded step finds the
-    next token's place.
+    `position` (1,) int32 on the device is the length as the kernels read it, so that a recorded step finds
+    the next token's place.
     """
 
     def __init__(self, gpu: Gpu, shape: tuple[int, int, int, int], type: str) -> None:
@@ -39,7 +39,8 @@ class GpuKVCache:
             self.values = torch.zeros_like(self.keys)
         except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
             raise HotsetError(
-                f"KV cache: no memory for {shape[2]} positions of {shape[0]} layers; ask for a smaller context"
+                f"KV cache: no memory for {shape[2]} positions of {shape[0]} layers; "
+                "ask for a smaller context"
             ) from error
         self.position = torch.zeros(1, dtype=torch.int32, device=gpu.device)
         self._length = 0
@@ -133,13 +134,16 @@ class GpuAttention:
     def _prepare(self, qkv: Any, q: Any, keys: Any, values: Any, position: Any) -> None:
         rope, any_norm = self.rope, self.q_norm or self.k_norm or self.norm
         q_norm, k_norm = self.q_norm or any_norm, self.k_norm or any_norm
-        prepare_heads[len(qkv), self.n_heads + 2 * self.n_kv_heads](
-            qkv, q, keys, values, position, self.turns, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
+        n_all = self.n_heads + 2 * self.n_kv_heads
+        at_once = triton.next_power_of_2(n_all) if self.gpu.multiprocessors == INTERPRETED else 1
+        prepare_heads[len(qkv), triton.cdiv(n_all, at_once)](
+            qkv, q, keys, values, position, self.turns,
+            q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
             self.n_heads, self.n_kv_heads, self.head_dim, keys.shape[1], rope.dim if rope else 0,
             rope.magnitude if rope else 1.0, any_norm.eps, Q_NORM=self.q_norm is not None,
             K_NORM=self.k_norm is not None, LAYER=any_norm.layer, Q_BIAS=q_norm.has_bias,
             K_BIAS=k_norm.has_bias, ROPE=rope is not None, INTERLEAVED=bool(rope and rope.interleaved),
-            BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
+            BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
     def _attend(self, q: Any, keys: Any, values: Any, kv: GpuKVCache) -> Any:

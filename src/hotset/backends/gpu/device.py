@@ -8,8 +8,8 @@ import triton
 from hotset.backends.gpu.kernels.norm import norm as _any_kernel
 from hotset.errors import HotsetError
 
-_INTERPRETED_MULTIPROCESSORS = 1
-"""The interpreter runs one program after the other: the fewer, the better."""
+INTERPRETED = 1
+"""The interpreter's multiprocessors: it runs one program after the other, so the fewer, the better."""
 
 
 class Gpu:
@@ -20,16 +20,16 @@ class Gpu:
         self.device = torch.device(device)
         if self.device.type == "cpu" and not interpreted:
             raise HotsetError(
-                "device cpu: the GPU's kernels run there in Triton's interpreter only; set TRITON_INTERPRET=1 "
-                "before starting, or use the CPU backend"
+                "device cpu: the GPU's kernels run there in Triton's interpreter only; "
+                "set TRITON_INTERPRET=1 before starting, or use the CPU backend"
             )
-        self.multiprocessors = _INTERPRETED_MULTIPROCESSORS
+        self.multiprocessors = INTERPRETED
         self.capability = 80
         if self.device.type != "cpu":
             if not torch.cuda.is_available():
                 raise HotsetError(
-                    f"device {device}: torch {torch.__version__} finds no GPU; run on the CPU, or install the "
-                    "driver and a torch built for it"
+                    f"device {device}: torch {torch.__version__} finds no GPU; "
+                    "run on the CPU, or install the driver and a torch built for it"
                 )
             properties = torch.cuda.get_device_properties(self.device)
             self.multiprocessors = properties.multi_processor_count

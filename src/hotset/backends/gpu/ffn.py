@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 import triton
 
 from hotset.backends.base import F32, FFNSpec, Linear, NeuronCounts, NeuronFFNSpec, Norm
-from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
@@ -32,9 +31,10 @@ class GpuNorm:
 
     def forward(self, x: Any, out: Any, *, add: bool = False) -> None:
         """out (T, n) = the norm of x (T, n), or += with `add`."""
-        norm_kernels.norm[(len(x),)](
-            x, self.weight, self.bias, out, self.size, self.eps, LAYER=self.layer, HAS_BIAS=self.has_bias,
-            ADD=add, BLOCK=triton.next_power_of_2(self.size), num_warps=8 if self.size > 1024 else 4,
+        rows = 16 if self.gpu.multiprocessors == INTERPRETED else 1
+        norm_kernels.norm[(triton.cdiv(len(x), rows),)](
+            x, self.weight, self.bias, out, len(x), self.size, self.eps, LAYER=self.layer, HAS_BIAS=self.has_bias,
+            ADD=add, BT=rows, BLOCK=triton.next_power_of_2(self.size), num_warps=8 if self.size > 1024 else 4,
         )  # fmt: skip
 
 
@@ -44,11 +44,7 @@ class GpuFFN:
     Decoding is three kernels: the norm, gate and up with the activation, and down.
     """
 
-    def __init__(
-        self,
-        gpu: Gpu,
-        spec: FFNSpec | NeuronFFNSpec,
-    ) -> None:
+    def __init__(self, gpu: Gpu, spec: FFNSpec | NeuronFFNSpec) -> None:
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         if spec.activation is Activation.DRELU and spec.gate is None:
             raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
@@ -141,9 +137,3 @@ class GpuNeuronFFN(GpuFFN):
 
     def _down(self, h: Any, out: Any, add: bool) -> None:
         self.down.sum_rows(h, out, add=add, skip=self._skip)
-
-
-def to_numpy(x: Any) -> F32:
-    """A tensor's numbers on the host."""
-    y: F32 = x.detach().to(torch.float32).cpu().numpy()
-    return y

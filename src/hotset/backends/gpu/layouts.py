@@ -207,4 +207,3 @@ def _block_scales(raw: Torch) -> Torch:
     scales = torch.cat([a & 63, c & 15 | a >> 6 << 4], dim=-1)
     minima = torch.cat([b & 63, c >> 4 | b >> 6 << 4], dim=-1)
     return torch.stack([scales, minima], dim=-1).flatten(1, 2)
-

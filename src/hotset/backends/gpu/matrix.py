@@ -7,7 +7,7 @@ import torch
 import triton
 
 from hotset.backends.base import F32, Linear
-from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels.by_neuron import sum_neurons, sum_splits
 from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
@@ -84,11 +84,15 @@ class Matrix:
             half, scale = gpu.empty(*x.shape, dtype=torch.float16), gpu.empty(tokens)
             to_halves[(tokens,)](x, half, scale, x.shape[1], BLOCK=1024, num_warps=4)
             x = half
-        precision = "ieee" if gpu.capability < 80 else "tf32x3" if self.float_type == torch.float32 else "tf32"
+        precision = (
+            "ieee" if gpu.capability < 80 else "tf32x3" if self.float_type == torch.float32 else "tf32"
+        )
         outputs, depth = (self.cols, self.rows) if by_neuron else (self.rows, self.cols)
         bm = min(128 if gpu.capability >= 80 and is_half else 64, max(16, triton.next_power_of_2(tokens)))
         bn = 32 if bm <= 32 else 64 if bm <= 64 else 128
         bk = 64 if is_half else 32
+        if gpu.multiprocessors == INTERPRETED:
+            bn = bk = 256
         rows, cols = (bk, bn) if by_neuron else (bn, bk)
         matmul[triton.cdiv(tokens, bm), triton.cdiv(outputs, bn)](
             x, scale, *self.arrays, self.bias, out, tokens, self.rows, self.cols, out.stride(0),
@@ -101,6 +105,8 @@ class Matrix:
 
 def matvec_rows(matrix: Matrix, multiprocessors: int) -> int:
     """Rows of a program, which is a warp: many, as x is loaded for each program, but enough programs."""
+    if multiprocessors == INTERPRETED:
+        return 64
     for rows, warps in ((8, 16), (4, 4), (2, 4)):
         if matrix.rows >= rows * warps * multiprocessors:
             return rows

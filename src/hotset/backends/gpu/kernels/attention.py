@@ -1,4 +1,4 @@
-"""Attention: heads' norms, RoPE and the cache's writes in one kernel, then flash attention over split keys."""
+"""Attention: heads' norms, RoPE and the cache's writes in one kernel, flash attention over split keys."""
 
 import triton
 import triton.language as tl
@@ -11,70 +11,71 @@ def prepare_heads(
     qkv_ptr, q_ptr, key_ptr, value_ptr, position_ptr, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr,
     k_bias_ptr, n_heads, n_kv_heads, head_dim, capacity, rope_dim, magnitude, eps, Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr, LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr,
-    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
+    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the cache.
 
     The cache's arrays are (kv heads, capacity, d); token t goes to position ``*position_ptr + t``.
-    Frequencies (rope_dim / 2,) float64 are in turns per position. Grid: (T, n_heads + 2 n_kv_heads).
+    Frequencies (rope_dim / 2,) float64 are in turns per position. Grid: (T, (n_heads + 2 n_kv_heads) / BH).
     """
     token = tl.program_id(0)
-    head = tl.program_id(1)
     position = tl.load(position_ptr) + token
-    c = tl.arange(0, BLOCK)
-    mask = c < head_dim
-    x_ptr = qkv_ptr + (token.to(tl.int64) * (n_heads + 2 * n_kv_heads) + head) * head_dim
+    n_all = n_heads + 2 * n_kv_heads
+    head = tl.program_id(1) * BH + tl.arange(0, BH)[:, None]
+    c = tl.arange(0, BLOCK)[None, :]
+    mask = (head < n_all) & (c < head_dim)
+    is_query = head < n_heads
+    is_value = head >= n_heads + n_kv_heads
+    x_ptr = qkv_ptr + (token.to(tl.int64) * n_all + head) * head_dim
     x = tl.load(x_ptr + c, mask=mask, other=0.0)
-    if head >= n_heads + n_kv_heads:
-        kv_head = (head - n_heads - n_kv_heads).to(tl.int64)
-        at = (kv_head * capacity + position) * head_dim + c
-        tl.store(value_ptr + at, x.to(value_ptr.dtype.element_ty), mask=mask)
+
+    half = rope_dim // 2
+    if INTERLEAVED:
+        partner = c ^ 1
+        pair = c // 2
+        second = c % 2 == 1
     else:
-        half = rope_dim // 2
-        if INTERLEAVED:
-            partner = c ^ 1
-            pair = c // 2
-            second = c % 2 == 1
-        else:
-            partner = tl.where(c < half, c + half, c - half)
-            pair = c % half
-            second = c >= half
-        rotated = c < rope_dim
-        if ROPE:
-            other = tl.load(x_ptr + partner, mask=rotated, other=0.0)
-        else:
-            other = x
-        is_query = head < n_heads
+        partner = tl.where(c < half, c + half, c - half)
+        pair = tl.where(c < half, c, c - half)
+        second = c >= half
+    rotated = (c < rope_dim) & (head < n_heads + n_kv_heads)
+    other = tl.load(x_ptr + partner, mask=rotated, other=0.0)
+    if Q_NORM or K_NORM:
+        mean, scale = moments(x, mask, head_dim, eps, LAYER)
         if Q_NORM:
-            if is_query:
-                x, other = _norm_pair(
-                    x, other, q_weight_ptr, q_bias_ptr, c, partner, mask, rotated, head_dim, eps, LAYER, Q_BIAS
-                )
+            normed, normed_other = _norm_pair(
+                x, other, mean, scale, q_weight_ptr, q_bias_ptr, c, partner, head_dim, rope_dim, Q_BIAS
+            )
+            x = tl.where(is_query, normed, x)
+            other = tl.where(is_query, normed_other, other)
         if K_NORM:
-            if not is_query:
-                x, other = _norm_pair(
-                    x, other, k_weight_ptr, k_bias_ptr, c, partner, mask, rotated, head_dim, eps, LAYER, K_BIAS
-                )
-        if ROPE:
-            # In double precision: a long context's angle has more turns than a float has digits.
-            turns = position.to(tl.float64) * tl.load(frequency_ptr + pair, mask=rotated, other=0.0)
-            angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
-            sine = tl.where(second, tl.sin(angle), -tl.sin(angle))
-            x = tl.where(rotated, magnitude * (x * tl.cos(angle) + other * sine), x)
-        if is_query:
-            tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask)
-        else:
-            at = ((head - n_heads).to(tl.int64) * capacity + position) * head_dim + c
-            tl.store(key_ptr + at, x.to(key_ptr.dtype.element_ty), mask=mask)
+            normed, normed_other = _norm_pair(
+                x, other, mean, scale, k_weight_ptr, k_bias_ptr, c, partner, head_dim, rope_dim, K_BIAS
+            )
+            x = tl.where(is_query | is_value, x, normed)
+            other = tl.where(is_query, other, normed_other)
+    if ROPE:
+        # In double precision: a long context's angle has more turns than a float has digits.
+        turns = position.to(tl.float64) * tl.load(frequency_ptr + pair, mask=c < rope_dim, other=0.0)
+        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+        sine = tl.where(second, tl.sin(angle), -tl.sin(angle))
+        x = tl.where(rotated, magnitude * (x * tl.cos(angle) + other * sine), x)
+
+    tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask & is_query)
+    is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
+    row = (head - n_heads).to(tl.int64) * capacity + position
+    tl.store(key_ptr + row * head_dim + c, x.to(key_ptr.dtype.element_ty), mask=mask & is_key)
+    row = (head - n_heads - n_kv_heads).to(tl.int64) * capacity + position
+    tl.store(value_ptr + row * head_dim + c, x.to(value_ptr.dtype.element_ty), mask=mask & is_value)
 
 
 @triton.jit
 def _norm_pair(
-    x, other, weight_ptr, bias_ptr, c, partner, mask, rotated, head_dim, eps, LAYER: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):  # fmt: skip
-    """The norm of a head and, by the same moments, of its numbers' partners."""
-    mean, scale = moments(x, mask, head_dim, eps, LAYER)
+    x, other, mean, scale, weight_ptr, bias_ptr, c, partner, head_dim, rope_dim, HAS_BIAS: tl.constexpr
+):
+    """The norm of heads and, by the same moments, of their numbers' partners."""
+    mask = c < head_dim
+    rotated = c < rope_dim
     x = (x - mean) * scale * tl.load(weight_ptr + c, mask=mask, other=0.0)
     other = (other - mean) * scale * tl.load(weight_ptr + partner, mask=rotated, other=0.0)
     if HAS_BIAS:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hotset.backends.gpu.kernels.tiles import load, scales, tile
+from hotset.backends.gpu.kernels.tiles import scales, tile
 
 
 @triton.jit

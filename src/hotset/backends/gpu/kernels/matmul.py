@@ -45,16 +45,10 @@ def matmul(
     t = tl.program_id(0) * BM + tl.arange(0, BM)
     token_mask = t < tokens
     x_row = x_ptr + t.to(tl.int64)[:, None] * (n_rows if BY_NEURON else cols)
-    if BY_NEURON:
-        N: tl.constexpr = BC
-        STEP: tl.constexpr = BR
-        size = n_rows
-        outputs = cols
-    else:
-        N: tl.constexpr = BR
-        STEP: tl.constexpr = BC
-        size = cols
-        outputs = n_rows
+    N: tl.constexpr = BC if BY_NEURON else BR
+    STEP: tl.constexpr = BR if BY_NEURON else BC
+    size = n_rows if BY_NEURON else cols
+    outputs = cols if BY_NEURON else n_rows
     first = tl.program_id(1) * N
     n = first + tl.arange(0, N)
     acc = tl.zeros((BM, N), tl.float32)

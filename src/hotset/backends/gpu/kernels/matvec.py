@@ -14,8 +14,8 @@ def dot_rows(
 ):  # fmt: skip
     """Products (BR,) of `rows` (BR,) of the matrix with x (cols,); rows past the last repeat it.
 
-    Launched as one warp, whose threads take a chunk each, W words of K fields, so that a thread has the x that
-    its codes are multiplied with. Of floats, it takes W neighbours K times.
+    Launched as one warp, whose threads take a chunk each, W words of K fields, so that a thread has the x
+    that its codes are multiplied with. Of floats, it takes W neighbours K times.
     """
     rows = tl.minimum(rows, n_rows - 1).to(tl.int64)[:, None, None]
     lane = tl.arange(0, 32)[None, :, None]

@@ -6,28 +6,29 @@ import triton.language as tl
 
 @triton.jit
 def moments(x, mask, size, eps, LAYER: tl.constexpr):
-    """Mean (0 unless LAYER) and reciprocal deviation of x (BLOCK,), of which `size` numbers count."""
-    mean = 0.0
+    """Mean (0 unless LAYER) and reciprocal deviation of each row of x (rows, BLOCK), (rows, 1)."""
+    mean = tl.zeros((x.shape[0], 1), tl.float32)
     if LAYER:
-        mean = tl.sum(x, axis=0) / size
+        mean = tl.sum(x, axis=1)[:, None] / size
     centred = tl.where(mask, x - mean, 0.0)
-    return mean, 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / size + eps)
+    return mean, 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1)[:, None] / size + eps)
 
 
 @triton.jit
 def norm(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, size, eps, LAYER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ADD: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, tokens, size, eps, LAYER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ADD: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out (T, size) = norm(x (T, size)), or += with ADD. Grid: (T,); BLOCK >= size."""
-    at = tl.program_id(0).to(tl.int64) * size
-    c = tl.arange(0, BLOCK)
-    mask = c < size
-    x = tl.load(x_ptr + at + c, mask=mask, other=0.0)
+    """out (T, size) = norm(x (T, size)), or += with ADD. Grid: (T / BT,); BLOCK >= size."""
+    token = tl.program_id(0) * BT + tl.arange(0, BT)[:, None]
+    c = tl.arange(0, BLOCK)[None, :]
+    mask = (token < tokens) & (c < size)
+    at = token.to(tl.int64) * size + c
+    x = tl.load(x_ptr + at, mask=mask, other=0.0)
     mean, scale = moments(x, mask, size, eps, LAYER)
-    y = (x - mean) * scale * tl.load(weight_ptr + c, mask=mask, other=0.0)
+    y = (x - mean) * scale * tl.load(weight_ptr + c, mask=c < size, other=0.0)
     if HAS_BIAS:
-        y += tl.load(bias_ptr + c, mask=mask, other=0.0)
+        y += tl.load(bias_ptr + c, mask=c < size, other=0.0)
     if ADD:
-        y += tl.load(out_ptr + at + c, mask=mask, other=0.0)
-    tl.store(out_ptr + at + c, y, mask=mask)
+        y += tl.load(out_ptr + at, mask=mask, other=0.0)
+    tl.store(out_ptr + at, y, mask=mask)

@@ -1,7 +1,7 @@
 """Tiles of a laid-out matrix. BITS and SCALES are those of `hotset.backends.gpu.layouts`.
 
-Whatever is loaded is loaded in the shape in which it is used, its last axis being one thread's: then no number
-moves between threads.
+Whatever is loaded is loaded in the shape in which it is used, its last axis being one thread's: then no
+number moves between threads.
 """
 
 import triton

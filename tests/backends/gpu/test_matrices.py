@@ -1,0 +1,162 @@
+"""Products with matrices of every type against NumPy on what `gguf` dequantises.
+
+One token's are sums in float32; those of more tokens take activations as float16 unless weights are float32.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.gpu_arrays import assert_close, to_gpu
+from helpers.random_tensors import random_tensor
+
+from hotset.backends.base import F32, Linear
+from hotset.backends.gpu.layouts import two_bit_layout
+from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows
+from hotset.backends.low_bit import low_bit_copy
+from hotset.errors import CheckpointError
+from hotset.formats.tensor import TensorType
+
+TYPES = list(TensorType)
+FLOAT32, HALF = 2e-6, 2e-3
+
+
+def numbers(seed: int, *shape: int) -> F32:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def matrix(
+    backend: Any, type: TensorType, rows: int, cols: int, by_neuron: bool = False
+) -> tuple[Matrix, F32]:
+    tensor = random_tensor(type, rows, cols)
+    size = cols if by_neuron else rows
+    built = build_matrix(backend.gpu, Linear(tensor, numbers(1, size)), rows, cols, outputs=size)
+    return built, tensor.to_float32()
+
+
+def odd_cols(type: TensorType) -> int:
+    """No multiple of a tile: of the type's blocks only."""
+    return 1283 if type.block_size == 1 else type.block_size * (37 if type.block_size == 32 else 5)
+
+
+def tolerance(type: TensorType, tokens: int) -> float:
+    return FLOAT32 if tokens == 1 or type in (TensorType.F32, TensorType.BF16) else HALF
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("type", TYPES)
+def test_rows(backend: Any, type: TensorType, tokens: int) -> None:
+    """``W x + b``."""
+    built, w = matrix(backend, type, 21, odd_cols(type))
+    x = numbers(2, tokens, built.cols)
+    out = backend.gpu.empty(tokens, 21)
+    built.times(to_gpu(backend, x), out)
+    assert_close(out, x @ w.T + numbers(1, 21), tolerance(type, tokens))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("type", TYPES)
+def test_neurons(backend: Any, type: TensorType, tokens: int) -> None:
+    """``h W + b``, where most of h is zero."""
+    cols = {1: 259, 32: 288, 256: 512}[type.block_size]
+    built, w = matrix(backend, type, 45, cols, by_neuron=True)
+    h = np.maximum(numbers(2, tokens, 45) - 1, 0)
+    out = backend.gpu.empty(tokens, cols)
+    built.sum_rows(to_gpu(backend, h), out, skip=True)
+    assert_close(out, h @ w + numbers(1, cols), tolerance(type, tokens))
+
+
+@pytest.mark.parametrize("type", [TensorType.Q4_0, TensorType.Q6_K, TensorType.F16])
+def test_whole_tiles(backend: Any, type: TensorType) -> None:
+    """Sizes at which nothing is masked, with several programs, splits, and additions to what is there."""
+    built, w = matrix(backend, type, 32, 1024)
+    by_neuron, w_t = matrix(backend, type, 128, 256, by_neuron=True)
+    built.gpu.multiprocessors, before = 3, built.gpu.multiprocessors
+    for tokens in (1, 17):
+        x, h = numbers(3, tokens, 1024), numbers(4, tokens, 128)
+        out, sums = numbers(5, tokens, 32), numbers(6, tokens, 256)
+        on_gpu, sums_on_gpu = to_gpu(backend, out), to_gpu(backend, sums)
+        built.times(to_gpu(backend, x), on_gpu, add=True)
+        by_neuron.sum_rows(to_gpu(backend, h), sums_on_gpu, add=True)
+        assert_close(on_gpu, out + x @ w.T + numbers(1, 32), tolerance(type, tokens))
+        assert_close(sums_on_gpu, sums + h @ w_t + numbers(1, 256), tolerance(type, tokens))
+    built.gpu.multiprocessors = before
+
+
+@pytest.mark.parametrize("tokens", [2, 9, 33, 70, 130])
+def test_tokens(backend: Any, tokens: int) -> None:
+    """Every size of tile."""
+    built, w = matrix(backend, TensorType.Q4_1, 70, 96)
+    x = numbers(2, tokens, 96)
+    out = backend.gpu.empty(tokens, 70)
+    built.times(to_gpu(backend, x), out)
+    assert_close(out, x @ w.T + numbers(1, 70), HALF)
+
+
+def test_into_columns(backend: Any) -> None:
+    """An output whose rows are apart, and a ReLU."""
+    built, w = matrix(backend, TensorType.Q8_0, 5, 64)
+    for tokens in (1, 2):
+        x = numbers(2, tokens, 64)
+        out = torch.zeros(tokens, 12, device=backend.gpu.device)
+        built.times(to_gpu(backend, x), out[:, 3:8], relu=True)
+        assert_close(out[:, 3:8], np.maximum(x @ w.T + numbers(1, 5), 0), HALF)
+        assert not out[:, :3].any() and not out[:, 8:].any()
+
+
+def test_activations_beyond_half_precision(backend: Any) -> None:
+    """Rows of huge, tiny and no numbers keep their precision."""
+    built, w = matrix(backend, TensorType.F16, 16, 64)
+    x = numbers(2, 3, 64) * np.array([[1e8], [1e-12], [0]], np.float32)
+    built.has_bias = False
+    out = backend.gpu.empty(3, 16)
+    built.times(to_gpu(backend, x), out)
+    expected = x @ w.T
+    for row in (0, 1):
+        assert_close(out[row], expected[row], HALF)
+    assert not out[2].any()
+
+
+def test_two_bit_copy(backend: Any) -> None:
+    weight = numbers(1, 19, 96 * 7)
+    built = Matrix(backend.gpu, two_bit_layout(backend.gpu, weight))
+    for tokens in (1, 2):
+        x = numbers(2, tokens, weight.shape[1])
+        out = backend.gpu.empty(tokens, 19)
+        built.times(to_gpu(backend, x), out)
+        assert_close(out, x @ low_bit_copy(weight, 2).T, tolerance(TensorType.Q4_0, tokens))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_size(backend: Any, type: TensorType) -> None:
+    """About the type's own; a fifth bit costs a byte."""
+    tensor = random_tensor(type, 8, 2048)
+    built = build_matrix(backend.gpu, Linear(tensor), 8, 2048)
+    five_bits = type in (TensorType.Q5_0, TensorType.Q5_1, TensorType.Q5_K)
+    assert built.nbytes <= (1.6 if five_bits else 1.04) * tensor.nbytes
+
+
+def test_slabs_of_rows(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix laid out a few rows at a time is the same."""
+    from hotset.backends.gpu import layouts
+
+    tensor = random_tensor(TensorType.Q6_K, 11, 512)
+    whole = layouts.layout(backend.gpu, tensor)
+    monkeypatch.setattr(layouts, "_AT_ONCE", tensor.nbytes // 3)
+    parts = layouts.layout(backend.gpu, tensor)
+    for name in ("codes", "high", "scales", "supers"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name))
+
+
+def test_rows_of_a_program(backend: Any) -> None:
+    built, _ = matrix(backend, TensorType.Q4_0, 1024, 32)
+    assert [matvec_rows(built, n) for n in (2, 8, 64, 128, 1000)] == [8, 8, 4, 2, 1]
+
+
+def test_shapes_that_do_not_fit(backend: Any) -> None:
+    weight = random_tensor(TensorType.F16, 4, 8)
+    with pytest.raises(CheckpointError, match=r"^weight: expected shape \[4, 9\], found \[4, 8\]"):
+        build_matrix(backend.gpu, Linear(weight), 4, 9)
+    with pytest.raises(CheckpointError, match=r"^weight: bias: expected shape \[4\], found \[3\]"):
+        build_matrix(backend.gpu, Linear(weight, numbers(1, 3)), 4, 8)

@@ -1,0 +1,56 @@
+"""Every architecture through the GPU backend against `transformers`, on tiny random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.parity import TOKENS, assert_close, run_peer
+from helpers.random_checkpoint import by_neuron, random_checkpoint
+from helpers.tiny_models import save, tiny_models
+
+from hotset.backends.reference import ReferenceBackend
+from hotset.config import FFNPlan, Way
+from hotset.formats import open_checkpoint
+from hotset.model.build import build_transformer
+
+PROMPT, LENGTH = 8, 9  # longer than the sliding windows; the interpreter is slow
+
+
+@pytest.mark.parametrize("name", tiny_models())
+def test_logits(backend: Any, name: str, tmp_path: Path) -> None:
+    """A prompt, then token by token."""
+    model = tiny_models()[name]()
+    save(model, tmp_path)
+    peer = run_peer(model)[:LENGTH]
+    transformer = build_transformer(open_checkpoint(tmp_path), backend)
+    kv = transformer.kv_cache(LENGTH, "f32")
+    prompt = transformer.forward(TOKENS[:PROMPT], kv, all_logits=True)
+    rest = [transformer.forward(TOKENS[i : i + 1], kv) for i in range(PROMPT, LENGTH)]
+    assert_close(np.concatenate([prompt, *rest]), peer)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_logits_of_half_precision(backend: Any, dtype: str, tmp_path: Path) -> None:
+    """Prompts are read with activations as float16."""
+    model = tiny_models()["qwen3"]()
+    save(model, tmp_path, dtype=dtype)
+    peer = run_peer(model)[:PROMPT]
+    transformer = build_transformer(open_checkpoint(tmp_path), backend)
+    found = transformer.forward(TOKENS[:PROMPT], transformer.kv_cache(PROMPT), all_logits=True)
+    assert_close(found, peer, 3e-3)
+
+
+def test_stored_by_neuron(backend: Any) -> None:
+    """Whatever the plan is, every neuron that is not zero is computed."""
+    checkpoint = random_checkpoint(parallel=True)
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(28) for _ in range(2)]
+    stored = by_neuron(checkpoint, FFNPlan(Way.EXACT), orders)
+    tokens = np.arange(6, dtype=np.int32)
+    reference = build_transformer(checkpoint, ReferenceBackend())
+    expected = reference.forward(tokens, reference.kv_cache(8, "f32"), all_logits=True)
+    transformer = build_transformer(stored, backend)
+    kv = transformer.kv_cache(8, "f32")
+    found = [transformer.forward(tokens[:5], kv, all_logits=True), transformer.forward(tokens[5:], kv)]
+    assert_close(np.concatenate(found), expected)

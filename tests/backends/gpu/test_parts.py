@@ -1,0 +1,312 @@
+"""Attention, FFNs, head and embedding of the GPU backend against the reference backend's."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
+
+from hotset.backends.base import (
+    F32,
+    AttentionSpec,
+    EmbeddingSpec,
+    FFNSpec,
+    HeadSpec,
+    Linear,
+    NeuronCounts,
+    NeuronFFNSpec,
+    Norm,
+)
+from hotset.backends.gpu.attention import attention_splits
+from hotset.backends.reference import ReferenceBackend, normalise, predict, predictor_matrices
+from hotset.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.errors import CheckpointError, HotsetError, RequestError
+from hotset.formats.tensor import tensor_from_array
+
+HIDDEN = 40
+
+
+def numbers(seed: int, *shape: int) -> F32:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def linear(seed: int, rows: int, cols: int, bias: bool = False) -> Linear:
+    weight = tensor_from_array(f"weight_{seed}", numbers(seed, rows, cols) / np.float32(cols**0.5))
+    return Linear(weight, numbers(seed + 1, rows) if bias else None)
+
+
+def norm(seed: int, size: int, kind: NormKind = NormKind.RMS, bias: bool = False) -> Norm:
+    return Norm(kind, 1e-5, 1 + numbers(seed, size) / 4, numbers(seed + 1, size) if bias else None)
+
+
+def attention_spec(heads: tuple[int, int] = (4, 2), head_dim: int = 20, **options: Any) -> AttentionSpec:
+    bias = options.pop("bias", False)
+    q_size, kv_size = heads[0] * head_dim, heads[1] * head_dim
+    return AttentionSpec(
+        norm=options.pop("norm", norm(1, HIDDEN)),
+        q=linear(10, q_size, HIDDEN, bias),
+        k=linear(20, kv_size, HIDDEN),
+        v=linear(30, kv_size, HIDDEN, bias),
+        output=linear(40, HIDDEN, q_size, bias),
+        n_heads=heads[0],
+        n_kv_heads=heads[1],
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        **options,
+    )
+
+
+def rope(dim: int, interleaved: bool) -> RopeConfig:
+    return RopeConfig(dim, interleaved, tuple(10000.0 ** (-2 * i / dim) for i in range(dim // 2)), 1.1)
+
+
+ATTENTIONS = {
+    "plain": attention_spec(),
+    "one head": attention_spec((1, 1), 6),
+    "each its own": attention_spec((3, 3), 16, rope=rope(16, False)),
+    "multi-query": attention_spec((7, 1), 20, rope=rope(20, True), bias=True),
+    "window": attention_spec((4, 2), 32, rope=rope(32, True), window=9),
+    "partial rotary": attention_spec((4, 2), 24, rope=rope(10, False)),
+    "head norms": attention_spec(rope=rope(20, False), q_norm=norm(5, 20), k_norm=norm(6, 20)),
+    "layer norms of heads": attention_spec(
+        rope=rope(20, True), q_norm=norm(5, 20, NormKind.LAYER, True), k_norm=norm(6, 20, NormKind.LAYER)
+    ),
+    "post norm": attention_spec(post_norm=norm(7, HIDDEN), norm=norm(8, HIDDEN, NormKind.LAYER, True)),
+    "large group": attention_spec((40, 1), 4),
+}
+
+LENGTHS = (1, 4, 1)
+"""Calls that come after one another: decode, prefill, decode."""
+
+
+def run_reference(spec: AttentionSpec, lengths: tuple[int, ...], kv_type: str = "f32") -> list[F32]:
+    backend = ReferenceBackend()
+    kv = backend.kv_cache(
+        n_layers=2, n_kv_heads=spec.n_kv_heads, head_dim=spec.head_dim, capacity=sum(lengths), type=kv_type
+    )
+    layer, outputs = backend.attention(spec), []
+    for i, length in enumerate(lengths):
+        out = numbers(200 + i, length, HIDDEN)
+        layer.forward(numbers(100 + i, length, HIDDEN), out, kv, 1)
+        kv.advance(length)
+        outputs.append(out)
+    return outputs
+
+
+def run_gpu(
+    backend: Any, spec: AttentionSpec, lengths: tuple[int, ...], kv_type: str = "f32", capacity: int = 0
+) -> list[F32]:
+    kv = backend.kv_cache(
+        n_layers=2,
+        n_kv_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        capacity=capacity or sum(lengths),
+        type=kv_type,
+    )
+    layer, outputs = backend.attention(spec), []
+    for i, length in enumerate(lengths):
+        out = to_gpu(backend, numbers(200 + i, length, HIDDEN))
+        layer.forward(to_gpu(backend, numbers(100 + i, length, HIDDEN)), out, kv, 1)
+        kv.advance(length)
+        outputs.append(to_numpy(out))
+    return outputs
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention(backend: Any, name: str) -> None:
+    spec = ATTENTIONS[name]
+    # The interpreter is slow: over more keys than a block holds in two cases.
+    lengths = (1, 34, 1) if name in ("each its own", "window") else LENGTHS
+    found = run_gpu(backend, spec, lengths)
+    for a, b in zip(found, run_reference(spec, lengths), strict=True):
+        assert_close(a, b, 2e-5)
+
+
+def test_attention_over_split_keys(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most splits have no key, or none that the window lets through."""
+    monkeypatch.setattr(backend.gpu, "multiprocessors", 40)
+    for spec in (attention_spec((6, 2), 16), attention_spec((2, 2), 16, window=20)):
+        lengths = (33, 1, 2)
+        found = run_gpu(backend, spec, lengths, capacity=2000)
+        for a, b in zip(found, run_reference(spec, lengths), strict=True):
+            assert_close(a, b, 2e-5)
+
+
+@pytest.mark.parametrize("programs", [1, 8, 32, 500])
+def test_splits(programs: int) -> None:
+    splits = attention_splits(programs, 100, 80)
+    assert 1 <= splits <= 64
+    assert splits == 1 or splits * programs <= 160
+
+
+def test_attention_with_half_precision_cache(backend: Any) -> None:
+    spec = ATTENTIONS["window"]
+    found = run_gpu(backend, spec, (1, 12, 1), "f16")
+    for a, b in zip(found, run_reference(spec, (1, 12, 1), "f16"), strict=True):
+        assert_close(a, b, 2e-4)  # a key may round to the next half
+
+
+def test_position_is_the_devices(backend: Any) -> None:
+    """Once set there, a recorded step's kernels find it; going back forgets."""
+    spec = attention_spec()
+    kv = backend.kv_cache(n_layers=1, n_kv_heads=2, head_dim=20, capacity=12, type="f16")
+    layer = backend.attention(spec)
+
+    def append(seed: int, count: int) -> F32:
+        out = to_gpu(backend, np.zeros((count, HIDDEN), np.float32))
+        layer.forward(to_gpu(backend, numbers(seed, count, HIDDEN)), out, kv, 0)
+        kv.advance(count)
+        return to_numpy(out)
+
+    append(1, 5)
+    expected = append(2, 3)
+    kv.truncate(5)
+    append(3, 7)
+    assert (kv.length, kv.capacity, int(kv.position[0])) == (12, 12, 12)
+    kv.truncate(5)
+    np.testing.assert_array_equal(append(2, 3), expected)
+    for length in (-1, 9):
+        with pytest.raises(ValueError, match="length"):
+            kv.truncate(length)
+    with pytest.raises(ValueError, match="no room"):
+        kv.advance(5)
+    with pytest.raises(ValueError, match="no room"):
+        append(4, 5)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", list(Activation))
+def test_ffn(backend: Any, activation: Activation, gated: bool) -> None:
+    if activation is Activation.DRELU and not gated:
+        pytest.skip("dReLU is gated")
+    size = 67
+    spec = FFNSpec(
+        norm=norm(1, HIDDEN),
+        gate=linear(10, size, HIDDEN, bias=True) if gated else None,
+        up=linear(20, size, HIDDEN, bias=not gated),
+        down=linear(30, HIDDEN, size, bias=gated),
+        activation=activation,
+        post_norm=norm(2, HIDDEN) if gated else None,
+    )
+    by_neuron = NeuronFFNSpec(
+        norm=spec.norm,
+        gate=spec.gate,
+        up=spec.up,
+        down_t=Linear(tensor_from_array("t", spec.down.weight.to_float32().T), spec.down.bias),
+        activation=activation,
+        plan=FFNPlan(Way.DENSE),
+        post_norm=spec.post_norm,
+    )
+    reference = ReferenceBackend().ffn(spec)
+    layers = (backend.ffn(spec), backend.neuron_ffn(by_neuron))
+    for length in (1, 3):
+        x = numbers(length, length, HIDDEN)
+        expected = x.copy()
+        reference.forward(x, expected)
+        for layer in layers:
+            found = to_gpu(backend, x)
+            layer.forward(found, found)  # in place, as the decoder does
+            assert_close(found, expected, 2e-5)
+    gate, h = np.empty((3, size), np.float32), np.empty((3, size), np.float32)
+    layers[0].neurons(to_gpu(backend, x), gate, h)
+    expected_gate, expected_h = np.empty_like(gate), np.empty_like(h)
+    reference.neurons(x, expected_gate, expected_h)
+    assert_close(gate, expected_gate, 2e-5)
+    assert_close(h, expected_h, 2e-5)
+
+
+@pytest.mark.parametrize("way", list(Way))
+def test_every_way_computes_all_neurons(backend: Any, way: Way) -> None:
+    score = {Way.THRESHOLD: Score.DOWN, Way.PREDICTOR: Score.GATE_Q2}.get(way)
+    spec = NeuronFFNSpec(
+        norm(1, 64), linear(10, 33, 64), linear(20, 33, 64), linear(30, 33, 64), Activation.RELU,
+        FFNPlan(way, score, cutoff=1e9),
+    )  # fmt: skip
+    x = numbers(1, 1, 64)
+    found, expected = to_gpu(backend, x), x.copy()
+    layer = backend.neuron_ffn(spec)
+    layer.forward(found, found)
+    ReferenceBackend().neuron_ffn(replace(spec, plan=FFNPlan(Way.DENSE))).forward(x, expected)
+    assert_close(found, expected, 2e-5)
+    assert layer.counts() == NeuronCounts(0, 0, 0)
+    assert layer.cutoff == 1e9
+
+
+@pytest.mark.parametrize("score", [Score.LOW_RANK, Score.LOW_RANK_RELU, Score.GATE_Q2, Score.GATE_Q4])
+def test_predictor(backend: Any, score: Score) -> None:
+    """Scores, and which cold neurons they choose."""
+    low_rank = score in (Score.LOW_RANK, Score.LOW_RANK_RELU)
+    spec = NeuronFFNSpec(
+        norm(1, 64), linear(10, 300, 64, True), linear(20, 300, 64), linear(30, 300, 64), Activation.RELU,
+        FFNPlan(Way.PREDICTOR, score, raw_input=score is Score.LOW_RANK_RELU),
+        (linear(40, 7, 64), linear(50, 300, 7, bias=True)) if low_rank else (),
+    )  # fmt: skip
+    predictor = backend.predictor(spec)
+    for tokens in (1, 2):
+        x = numbers(5, tokens, 64)
+        read = x if spec.plan.raw_input else normalise(x, spec.norm)
+        expected = predict(predictor_matrices(spec), read, score is Score.LOW_RANK_RELU)
+        scores = predictor.scores(to_gpu(backend, x))
+        assert_close(scores, expected, 2e-5 if tokens == 1 or low_rank else 2e-3)
+
+    one = predictor.scores(to_gpu(backend, x[:1]))
+    start, cutoff = 37, 0.25
+    indices, count = predictor.selection(start)
+    predictor.select(one, to_gpu(backend, np.array([cutoff], np.float32)), start, indices, count)
+    chosen = np.flatnonzero(to_numpy(one)[0, start:] >= np.float32(cutoff))
+    assert 0 < len(chosen) == int(count[0])
+    np.testing.assert_array_equal(indices.cpu().numpy()[: len(chosen)], chosen)
+
+
+def test_predictor_that_a_plan_has_not(backend: Any) -> None:
+    spec = NeuronFFNSpec(
+        norm(1, 40), None, linear(10, 9, 40), linear(20, 9, 40), Activation.RELU, FFNPlan(Way.EXACT)
+    )
+    with pytest.raises(CheckpointError, match="its plan has no predictor"):
+        backend.predictor(spec)
+    with pytest.raises(CheckpointError, match="gate_q2: expected rows of a multiple of 32 numbers, found 40"):
+        backend.predictor(replace(spec, plan=FFNPlan(Way.PREDICTOR, Score.GATE_Q2)))
+
+
+def test_head_and_embedding(backend: Any) -> None:
+    spec = HeadSpec(norm(1, HIDDEN, NormKind.LAYER, bias=True), linear(2, 301, HIDDEN, bias=True))
+    table = EmbeddingSpec(tensor_from_array("tokens", numbers(3, 9, HIDDEN)), 1.5)
+    embedding, reference = backend.embedding(table), ReferenceBackend().embedding(table)
+    for tokens in ([8], [0, 3, 3]):
+        ids = np.array(tokens, np.int32)
+        x = embedding.forward(ids, 0)
+        np.testing.assert_array_equal(to_numpy(x), reference.forward(ids, 0))
+        logits = backend.head(spec).forward(x)
+        assert isinstance(logits, np.ndarray)
+        assert_close(logits, ReferenceBackend().head(spec).forward(reference.forward(ids, 0)), 2e-5)
+    with pytest.raises(RequestError, match=r"^token 9: expected 0 to 8"):
+        embedding.forward(np.array([9], np.int32), 0)
+
+
+def test_norm_that_adds(backend: Any) -> None:
+    spec, x, out = norm(1, HIDDEN), numbers(2, 3, HIDDEN), numbers(3, 3, HIDDEN)
+    found = to_gpu(backend, out)
+    backend.norm(spec).forward(to_gpu(backend, x), found, add=True)
+    assert_close(found, out + normalise(x, spec), 2e-6)
+    copy = backend.copy(found)
+    copy.zero_()
+    assert found.any()
+
+
+def test_wrong_arguments(backend: Any) -> None:
+    cache: dict[str, Any] = {"n_layers": 1, "n_kv_heads": 1, "head_dim": 32}
+    with pytest.raises(
+        HotsetError, match=r"^KV cache type: a GPU's is one of f16, f32, found 'q8_0'; use f16"
+    ):
+        backend.kv_cache(**cache, capacity=8, type="q8_0")
+    with pytest.raises(HotsetError, match="^context: expected at least 1 token, found 0"):
+        backend.kv_cache(**cache, capacity=0, type="f16")
+    with pytest.raises(HotsetError, match=r"^KV cache: no memory for 1000000000000 positions"):
+        backend.kv_cache(**cache, capacity=10**12, type="f16")
+    with pytest.raises(CheckpointError, match="multiple of the number of key-value heads, found 4 and 3"):
+        backend.attention(replace(attention_spec(), n_kv_heads=3))
+    with pytest.raises(CheckpointError, match="expected RoPE on 2 to 20 numbers of a head, found 22"):
+        backend.attention(replace(attention_spec(), rope=rope(22, False)))
+    with pytest.raises(CheckpointError, match="dReLU needs a gate"):
+        backend.ffn(FFNSpec(norm(1, 40), None, linear(1, 8, 40), linear(2, 40, 8), Activation.DRELU))
