@@ -149,9 +149,10 @@ class GpuAttention:
     def _attend(self, q: Any, keys: Any, values: Any, kv: GpuKVCache) -> Any:
         gpu, tokens = self.gpu, len(q)
         rows = tokens * self.n_heads // self.n_kv_heads
-        bm = min(64, max(16, triton.next_power_of_2(rows)))
         bd = max(16, triton.next_power_of_2(self.head_dim))
-        bs = 64 if bd <= 128 and keys.dtype == torch.float16 else 32
+        small = bd <= 128 and gpu.capability >= 80  # by the shared memory that there is
+        bm = min(64 if small else 32, max(16, triton.next_power_of_2(rows)))
+        bs = 64 if small and keys.dtype == torch.float16 else 32
         blocks = triton.cdiv(rows, bm)
         splits = attention_splits(blocks * self.n_kv_heads, kv.capacity // (4 * bs), gpu.multiprocessors)
         mixed = gpu.scratch("mixed", tokens, self.n_heads * self.head_dim)
@@ -161,7 +162,7 @@ class GpuAttention:
         attend[blocks, self.n_kv_heads, splits](
             q, keys, values, kv.position, part, tops, sums, tokens, self.n_heads, self.n_kv_heads,
             self.head_dim, kv.capacity, self.scale, self.window, BM=bm, BS=bs, BD=bd,
-            num_warps=8 if bm * bd >= 64 * 256 else 4, num_stages=2,
+            num_warps=4, num_stages=2,
         )  # fmt: skip
         if splits > 1:
             merge_splits[(tokens * self.n_heads,)](

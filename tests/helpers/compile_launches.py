@@ -1,0 +1,170 @@
+"""Compiles, without a GPU, every kernel as the GPU backend launches it; run as a script, not in the interpreter.
+
+    python compile_launches.py 80 [all]
+
+Parts of a real model's shape are built on the CPU; where one launches a kernel, its arguments' types and the
+constants and options it is launched with are compiled for the compute capability given, down to machine code.
+So an error of types, which the interpreter does not see, or a kernel that needs more shared memory than
+there is, shows without a GPU. Prints a line for each kernel.
+"""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from hotset.backends.base import AttentionSpec, FFNSpec, HeadSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.gpu.backend import GpuBackend
+from hotset.backends.gpu.device import Gpu
+from hotset.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.formats.tensor import Tensor, TensorType
+
+SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
+"""Of one program, by compute capability (CUDA C programming guide, technical specifications)."""
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+}
+D, F, HEAD = 2048, 5632, 128
+
+
+class _Launches:
+    """Takes the place of `JITFunction.run`."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+        self.seen: set[str] = set()
+
+    def run(self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> None:
+        values = dict(zip(kernel.arg_names, args, strict=False))
+        values |= {name: options.pop(name) for name in list(options) if name in kernel.arg_names}
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(kernel.params):
+            name, value = parameter.name, values[parameter.name]
+            # As Triton specialises: what is 1 is a constant, and what 16 divides is known to be so.
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+                signature[name], constants[name] = "constexpr", value
+                continue
+            is_tensor = isinstance(value, torch.Tensor)
+            signature[name] = (
+                _POINTERS[value.dtype] if is_tensor else "fp32" if isinstance(value, float) else "i32"
+            )
+            if is_tensor or (isinstance(value, int) and value % 16 == 0):
+                attributes[i,] = [["tt.divisibility", 16]]
+        key = f"{kernel.__name__} {signature} {constants} {attributes} {options}"
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        shown = " ".join(f"{k}={v}" for k, v in constants.items() if k.isupper())
+        try:
+            compiled = triton.compile(
+                ASTSource(kernel, signature, constants, attributes),
+                target=GPUTarget("cuda", self.capability, 32),
+                options=options,
+            )
+        except Exception as error:
+            while error.__cause__:
+                error = error.__cause__
+            print(f"FAILED {kernel.__name__} {shown}: {str(error)[-600:]}")
+            return
+        shared = compiled.metadata.shared
+        verdict = "ok" if shared <= SHARED_BYTES[self.capability] else "FAILED: too much shared memory"
+        print(f"{verdict} {kernel.__name__} {shown} {options} shared={shared}")
+
+
+class _NoGpu(Gpu):
+    """A GPU's numbers with tensors on the CPU."""
+
+    def __init__(self, capability: int) -> None:
+        self.device, self.multiprocessors, self.capability = torch.device("cpu"), 108, capability
+        self._scratch = {}
+
+
+def tensor(type: TensorType, rows: int, cols: int) -> Tensor:
+    nbytes = rows * cols // type.block_size * type.block_bytes
+    return Tensor("weight", type, (rows, cols), np.zeros(nbytes, np.uint8))
+
+
+def linear(type: TensorType, rows: int, cols: int, bias: bool = False) -> Linear:
+    return Linear(tensor(type, rows, cols), np.zeros(rows, np.float32) if bias else None)
+
+
+def norm(size: int, kind: NormKind = NormKind.RMS, bias: bool = False) -> Norm:
+    return Norm(kind, 1e-5, np.ones(size, np.float32), np.zeros(size, np.float32) if bias else None)
+
+
+def forward(layer: Any, *token_counts: int) -> None:
+    for tokens in token_counts:
+        layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D))
+
+
+def ffns(backend: GpuBackend, types: list[TensorType], token_counts: tuple[int, ...]) -> None:
+    for t in types:
+        whole = FFNSpec(norm(D), linear(t, F, D), linear(t, F, D), linear(t, D, F), Activation.SILU)
+        forward(backend.ffn(whole), *token_counts)
+        by_neuron = NeuronFFNSpec(
+            norm(D), linear(t, F, D), linear(t, F, D), linear(t, F, D), Activation.RELU, FFNPlan(Way.EXACT)
+        )
+        forward(backend.neuron_ffn(by_neuron), 1, token_counts[-1])
+
+
+def everything_else(backend: GpuBackend) -> None:
+    t = TensorType.Q4_0
+    for activation in Activation:
+        spec = FFNSpec(norm(D), None, linear(t, F, D, True), linear(t, D, F, True), activation, norm(D))
+        if activation is not Activation.DRELU:
+            forward(backend.ffn(spec), 1, 40)
+    rope = RopeConfig(HEAD, True, tuple([0.1] * (HEAD // 2)))
+    head_norm = norm(HEAD, NormKind.LAYER, True)
+    for kv_heads, head, kv_type, options in (
+        (4, HEAD, "f16", {"rope": rope}),
+        (4, 2 * HEAD, "f16", {}),
+        (16, HEAD, "f16", {"rope": rope, "q_norm": head_norm, "k_norm": norm(HEAD), "post_norm": norm(D)}),
+        (1, HEAD, "f32", {"window": 100}),
+    ):
+        spec = AttentionSpec(
+            norm(D, NormKind.LAYER, True), linear(t, D, D), linear(t, kv_heads * head, D),
+            linear(TensorType.Q6_K, kv_heads * head, D), linear(t, D, D), D // head, kv_heads, head, 0.1,
+            **options,
+        )  # fmt: skip
+        kv = backend.kv_cache(n_layers=1, n_kv_heads=kv_heads, head_dim=head, capacity=4096, type=kv_type)
+        layer = backend.attention(spec)
+        for tokens in (1, 300):
+            layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D), kv, 0)
+    spec = NeuronFFNSpec(
+        norm(D), linear(TensorType.F16, F, D), linear(t, F, D), linear(t, F, D), Activation.RELU,
+        FFNPlan(Way.PREDICTOR, Score.GATE_Q2),
+    )  # fmt: skip
+    predictor = backend.predictor(spec)
+    scores = predictor.scores(torch.zeros(1, D))
+    predictor.select(scores, torch.zeros(1), 512, *predictor.selection(512))
+    backend.head(HeadSpec(norm(D), linear(TensorType.Q6_K, 32000, D))).forward(torch.zeros(1, D))
+
+
+def main() -> None:
+    capability, everything = int(sys.argv[1]), "all" in sys.argv
+    launches = _Launches(capability)
+    JITFunction.run = lambda kernel, *args, **options: launches.run(kernel, *args, **options)
+    torch.set_num_threads(1)
+    backend = GpuBackend.__new__(GpuBackend)
+    backend.gpu = _NoGpu(capability)
+    few = [TensorType.Q4_K, TensorType.F16]
+    ffns(backend, list(TensorType) if everything else few, (1, 2, 33, 70, 300) if everything else (1, 300))
+    everything_else(backend)
+    print(f"{len(launches.seen)} launches for compute capability {capability}")
+
+
+if __name__ == "__main__":
+    main()
