@@ -1,4 +1,4 @@
-"""Compiles, without a GPU, every kernel as the GPU backend launches it; run as a script, not in the interpreter.
+"""Compiles, without a GPU, every kernel as the GPU backend launches it; a script, not for the interpreter.
 
     python compile_launches.py 80 [all]
 
@@ -47,7 +47,9 @@ class _Launches:
         self.capability = capability
         self.seen: set[str] = set()
 
-    def run(self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> None:
+    def launch(
+        self, kernel: JITFunction, *args: Any, grid: Any, warmup: bool = False, **options: Any
+    ) -> None:
         values = dict(zip(kernel.arg_names, args, strict=False))
         values |= {name: options.pop(name) for name in list(options) if name in kernel.arg_names}
         signature, constants, attributes = {}, {}, {}
@@ -156,7 +158,7 @@ def everything_else(backend: GpuBackend) -> None:
 def main() -> None:
     capability, everything = int(sys.argv[1]), "all" in sys.argv
     launches = _Launches(capability)
-    JITFunction.run = lambda kernel, *args, **options: launches.run(kernel, *args, **options)
+    JITFunction.run = lambda kernel, *args, **kw: launches.launch(kernel, *args, **kw)  # noqa: PLW0108
     torch.set_num_threads(1)
     backend = GpuBackend.__new__(GpuBackend)
     backend.gpu = _NoGpu(capability)
