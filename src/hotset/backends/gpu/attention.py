@@ -150,9 +150,10 @@ class GpuAttention:
         gpu, tokens = self.gpu, len(q)
         rows = tokens * self.n_heads // self.n_kv_heads
         bd = max(16, triton.next_power_of_2(self.head_dim))
-        small = bd <= 128 and gpu.capability >= 80  # by the shared memory that there is
-        bm = min(64 if small else 32, max(16, triton.next_power_of_2(rows)))
-        bs = 64 if small and keys.dtype == torch.float16 else 32
+        # As much as shared memory holds.
+        most = (64 if gpu.capability >= 80 else 32) // (1 if bd <= 128 else 2)
+        bm = min(most, max(16, triton.next_power_of_2(rows)))
+        bs = most if keys.dtype == torch.float16 else max(16, most // 2)
         blocks = triton.cdiv(rows, bm)
         splits = attention_splits(blocks * self.n_kv_heads, kv.capacity // (4 * bs), gpu.multiprocessors)
         mixed = gpu.scratch("mixed", tokens, self.n_heads * self.head_dim)

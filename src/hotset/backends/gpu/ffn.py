@@ -34,7 +34,8 @@ class GpuNorm:
         rows = 16 if self.gpu.multiprocessors == INTERPRETED else 1
         norm_kernels.norm[(triton.cdiv(len(x), rows),)](
             x, self.weight, self.bias, out, len(x), self.size, self.eps,
-            LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add, BT=rows, BLOCK=triton.next_power_of_2(self.size), num_warps=8 if self.size > 1024 else 4,
+            LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add, BT=rows,
+            BLOCK=triton.next_power_of_2(self.size), num_warps=8 if self.size > 1024 else 4,
         )  # fmt: skip
 
 
