@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from hotset.backends.base import F32, Array, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, Array, Backend, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
 
 
@@ -12,7 +12,8 @@ class TorchArrays:
     """The part of `Device` that has to do with arrays; copies are in stream order where memory is pinned."""
 
     def __init__(self, torch_device: str) -> None:
-        self.backend = GpuBackend(torch_device)
+        self._gpu = GpuBackend(torch_device)
+        self.backend: Backend = self._gpu
         self._torch_device = torch.device(torch_device)
 
     def empty(self, shape: tuple[int, ...]) -> Array:
@@ -41,10 +42,10 @@ class TorchArrays:
 
     def normed_adder(self, norm: Norm) -> Callable[[Array, Array], None]:
         """See `Device`."""
-        part = self.backend.norm(norm)
+        part = self._gpu.norm(norm)
         return lambda x, out: part.forward(x, out, add=True)
 
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[Array], Array]:
         """See `Device`."""
-        scores: Callable[[Array], Array] = self.backend.predictor(spec).scores
+        scores: Callable[[Array], Array] = self._gpu.predictor(spec).scores
         return scores

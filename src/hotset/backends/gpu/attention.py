@@ -107,7 +107,7 @@ class GpuAttention:
         self.rope = spec.rope
         self.turns = gpu.upload(_turns(spec.rope))
 
-    def forward(self, x: Any, out: Any, kv: GpuKVCache, layer: int) -> None:
+    def forward(self, x: Any, out: Any, kv: Any, layer: int) -> None:
         """See `Attention`."""
         tokens, gpu = len(x), self.gpu
         if tokens > kv.capacity - kv.length:
@@ -146,7 +146,7 @@ class GpuAttention:
             BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
-    def _attend(self, q: Any, keys: Any, values: Any, kv: GpuKVCache) -> Any:
+    def _attend(self, q: Any, keys: Any, values: Any, kv: Any) -> Any:
         gpu, tokens = self.gpu, len(q)
         rows = tokens * self.n_heads // self.n_kv_heads
         bd = max(16, triton.next_power_of_2(self.head_dim))
