@@ -96,13 +96,10 @@ def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
     if not needs_profile(checkpoint):
         return None, str(checkpoint.metadata.get("hotset.profile.corpus", "the file's"))
     from hotset.cli.console import progress
-    from hotset.engine.load import load_model
-    from hotset.engine.quick_profile import quick_frequency
+    from hotset.engine.load import neuron_frequency
 
-    with progress("Loading") as loading:
-        loaded = load_model(checkpoint.path, ffn=Way.DENSE, progress=loading)
     with progress("Profiling built-in text") as profiling:
-        return quick_frequency(loaded, checkpoint, profiling), "a few hundred tokens of built-in text"
+        return neuron_frequency(checkpoint, progress=profiling), "a few hundred tokens of built-in text"
 
 
 def _facts(
