@@ -1,0 +1,164 @@
+"""The hybrid executor with the GPU's own kernels: in Triton's interpreter, and with `-m gpu` on a GPU.
+
+The interpreter runs the same parts as a GPU, one program after the other; the stream is the calling thread.
+"""
+
+import gc
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from helpers.parity import LENGTH, TOKENS, assert_close
+from helpers.placements import by_share
+from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
+from helpers.tiny_models import tiny_models
+from numpy.typing import NDArray
+
+from hotset.backends.cpu import CpuBackend
+from hotset.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
+from hotset.errors import HotsetError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.tensor import TensorType, tensor_from_array
+from hotset.hybrid import streaming
+from hotset.hybrid.build import build_hybrid
+from hotset.hybrid.device import Device
+from hotset.model.build import build_transformer
+from hotset.model.transformer import Transformer
+
+if not (find_spec("torch") and find_spec("triton")):
+    pytest.skip("needs torch and triton", allow_module_level=True)
+
+
+@pytest.fixture
+def interpreter() -> Device:
+    import torch
+
+    from hotset.hybrid.interpreted import InterpretedDevice
+
+    torch.set_num_threads(1)
+    return InterpretedDevice()
+
+
+@pytest.fixture
+def cuda() -> Device:
+    from hotset.hybrid.cuda import CudaDevice
+
+    return CudaDevice()
+
+
+def stored(plan: FFNPlan) -> Checkpoint:
+    usual = random_checkpoint(hidden_size=32, ffn_size=96, activation=Activation.RELU, windows=(None,))
+    return quantised(by_neuron(usual, plan, [np.arange(96)[::-1]]), TensorType.F16)
+
+
+def logits(model: Transformer, prompt: int, length: int) -> NDArray[np.float32]:
+    kv = model.kv_cache(length, "f32")
+    parts = [model.forward(TOKENS[:prompt] % 53, kv, all_logits=True)]
+    parts += [model.forward(TOKENS[i : i + 1] % 53, kv) for i in range(prompt, length)]
+    return np.concatenate(parts)
+
+
+def hybrid(checkpoint: Checkpoint, placement: Placement, device: Device, stream: bool) -> Transformer:
+    return build_hybrid(
+        checkpoint, placement, device, CpuBackend(threads=1), stream_from=9 if stream else None
+    )
+
+
+SPLIT = Placement((LayerPlacement(True, 32),), True)
+# The interpreter takes seconds for an attention.
+FFN_ALONE = Placement((LayerPlacement(False, 32),), False)
+PREDICTED = FFNPlan(Way.PREDICTOR, Score.GATE_Q4, cutoff=-1e9)
+
+
+@pytest.mark.parametrize(
+    ("plan", "placement", "prompt", "stream"),
+    [
+        (FFNPlan(Way.EXACT), SPLIT, 1, False),
+        (FFNPlan(Way.EXACT), FFN_ALONE, 9, True),
+        (PREDICTED, FFN_ALONE, 2, False),
+    ],
+    ids=["everything", "streamed", "predictor"],
+)
+def test_kernels_of_the_gpu(
+    interpreter: Device, plan: FFNPlan, placement: Placement, prompt: int, stream: bool
+) -> None:
+    checkpoint = stored(plan)
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), prompt, prompt + 1)
+    found = logits(hybrid(checkpoint, placement, interpreter, stream), prompt, prompt + 1)
+    assert_close(found, expected, 1e-3)
+
+
+def test_a_norm_after_the_sum(interpreter: Device) -> None:
+    checkpoint = stored(FFNPlan(Way.EXACT))
+    name = "blk.0.post_ffw_norm.weight"
+    norm = tensor_from_array(name, np.linspace(0.5, 2, 32, dtype=np.float32))
+    checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, name: norm})
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), 1, 2)
+    assert_close(logits(hybrid(checkpoint, FFN_ALONE, interpreter, False), 1, 2), expected, 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", tiny_models())
+def test_every_architecture_on_a_gpu(
+    cuda: Device, name: str, tiny: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps enough for the recorded one to be replayed."""
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 5000)
+    checkpoint = tiny(name)
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), 19, LENGTH)
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        for stream in (False, True):
+            model = hybrid(checkpoint, by_share(checkpoint, share), cuda, stream)
+            assert_close(logits(model, 19, LENGTH), expected, 3e-3)
+
+
+@pytest.mark.gpu
+def test_failures_on_a_gpu(cuda: Device) -> None:
+    """A worker that fails while the graph is replayed, and one that is stopped: told, and then it works."""
+    checkpoint = stored(FFNPlan(Way.EXACT))
+    placement = Placement((LayerPlacement(False, 32),), True)
+    model = build_hybrid(checkpoint, placement, cuda, CpuBackend(threads=1))
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), 9, 30)
+    kv = model.kv_cache(30, "f32")
+    for i in range(6):
+        model.forward(TOKENS[i : i + 1] % 53, kv)
+    right = kv.on_host
+    kv.on_host = CpuBackend(threads=1).kv_cache(n_layers=1, n_kv_heads=2, head_dim=8, capacity=4, type="f32")
+    with pytest.raises(HotsetError, match="CPU's part"):
+        model.forward(TOKENS[6:7] % 53, kv)
+    kv.on_host = right
+    for _ in range(20):
+        stop = threading.Timer(0.0005, model.close)
+        stop.start()
+        try:
+            kv.truncate(3)
+            model.forward(TOKENS[3:4] % 53, kv)
+        except HotsetError as error:
+            assert "stopped" in str(error)
+        stop.join()
+    assert_close(logits(model, 9, 30), expected, 1e-3)
+
+
+@pytest.mark.gpu
+def test_what_a_model_held_is_free_again(cuda: Device) -> None:
+    import torch
+
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    model = hybrid(stored(FFNPlan(Way.EXACT)), SPLIT, cuda, True)
+    logits(model, 9, 20)
+    assert torch.cuda.memory_allocated() > before
+    del model
+    gc.collect()
+    # The backend keeps its scratch memory.
+    assert torch.cuda.memory_allocated() - before < 4 << 20
+
+
+@pytest.mark.gpu
+def test_the_hand_shake_on_a_gpu(cuda: Device) -> None:
+    from hotset.hybrid.handshake import handshake_us
+
+    assert handshake_us(cuda) < 25
