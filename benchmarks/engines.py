@@ -82,7 +82,9 @@ class LlamaCppEngine:
     can, batches of 512.
     """
 
-    def __init__(self, model: Path, threads: int, context: int, kv_type: str = "f16") -> None:
+    def __init__(
+        self, model: Path, threads: int, context: int, kv_type: str = "f16", *, gpu_layers: int = 0
+    ) -> None:
         import llama_cpp
 
         self._api = api = llama_cpp
@@ -90,7 +92,7 @@ class LlamaCppEngine:
         api.llama_log_set(self._silence, None)
         api.llama_backend_init()
         model_params = api.llama_model_default_params()
-        model_params.n_gpu_layers = 0
+        model_params.n_gpu_layers = gpu_layers
         self._model = api.llama_model_load_from_file(str(model).encode(), model_params)
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {model}")
