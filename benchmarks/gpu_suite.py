@@ -181,7 +181,8 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['model']}: {row.get('engine', '')} {row.get('failed') or row.get('skipped')}"
     return (
         f"{row['model']} at {row['budget']:.0%}, {row['engine']}: "
-        f"decode {row['decode_tokens_per_second']:.2f}, prompt {row['prefill_tokens_per_second']:.1f} tokens/s"
+        f"decode {row['decode_tokens_per_second']:.2f}, "
+        f"prompt {row['prefill_tokens_per_second']:.1f} tokens/s"
     )
 
 
