@@ -18,9 +18,7 @@ from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.ffn import build_ffn
 from hotset.hybrid.slices import Spec, ffn_bytes, ffn_matrices, granule, neurons_alone
-
-PIECE_BYTES = 32 << 20
-"""Of one copy: from some MiB on a bus is used fully."""
+from hotset.neurons.prefill import PIECE_BYTES
 
 _ALIGNMENT = 64
 

@@ -26,7 +26,7 @@ from hotset.neurons.costs import (
     model_parts,
 )
 from hotset.neurons.machine import MachineProfile
-from hotset.neurons.prefill import ColdPrefill, prefill_ms
+from hotset.neurons.prefill import PIECE_BYTES, ColdPrefill, prefill_ms
 from hotset.neurons.solve import Problem, Solution, by_milp, tabulated
 
 
@@ -226,10 +226,11 @@ def working_bytes(parts: ModelParts) -> int:
     """The GPU's buffers, estimated: activations of a slice of a prompt, logits, and streamed cold weights.
 
     A slice's activations, in float32, are four hidden vectors a token (input, sum, norm and what is added),
-    queries, keys, values and the attention's output, and gate and up. Two layers' cold neurons take turns.
+    queries, keys, values and the attention's output, and gate and up. Two pieces of cold weights take turns,
+    and to lay one out takes up to four times its size (reckoned from the bytes of its intermediate tensors).
     """
     config = parts.config
     heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
     numbers = SLICE * (4 * config.hidden_size + heads + 2 * config.ffn_size) + config.vocab_size
-    streamed = max(math.ceil(layer.ffn.size * layer.ffn.neuron_bytes) for layer in parts.layers)
-    return 4 * numbers + 2 * streamed
+    largest = max(math.ceil(layer.ffn.size * layer.ffn.neuron_bytes) for layer in parts.layers)
+    return 4 * numbers + 6 * min(largest, PIECE_BYTES)

@@ -8,6 +8,9 @@ from hotset.model.transformer import SLICE
 from hotset.neurons.costs import LayerPart, ModelParts, gpu_of
 from hotset.neurons.machine import CpuRates, GpuRates, MachineProfile
 
+PIECE_BYTES = 32 << 20
+"""Of cold weights that are copied to the GPU at once: from some MiB on a bus is used fully."""
+
 
 class ColdPrefill(str, Enum):
     """What becomes of cold neurons while a prompt is read."""
