@@ -17,7 +17,6 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "_CALLS", 4)
     monkeypatch.setattr(doctor_gpu, "_COPY_BYTES", 1 << 16)
     monkeypatch.setattr(doctor_gpu, "_MATRIX", 64)
-    monkeypatch.setattr(doctor_gpu, "_ROUNDS", 4)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
 
 
@@ -76,6 +75,7 @@ def fake_torch() -> Any:
 def test_a_gpu_is_measured_quiet_and_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch", fake_torch())
     monkeypatch.setattr(doctor, "no_gpu", lambda: None)
+    monkeypatch.setattr(doctor_gpu, "executor_handshake_us", lambda: 7.0)
     found = doctor.measure_machine()
     assert found.gpu and found.gpu.vram_bytes == 8 << 30
     assert found.gpu.to_device_contended <= found.gpu.to_device

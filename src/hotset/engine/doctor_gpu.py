@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _COPY_BYTES = 256 << 20
 _REPEATS = 10
 _MATRIX = 4096
-_ROUNDS = 200
 _KERNEL_SHARE = 0.75
 _PART_US = 20.0
 
@@ -44,7 +43,7 @@ def measure_gpu(cpu: CpuRates, bench: "CpuBench") -> tuple[GpuRates, CpuRates, d
         to_device_contended=min(to_device, to_device_busy),
         to_host=to_host,
         to_host_contended=min(to_host, to_host_busy),
-        handshake_us=handshake_us(torch),
+        handshake_us=executor_handshake_us(),
         vram_bytes=float(torch.cuda.get_device_properties(0).total_memory),
     )
     contended = replace(
@@ -56,26 +55,16 @@ def measure_gpu(cpu: CpuRates, bench: "CpuBench") -> tuple[GpuRates, CpuRates, d
     sources = {f"gpu.{field}": f"measured on {name}" for field in GpuRates.__dataclass_fields__}
     sources["gpu.kernel_share"] = "assumed: what Hotset's GPU kernels aim at"
     sources["gpu.part_us"] = "assumed: ten kernels of 2 us in a CUDA graph"
-    sources["gpu.handshake_us"] = f"measured on {name}: a copy to the host, a wait there, and a copy back"
+    sources["gpu.handshake_us"] = f"measured on {name}: the executor's, with vectors of {_MATRIX} numbers"
     return gpu, contended, sources
 
 
-def handshake_us(torch: Any) -> float:
-    """Microseconds of one task for the processor, and back: an estimate by copies and an event.
+def executor_handshake_us() -> float:
+    """Microseconds of one task of the executor for the processor, and back."""
+    from hotset.hybrid.cuda import CudaDevice
+    from hotset.hybrid.handshake import handshake_us
 
-    The executor's own flags, which the GPU writes and waits for, should take less.
-    """
-    there = torch.zeros(_MATRIX, device="cuda")
-    here = torch.zeros(_MATRIX).pin_memory()
-    event = torch.cuda.Event()
-
-    def round_trip() -> None:
-        here.copy_(there, non_blocking=True)
-        event.record()
-        event.synchronize()
-        there.copy_(here, non_blocking=True)
-
-    return _seconds(torch, round_trip, _ROUNDS) * 1e6
+    return handshake_us(CudaDevice(), _MATRIX)
 
 
 class _Buffers:
