@@ -20,23 +20,24 @@ def load(pointers, mask, EVEN: tl.constexpr):
 
 @triton.jit
 def field(words, shift, WIDTH: tl.constexpr, zero):
-    """Bits ``shift .. shift + WIDTH - 1`` (below bit 16) of words, less `zero`, as float32.
+    """Bits ``shift .. shift + WIDTH - 1`` (below bit 16) of words, less `zero`, times 2^-22: float32, exact.
 
-    The masked bits, where they stand, become the fraction of a float of 2^23: no shift and no conversion,
-    both of which GPUs do at a fraction of their speed. `shift` is known when compiling.
+    The masked bits, where they stand, are taken as a float, a subnormal one that is exactly their number
+    times 2^-149. So a mask and a multiplication do, without a shift and a conversion, which GPUs do at a fraction
+    of their speed. `shift` is known when compiling.
     """
-    bits = (words & (((1 << WIDTH) - 1) << shift)) | 0x4B000000
-    scale = ((127 - shift) << 23).to(tl.float32, bitcast=True)
-    return bits.to(tl.float32, bitcast=True) * scale - (8388608.0 * scale + zero)
+    bits = words & (((1 << WIDTH) - 1) << shift)
+    scale = ((254 - shift) << 23).to(tl.float32, bitcast=True)  # 2^(127 - shift)
+    return bits.to(tl.float32, bitcast=True) * scale - zero * 2.384185791015625e-07
 
 
 @triton.jit
 def codes(words, high, k, BITS: tl.constexpr, SCALES: tl.constexpr):
-    """Codes, zero point off, of fields k of words and of their upper bits: float32."""
+    """Codes, zero point off, of fields k of words and of their upper bits, times 2^-22: float32."""
     if BITS == 8:
         q = field(words >> (k // 2 * 16), k % 2 * 8, 8, 128.0 if SCALES == 1 else 0.0)
     elif BITS == 2:
-        q = field(words >> (k // 8 * 16), k % 8 * 2, 2, 0.0) - 1.5
+        q = field(words >> (k // 8 * 16), k % 8 * 2, 2, 1.5)
     else:
         q = field(words >> (k // 4 * 16), k % 4 * 4, 4, 8.0 if SCALES == 1 else 0.0)
     if BITS == 6:
@@ -46,7 +47,7 @@ def codes(words, high, k, BITS: tl.constexpr, SCALES: tl.constexpr):
 
 @triton.jit
 def scales(scale_ptr, super_ptr, rows, c, cols, mask, SCALES: tl.constexpr, EVEN: tl.constexpr):
-    """What the codes at `rows` (int64) and columns c are multiplied by, and what is added.
+    """What `codes` at `rows` (int64) and columns c are multiplied by, and what is added.
 
     Without minima, nothing is to be added, and the scale is given twice.
     """
@@ -68,7 +69,7 @@ def scales(scale_ptr, super_ptr, rows, c, cols, mask, SCALES: tl.constexpr, EVEN
     else:  # PLAIN
         scale = load(scale_ptr + (rows * (cols // 32) + c // 32), mask, EVEN).to(tl.float32)
         least = scale
-    return scale, least
+    return scale * 4194304.0, least  # 2^22
 
 
 @triton.jit
@@ -76,7 +77,7 @@ def tile(
     code_ptr, high_ptr, rows, row_mask, start, cols, BITS: tl.constexpr, SCALES: tl.constexpr,
     BC: tl.constexpr, W: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Codes, or floats, of `rows` (BR,) and columns ``start + 0 .. BC - 1``: (BR, BC / (W K), K, W) float32.
+    """`codes`, or floats, of `rows` (BR,) and columns ``start + 0 .. BC - 1``, (BR, BC / (W K), K, W).
 
     Columns past `cols` and rows that are masked hold anything finite. `EVEN`: there are none. W and K are
     the words and fields of a chunk; of floats, W 8 and K 1.
