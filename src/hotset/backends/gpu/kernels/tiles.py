@@ -23,8 +23,8 @@ def field(words, shift, WIDTH: tl.constexpr, zero):
     """Bits ``shift .. shift + WIDTH - 1`` (below bit 16) of words, less `zero`, times 2^-22: float32, exact.
 
     The masked bits, where they stand, are taken as a float, a subnormal one that is exactly their number
-    times 2^-149. So a mask and a multiplication do, without a shift and a conversion, which GPUs do at a fraction
-    of their speed. `shift` is known when compiling.
+    times 2^-149. So a mask and a multiplication do, without a shift and a conversion, which GPUs do at a
+    fraction of their speed. `shift` is known when compiling.
     """
     bits = words & (((1 << WIDTH) - 1) << shift)
     scale = ((254 - shift) << 23).to(tl.float32, bitcast=True)  # 2^(127 - shift)
