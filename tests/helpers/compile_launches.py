@@ -1,6 +1,6 @@
 """Compiles, without a GPU, every kernel as the GPU backend launches it; a script, not for the interpreter.
 
-    python compile_launches.py 80 [all]
+    python compile_launches.py 80 [all | few]
 
 Parts of a real model's shape are built on the CPU; where one launches a kernel, its arguments' types and the
 constants and options it is launched with are compiled for the compute capability given, down to machine code.
@@ -162,8 +162,10 @@ def main() -> None:
     backend = GpuBackend.__new__(GpuBackend)
     backend.gpu = _NoGpu(capability)
     types = list(TensorType) if everything else [TensorType.Q4_K]
-    ffns(backend, types, (1, 2, 33, 70, 300) if everything else (1, 300))
-    everything_else(backend)
+    few = "few" in sys.argv
+    ffns(backend, types, (1,) if few else (1, 2, 33, 70, 300) if everything else (1, 300))
+    if not few:
+        everything_else(backend)
     print(f"{len(launches.seen)} launches for compute capability {capability}")
 
 

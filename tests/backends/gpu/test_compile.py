@@ -21,8 +21,8 @@ def compile_launches(*arguments: str) -> str:
 
 
 def test_compile() -> None:
-    """For the oldest GPU named, which has the least shared memory."""
-    assert "launches for compute capability 75" in compile_launches("75")
+    """One token's FFNs, for the oldest GPU named."""
+    assert "launches for compute capability 75" in compile_launches("75", "few")
 
 
 @pytest.mark.slow

@@ -16,11 +16,12 @@ from hotset.model.build import build_transformer
 
 PROMPT, LENGTH = 8, 9  # longer than the sliding windows; the interpreter is slow
 
-ACTIVATIONS = {f"llama-{act}" for act in ("relu", "drelu", "relu2", "gelu", "gelu_pytorch_tanh")}
+# One of each architecture; its options, of which `test_parts` has each, take minutes.
+FIRST = {"llama-silu", "mistral", "qwen2", "qwen3", "gemma3", "falcon-7b", "falcon-40b", "opt", "nemotron"}
+NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_models()]
 
 
-# Of Llama's activations one: `test_parts` has all.
-@pytest.mark.parametrize("name", [n for n in tiny_models() if n not in ACTIVATIONS])
+@pytest.mark.parametrize("name", NAMES)
 def test_logits(backend: Any, name: str, tmp_path: Path) -> None:
     """A prompt, then token by token."""
     model = tiny_models()[name]()
