@@ -22,7 +22,6 @@ constexpr int64_t kSplitChunks = 32, kSplitGroup = 64;
 // Keys and values of fewer bytes are not worth sharing among threads.
 constexpr int64_t kMinSharedBytes = 64 << 10;
 
-int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 // Norms and rotates queries and keys, and writes keys and values into the cache. All in the commit, since

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "neuron_products.h"
+#include "neuron_prompts.h"
 
 namespace hotset {
 

@@ -1,7 +1,6 @@
 #include "neuron_products.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 namespace hotset {
 namespace {
@@ -18,110 +17,6 @@ constexpr int64_t kGroup = 4;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;
-
-// Tokens of a prompt whose sums of some columns stay in the second-level cache.
-constexpr int64_t kTokenBlock = 128;
-
-constexpr int64_t kSliceBytes = 16 << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t row_bytes_in_file(Type type, int64_t cols) {
-  switch (type) {
-    case kQ4_0:
-      return cols / 32 * 18;
-    case kQ4_1:
-      return cols / 32 * 20;
-    case kQ8_0:
-      return cols / 32 * 34;
-    default:
-      return cols * 2;
-  }
-}
-
-struct PackRowsJob {
-  const NeuronKernels* kernels;
-  Type type;
-  NeuronUse use;
-  int64_t rows, cols, from_bytes, to_bytes, per_chunk;
-  const uint8_t* data;
-  uint8_t* packed;
-  float* largest_scales;
-
-  size_t scratch_bytes() const { return 0; }
-  void compute(int64_t, void*) const {}
-  void commit(int64_t chunk, void*) const {
-    for (int64_t j = chunk * per_chunk; j < std::min((chunk + 1) * per_chunk, rows); ++j) {
-      kernels->pack_row(type, use, data + j * from_bytes, cols, packed + j * to_bytes);
-      if (use == kNeuronAdd) largest_scales[j] = kernels->largest_scale(type, packed + j * to_bytes, cols);
-    }
-  }
-};
-
-// Some rows, re-laid as panels, times all tokens.
-struct RowsJob {
-  const Runtime* runtime;
-  NeuronMatrix rows;
-  const float* bias;
-  const void* x;
-  int64_t tokens;
-  Apply apply;
-  Activation activation;
-  float* y;
-
-  static constexpr int64_t kPanels = 2;
-
-  int64_t chunk_rows() const { return kPanels * runtime->linear.lanes; }
-  int64_t panel_bytes() const { return runtime->linear.panel_bytes(rows.type, rows.cols); }
-  int64_t file_bytes() const { return row_bytes_in_file(rows.type, rows.cols); }
-  int64_t product_floats() const { return tokens * chunk_rows(); }
-  size_t scratch_bytes() const {
-    const int64_t floats = product_floats() * sizeof(float);
-    return static_cast<size_t>(ceil_div(floats, 64) * 64 + kPanels * panel_bytes() +
-                               chunk_rows() * file_bytes());
-  }
-
-  void compute(int64_t chunk, void* scratch) const {
-    const LinearKernels& linear = runtime->linear;
-    auto* product = static_cast<float*>(scratch);
-    auto* panels = static_cast<uint8_t*>(scratch) + ceil_div(product_floats() * sizeof(float), 64) * 64;
-    uint8_t* file_rows = panels + kPanels * panel_bytes();
-    const int64_t first = chunk * chunk_rows(), count = std::min(chunk_rows(), rows.rows - first);
-    for (int64_t j = 0; j < count; ++j) {
-      runtime->neurons.unpack_row(rows.type, rows.data + (first + j) * rows.stride, rows.cols,
-                                  file_rows + j * file_bytes());
-    }
-    const int64_t n_panels = ceil_div(count, linear.lanes);
-    for (int64_t p = 0; p < n_panels; ++p) {
-      const int64_t valid = std::min(linear.lanes, count - p * linear.lanes);
-      linear.pack_panel(rows.type, file_rows + p * linear.lanes * file_bytes(), valid, rows.cols,
-                        panels + p * panel_bytes());
-    }
-    const PackedMatrix matrix = {rows.type, count, rows.cols, panel_bytes(), panels};
-    linear.matmul(&matrix, 0, n_panels, x, tokens, 0, tokens, product, n_panels * linear.lanes);
-    for (int64_t t = 0; t < tokens; ++t) {
-      float* row = product + t * n_panels * linear.lanes;
-      if (bias) runtime->vector.add(bias + first, count, row);
-      if (apply == Apply::kActivate) runtime->vector.activate(activation, row, nullptr, count);
-    }
-  }
-
-  void commit(int64_t chunk, void* scratch) const {
-    const int64_t first = chunk * chunk_rows(), count = std::min(chunk_rows(), rows.rows - first);
-    const int64_t stride = ceil_div(count, runtime->linear.lanes) * runtime->linear.lanes;
-    const auto* product = static_cast<const float*>(scratch);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float* from = product + t * stride;
-      float* to = y + t * rows.rows + first;
-      if (apply != Apply::kTimes) {
-        std::copy_n(from, count, to);
-        continue;
-      }
-      const bool drelu = activation == Activation::kDrelu;
-      for (int64_t j = 0; j < count; ++j) to[j] *= drelu ? std::max(from[j], 0.0f) : from[j];
-    }
-  }
-};
 
 struct AllRowsJob {
   const NeuronKernels* kernels;
@@ -340,48 +235,6 @@ struct FinishJob {
   }
 };
 
-// A group of columns for a block of tokens.
-struct AllJob {
-  const Runtime* runtime;
-  NeuronMatrix down;
-  const float *h, *bias;
-  int64_t tokens;
-  bool add;
-  float* out;
-
-  int64_t groups() const { return ceil_div(down.cols, runtime->neurons.group_cols); }
-  size_t scratch_bytes() const {
-    return std::min(kTokenBlock, tokens) * runtime->neurons.group_cols * sizeof(float);
-  }
-
-  void compute(int64_t chunk, void* scratch) const {
-    const int64_t width = runtime->neurons.group_cols, group = chunk % groups();
-    const int64_t first = chunk / groups() * kTokenBlock, count = std::min(kTokenBlock, tokens - first);
-    auto* y = static_cast<float*>(scratch);
-    std::fill_n(y, count * width, 0.0f);
-    if (bias) {
-      const int64_t n = std::min(width, down.cols - group * width);
-      for (int64_t t = 0; t < count; ++t) std::copy_n(bias + group * width, n, y + t * width);
-    }
-    runtime->neurons.multiply(&down, group, h + first * down.rows, down.rows, count, y, width);
-  }
-
-  void commit(int64_t chunk, void* scratch) const {
-    const int64_t width = runtime->neurons.group_cols, col0 = chunk % groups() * width;
-    const int64_t first = chunk / groups() * kTokenBlock, count = std::min(kTokenBlock, tokens - first);
-    const int64_t n = std::min(width, down.cols - col0);
-    const auto* y = static_cast<const float*>(scratch);
-    for (int64_t t = 0; t < count; ++t, y += width) {
-      float* to = out + (first + t) * down.cols + col0;
-      if (add) {
-        runtime->vector.add(y, n, to);
-      } else {
-        std::copy_n(y, n, to);
-      }
-    }
-  }
-};
-
 // The list dealt out: parts that have neurons, one after the other.
 struct Dealt {
   int32_t *indices, *starts;
@@ -411,66 +264,7 @@ struct Dealt {
   }
 };
 
-const float* bias_of(const NeuronRows* rows) {
-  return rows && !rows->bias.empty() ? rows->bias.data() : nullptr;
-}
-
 }  // namespace
-
-NeuronStore::NeuronStore(std::shared_ptr<Runtime> runtime_, int64_t neurons_, int64_t cols_,
-                         std::vector<Type> types)
-    : runtime(std::move(runtime_)), neurons(neurons_), cols(cols_), types_(std::move(types)) {
-  for (const Type type : types_) stride_ += runtime->neurons.row_bytes(type, cols);
-  memory_ = runtime->buffers.allocate(static_cast<size_t>(neurons * stride_));
-}
-
-uint8_t* NeuronStore::take(Type type, int64_t rows, int64_t matrix_cols) {
-  if (taken_ == types_.size() || types_[taken_] != type || rows != neurons || matrix_cols != cols) {
-    throw std::invalid_argument("store: made for other rows");
-  }
-  uint8_t* place = memory_.get() + used_;
-  used_ += runtime->neurons.row_bytes(types_[taken_++], cols);
-  return place;
-}
-
-NeuronRows::NeuronRows(std::shared_ptr<NeuronStore> store, Type type, NeuronUse use, int64_t rows,
-                       int64_t cols, int64_t row_bytes, const uint8_t* data, bool from_file,
-                       const float* bias)
-    : store_(std::move(store)) {
-  uint8_t* place = store_->take(type, rows, cols);
-  if (use == kNeuronAdd) largest_scales_.resize(static_cast<size_t>(rows));
-  packed = {type, rows, cols, store_->stride(), place, largest_scales_.data()};
-  if (bias) this->bias.assign(bias, bias + (use == kNeuronDot ? rows : cols));
-
-  Runtime& runtime = *store_->runtime;
-  const int64_t per_chunk = std::max<int64_t>(1, kChunkBytes / row_bytes);
-  const int64_t per_slice = std::max<int64_t>(1, kSliceBytes / row_bytes);
-  Session session(runtime.pool);
-  for (int64_t row = 0; row < rows; row += per_slice) {
-    const int64_t count = std::min(per_slice, rows - row);
-    const uint8_t* slice = data + row * row_bytes;
-    float* scales = use == kNeuronAdd ? largest_scales_.data() + row : nullptr;
-    session.run(ceil_div(count, per_chunk),
-                PackRowsJob{&runtime.neurons, type, use, count, cols, row_bytes, packed.stride, per_chunk,
-                            slice, place + row * packed.stride, scales});
-    if (from_file) release_file_pages(slice, static_cast<size_t>(count * row_bytes));
-  }
-  if (from_file) release_file_pages(data, static_cast<size_t>(rows * row_bytes));
-}
-
-void multiply_rows(Session& session, const Runtime& runtime, const Activations& x, const NeuronRows& rows,
-                   Apply apply, Activation activation, float* y) {
-  const ActivationFormat format = runtime.linear.activation_format(rows.packed.type);
-  const RowsJob job{&runtime, rows.packed, bias_of(&rows), x.packed[format], x.rows, apply, activation, y};
-  session.run(ceil_div(rows.rows(), job.chunk_rows()), job);
-}
-
-Activations pack_as(Session& session, const Runtime& runtime, const float* x, int64_t tokens,
-                    const Norm& norm, const NeuronRows& rows, const Matrix* matrix) {
-  unsigned formats = 1u << runtime.linear.activation_format(rows.packed.type);
-  if (matrix) formats |= 1u << matrix->format;
-  return pack_formats(session, runtime, x, tokens, rows.cols(), &norm, formats);
-}
 
 RowActivations pack_for_rows(Session& session, const Runtime& runtime, const float* x, int64_t rows,
                              const Norm* norm, const NeuronRows& matrix) {
@@ -489,7 +283,7 @@ void multiply_all_rows(Session& session, const Runtime& runtime, const RowActiva
                        const NeuronRows& rows, float* y) {
   const int64_t per_chunk = std::max<int64_t>(4, kChunkBytes / rows.packed.stride / 4 * 4);
   session.run(ceil_div(rows.rows(), per_chunk),
-              AllRowsJob{&runtime.neurons, rows.packed, bias_of(&rows), x.packed, per_chunk, y});
+              AllRowsJob{&runtime.neurons, rows.packed, rows.bias_data(), x.packed, per_chunk, y});
 }
 
 void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
@@ -504,10 +298,14 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   job.down = down.packed;
   job.has_first = chosen.first != nullptr;
   job.has_second = chosen.second != nullptr;
-  if (chosen.first) job.first = chosen.first->packed;
-  if (chosen.second) job.second = chosen.second->packed;
-  job.first_bias = bias_of(chosen.first);
-  job.second_bias = bias_of(chosen.second);
+  if (chosen.first) {
+    job.first = chosen.first->packed;
+    job.first_bias = chosen.first->bias_data();
+  }
+  if (chosen.second) {
+    job.second = chosen.second->packed;
+    job.second_bias = chosen.second->bias_data();
+  }
   job.indices = dealt.indices;
   job.starts = dealt.starts;
   job.most = dealt.most;
@@ -519,17 +317,8 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   float* y = post_norm ? session.allocate<float>(chosen.tokens * cols) : out;
   session.run(
       ceil_div(cols, runtime.neurons.group_cols),
-      FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, bias_of(&down), !post_norm, y});
+      FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, down.bias_data(), !post_norm, y});
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
-}
-
-void add_all(Session& session, const Runtime& runtime, const float* h, int64_t tokens, const NeuronRows& down,
-             const Norm* post_norm, float* out) {
-  const int64_t cols = down.cols();
-  float* y = post_norm ? session.allocate<float>(tokens * cols) : out;
-  const AllJob job{&runtime, down.packed, h, bias_of(&down), tokens, !post_norm, y};
-  session.run(job.groups() * ceil_div(tokens, kTokenBlock), job);
-  if (post_norm) add_normed(session, runtime, *post_norm, y, tokens, out);
 }
 
 }  // namespace hotset

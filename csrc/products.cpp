@@ -25,8 +25,6 @@ constexpr int64_t kMaxTileRows = 128;
 constexpr int64_t kTileActivations = 512 << 10;
 constexpr int64_t kTileFloats = 16 << 10;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A product cut into tiles: some panels of the matrix times some rows of the activations, rows fastest.
 struct Tiling {
   int64_t panels, rows;

@@ -24,4 +24,6 @@ struct Runtime {
   SharedBuffers buffers;
 };
 
+inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+
 }  // namespace hotset
