@@ -3,8 +3,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <algorithm>
-#include <cmath>
 #include <limits>
 #include <optional>
 #include <string>
@@ -25,8 +23,8 @@ using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 [[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
 
 void check_finite(const char* name, const float* data, size_t count, float low) {
-  const auto bad = [low](float x) { return !std::isfinite(x) || x < low; };
-  if (std::any_of(data, data + count, bad)) refuse(std::string(name) + ": expected finite numbers");
+  if (!all_finite(data, static_cast<int64_t>(count), low))
+    refuse(std::string(name) + ": expected finite numbers");
 }
 
 Type check(int type, size_t rows, size_t cols, const Bytes& out, int threads) {
@@ -39,6 +37,15 @@ Type check(int type, size_t rows, size_t cols, const Bytes& out, int threads) {
   }
   if (threads < 1) refuse("threads: expected at least 1");
   return static_cast<Type>(type);
+}
+
+void round_matrix(int type, Matrix weights, Bytes out, int threads) {
+  const size_t rows = weights.shape(0), cols = weights.shape(1);
+  const Type checked = check(type, rows, cols, out, threads);
+  const nb::gil_scoped_release release;
+  check_finite("weights", weights.data(), weights.size(), std::numeric_limits<float>::lowest());
+  round_to_nearest(checked, weights.data(), static_cast<int64_t>(rows), static_cast<int64_t>(cols),
+                   out.data(), threads);
 }
 
 void quantise_matrix(int type, Matrix weights, std::optional<Vector> importance, Bytes out, int threads) {
@@ -72,6 +79,8 @@ void quantise_slab(int type, Slab slab, Matrix factor, Bytes out, int threads) {
 }  // namespace
 
 void bind_quantise(nb::module_& m) {
+  m.def("round_to_nearest", &round_matrix, "type"_a, "weights"_a, "out"_a, "threads"_a,
+        "Quantise a matrix (rows, cols) as GGUF's reference does into the bytes `out`.");
   m.def("quantise", &quantise_matrix, "type"_a, "weights"_a, "importance"_a.none(), "out"_a, "threads"_a,
         "Quantise a matrix (rows, cols), weighing errors by `importance` (cols,), into the bytes `out`.");
   m.def("quantise_slab", &quantise_slab, "type"_a, "slab"_a, "factor"_a, "out"_a, "threads"_a,

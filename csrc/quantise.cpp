@@ -1,6 +1,6 @@
-// One block is rounded with eight scales side by side, the lanes of simple loops that compilers vectorise;
-// then each lane's scale is fitted to its codes by least squares, and they are rounded again. What is kept
-// is the best of all.
+// With a search, one block is rounded with eight scales side by side, the lanes of simple loops that
+// compilers vectorise; then each lane's scale is fitted to its codes by least squares, and they are rounded
+// again. What is kept is the best of all.
 #include "quantise.h"
 
 #include <algorithm>
@@ -142,14 +142,16 @@ class Search {
     }
     Lanes columns[kBlock], errors[kBlock];
     std::memcpy(columns, targets_, sizeof columns);
+    const float low = codes_.low, high = codes_.high;
     for (int k = 0; k < kBlock; ++k) {
+      const float root = metric_.roots[k];
       for (int l = 0; l < kLanes; ++l) {
         constexpr float kRound = 0x1.8p23f;  // leaves no bits for fractions
         float code = (columns[k][l] - min_[l]) * inverses[l];
-        code = code > codes_.low ? code : codes_.low;
-        code = code < codes_.high ? code : codes_.high;
+        code = code > low ? code : low;
+        code = code < high ? code : high;
         code = (code + kRound) - kRound;
-        const float error = (columns[k][l] - (scale_[l] * code + min_[l])) * metric_.roots[k];
+        const float error = (columns[k][l] - (scale_[l] * code + min_[l])) * root;
         rounded_[k][l] = code;
         errors[k][l] = error;
         losses[l] += error * error;
@@ -202,6 +204,47 @@ class Search {
   Lanes scale_, min_;
 };
 
+// A block without a search. Products and sums are statements of their own, lest they be fused: the bytes
+// would not be the reference's.
+template <Type type>
+Block nearest(const float* w) {
+  Lanes lows, highs;
+  std::copy_n(w, kLanes, lows);
+  std::copy_n(w, kLanes, highs);
+  for (int k = kLanes; k < kBlock; k += kLanes) {
+    for (int l = 0; l < kLanes; ++l) {
+      lows[l] = w[k + l] < lows[l] ? w[k + l] : lows[l];
+      highs[l] = w[k + l] > highs[l] ? w[k + l] : highs[l];
+    }
+  }
+  const float low = *std::min_element(lows, lows + kLanes), high = *std::max_element(highs, highs + kLanes);
+  const float size = std::fabs(std::max(high, -low));
+  Block block;
+  if constexpr (type == kQ4_0) {  // the first of the largest is -8
+    block.scale = *std::find_if(w, w + kBlock, [=](float x) { return std::fabs(x) == size; }) / -8;
+  } else if constexpr (type == kQ4_1) {
+    block.min = low;
+    block.scale = (high - low) / 15;
+  } else {
+    block.scale = size / 127;
+  }
+  const float inverse = block.scale != 0 ? 1 / block.scale : 0;
+  const Codes codes = codes_of(type);
+  const float shift = 0.5f - codes.low, most = codes.high - codes.low;
+  for (int k = 0; k < kBlock; ++k) {
+    const float code = (w[k] - block.min) * inverse;
+    if constexpr (type == kQ8_0) {  // halves away from zero
+      const float distance = std::fabs(code), clipped = distance < codes.high ? distance : codes.high;
+      const auto whole = static_cast<float>(static_cast<int>(clipped));
+      block.codes[k] = std::copysign(clipped - whole < 0.5f ? whole : whole + 1, code);
+    } else {  // halves up
+      const float shifted = code + shift, positive = shifted > 0 ? shifted : 0;
+      block.codes[k] = static_cast<float>(static_cast<int>(positive < most ? positive : most)) + codes.low;
+    }
+  }
+  return block;
+}
+
 void write(Type type, const Block& block, uint8_t* out) {
   const auto put = [&out](float value) {
     const uint16_t half = to_half(value);
@@ -248,6 +291,15 @@ int64_t quantised_block_bytes(Type type) {
   }
 }
 
+bool all_finite(const float* data, int64_t count, float low) {
+  int32_t all = 1;  // as wide as the numbers, for the compiler
+  for (int64_t i = 0; i < count; ++i) {
+    all &= data[i] >= low ? 1 : 0;
+    all &= data[i] <= std::numeric_limits<float>::max() ? 1 : 0;
+  }
+  return all;
+}
+
 void quantise(Type type, const float* weights, int64_t rows, int64_t cols, const float* importance,
               uint8_t* out, int threads) {
   const int64_t bytes = quantised_block_bytes(type);
@@ -259,6 +311,17 @@ void quantise(Type type, const float* weights, int64_t rows, int64_t cols, const
       for (int64_t i = row; i < end; ++i) {
         write(type, search.run(weights + i * cols + col), out + (i * cols + col) / kBlock * bytes);
       }
+    }
+  });
+}
+
+void round_to_nearest(Type type, const float* weights, int64_t rows, int64_t cols, uint8_t* out,
+                      int threads) {
+  const int64_t blocks = cols / kBlock, bytes = quantised_block_bytes(type);
+  const auto round = type == kQ4_0 ? nearest<kQ4_0> : type == kQ4_1 ? nearest<kQ4_1> : nearest<kQ8_0>;
+  in_parallel(rows, threads, [=](int64_t row, int64_t end) {
+    for (int64_t i = row * blocks; i < end * blocks; ++i) {
+      write(type, round(weights + i * kBlock), out + i * bytes);
     }
   });
 }

@@ -9,12 +9,19 @@ namespace hotset {
 
 constexpr int kQuantBlock = 32;
 
-// Bytes of a block, 0 for types that quantise() does not write.
+// Bytes of a block, 0 for types that are not written.
 int64_t quantised_block_bytes(Type type);
 
-// Rounds a matrix (rows, cols) of finite numbers, cols a multiple of 32, so that for each block the sum of
-// importance[k] * (w[k] - rounded[k])^2 is least over a search of scales (and minima), in the type's own
-// f16. `importance` (cols), not negative, may be null: all ones. `out` is (rows, cols / 32, block bytes).
+// Whether all numbers are finite and at least `low`.
+bool all_finite(const float* data, int64_t count, float low);
+
+// Rounds a matrix (rows, cols) of finite numbers, cols a multiple of 32, as GGUF's reference does, to the
+// byte: the scale (and minimum) of a block by its largest numbers, each code the nearest. A scale beyond
+// f16's range is its largest number. `out` is (rows, cols / 32, block bytes).
+void round_to_nearest(Type type, const float* weights, int64_t rows, int64_t cols, uint8_t* out, int threads);
+
+// Rounds a matrix so that for each block the sum of importance[k] * (w[k] - rounded[k])^2 is least over a
+// search of scales (and minima), in the type's own f16. `importance` (cols), not negative, may be null: ones.
 void quantise(Type type, const float* weights, int64_t rows, int64_t cols, const float* importance,
               uint8_t* out, int threads);
 
