@@ -281,3 +281,13 @@ def test_a_number_beyond_half_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HotsetError, match=r"blk\.1\.ffn_down\.weight has numbers beyond 65504"):
         convert(source, tmp_path / "o.gguf", random_profile(source))
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = random_model("llama")
+    model.weights["blk.1.ffn_down.weight"][3, 5] = np.nan
+    source = open_checkpoint(write_plain(tmp_path / "m.gguf", model, Q.F32))
+    message = r"blk\.1\.ffn_down\.weight cannot be stored as Q8_0: .*finite"
+    with pytest.raises(HotsetError, match=message):
+        convert(source, tmp_path / "o.gguf", random_profile(source), ffn_type=TensorType.Q8_0)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]

@@ -20,6 +20,7 @@ from hotset.backends.base import (
     NeuronFFNSpec,
     Norm,
 )
+from hotset.backends.blocks import dequantise, round_to_nearest
 from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.errors import CheckpointError, HotsetError, RequestError
@@ -65,7 +66,7 @@ class CpuEmbedding:
     def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
         """See `Embedding`."""
         try:
-            x = _gather(self._tokens, tokens)
+            x = dequantise(self._tokens, tokens)
         except IndexError as error:
             raise RequestError(
                 f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is the tokenizer another model's?"
@@ -75,7 +76,7 @@ class CpuEmbedding:
         if self._positions is not None:
             first = position + self._position_offset
             try:
-                x += _gather(self._positions, np.arange(first, first + len(tokens), dtype=np.int32))
+                x += dequantise(self._positions, np.arange(first, first + len(tokens)))
             except IndexError:
                 raise RequestError(
                     f"position {position + len(tokens) - 1}: the model has "
@@ -309,12 +310,10 @@ class CpuBackend:
                 f"found {hidden}"
             )
         if spec.plan.score is Score.GATE_Q2:
-            type, data = Q2, two_bit_blocks(weight.to_float32()).reshape(-1)
+            type, data = Q2, two_bit_blocks(dequantise(weight)).reshape(-1)
         else:
-            from gguf import GGMLQuantizationType, quantize
-
             type = int(TensorType.Q4_0)
-            data = quantize(weight.to_float32(), GGMLQuantizationType.Q4_0).reshape(-1)
+            data = round_to_nearest(weight.name, dequantise(weight), TensorType.Q4_0, self.threads).data
         return [_native.Linear(self._runtime, type, size, hidden, data, False, first.bias)]
 
     def _store(self, linears: list[Linear | None], rows: int, cols: int) -> _native.NeuronStore:
@@ -394,19 +393,11 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _gather(tensor: Tensor, rows: NDArray[np.int32]) -> F32:
-    out = np.empty((len(rows), tensor.shape[1]), np.float32)
-    _native.gather(int(tensor.type), tensor.data, tensor.shape[0], rows, out, tensor.shape[1])
-    return out
-
-
 def _row_lengths(tensor: Tensor) -> F32:
     """Euclidean length of each row."""
-    slices = range(0, tensor.shape[0], 1024)
-    lengths = [
-        np.linalg.norm(tensor.rows(i, min(i + 1024, tensor.shape[0])).to_float32(), axis=1) for i in slices
-    ]
-    return np.concatenate(lengths).astype(np.float32)
+    rows = np.arange(tensor.shape[0])
+    slices = (rows[start : start + 1024] for start in range(0, len(rows), 1024))
+    return np.concatenate([np.linalg.norm(dequantise(tensor, part), axis=1) for part in slices])
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

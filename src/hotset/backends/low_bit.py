@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32
+from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.formats.tensor import TensorType
 
 Q2 = 1000
 """The native type of the two-bit blocks; GGUF has none like it."""
@@ -43,10 +45,7 @@ def _codes(w: F32, scale: F32) -> F32:
 def low_bit_copy(weight: F32, bits: int) -> F32:
     """What a 2- or 4-bit (Q4_0) copy of a matrix (rows, cols) holds; cols is a multiple of 32."""
     if bits == 4:
-        from gguf import GGMLQuantizationType, dequantize, quantize
-
-        kind = GGMLQuantizationType.Q4_0
-        return np.asarray(dequantize(quantize(weight, kind), kind), np.float32)
+        return dequantise(round_to_nearest("copy", weight, TensorType.Q4_0))
     blocks = two_bit_blocks(weight)
     scale = blocks[..., :2].copy().view("<f2").astype(np.float32)
     packed = blocks[..., 2:].reshape(*blocks.shape[:2], 2, 1, 4) >> np.array([0, 2, 4, 6], np.uint8)[:, None]

@@ -35,6 +35,7 @@ def calibrate(
     A neuron is skipped where its contribution is below its layer's cut-off. Prompts are computed densely; a
     layer in which skipping is not clearly faster on this computer stays dense.
     """
+    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
     from hotset.neurons.calibrate import calibrate as calibrate_model
     from hotset.neurons.convert import convert
@@ -62,6 +63,7 @@ def calibrate(
                 found.plans,
                 ffn_type=opened.ffn_type,
                 provenance={"budget": budget, "held_out_kl": found.quality.kl},
+                threads=threads or available_cores(),
                 progress=writing,
             )
     facts = {"model": str(opened.checkpoint.path), "out": str(out), "budget": budget}

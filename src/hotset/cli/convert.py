@@ -53,6 +53,7 @@ def convert(
     """
     written = "\n".join(read_text(path) for path in text) if text else ""
 
+    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
     from hotset.engine.load import open_model
     from hotset.formats import TensorType
@@ -67,6 +68,7 @@ def convert(
             output,
             loaded_profile,
             ffn_type=TensorType[ffn.name] if ffn else None,
+            threads=threads or available_cores(),
             measure=(lambda path: _divergence(path, model, written, threads)) if written else None,
             progress=converting,
         )

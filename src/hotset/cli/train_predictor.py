@@ -47,6 +47,7 @@ def train_predictor(
         raise RequestError(f"target is {target:g}: expected 0.5 to under 1, such as 0.99 (--target)")
     share = _share(budget)
 
+    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
     from hotset.neurons.convert import convert
     from hotset.neurons.low_rank import import_torch
@@ -74,6 +75,7 @@ def train_predictor(
                 training.predictors(opened.study),
                 ffn_type=opened.ffn_type,
                 provenance={"predictor_target": target, "predictor_tokens": tokens},
+                threads=threads or available_cores(),
                 progress=writing,
             )
     if as_json:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.backends.blocks import dequantise, round_to_nearest
 from hotset.config import FFNPlan, Score, Way
 from hotset.errors import HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config, check_places
@@ -75,6 +76,7 @@ def convert(
     *,
     ffn_type: TensorType | None = None,
     provenance: Mapping[str, str | int | float] | None = None,
+    threads: int = 1,
     measure: Callable[[Path], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
@@ -103,7 +105,8 @@ def convert(
     layers = []
     for i, plan in enumerate(plans):
         heat = np.stack([profile.frequency[i], profile.magnitude[i]])
-        layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, (predictors or {}).get(i)))
+        predictor = (predictors or {}).get(i)
+        layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, predictor, threads))
     tensors: list[NewTensor] = []
     for name in source:
         number, part = split_name(name)
@@ -163,12 +166,14 @@ class _Layer:
         heat: NDArray[np.float32],
         ffn_type: TensorType | None,
         predictor: Predictor | None,
+        threads: int,
     ) -> None:
         self.number = number
         self.order = order if plan else np.arange(len(order))
         self.stored = plan is not None
         self.heat = heat[:, self.order]
         self.predictor = predictor if plan and plan.score in _LOW_RANK else None
+        self.threads = threads
         self.down_error = 0.0
         up = source[f"blk.{number}.ffn_up.weight"]
         self.hidden = up.shape[1]
@@ -200,7 +205,7 @@ class _Layer:
             return [_reordered(tensor, self.order, tensor.type)]
         if part in ("ffn_gate.weight", "ffn_up.weight"):
             kind = tensor.type if self.keeps_types else self._type(tensor.type)
-            return [_reordered(tensor, self.order, kind)]
+            return [_reordered(tensor, self.order, kind, threads=self.threads)]
         return None
 
     def additions(self) -> list[NewTensor]:
@@ -229,50 +234,43 @@ class _Layer:
         hidden, ffn = down.shape
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            values = np.empty(down.shape, np.float32)
-            for part in _slices(hidden, ffn):
-                values[part] = down.rows(part.start, part.stop).to_float32()
+            values = dequantise(down)
             error = total = 0.0
             for part in _slices(ffn, hidden):
                 rows = np.ascontiguousarray(values[:, self.order[part]].T)
-                data = quantise(rows, kind, down.name)
-                difference = Tensor(down.name, kind, rows.shape, data).to_float32() - rows
+                stored = _stored(down.name, rows, kind, self.threads)
+                difference = dequantise(stored) - rows
                 error += float(np.square(difference).sum(dtype=np.float64))
                 total += float(np.square(rows).sum(dtype=np.float64))
-                yield data
+                yield stored.data
             self.down_error = math.sqrt(error / total) if total else 0.0
 
         return NewTensor(f"blk.{self.number}.ffn_down_t.weight", (ffn, hidden), kind, chunks)
 
 
-def quantise(values: NDArray[np.float32], kind: TensorType, name: str) -> NDArray[np.uint8]:
-    """Rows (n, k) as `kind`, flat bytes; `HotsetError` for numbers that it cannot hold."""
-    if kind is TensorType.F16:
-        with np.errstate(over="ignore"):
-            halves = values.astype(np.float16)
-        if not np.isfinite(halves).all():
-            raise HotsetError(f"{name} has numbers beyond 65504, which f16 cannot hold: use --ffn q8_0")
-        return halves.reshape(-1).view(np.uint8)
-    from gguf import GGMLQuantizationType
-    from gguf import quantize as gguf_quantize
-
-    data = gguf_quantize(values, GGMLQuantizationType(kind))
-    return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+def _stored(name: str, values: NDArray[np.float32], kind: TensorType, threads: int) -> Tensor:
+    """Rows (n, k) as `kind`; `HotsetError` for numbers that it cannot hold."""
+    if kind is not TensorType.F16:
+        return round_to_nearest(name, values, kind, threads)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise HotsetError(f"{name} has numbers beyond 65504, which f16 cannot hold: use --ffn q8_0")
+    return Tensor(name, kind, values.shape, halves.reshape(-1).view(np.uint8))
 
 
 def _reordered(
-    tensor: Tensor, order: NDArray[np.int64], kind: TensorType, name: str | None = None
+    tensor: Tensor, order: NDArray[np.int64], kind: TensorType, name: str | None = None, threads: int = 1
 ) -> NewTensor:
     """A tensor with its rows in another order, as their bytes where the type stays."""
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
         rows = tensor.data.reshape(tensor.shape[0], -1)
         for part in _slices(tensor.shape[0], math.prod(tensor.shape[1:])):
-            data = rows[order[part]].reshape(-1)
-            if kind is not tensor.type:
-                shape = (len(order[part]), *tensor.shape[1:])
-                data = quantise(Tensor(tensor.name, tensor.type, shape, data).to_float32(), kind, tensor.name)
-            yield data
+            if kind is tensor.type:
+                yield rows[order[part]].reshape(-1)
+            else:
+                yield _stored(tensor.name, dequantise(tensor, order[part]), kind, threads).data
 
     return NewTensor(name or tensor.name, tensor.shape, kind, chunks)
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32, FFN, Linear, NeuronFFNSpec
+from hotset.backends.blocks import round_to_nearest
 from hotset.backends.reference import normalise, predict, predictor_matrices
 from hotset.config import FFNPlan, Score, Way
-from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor import TensorType
 from hotset.neurons.low_rank import Factors, fine_tune, weighted_svd
 from hotset.neurons.plan import Choice, effective_bytes, ffn_bytes, predictor_bytes
 
@@ -162,16 +163,9 @@ def cutoff_for(scores: F32, share: F32, target: float) -> float:
 
 def with_plan(spec: NeuronFFNSpec, score: Score, factors: Factors | None = None) -> NeuronFFNSpec:
     """The spec with a predictor in place of its plan; factors as they are stored, in Q4_0."""
-    fc = (_stored("fc1", factors.fc1), _stored("fc2", factors.fc2)) if factors else ()
+    named = {"fc1": factors.fc1, "fc2": factors.fc2} if factors else {}
+    fc = tuple(Linear(round_to_nearest(name, w, TensorType.Q4_0)) for name, w in named.items())
     return replace(spec, plan=FFNPlan(Way.PREDICTOR, score), predictor=fc)
-
-
-def _stored(name: str, weight: F32) -> Linear:
-    from gguf import GGMLQuantizationType, quantize
-
-    data = quantize(np.ascontiguousarray(weight), GGMLQuantizationType.Q4_0)
-    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    return Linear(Tensor(name, TensorType.Q4_0, weight.shape, flat))
 
 
 def _ratio(part: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32
+from hotset.backends.blocks import dequantise
 from hotset.config import Activation
 from hotset.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
@@ -167,11 +168,10 @@ def fingerprint(checkpoint: Checkpoint) -> F32:
     """(L, 64) numbers of a model's ``ffn_up`` matrices that tell it, and its neurons' order, from others."""
     config = checkpoint.config
     samples = np.empty((config.n_layers, _SAMPLES), np.float32)
+    k = np.arange(_SAMPLES)
     for i, row in enumerate(samples):
-        up = checkpoint.tensors[f"blk.{i}.ffn_up.weight"]
-        for k in range(_SAMPLES):
-            neuron = k * config.ffn_size // _SAMPLES
-            row[k] = up.rows(neuron, neuron + 1).to_float32()[0, k * config.hidden_size // _SAMPLES]
+        up = dequantise(checkpoint.tensors[f"blk.{i}.ffn_up.weight"], k * config.ffn_size // _SAMPLES)
+        row[:] = up[k, k * config.hidden_size // _SAMPLES]
     return samples
 
 

@@ -6,6 +6,7 @@ import torch
 import triton
 
 from hotset.backends.base import NeuronFFNSpec
+from hotset.backends.blocks import dequantise, round_to_nearest
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.select import select
@@ -13,7 +14,7 @@ from hotset.backends.gpu.layouts import layout, two_bit_layout
 from hotset.backends.gpu.matrix import Matrix, build_matrix
 from hotset.config import Score
 from hotset.errors import CheckpointError
-from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor import TensorType
 
 
 class GpuPredictor:
@@ -74,9 +75,7 @@ def _gate_copy(gpu: Gpu, spec: NeuronFFNSpec) -> Matrix:
         raise CheckpointError(
             f"{weight.name}: {score.value}: expected rows of a multiple of 32 numbers, found {cols}"
         )
+    values = dequantise(weight)
     if score is Score.GATE_Q2:
-        return Matrix(gpu, two_bit_layout(gpu, weight.to_float32()), first.bias)
-    from gguf import GGMLQuantizationType, quantize
-
-    data = quantize(weight.to_float32(), GGMLQuantizationType.Q4_0).reshape(-1)
-    return Matrix(gpu, layout(gpu, Tensor(weight.name, TensorType.Q4_0, weight.shape, data)), first.bias)
+        return Matrix(gpu, two_bit_layout(gpu, values), first.bias)
+    return Matrix(gpu, layout(gpu, round_to_nearest(weight.name, values, TensorType.Q4_0)), first.bias)
