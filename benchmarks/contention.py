@@ -52,7 +52,8 @@ def main() -> int:
     try:
         with ExitStack() as stack:
             workers = [
-                stack.enter_context(Worker(name, args.model, args.threads, args.decode)) for name in PEERS
+                stack.enter_context(Worker(name, args.model, args.threads, args.decode + 32))
+                for name in PEERS
             ]
             for worker in workers:
                 worker.ask("decode", tokens=16)

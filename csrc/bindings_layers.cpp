@@ -155,7 +155,7 @@ std::shared_ptr<Ffn> new_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr gate, M
   return layer;
 }
 
-void ffn_forward(const Ffn& layer, nb::handle x, nb::handle out) {
+void ffn_forward(const Ffn& layer, nb::handle x, nb::handle out, bool /*dense*/) {
   const Rows from("x", x, layer.up->cols(), false), to("out", out, layer.down->rows(), true);
   expect("out", "rows", to.rows(), from.rows());
   if (from.rows() == 0) return;
@@ -222,13 +222,13 @@ std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, Matr
   return std::make_shared<NeuronFfn>(std::move(parts), cutoff);
 }
 
-void neuron_ffn_forward(NeuronFfn& layer, nb::handle x, nb::handle out) {
+void neuron_ffn_forward(NeuronFfn& layer, nb::handle x, nb::handle out, bool dense) {
   const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true);
   expect("out", "rows", to.rows(), from.rows());
   if (from.rows() == 0) return;
-  if (layer.wants_scores(from.rows())) refuse("x: this layer needs scores, see forward_scored");
+  if (layer.wants_scores(from.rows(), dense)) refuse("x: this layer needs scores, see forward_scored");
   const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), from.rows());
+  layer.forward(from.data(), to.data(), from.rows(), dense);
 }
 
 void neuron_ffn_forward_scored(NeuronFfn& layer, nb::handle x, nb::handle out, nb::handle scores) {
@@ -238,7 +238,7 @@ void neuron_ffn_forward_scored(NeuronFfn& layer, nb::handle x, nb::handle out, n
   expect("scores", "rows", given.rows(), from.rows());
   if (from.rows() == 0) return;
   const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), from.rows(), given.data());
+  layer.forward(from.data(), to.data(), from.rows(), false, given.data());
 }
 
 void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, nb::handle h) {
@@ -318,8 +318,8 @@ void bind_layers(nb::module_& m) {
   nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")
       .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,
            "activation"_a, "post_norm"_a.none())
-      .def("forward", &ffn_forward, "x"_a, "out"_a,
-           "Add the FFN of x (T, D) to out (T, D), which may be x itself.")
+      .def("forward", &ffn_forward, "x"_a, "out"_a, "dense"_a = false,
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself. It is always dense.")
       .def("neurons", &ffn_neurons, "x"_a, "gate"_a, "h"_a,
            "Write the gate's pre-activations (up's, where there is no gate) of x (T, D) to gate (T, F), the "
            "neurons' values to h (T, F).");
@@ -333,8 +333,9 @@ void bind_layers(nb::module_& m) {
            "first_rows"_a.none(), "second"_a.none(), "second_rows"_a.none(), "down"_a, "activation"_a,
            "way"_a, "score"_a, "cutoff"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(),
            "post_norm"_a.none(), "recall"_a, "audit_period"_a, "audit_offset"_a)
-      .def("forward", &neuron_ffn_forward, "x"_a, "out"_a,
-           "Add the FFN of x (T, D) to out (T, D), which may be x itself.")
+      .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "dense"_a = false,
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself. With `dense` only zeros are left "
+           "out.")
       .def("forward_scored", &neuron_ffn_forward_scored, "x"_a, "out"_a, "scores"_a,
            "The same, choosing neurons by predicted scores (T, F) where it chooses any.")
       .def("neurons", &neuron_ffn_neurons, "x"_a, "gate"_a, "h"_a,

@@ -72,10 +72,10 @@ void add_neuron_ffn(ColdWorker& worker, std::shared_ptr<NeuronFfn> layer, Vector
   expect_size("x", x, layer->hidden());
   expect_size("out", out, layer->hidden());
   if (scores) expect_size("scores", *scores, layer->neurons());
-  if (!scores && layer->wants_scores(1)) throw nb::value_error("scores: this layer needs them");
+  if (!scores && layer->wants_scores(1, false)) throw nb::value_error("scores: this layer needs them");
   worker.add_work(
       [layer = std::move(layer), x = x.data(), out = out.data(),
-       scores = scores ? scores->data() : nullptr](KvCache*) { layer->forward(x, out, 1, scores); });
+       scores = scores ? scores->data() : nullptr](KvCache*) { layer->forward(x, out, 1, false, scores); });
 }
 
 // For cudaLaunchHostFunc, where a stream cannot write and await memory itself.

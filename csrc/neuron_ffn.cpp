@@ -31,7 +31,7 @@ struct NeuronFfn::Input {
 
 NeuronFfn::NeuronFfn(NeuronFfnParts parts, float cutoff)
     : parts_(std::move(parts)), cutoff_(cutoff), recall_seen_(std::numeric_limits<float>::quiet_NaN()) {
-  if (parts_.way == Way::kDense) {
+  if (parts_.way != Way::kExact) {
     everything_.resize(static_cast<size_t>(neurons()));
     std::iota(everything_.begin(), everything_.end(), 0);
   }
@@ -83,9 +83,9 @@ float* NeuronFfn::values(Session& session, const Input& input) const {
   return h;
 }
 
-void NeuronFfn::forward(const float* x, float* out, int64_t rows, const float* scores) {
+void NeuronFfn::forward(const float* x, float* out, int64_t rows, bool dense, const float* scores) {
   Session session(parts_.runtime->pool);
-  if (rows <= kMostChosen) return forward_chosen(session, x, out, rows, scores);
+  if (rows <= kMostChosen) return forward_chosen(session, x, out, rows, dense, scores);
   const Runtime& runtime = *parts_.runtime;
   const NeuronRows* any = parts_.first_rows ? parts_.first_rows.get() : parts_.second_rows.get();
   if (!any) {
@@ -108,9 +108,11 @@ void NeuronFfn::forward(const float* x, float* out, int64_t rows, const float* s
   add_all(session, runtime, h, rows, *parts_.down, parts_.post_norm.get(), out);
 }
 
-void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int64_t rows,
+void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int64_t rows, bool dense,
                                const float* scores) {
   const Runtime& runtime = *parts_.runtime;
+  const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
+  const bool overruled = dense && (predicted || parts_.way == Way::kThreshold);
   const Input input = pack_input(session, x, rows);
   Chosen chosen{};
   chosen.tokens = rows;
@@ -122,12 +124,11 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
     chosen.x = pack_for_rows(session, runtime, x, rows, &parts_.norm, *any);
   }
   chosen.known = parts_.first ? values(session, input) : nullptr;
-  if (parts_.way == Way::kDense) {
+  if (parts_.way == Way::kDense || overruled) {
     chosen.indices = everything_.data();
     chosen.count = neurons();
-    chosen.everything = true;
+    chosen.everything = !overruled;
   } else {
-    const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
     chosen.scores = !predicted ? chosen.known : scores ? scores : predict(session, input);
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
@@ -144,8 +145,10 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
       audit(session, chosen);
     }
   }
-  tokens_.fetch_add(rows, std::memory_order_relaxed);
-  add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out, touched_);
+  Touched uncounted;
+  if (!overruled) tokens_.fetch_add(rows, std::memory_order_relaxed);
+  add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out,
+             overruled ? uncounted : touched_);
 }
 
 // Computes which neurons truly fire, and moves the cut-off towards the one that would have kept the share

@@ -43,12 +43,13 @@ class NeuronFfn {
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }
 
-  // out += ffn(x); out may be x. The predictor's scores (rows x neurons) may be given; where it has no
+  // out += ffn(x); out may be x. With `dense` no neurons are left out but zeros, and nothing is counted where
+  // the way would have left out others. The predictor's scores (rows x neurons) may be given; where it has no
   // matrices they must be, if neurons are chosen.
-  void forward(const float* x, float* out, int64_t rows, const float* scores = nullptr);
+  void forward(const float* x, float* out, int64_t rows, bool dense, const float* scores = nullptr);
 
-  bool wants_scores(int64_t rows) const {
-    return rows <= kMostChosen && parts_.way == Way::kPredictor && parts_.predictor.empty();
+  bool wants_scores(int64_t rows, bool dense) const {
+    return rows <= kMostChosen && !dense && parts_.way == Way::kPredictor && parts_.predictor.empty();
   }
 
   // The activation's input and the neurons' values, both (rows x neurons).
@@ -67,7 +68,8 @@ class NeuronFfn {
   Input pack_input(Session& session, const float* x, int64_t rows) const;
   const float* predict(Session& session, const Input& input) const;
   float* values(Session& session, const Input& input) const;
-  void forward_chosen(Session& session, const float* x, float* out, int64_t rows, const float* scores);
+  void forward_chosen(Session& session, const float* x, float* out, int64_t rows, bool dense,
+                      const float* scores);
   void audit(Session& session, const Chosen& chosen);
 
   const NeuronFfnParts parts_;

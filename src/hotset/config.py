@@ -60,6 +60,11 @@ class Way(str, Enum):
     PREDICTOR = "predictor"
     """Those whose predicted score reaches the cut-off."""
 
+    @property
+    def approximate(self) -> bool:
+        """Whether neurons may be left out that are not zero."""
+        return self in (Way.THRESHOLD, Way.PREDICTOR)
+
 
 class Score(str, Enum):
     """The number that a neuron's cut-off is held against. ``n`` is the FFN's normalised input."""

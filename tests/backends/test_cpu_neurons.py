@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.base import F32, Linear, NeuronFFN, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, Linear, NeuronCounts, NeuronFFN, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.low_bit import low_bit_copy, two_bit_blocks
 from hotset.backends.reference import ReferenceBackend
@@ -73,9 +73,9 @@ def ffn(
     )
 
 
-def run(layer: NeuronFFN, x: F32) -> F32:
+def run(layer: NeuronFFN, x: F32, dense: bool = False) -> F32:
     out = np.zeros_like(x)
-    layer.forward(x.copy(), out)
+    layer.forward(x.copy(), out, dense)
     return out
 
 
@@ -206,6 +206,55 @@ def test_a_token_gets_only_its_own_neurons(backend: CpuBackend) -> None:
     together = run(layer, x)
     alone = np.concatenate([run(layer, x[i : i + 1]) for i in range(6)])
     assert_close(together, alone, 1e-5)
+
+
+@pytest.mark.parametrize("plan", CHOICES, ids=lambda p: f"{p.score.value}{'-raw' * p.raw_input}")
+@pytest.mark.parametrize("tokens", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("activation", "gated"), [(Activation.RELU, True), (Activation.RELU2, False), (Activation.SILU, True)]
+)
+def test_dense_calls_leave_nothing_out(
+    backend: CpuBackend, activation: Activation, gated: bool, tokens: int, plan: FFNPlan
+) -> None:
+    """To the bit as if every score reached the cut-off, and nothing is counted."""
+    x = inputs(tokens, 96)
+    for type in (TensorType.F16, TensorType.Q4_0):
+        spec = ffn(type, activation=activation, gated=gated, plan=plan, size=130, bias=tokens == 3)
+        none, all = (replace(spec, plan=replace(plan, cutoff=cutoff)) for cutoff in (1e9, -1e9))
+        dense = replace(spec, plan=DENSE)
+        layer = backend.neuron_ffn(none)
+        found = run(layer, x, dense=True)
+        assert np.array_equal(found, run(backend.neuron_ffn(all), x))
+        expected = run(backend.neuron_ffn(dense), x)
+        assert_close(found, expected, 1e-4)
+        if plan.score is Score.DOWN and not activation.zero_producing:  # what dense reads lies alike
+            assert np.array_equal(found, expected)
+        assert layer.counts() == NeuronCounts(0, 0, 0)
+        assert np.abs(run(layer, x) - found).max() > 0.1
+        assert layer.counts().tokens == tokens
+
+        reference = ReferenceBackend().neuron_ffn(none)
+        found, expected = run(reference, x, dense=True), run(ReferenceBackend().neuron_ffn(dense), x)
+        assert np.array_equal(found, expected)
+        assert reference.counts() == NeuronCounts(0, 0, 0)
+
+
+def test_dense_calls_change_nothing_for_exact(backend: CpuBackend) -> None:
+    spec, x = ffn(), inputs(1, 96)
+    for made in (backend, ReferenceBackend()):
+        usual, dense = made.neuron_ffn(spec), made.neuron_ffn(spec)
+        assert np.array_equal(run(usual, x), run(dense, x, dense=True))
+        assert usual.counts() == dense.counts()
+        assert 0 < dense.counts().read < 77
+
+
+def test_dense_calls_are_not_audited(backend: CpuBackend) -> None:
+    spec = ffn(TensorType.F16, plan=FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 5.0, recall=0.9))
+    layer = backend.neuron_ffn(spec)
+    for token in inputs(300, 96):
+        run(layer, token[None], dense=True)
+    assert layer.cutoff == 5.0
+    assert np.isnan(layer.recall_seen)
 
 
 @pytest.mark.parametrize("plan", [EXACT, DENSE, CHOICES[0], CHOICES[1], CHOICES[2]])

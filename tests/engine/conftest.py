@@ -36,12 +36,14 @@ class FakeTransformer:
         self.config = SimpleNamespace(vocab_size=VOCAB + PADDING, context_length=4096)
         self.script = script
         self.calls = []
+        self.prompts = []
         self.fail_after = None
 
-    def forward(self, tokens, kv, *, all_logits=False):
+    def forward(self, tokens, kv, *, prompt=False, all_logits=False):
         assert tokens.dtype == np.int32
         assert 1 <= len(tokens) <= kv.capacity - kv.length
         self.calls.append(len(tokens))
+        self.prompts.append(prompt)
         if self.fail_after is not None and len(self.calls) > self.fail_after:
             kv.ids += tokens[: len(tokens) // 2].tolist()  # a slice of a long prompt got through
             raise KeyboardInterrupt

@@ -92,6 +92,15 @@ def test_a_prompt_wholly_cached_computes_its_last_token_again(make_engine):
     assert engine.model.transformer.calls == [1, 1, 1]
 
 
+def test_the_model_is_told_what_is_a_prompt(make_engine):
+    """Also of one token: an approximate plan must not choose its neurons."""
+    engine = make_engine()
+    for prompt in ("x", "hello", "hello", "hello, again"):
+        engine.model.transformer.prompts.clear()
+        list(engine.generate(prompt, max_tokens=4))
+        assert engine.model.transformer.prompts == [True, False, False, False]
+
+
 def test_a_conversation_computes_only_its_new_end(make_engine):
     engine = make_engine(b"Hi")
     messages = [{"role": "user", "content": "One"}]

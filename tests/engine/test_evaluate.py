@@ -27,7 +27,7 @@ class Table:
     def kv_cache(self, capacity, type):
         return _KV(capacity)
 
-    def forward(self, tokens, kv, *, all_logits=False):
+    def forward(self, tokens, kv, *, prompt=False, all_logits=False):
         assert kv.length + len(tokens) <= kv.capacity
         rows = self.logits[np.arange(kv.length, kv.length + len(tokens)), tokens]
         kv.length += len(tokens)
@@ -116,11 +116,12 @@ def test_a_model_that_chooses_neurons_is_read_token_by_token():
     sparse = model(5)
     sparse.config.layers = (SimpleNamespace(ffn=FFNPlan(Way.EXACT)), SimpleNamespace(ffn=None))
     sparse.config.ffn_size = 8
-    lengths = []
+    lengths, prompts = [], []
     forward = sparse.transformer.forward
 
     def counted(tokens, kv, **options):
         lengths.append(len(tokens))
+        prompts.append(options.get("prompt", False))
         return forward(tokens, kv, **options)
 
     sparse.transformer.forward = counted
@@ -128,6 +129,7 @@ def test_a_model_that_chooses_neurons_is_read_token_by_token():
     sparse.transformer.layers = (SimpleNamespace(ffn=layer), SimpleNamespace(ffn=None))
     result = evaluate(sparse, [1] * 20, window=20)
     assert lengths == [10, *[1] * 9]
+    assert prompts == [True, *[False] * 9]
     assert result.density == pytest.approx(2 / 8)
     against_dense = evaluate(sparse, [1] * 20, against=model(5), window=20)
     assert against_dense.divergence.kl_mean == pytest.approx(0, abs=1e-9)

@@ -78,7 +78,7 @@ PREDICTED = FFNPlan(Way.PREDICTOR, Score.GATE_Q4, cutoff=-1e9)
     [
         (FFNPlan(Way.EXACT), SPLIT, 1, False),
         (FFNPlan(Way.EXACT), FFN_ALONE, 9, True),
-        (PREDICTED, FFN_ALONE, 2, False),
+        (PREDICTED, FFN_ALONE, 8, False),  # the first after them is the first for which scores are asked
     ],
     ids=["everything", "streamed", "predictor"],
 )

@@ -1,6 +1,7 @@
 """Models stored by neuron, split anywhere: each way of choosing neurons, with and without the device."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.base import Linear, NeuronFFNSpec
+from hotset.backends.base import Linear, NeuronCounts, NeuronFFNSpec
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
@@ -22,7 +23,7 @@ from hotset.hybrid.ffn import HybridFFN
 from hotset.hybrid.slices import cold_slice, hot_slice
 from hotset.hybrid.stand_in import StandInDevice
 from hotset.model.build import build_transformer, neuron_ffn_spec
-from hotset.model.transformer import Transformer
+from hotset.model.transformer import SINK_TOKENS, Transformer
 
 FUNCTIONS = [
     (Activation.RELU, True),
@@ -137,6 +138,73 @@ def test_a_plan_that_chooses_all_equals_dense(way: Way, score: Score) -> None:
     expected = logits(build_transformer(dense, CpuBackend(threads=1)))
     for share in (0.1, 0.5, 0.9):
         assert_close(logits(hybrid(checkpoint, by_share(checkpoint, share))), expected)
+
+
+class CountingDevice(StandInDevice):
+    """Counts the flags that it raises: the steps that are a recorded one."""
+
+    raised = 0
+
+    def raise_flag(self, flag: Any) -> None:
+        self.raised += 1
+        super().raise_flag(flag)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    choice=st.sampled_from(CHOOSING),
+    activation=st.sampled_from([Activation.RELU, Activation.SILU]),
+    hot=st.tuples(st.integers(0, 199), st.integers(0, 200)),
+    attention=st.tuples(st.booleans(), st.booleans()),
+    parallel=st.booleans(),
+    prompt=st.integers(0, 12),
+)
+def test_prompts_and_first_tokens_are_dense(
+    choice: tuple[Way, Score],
+    activation: Activation,
+    hot: tuple[int, int],
+    attention: tuple[bool, bool],
+    parallel: bool,
+    prompt: int,
+) -> None:
+    """A prompt and single tokens, with a plan that leaves out all cold neurons wherever it may choose."""
+    options = {"activation": activation, "parallel": parallel}
+    nothing = stored_by_neuron(FFNPlan(*choice, cutoff=1e9), **options)
+    dense = stored_by_neuron(FFNPlan(Way.DENSE), **options)
+    device = CountingDevice()
+    placement = Placement(tuple(map(LayerPlacement, attention, hot)), False)
+    models = (
+        build_hybrid(nothing, placement, device, CpuBackend(threads=1)),
+        build_transformer(dense, CpuBackend(threads=1)),
+    )
+    calls = [(prompt, True)] * (prompt > 0) + [(1, False)] * max(0, SINK_TOKENS - prompt)
+    calls += [(3, True), (1, True), (1, False)]
+    caches = [model.kv_cache(32, "f32") for model in models]
+    for at, (count, is_prompt) in enumerate(calls):
+        tokens = TOKENS[caches[0].length :][:count]
+        found, expected = (
+            model.forward(tokens, kv, prompt=is_prompt, all_logits=True)
+            for model, kv in zip(models, caches, strict=True)
+        )
+        if at < len(calls) - 1:
+            assert_close(found, expected)
+            assert device.raised == 0
+        elif hot[0] < 100:
+            assert np.abs(found - expected).max() > 1e-3 * np.abs(expected).max()
+    assert device.raised > 0
+    part = models[0].layers[0].ffn
+    assert part.counts() == NeuronCounts(1, hot[0], 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("way", [Way.EXACT, Way.DENSE])
+def test_first_tokens_of_exact_layers_go_by_step(way: Way) -> None:
+    device = CountingDevice()
+    placement = Placement((LayerPlacement(True, 64), LayerPlacement(True, 64)), True)
+    model = build_hybrid(stored_by_neuron(FFNPlan(way)), placement, device, CpuBackend(threads=1))
+    kv = model.kv_cache(8)
+    for i in range(2):
+        model.forward(TOKENS[i : i + 1], kv, prompt=True)
+    assert device.raised == 2 * 2
 
 
 @pytest.mark.parametrize("raw_input", [False, True])

@@ -1,15 +1,23 @@
 """Models stored by neuron against the same models stored as usual, and exact against dense."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import gguf
 import numpy as np
 import pytest
-from helpers.random_checkpoint import by_neuron, random_checkpoint
+from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from hotset.backends.base import DENSE_TOKENS
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import Activation, FFNPlan, Way
+from hotset.config import Activation, FFNPlan, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.model.build import build_transformer
+from hotset.model.transformer import SINK_TOKENS, SLICE, Transformer
 
 
 @pytest.mark.parametrize("way", [Way.DENSE, Way.EXACT])
@@ -71,3 +79,83 @@ def test_exact_writes_the_same_text_as_dense(activation: Activation, gated: bool
     dense, exact = text(FFNPlan(Way.DENSE), 1), text(FFNPlan(Way.EXACT), 2)
     assert dense[0] == exact[0]
     assert np.array_equal(dense[1], exact[1])
+
+
+Calls = list[tuple[int, bool]]
+"""Of `Transformer.forward`: how many tokens, and whether they are a prompt."""
+
+
+def read(model: Transformer, calls: Calls) -> Iterator[NDArray[np.float32]]:
+    """The logits after each token of each call."""
+    kv = model.kv_cache(sum(count for count, _ in calls), "f32")
+    for count, prompt in calls:
+        tokens = np.arange(kv.length, kv.length + count, dtype=np.int32) * 7 % 53
+        yield model.forward(tokens, kv, prompt=prompt, all_logits=True)
+
+
+def chooses(calls: Calls) -> list[bool]:
+    """Of each call whether a plan may choose its neurons."""
+    starts = np.cumsum([0, *(count for count, _ in calls)])
+    return [
+        not prompt and start >= SINK_TOKENS and count <= DENSE_TOKENS
+        for start, (count, prompt) in zip(starts, calls, strict=False)
+    ]
+
+
+PLANS = [
+    (Activation.SILU, FFNPlan(Way.THRESHOLD, Score.DOWN)),
+    (Activation.SILU, FFNPlan(Way.THRESHOLD, Score.GATE)),
+    (Activation.RELU, FFNPlan(Way.THRESHOLD, Score.GATE)),
+    (Activation.RELU, FFNPlan(Way.PREDICTOR, Score.GATE_Q4)),
+]
+ONE_BY_ONE: Calls = [(1, False)] * 11
+
+
+@pytest.mark.parametrize(("activation", "plan"), PLANS)
+@settings(max_examples=20, deadline=None)
+@given(calls=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=6))
+@example(ONE_BY_ONE)
+@example([(1, True), *ONE_BY_ONE])
+@example([(3, True), *ONE_BY_ONE])
+@example([(8, True), (1, False)])
+@example([(9, True), (1, False)])
+@example([(30, True), (3, True), (1, True), (8, True), (3, False)])
+@example([(30, False), (8, False)])
+@example([(8, True), (SLICE + 3, False), (1, False)])
+def test_prompts_and_first_tokens_are_dense(activation: Activation, plan: FFNPlan, calls: Calls) -> None:
+    """Wherever a plan that would leave out everything may not choose, the logits are dense's."""
+    usual = random_checkpoint(hidden_size=32, ffn_size=100, activation=activation, context_length=1024)
+
+    def model(plan: FFNPlan) -> Transformer:
+        checkpoint = by_neuron(usual, plan, [np.arange(100)] * 2)
+        return build_transformer(quantised(checkpoint, TensorType.F16), CpuBackend(threads=1))
+
+    dense = read(model(FFNPlan(Way.DENSE)), calls)
+    everything = read(model(replace(plan, cutoff=-1e9)), calls)
+    nothing = model(replace(plan, cutoff=1e9))
+    readings = zip(chooses(calls), read(nothing, calls), everything, dense, strict=True)
+    for chosen, found, all_chosen, expected in readings:
+        if chosen:
+            assert (np.abs(found - expected).max(axis=1) > 0.05 * np.abs(expected).max(axis=1)).all()
+            break  # what the cache holds is no longer dense's
+        assert np.array_equal(found, all_chosen)
+        if (activation, plan.score) in ((Activation.SILU, Score.DOWN), (Activation.RELU, Score.GATE)):
+            assert np.array_equal(found, expected)  # what is read lies as dense's
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    list(readings)
+    counts = [layer.ffn.counts() for layer in nothing.layers]  # type: ignore[attr-defined]
+    several = [count for chosen, (count, _) in zip(chooses(calls), calls, strict=True) if chosen]
+    assert [(c.tokens, c.read) for c in counts] == [(sum(several), 0)] * 2
+
+
+@pytest.mark.parametrize(("activation", "plan"), PLANS)
+def test_the_reference_is_dense_there_too(activation: Activation, plan: FFNPlan) -> None:
+    usual = random_checkpoint(hidden_size=32, ffn_size=100, activation=activation)
+
+    def model(plan: FFNPlan) -> Transformer:
+        return build_transformer(by_neuron(usual, plan, [np.arange(100)] * 2), ReferenceBackend())
+
+    calls = [(1, False), (5, False), (1, False), (1, False), (3, True), (1, True), (1, False)]
+    found = list(read(model(replace(plan, cutoff=1e9)), calls))
+    expected = list(read(model(FFNPlan(Way.DENSE)), calls))
+    assert [np.array_equal(*pair) for pair in zip(found, expected, strict=True)] == [True] * 6 + [False]

@@ -106,7 +106,10 @@ class NeuronFFNSpec:
 
 @dataclass(frozen=True)
 class NeuronCounts:
-    """What a `NeuronFFN` has done for tokens whose neurons it chose (not for prompts), summed over tokens."""
+    """What a `NeuronFFN` has done, summed over tokens whose neurons its plan chose.
+
+    Not over tokens in calls of more than `DENSE_TOKENS`, nor where ``dense`` overruled an approximate plan.
+    """
 
     tokens: int
     read: int
@@ -165,8 +168,11 @@ class Attention(Protocol):
 class FFN(Protocol):
     """One layer's feed-forward network."""
 
-    def forward(self, x: Array, out: Array) -> None:
-        """Add the FFN of x (T, D) to out (T, D), which may be x itself."""
+    def forward(self, x: Array, out: Array, dense: bool = False) -> None:
+        """Add the FFN of x (T, D) to out (T, D), which may be x itself.
+
+        With `dense` only neurons that are exactly zero are left out, whatever the layer's plan is.
+        """
 
     def neurons(self, x: Array, gate: F32, h: F32) -> None:
         """Compute every neuron of x (T, D), for profiles and training.

@@ -201,7 +201,7 @@ class ReferenceFFN:
         self.hidden = _Neurons(spec)
         self.down = ReferenceLinear(spec.down)
 
-    def forward(self, x: F32, out: F32) -> None:
+    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
         """See `FFN`."""
         y = self.down(self.hidden(normalise(x, self.norm))[1])
         out += normalise(y, self.post_norm) if self.post_norm else y
@@ -305,11 +305,11 @@ class ReferenceNeuronFFN:
         """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
 
-    def forward(self, x: F32, out: F32) -> None:
+    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
         """See `FFN`."""
         spec = self.spec
         gate, h = self.hidden(normalise(x, spec.norm))
-        if len(x) <= DENSE_TOKENS:
+        if len(x) <= DENSE_TOKENS and not (dense and spec.plan.way.approximate):
             chosen = chosen_neurons(spec, self.cutoff, x, gate, h, self._lengths, self._matrices)
             # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
             read = chosen & (h != 0) if spec.activation.zero_producing else chosen

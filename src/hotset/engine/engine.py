@@ -155,11 +155,11 @@ class Engine:
         common = next((i for i in range(limit) if cached[i] != prompt[i]), limit)
         self.kv.truncate(common)
         del self._ids[common:]
-        return self._extend(prompt[common:])
+        return self._extend(prompt[common:], prompt=True)
 
-    def _extend(self, ids: Sequence[int]) -> F32:
+    def _extend(self, ids: Sequence[int], prompt: bool = False) -> F32:
         """Append tokens to the cache: the logits (V,) after the last."""
         # Tokens that an interrupted call left behind never reached the cache.
         self._ids[self.kv.length :] = ids
-        logits: F32 = self.model.transformer.forward(np.array(ids, np.int32), self.kv)[0, : self._vocab_size]
-        return logits
+        logits = self.model.transformer.forward(np.array(ids, np.int32), self.kv, prompt=prompt)
+        return logits[0, : self._vocab_size]

@@ -6,7 +6,8 @@ the predictions in the window's second half count, since the first have little t
 between models of one vocabulary.
 
 A model that chooses its neurons does so in decoding only: it reads a window's first half as a prompt, with
-all neurons, and the second half token by token.
+all neurons, and the second half token by token. In windows of less than twice `SINK_TOKENS` some or all of
+these are first positions, where no approximation is used.
 """
 
 import math
@@ -161,7 +162,8 @@ def _greedy(model: Model, kv: KVCache, prompt: Sequence[int], count: int) -> lis
     tokens = np.array(prompt, np.int32)
     text: list[int] = []
     while len(text) < count:
-        tokens = model.transformer.forward(tokens, kv).argmax(axis=1).astype(np.int32)
+        logits = model.transformer.forward(tokens, kv, prompt=not text)
+        tokens = logits.argmax(axis=1).astype(np.int32)
         text.append(int(tokens[0]))
     return text
 
@@ -176,7 +178,7 @@ def _predictions(
     """The window's second half, `step` tokens at a time: (T,) tokens to predict, log-probabilities (T, V)."""
     kv.truncate(0)
     first = len(tokens) // 2
-    model.transformer.forward(tokens[:first], kv)
+    model.transformer.forward(tokens[:first], kv, prompt=True)
     for start in range(first, len(tokens) - 1, step):
         stop = min(start + step, len(tokens) - 1)
         logits = model.transformer.forward(tokens[start:stop], kv, all_logits=True)

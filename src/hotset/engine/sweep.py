@@ -71,7 +71,7 @@ def sweep(
             ffn: NeuronFFN = ffns[i]  # type: ignore[assignment]
             ffn.cutoff = float(cutoffs[i, step]) if wanted < 1 else 0.0
         kv.truncate(0)
-        model.transformer.forward(ids[:16], kv)
+        model.transformer.forward(ids[:16], kv, prompt=True)
         model.transformer.forward(ids[16:17], kv)
         before = model.neuron_counts()
         start = time.perf_counter()

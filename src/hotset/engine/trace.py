@@ -23,7 +23,7 @@ class TracePoint:
     """Decoded so far."""
     subject: str
     density: float
-    """Share of neurons computed in this stretch."""
+    """Share of neurons computed in this stretch, where the model chose them: not at first positions."""
     recall: float
     """Of the neurons that fire, the share predicted: running mean of the audits, over layers; NaN before."""
     cutoffs: tuple[float, ...]

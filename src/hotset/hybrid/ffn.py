@@ -41,13 +41,13 @@ class HybridFFN:
         else:
             self.cold = host.neuron_ffn(cold) if isinstance(cold, NeuronFFNSpec) else host.ffn(cold)
 
-    def forward(self, x: Array, out: Array) -> None:
-        """Add the FFN of x to out, both (T, D) on the device; the calling thread does the host's part."""
+    def forward(self, x: Array, out: Array, dense: bool = False) -> None:
+        """See `FFN`; x and out are on the device, and the calling thread does the host's part."""
         device, shape = self.device, tuple(x.shape)
         at_host = device.pinned(shape, np.float32)
         device.download(x, at_host)
         scores = None
-        if self.predictor and shape[0] <= DENSE_TOKENS:
+        if self.predictor and shape[0] <= DENSE_TOKENS and not dense:
             scores = device.pinned((shape[0], self.n_cold), np.float32)
             device.download(self.predictor(x), scores)
         sent = device.mark()
@@ -58,7 +58,7 @@ class HybridFFN:
             if scores is not None and isinstance(self.cold, CpuNeuronFFN):
                 self.cold.forward_scored(at_host, y, scores)
             else:
-                self.cold.forward(at_host, y)
+                self.cold.forward(at_host, y, dense)
             return to_device(device, y)
 
         self.add(x, out, cold)

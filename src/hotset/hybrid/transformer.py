@@ -2,7 +2,8 @@
 
 The same walk as `hotset.model.transformer`, which also says what an FFN in parallel to attention reads.
 Single tokens go by `Step`, where the host's worker and the device's stream are both told beforehand; several
-tokens go layer by layer, and the calling thread does the host's part.
+tokens, and single ones for which a plan must not choose neurons, go layer by layer, and the calling thread
+does the host's part.
 """
 
 from collections.abc import Sequence
@@ -48,6 +49,10 @@ class HybridTransformer(Transformer):
         self.device = device
         self._host = host
         self._parts = tuple(layers)
+        self._approximate = any(
+            part.host_ffn and layer.ffn and layer.ffn.way.approximate
+            for part, layer in zip(layers, config.layers, strict=True)
+        )
         self._head_on_device = head_on_device
         self._stream = stream
         self._stream_from = stream_from
@@ -74,25 +79,34 @@ class HybridTransformer(Transformer):
             host = self._host.kv_cache(n_layers=c.n_layers - on_device, type=type, **shape)
         return HybridKVCache(device, host, capacity)
 
-    def forward(self, tokens: NDArray[np.int32], kv: KVCache, *, all_logits: bool = False) -> F32:
+    def forward(
+        self,
+        tokens: NDArray[np.int32],
+        kv: KVCache,
+        *,
+        prompt: bool = False,
+        all_logits: bool = False,
+    ) -> F32:
         """See `Transformer`. One call at a time, others wait: buffers are the model's, not the sequence's."""
         with self._lock:
-            return super().forward(tokens, kv, all_logits=all_logits)
+            return super().forward(tokens, kv, prompt=prompt, all_logits=all_logits)
 
     def close(self) -> None:
         """End the worker's thread; it starts again with the next token."""
         self._step.close()
 
-    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache) -> Array:
+    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache, dense: bool) -> Array:
         if not isinstance(kv, HybridKVCache):
             raise TypeError("a hybrid model needs its own KV cache")
         kv.settle()
         x = self.embedding.forward(tokens, kv.length)
-        x = self._step.run(x, kv) if len(tokens) == 1 else self._layer_by_layer(x, kv)
+        # A step is always the same, with neurons chosen by each layer's plan.
+        by_step = len(tokens) == 1 and not (dense and self._approximate)
+        x = self._step.run(x, kv) if by_step else self._layer_by_layer(x, kv, dense)
         kv.advance(len(tokens))
         return x
 
-    def _layer_by_layer(self, x: Array, kv: HybridKVCache) -> Array:
+    def _layer_by_layer(self, x: Array, kv: HybridKVCache, dense: bool) -> Array:
         here = False  # whether x is on the device
         with self._walk(len(x)) as begun:
             walk = begun
@@ -110,7 +124,7 @@ class HybridTransformer(Transformer):
                     walk = None
                 x, out = self._bring_both(x, out, here, layer.ffn_on_device)
                 here = layer.ffn_on_device
-                layer.ffn.forward(x, out)
+                layer.ffn.forward(x, out, dense)
                 x = out
         return self._bring(x, here, self._head_on_device)
 

@@ -83,9 +83,9 @@ class _WatchedFFN:
     def __init__(self, layer: int, ffn: FFN, watch: Callable[[int, FFN, F32], None]) -> None:
         self._layer, self._ffn, self._watch = layer, ffn, watch
 
-    def forward(self, x: F32, out: F32) -> None:
+    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
         self._watch(self._layer, self._ffn, x)
-        self._ffn.forward(x, out)
+        self._ffn.forward(x, out, dense)
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         self._ffn.neurons(x, gate, h)

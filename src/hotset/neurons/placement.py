@@ -182,7 +182,7 @@ class Planner:
     def _stream_from(self, placement: Placement) -> int | None:
         """The processor's time grows with each token; what streaming takes is the same for a whole slice.
 
-        Up to `DENSE_TOKENS` the processor leaves out neurons, which streaming cannot.
+        Up to `DENSE_TOKENS` the processor may leave out neurons, which streaming cannot.
         """
 
         def streams(tokens: int) -> bool:

@@ -23,7 +23,8 @@ from hotset.neurons.profile import ActivationProfile
 
 WINDOW = 512
 SKIPPED = 16
-"""First tokens of each window that are not learnt from: attention sinks, which prompts compute densely."""
+"""First tokens of each window that are not learnt from: attention sinks, which are computed densely
+(`hotset.model.transformer.SINK_TOKENS`)."""
 
 Window = NDArray[np.int32]
 Progress = Callable[[int, int], None]

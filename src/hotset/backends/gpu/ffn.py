@@ -61,8 +61,8 @@ class GpuFFN:
         down: Linear = spec.down
         return build_matrix(self.gpu, down, hidden, size)
 
-    def forward(self, x: Any, out: Any) -> None:
-        """See `FFN`."""
+    def forward(self, x: Any, out: Any, dense: bool = False) -> None:
+        """See `FFN`; it is always dense."""
         h = self._hidden(self._normed(x))
         if self.post_norm is None:
             self._down(h, out, add=True)
