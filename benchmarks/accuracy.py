@@ -13,13 +13,18 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from engines import ENGINES, F32, PEERS, HotsetEngine, LlamaCppEngine, TokenEngine
-from gguf_stream import write_dequantised
 from machine import fail, model_identity, report, write_json
+from numpy.typing import NDArray
+
+from hotset.formats.gguf_file import read_gguf
+from hotset.formats.gguf_writer import NewTensor, same_metadata, write_gguf
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 
 ROWS = 64  # scored at once, so that float64 copies of large vocabularies stay small
 
@@ -92,6 +97,21 @@ def evaluate(
             "top1_agreement": float(agree.mean()),
         }
     return results
+
+
+def write_dequantised(source: Path, path: Path) -> int:
+    """Write the same model with every tensor in F32, dequantised by the `gguf` library; the size in bytes."""
+    file = read_gguf(source)
+    keys = same_metadata(file.metadata) | {"general.file_type": 0}
+
+    def numbers(tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
+        yield tensor_from_array(tensor.name, tensor.to_float32()).data
+
+    tensors = [
+        NewTensor(tensor.name, tensor.shape, TensorType.F32, partial(numbers, tensor))
+        for tensor in file.tensors.values()
+    ]
+    return write_gguf(path, keys, tensors)
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from machine import report, write_json
 from synthetic import random_blocks
 
@@ -34,7 +33,7 @@ DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 def tensor(name: str, type: TensorType, rows: int, cols: int, rng: np.random.Generator) -> Tensor:
     """Random weights."""
-    blocks = random_blocks(GGMLQuantizationType(int(type)), cols, rows * cols // type.block_size, rng)
+    blocks = random_blocks(type, cols, rows * cols // type.block_size, rng)
     return Tensor(name, type, (rows, cols), np.ascontiguousarray(blocks).reshape(-1))
 
 

@@ -24,8 +24,6 @@ from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGUFWriter, quantize
-from gguf_stream import StreamedTensor, write_gguf
 from numpy.typing import NDArray
 from synthetic import (
     SHAPES,
@@ -33,11 +31,14 @@ from synthetic import (
     Q,
     Shape,
     TensorPlan,
-    add_metadata,
-    add_vocabulary,
+    metadata,
     plan,
     tensor_chunks,
 )
+
+from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.errors import HotsetError
+from hotset.formats.gguf_writer import NewTensor, write_gguf
 
 F32 = NDArray[np.float32]
 
@@ -142,19 +143,16 @@ def make_gate(space: Space, p: NDArray[np.float64], kind: Q, rng: np.random.Gene
     tokens = space.embeddings(128, rng)
     tokens += 0.1 * rng.standard_normal(tokens.shape, dtype=np.float32)  # about what layers add
     fires = tokens @ gate.T > 0
-    scores = _rounded(fc2, Q.Q4_0) @ (_rounded(fc1, Q.Q4_0) @ tokens.T)
+    low, last = (round_to_nearest(n, w, Q.Q4_0) for n, w in (("fc1", fc1), ("fc2", fc2)))
+    scores = dequantise(last) @ (dequantise(low) @ tokens.T)
     cutoff = float(np.quantile(scores.T[fires], 1 - RECALL))
-    return Gate(_blocks(gate, kind), _blocks(fc1, Q.Q4_0), _blocks(fc2, Q.Q4_0), cutoff)
+    return Gate(_blocks(gate, kind), low.data, last.data, cutoff)
 
 
 def _blocks(values: F32, kind: Q) -> NDArray[np.uint8]:
-    return quantize(np.ascontiguousarray(values, np.float32), kind).reshape(-1).view(np.uint8)
-
-
-def _rounded(values: F32, kind: Q) -> F32:
-    from gguf import dequantize
-
-    return np.asarray(dequantize(quantize(values, kind), kind), np.float32)
+    if kind is Q.F16:
+        return values.astype("<f2").reshape(-1).view(np.uint8)
+    return round_to_nearest("weights", values, kind).data
 
 
 def by_neuron(tensors: list[TensorPlan], sparse: SparseShape, kind: Q) -> list[TensorPlan]:
@@ -173,29 +171,28 @@ def by_neuron(tensors: list[TensorPlan], sparse: SparseShape, kind: Q) -> list[T
 
 
 def scaled_chunks(
-    tensor: TensorPlan, buffers: dict[tuple[int, int], NDArray[np.uint8]], rng: np.random.Generator
-) -> Iterator[memoryview]:
+    tensor: TensorPlan, buffers: dict[tuple[Q, int], NDArray[np.uint8]], rng: np.random.Generator
+) -> Iterator[NDArray[np.uint8]]:
     """Random blocks as `tensor_chunks` gives them, their numbers LOW times as large.
 
     Blocks' signs are random too: 4-bit codes from -8 to 7 have a mean, which would amplify one direction from
     layer to layer.
     """
-    block_bytes = GGML_QUANT_SIZES[tensor.type][1]
     for chunk in tensor_chunks(tensor, buffers, rng):
         if tensor.type is Q.F16:
-            yield memoryview((np.frombuffer(chunk, "<f2") * np.float16(LOW)).view(np.uint8))
+            yield (chunk.view("<f2") * np.float16(LOW)).view(np.uint8)
             continue
-        blocks = np.frombuffer(chunk, np.uint8).reshape(-1, block_bytes).copy()
+        blocks = chunk.reshape(-1, tensor.type.block_bytes).copy()
         scales = 4 if tensor.type is Q.Q4_1 else 2  # scale, and minimum
         factor = rng.choice(np.float16([-LOW, LOW]), (len(blocks), 1))
         blocks[:, :scales] = (blocks[:, :scales].copy().view("<f2") * factor).view(np.uint8)
-        yield memoryview(blocks.reshape(-1))
+        yield blocks.reshape(-1)
 
 
 def write(
     path: Path, name: str, kind_name: str, *, density: float, activation: str, layers: int | None, seed: int
 ) -> int:
-    """Write the model (atomically); its size in bytes."""
+    """Write the model, whole or not at all; its size in bytes. `HotsetError` as `write_gguf`."""
     kind = TYPES[kind_name]
     sparse = SparseShape(SHAPES[name], activation)
     shape, depth = sparse.shape, layers or SHAPES[name].layers
@@ -206,27 +203,26 @@ def write(
     variant = [i * VARIANTS // depth for i in range(depth)]
     first = "ffn_gate.weight" if sparse.gated else "ffn_up.weight"
 
-    def metadata(writer: GGUFWriter) -> None:
-        add_metadata(writer, f"{name}, {activation}, neurons fire by a power law", shape, depth)
-        add_vocabulary(writer, shape.vocab)
-        writer.add_string("hotset.activation", activation)
-        writer.add_array("hotset.ffn.way", ["predictor"] * depth)
-        writer.add_array("hotset.ffn.score", ["low_rank"] * depth)
-        writer.add_array("hotset.ffn.cutoff", [gates[v].cutoff for v in variant])
-        writer.add_array("hotset.ffn.recall", [RECALL] * depth)
+    keys = metadata(f"{name}, {activation}, neurons fire by a power law", shape, depth) | {
+        "hotset.activation": activation,
+        "hotset.ffn.way": ["predictor"] * depth,
+        "hotset.ffn.score": ["low_rank"] * depth,
+        "hotset.ffn.cutoff": np.array([gates[v].cutoff for v in variant], np.float32),
+        "hotset.ffn.recall": np.full(depth, RECALL, np.float32),
+    }
 
-    def fixed(values: NDArray[np.uint8]) -> Iterator[memoryview]:
-        yield memoryview(values)
+    def fixed(values: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        yield values
 
-    def embedding(tensor: TensorPlan) -> Iterator[memoryview]:
+    def embedding(tensor: TensorPlan) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, shape.vocab, 4096):
             rows = space.embeddings(min(4096, shape.vocab - start), rng)
-            yield memoryview(_blocks(rows, tensor.type))
+            yield _blocks(rows, tensor.type)
 
     # What layers add has its own numbers, to be independent of what they read.
-    buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
-    low_buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
-    streamed = []
+    buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
+    low_buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
+    new = []
     for tensor in by_neuron(plan(shape, depth, kind), sparse, kind):
         part = tensor.name.split(".", 2)[-1]
         gate = gates[variant[int(tensor.name.split(".")[1])]] if tensor.name.startswith("blk.") else None
@@ -242,8 +238,8 @@ def write(
             chunks = partial(scaled_chunks, tensor, low_buffers, rng)
         else:
             chunks = partial(tensor_chunks, tensor, buffers, rng)
-        streamed.append(StreamedTensor(tensor.name, tensor.shape, tensor.type, chunks))
-    return write_gguf(path, shape.architecture, metadata, streamed)
+        new.append(NewTensor(tensor.name, tensor.shape, tensor.type, chunks))
+    return write_gguf(path, keys, new)
 
 
 def main() -> int:
@@ -269,8 +265,8 @@ def main() -> int:
             layers=args.layers,
             seed=0,
         )
-    except OSError as error:
-        print(f"sparse_models: cannot write {args.out}: {error.strerror or error}", file=sys.stderr)
+    except HotsetError as error:
+        print(f"sparse_models: {error}", file=sys.stderr)
         return 2
     print(f"{args.out}: {size / 1e9:.2f} GB, synthetic weights, {args.shape} {args.type.upper()}")
     return 0

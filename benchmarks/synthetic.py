@@ -13,14 +13,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
-from gguf_stream import StreamedTensor, tensor_bytes, write_gguf
 from numpy.typing import NDArray
 
-Q = GGMLQuantizationType
+from hotset.errors import HotsetError
+from hotset.formats.gguf_writer import NewTensor, write_gguf
+from hotset.formats.tensor import TensorType as Q
+
 TYPES = {
     kind.name.lower(): kind
     for kind in (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.F16, Q.BF16, Q.F32)
@@ -75,18 +78,18 @@ class TensorPlan:
 
     name: str
     shape: tuple[int, ...]
-    type: GGMLQuantizationType
+    type: Q
     fill: float | None = None
 
 
-def matrix_type(wanted: GGMLQuantizationType, columns: int, *, output: bool = False) -> GGMLQuantizationType:
+def matrix_type(wanted: Q, columns: int, *, output: bool = False) -> Q:
     """The type that a matrix gets in a file of the `wanted` type (see the module's docstring)."""
     if output and wanted not in (Q.Q8_0, Q.F16, Q.BF16, Q.F32):
         wanted = Q.Q6_K
-    return FALLBACK.get(wanted, wanted) if columns % GGML_QUANT_SIZES[wanted][0] else wanted
+    return FALLBACK.get(wanted, wanted) if columns % wanted.block_size else wanted
 
 
-def plan(shape: Shape, layers: int, wanted: GGMLQuantizationType) -> list[TensorPlan]:
+def plan(shape: Shape, layers: int, wanted: Q) -> list[TensorPlan]:
     """Every tensor of the model, in file order."""
     hidden, ffn, kv = shape.hidden, shape.ffn, shape.kv_heads * shape.head_dim
     layer_norm = shape.architecture in ("falcon", "opt")
@@ -132,23 +135,20 @@ def plan(shape: Shape, layers: int, wanted: GGMLQuantizationType) -> list[Tensor
     return tensors
 
 
-def random_blocks(
-    kind: GGMLQuantizationType, columns: int, count: int, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def random_blocks(kind: Q, columns: int, count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """`count` random valid blocks (count, block bytes); their numbers deviate by about 1/sqrt(columns).
 
     Block layouts: ggml's `ggml-common.h`. Quants are uniform bytes; only scales and offsets are chosen.
     """
-    block, block_bytes = GGML_QUANT_SIZES[kind]
     deviation = columns**-0.5
     if kind in (Q.F32, Q.F16, Q.BF16):
-        values = rng.standard_normal((count, block), dtype=np.float32) * np.float32(deviation)
+        values = rng.standard_normal((count, kind.block_size), dtype=np.float32) * np.float32(deviation)
         if kind is Q.F16:
             return values.astype("<f2").view(np.uint8)
         bits = values.astype("<f4").view("<u4")
         return (bits if kind is Q.F32 else (bits >> 16).astype("<u2")).view(np.uint8)
 
-    blocks = rng.integers(0, 256, (count, block_bytes), dtype=np.uint8)
+    blocks = rng.integers(0, 256, (count, kind.block_bytes), dtype=np.uint8)
     # Deviation of the quants around their centre, and that centre (for types that store an offset).
     spread, centre = {
         Q.Q4_0: (4.6, 0.0),
@@ -165,7 +165,7 @@ def random_blocks(
     def put(start: int, values: NDArray[np.float64]) -> None:
         blocks[:, start : start + 2] = values.astype("<f2").view(np.uint8)
 
-    put(block_bytes - 2 if kind is Q.Q6_K else 0, scale)
+    put(kind.block_bytes - 2 if kind is Q.Q6_K else 0, scale)
     if kind in (Q.Q4_1, Q.Q5_1):
         put(2, -centre * scale)
     if kind in (Q.Q4_K, Q.Q5_K):
@@ -177,60 +177,65 @@ def random_blocks(
 
 
 def tensor_chunks(
-    tensor: TensorPlan, buffers: dict[tuple[int, int], NDArray[np.uint8]], rng: np.random.Generator
-) -> Iterator[memoryview]:
+    tensor: TensorPlan, buffers: dict[tuple[Q, int], NDArray[np.uint8]], rng: np.random.Generator
+) -> Iterator[NDArray[np.uint8]]:
     """The tensor's bytes, piece by piece, from one random buffer a type and width, entered anywhere."""
     if tensor.fill is not None:
-        yield memoryview(np.full(tensor.shape, tensor.fill, "<f4").tobytes())
+        yield np.full(tensor.shape, tensor.fill, "<f4").view(np.uint8)
         return
     columns = tensor.shape[-1]
-    block_bytes = GGML_QUANT_SIZES[tensor.type][1]
-    key = (int(tensor.type), columns)
+    block_bytes = tensor.type.block_bytes
+    key = (tensor.type, columns)
     if key not in buffers:
         buffers[key] = random_blocks(tensor.type, columns, BUFFER_BYTES // block_bytes, rng).reshape(-1)
     buffer = buffers[key]
-    left = tensor_bytes(tensor.shape, tensor.type)
+    left = prod(tensor.shape) // tensor.type.block_size * block_bytes
     while left:
         start = int(rng.integers(0, BUFFER_BYTES // block_bytes // 2)) * block_bytes
         size = min(left, buffer.size - start)
-        yield memoryview(buffer[start : start + size])
+        yield buffer[start : start + size]
         left -= size
 
 
-def add_metadata(writer: GGUFWriter, name: str, shape: Shape, layers: int) -> None:
-    writer.add_name(f"synthetic random weights, {name}")
-    writer.add_block_count(layers)
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_vocab_size(shape.vocab)
-    if shape.architecture in ("falcon", "opt"):
-        writer.add_layer_norm_eps(shape.epsilon)
-    else:
-        writer.add_layer_norm_rms_eps(shape.epsilon)
+def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
+    """GGUF's key-values: the shape, and a vocabulary in SentencePiece's style of its size.
+
+    That has three control tokens, the bytes, a space mark, the digits and numbers.
+    """
+    words = ["▁", *"0123456789", *(f"▁{i}" for i in range(shape.vocab))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words][: shape.vocab]
+    normal, unknown, control, byte = 1, 2, 3, 6
+    kinds = [unknown, control, control] + [byte] * 256
+    kinds += [normal] * (shape.vocab - len(kinds))
+    norm = "layer_norm" if shape.architecture in ("falcon", "opt") else "layer_norm_rms"
+    sizes: dict[str, int | float] = {
+        "block_count": layers,
+        "context_length": shape.context,
+        "embedding_length": shape.hidden,
+        "feed_forward_length": shape.ffn,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "vocab_size": shape.vocab,
+        f"attention.{norm}_epsilon": shape.epsilon,
+    }
     if shape.architecture != "opt":
-        writer.add_rope_freq_base(shape.rope_base)
-        writer.add_rope_dimension_count(shape.head_dim)
-
-
-def add_vocabulary(writer: GGUFWriter, size: int) -> None:
-    """SentencePiece style: three control tokens, the bytes, a space mark, the digits, numbers."""
-    words = ["▁", *"0123456789", *(f"▁{i}" for i in range(size))]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words][:size]
-    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([-float(i) for i in range(size)])
-    writer.add_token_types([int(k) for k in kinds] + [int(TokenType.NORMAL)] * (size - len(kinds)))
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+        sizes |= {"rope.freq_base": shape.rope_base, "rope.dimension_count": shape.head_dim}
+    return {
+        "general.architecture": shape.architecture,
+        "general.name": f"synthetic random weights, {label}",
+        **{f"{shape.architecture}.{key}": value for key, value in sizes.items()},
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": -np.arange(shape.vocab, dtype=np.float32),
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
 
 
 def write(path: Path, name: str, kind: str, layers: int | None = None, seed: int = 0) -> int:
-    """Write `path` (by a temporary file beside it, then a rename) and return its size in bytes.
+    """Write `path`, whole or not at all, and return its size in bytes; `HotsetError` as `write_gguf`.
 
     `name` and `kind` are keys of SHAPES and TYPES; `layers` replaces the shape's own count.
     """
@@ -238,16 +243,9 @@ def write(path: Path, name: str, kind: str, layers: int | None = None, seed: int
     depth = layers or shape.layers
     tensors = plan(shape, depth, TYPES[kind])
     rng = np.random.default_rng(seed)
-    buffers: dict[tuple[int, int], NDArray[np.uint8]] = {}
-
-    def metadata(writer: GGUFWriter) -> None:
-        add_metadata(writer, name, shape, depth)
-        add_vocabulary(writer, shape.vocab)
-
-    streamed = [
-        StreamedTensor(t.name, t.shape, t.type, partial(tensor_chunks, t, buffers, rng)) for t in tensors
-    ]
-    return write_gguf(path, shape.architecture, metadata, streamed)
+    buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
+    new = [NewTensor(t.name, t.shape, t.type, partial(tensor_chunks, t, buffers, rng)) for t in tensors]
+    return write_gguf(path, metadata(name, shape, depth), new)
 
 
 def main() -> int:
@@ -262,8 +260,8 @@ def main() -> int:
     out = args.out or Path(f"{args.shape}-{args.type.upper()}.gguf")
     try:
         size = write(out, args.shape, args.type, args.layers)
-    except OSError as error:
-        print(f"synthetic: cannot write {out}: {error.strerror or error}", file=sys.stderr)
+    except HotsetError as error:
+        print(f"synthetic: {error}", file=sys.stderr)
         return 2
     print(f"{out}: {size / 1e9:.2f} GB, synthetic random weights, {args.shape} {args.type.upper()}")
     return 0
