@@ -1,6 +1,7 @@
 """Ways to run the command line, and the demo model's file."""
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,9 @@ def hotset(capsys):
 @pytest.fixture
 def start():
     """Start a command in a process of its own, with pipes."""
+    # A signal that is ignored, as Ctrl-C is in a shell's background job, stays ignored in children; one that
+    # is handled gets its default there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = []
 
     def start(*arguments, **options):
@@ -42,6 +46,7 @@ def start():
     for process in started:
         process.kill()
         process.communicate()
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
