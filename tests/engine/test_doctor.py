@@ -76,12 +76,13 @@ def test_a_gpu_is_measured_quiet_and_busy(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(__import__("sys").modules, "torch", fake_torch())
     monkeypatch.setattr(doctor, "no_gpu", lambda: None)
     monkeypatch.setattr(doctor_gpu, "executor_handshake_us", lambda: 7.0)
+    monkeypatch.setattr(doctor_gpu, "kernel_rates", lambda: (1e-3, 11.0))
     found = doctor.measure_machine()
     assert found.gpu and found.gpu.vram_bytes == 8 << 30
     assert found.gpu.to_device_contended <= found.gpu.to_device
     assert found.cpu.gather_contended <= found.cpu.gather
     assert found.sources["gpu.stream"] == "measured on a GPU"
-    assert found.sources["gpu.kernel_share"].startswith("assumed")
+    assert found.gpu.kernel_share == pytest.approx(1e-3 / found.gpu.stream)
     assert set(found.sources) == {
         f"{side}.{name}" for side in ("cpu", "gpu") for name in found.as_json()[side]
     }

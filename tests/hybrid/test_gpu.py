@@ -105,14 +105,17 @@ def test_a_norm_after_the_sum(interpreter: Device) -> None:
 def test_every_architecture_on_a_gpu(
     cuda: Device, name: str, tiny: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps enough for the recorded one to be replayed."""
+    """Steps enough for the recorded one to be replayed.
+
+    A prompt's activations are taken as float16, which random weights blow up: by 0.6 % at most, as seen.
+    """
     monkeypatch.setattr(streaming, "PIECE_BYTES", 5000)
     checkpoint = tiny(name)
     expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), 19, LENGTH)
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         for stream in (False, True):
             model = hybrid(checkpoint, by_share(checkpoint, share), cuda, stream)
-            assert_close(logits(model, 19, LENGTH), expected, 3e-3)
+            assert_close(logits(model, 19, LENGTH), expected, 1e-2)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """The native backend: packs weights for this CPU's instruction set and runs each part as one native call."""
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -50,8 +51,18 @@ _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 
 _Q8_BLOCK = 32
 
-# Far more than a last-level cache holds.
 _BANDWIDTH_BYTES = 256 << 20
+"""At least so many are read to measure the memory, and far more than caches hold."""
+
+
+def cache_bytes() -> int:
+    """Bytes of all last-level caches of this machine; 0 where the system does not say."""
+    caches = {}
+    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        with contextlib.suppress(OSError, ValueError):
+            size = (index / "size").read_text().strip()
+            caches[(index / "shared_cpu_list").read_text()] = int(size.removesuffix("K")) << 10
+    return sum(caches.values())
 
 
 class CpuEmbedding:
@@ -166,7 +177,7 @@ class CpuBackend:
 
     def memory_bandwidth(self) -> float:
         """GB/s (1e9 bytes) at which the backend's threads together read memory, the best of a few passes."""
-        return self._runtime.memory_bandwidth(_BANDWIDTH_BYTES, 5) / 1e9
+        return self._runtime.memory_bandwidth(max(_BANDWIDTH_BYTES, 4 * cache_bytes()), 5) / 1e9
 
     def copy(self, x: F32) -> F32:
         """See `Backend`."""

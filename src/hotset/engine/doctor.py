@@ -19,10 +19,11 @@ from statistics import median
 import numpy as np
 
 from hotset.backends.base import F32, FFN, FFNSpec, Linear, NeuronFFNSpec, Norm
-from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
+from hotset.backends.cpu import CpuBackend, CpuNeuronFFN, cache_bytes
 from hotset.config import Activation, FFNPlan, NormKind, Score, Way
+from hotset.engine.random_weights import random_weights
 from hotset.errors import HotsetError
-from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
+from hotset.formats.tensor import TensorType, tensor_from_array
 from hotset.neurons.machine import CpuRates, GpuRates, MachineProfile, load_machine
 
 Progress = Callable[[int, int], None]
@@ -31,7 +32,8 @@ _HIDDEN, _FFN, _WIDTH = 4096, 11008, 32
 """A 7B model's hidden size and neurons; and the width of the predictor that chooses neurons at random."""
 _DENSITY = 0.1
 """Share of neurons chosen while gathering is measured."""
-_LAYERS = 3
+_LAYERS, _MOST_LAYERS = 3, 24
+"""At least and at most so many layers take turns, so that caches do not hold them."""
 _CALLS = 24
 _PROMPT = 64
 """Tokens at a time while multiplications are counted."""
@@ -150,16 +152,18 @@ class CpuBench:
         scores = np.concatenate(self._inputs) @ self._fc[0].to_float32().T @ self._fc[1].to_float32().T
         self._cutoff = float(np.quantile(scores, 1 - _DENSITY))
         self._chosen = {}
+        layer_bytes = 3 * _HIDDEN * _FFN * TensorType.Q4_0.block_bytes // TensorType.Q4_0.block_size
+        n_layers = min(max(_LAYERS, 3 * cache_bytes() // layer_bytes), _MOST_LAYERS)
         for kind in (TensorType.Q4_0, TensorType.F16):
-            rows = Linear(_random(kind, _FFN, _HIDDEN, rng))
-            self._chosen[kind] = [self._sparse(rows) for _ in range(_LAYERS)]
+            rows = Linear(random_weights(kind, _FFN, _HIDDEN, rng))
+            self._chosen[kind] = [self._sparse(rows) for _ in range(n_layers)]
             done()
         gate, down = (
-            _random(TensorType.Q4_0, _FFN, _HIDDEN, rng),
-            _random(TensorType.Q4_0, _HIDDEN, _FFN, rng),
+            random_weights(TensorType.Q4_0, _FFN, _HIDDEN, rng),
+            random_weights(TensorType.Q4_0, _HIDDEN, _FFN, rng),
         )
         spec = FFNSpec(self._norm, Linear(gate), Linear(gate), Linear(down), Activation.SILU)
-        self._dense: list[FFN] = [self.backend.ffn(spec) for _ in range(_LAYERS)]
+        self._dense: list[FFN] = [self.backend.ffn(spec) for _ in range(n_layers)]
         self._dense_bytes = 2 * gate.nbytes + down.nbytes
         done()
 
@@ -175,7 +179,7 @@ class CpuBench:
     def part_us(self) -> float:
         """Microseconds of an FFN of next to no weights."""
         rng = np.random.default_rng(1)
-        matrix = Linear(_random(TensorType.F16, 64, 64, rng))
+        matrix = Linear(random_weights(TensorType.F16, 64, 64, rng))
         norm = Norm(NormKind.RMS, 1e-5, np.ones(64, np.float32))
         tiny = self.backend.ffn(FFNSpec(norm, matrix, matrix, matrix, Activation.SILU))
         return _seconds([tiny], [x[:, :64].copy() for x in self._inputs]) * 1e6
@@ -203,21 +207,6 @@ class CpuBench:
         nbytes = read / tokens * 3 * _HIDDEN // kind.block_size * kind.block_bytes
         predictor = sum(tensor.nbytes for tensor in self._fc)
         return nbytes / max(seconds - predictor / stream / 1e9, seconds / 2) / 1e9
-
-
-def _random(kind: TensorType, rows: int, cols: int, rng: np.random.Generator) -> Tensor:
-    """Random weights whose products stay finite, from one random block row, repeated."""
-    blocks = rng.integers(0, 256, (cols // kind.block_size * 64, kind.block_bytes), dtype=np.uint8)
-    if kind is TensorType.F16:
-        blocks = (rng.standard_normal(len(blocks)) / cols**0.5).astype("<f2").view(np.uint8).reshape(-1, 2)
-    else:  # Q4_0: a half-precision scale first
-        blocks[:, :2] = np.frombuffer(np.float16(cols**-0.5 / 4.6).tobytes(), np.uint8)
-    return Tensor(
-        "random",
-        kind,
-        (rows, cols),
-        np.resize(blocks.reshape(-1), rows * cols // kind.block_size * kind.block_bytes),
-    )
 
 
 def _seconds(layers: list[FFN], inputs: list[F32], calls: int = _CALLS) -> float:

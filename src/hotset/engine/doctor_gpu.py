@@ -1,7 +1,4 @@
-"""Measures the GPU, the bus to it, and what each side keeps of its speed while the other works. Needs torch.
-
-Untested on hardware: written where there was no GPU, and run there on a stand-in for torch only.
-"""
+"""Measures the GPU, the bus to it, and what each side keeps of its speed while the other works; by torch."""
 
 import threading
 import time
@@ -10,6 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hotset.backends.base import FFN, AttentionSpec, FFNSpec, Linear, Norm
+from hotset.config import Activation, NormKind
+from hotset.engine.random_weights import random_weights
+from hotset.formats.tensor import TensorType
 from hotset.neurons.machine import CpuRates, GpuRates
 
 if TYPE_CHECKING:
@@ -18,8 +21,9 @@ if TYPE_CHECKING:
 _COPY_BYTES = 256 << 20
 _REPEATS = 10
 _MATRIX = 4096
-_KERNEL_SHARE = 0.75
-_PART_US = 20.0
+_HIDDEN, _FFN, _LAYERS = 4096, 11008, 4
+"""Of FFNs of a 7B model's size: together more than the GPU's cache holds."""
+_TINY = 64
 
 
 def measure_gpu(cpu: CpuRates, bench: "CpuBench") -> tuple[GpuRates, CpuRates, dict[str, str]]:
@@ -27,6 +31,7 @@ def measure_gpu(cpu: CpuRates, bench: "CpuBench") -> tuple[GpuRates, CpuRates, d
     import torch
 
     name = torch.cuda.get_device_name(0)
+    kernel_gb_per_second, part_us = kernel_rates()
     buffers = _Buffers(torch)
     stream, to_device, to_host = buffers.copy_rates()
     with _busy(bench.backend.memory_bandwidth):
@@ -36,8 +41,8 @@ def measure_gpu(cpu: CpuRates, bench: "CpuBench") -> tuple[GpuRates, CpuRates, d
     gpu = GpuRates(
         stream=stream,
         stream_contended=min(stream, stream_busy),
-        kernel_share=_KERNEL_SHARE,
-        part_us=_PART_US,
+        kernel_share=min(1.0, kernel_gb_per_second / stream),
+        part_us=part_us,
         tflops=_tflops(torch),
         to_device=to_device,
         to_device_contended=min(to_device, to_device_busy),
@@ -53,8 +58,6 @@ def measure_gpu(cpu: CpuRates, bench: "CpuBench") -> tuple[GpuRates, CpuRates, d
         gather_f16_contended=min(cpu.gather_f16, busy.gather_f16),
     )
     sources = {f"gpu.{field}": f"measured on {name}" for field in GpuRates.__dataclass_fields__}
-    sources["gpu.kernel_share"] = "assumed: what Hotset's GPU kernels aim at"
-    sources["gpu.part_us"] = "assumed: ten kernels of 2 us in a CUDA graph"
     sources["gpu.handshake_us"] = f"measured on {name}: the executor's, with vectors of {_MATRIX} numbers"
     return gpu, contended, sources
 
@@ -65,6 +68,54 @@ def executor_handshake_us() -> float:
     from hotset.hybrid.handshake import handshake_us
 
     return handshake_us(CudaDevice(), _MATRIX)
+
+
+def kernel_rates() -> tuple[float, float]:
+    """GB/s of weights that FFNs in Q4_0 read for one token, and the microseconds of a part of few bytes.
+
+    The latter is the mean of an attention's and an FFN's; all are recorded, as decoding steps are.
+    """
+    import torch
+
+    from hotset.backends.gpu import GpuBackend
+
+    backend, rng = GpuBackend(), np.random.default_rng(0)
+
+    def linear(kind: TensorType, rows: int, cols: int) -> Linear:
+        return Linear(random_weights(kind, rows, cols, rng))
+
+    def ffn(kind: TensorType, hidden: int, size: int) -> FFN:
+        up, down = linear(kind, size, hidden), linear(kind, hidden, size)
+        norm = Norm(NormKind.RMS, 1e-5, np.ones(hidden, np.float32))
+        return backend.ffn(FFNSpec(norm, up, up, down, Activation.SILU))
+
+    def microseconds(calls: list[Callable[[], object]]) -> float:
+        """Of one of the calls, replayed one after the other."""
+        for call in calls:
+            call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(_REPEATS):
+                for call in calls:
+                    call()
+        return _seconds(torch, graph.replay, 3) / (_REPEATS * len(calls)) * 1e6
+
+    big, tiny = (
+        [ffn(TensorType.Q4_0, _HIDDEN, _FFN) for _ in range(_LAYERS)],
+        ffn(TensorType.F16, _TINY, _TINY),
+    )
+    matrix = linear(TensorType.F16, _TINY, _TINY)
+    norm = Norm(NormKind.RMS, 1e-5, np.ones(_TINY, np.float32))
+    attention = backend.attention(
+        AttentionSpec(norm, matrix, matrix, matrix, matrix, 1, 1, _TINY, _TINY**-0.5, None)
+    )
+    kv = backend.kv_cache(n_layers=1, n_kv_heads=1, head_dim=_TINY, capacity=1024, type="f16")
+    x, few = (torch.zeros(1, n, dtype=torch.float32, device="cuda") for n in (_HIDDEN, _TINY))
+    ffn_us = microseconds([lambda: tiny.forward(few, few)])
+    attention_us = microseconds([lambda: attention.forward(few, few, kv, 0)])
+    big_us = microseconds([lambda layer=layer: layer.forward(x, x) for layer in big])  # type: ignore[misc]
+    nbytes = 3 * _HIDDEN * _FFN * TensorType.Q4_0.block_bytes / TensorType.Q4_0.block_size
+    return nbytes / (big_us - ffn_us) / 1e3, (ffn_us + attention_us) / 2
 
 
 class _Buffers:

@@ -1,7 +1,7 @@
 """A GPU of NVIDIA's: pinned memory, two streams, flags in the stream, and a step as a CUDA graph.
 
-Written by the documentation of CUDA and torch. None of it has run on a GPU yet; what it shares with the
-stand-in devices is tested there.
+It has run on an H100 (`benchmarks/results/gpu-suite-h100.md`); what it shares with the stand-in devices is
+tested there.
 """
 
 import ctypes
@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 from numpy.typing import DTypeLike, NDArray
 
 from hotset import _native
+from hotset.backends.base import F32, Array
+from hotset.backends.gpu.kernels.handshake import receive, send
 from hotset.errors import HotsetError
 from hotset.hybrid.device import DeviceMemoryError, Event, Flag
 from hotset.hybrid.torch_arrays import TorchArrays
 
 _WAIT_EQUAL = 1
 """CU_STREAM_WAIT_VALUE_EQ."""
+
+_SMALL_BYTES = 1 << 16
+"""Up to here one program copies as fast as the copy engine begins."""
 
 _WARM_STEPS = 2
 """Steps before one is recorded: the first compiles kernels, which a recording cannot."""
@@ -46,8 +52,15 @@ class _StreamFlags:
 
     def take_flag(self, flag: Flag) -> None:
         if self._by_memory:
-            self._await(flag)
+            self._wait(flag)
             self._write(flag, 0)
+        else:
+            self._host_function(self._take, flag)
+
+    def await_flag(self, flag: Flag) -> None:
+        """Like `take_flag`, but the flag may stay raised."""
+        if self._by_memory:
+            self._wait(flag)
         else:
             self._host_function(self._take, flag)
 
@@ -56,7 +69,7 @@ class _StreamFlags:
 
         def tell() -> None:
             self._write(probe, 1)
-            self._await(probe)
+            self._wait(probe)
             self._write(probe, 7)
 
         graph = torch.cuda.CUDAGraph()
@@ -72,7 +85,7 @@ class _StreamFlags:
     def _write(self, flag: Flag, value: int) -> None:
         self._check(self._driver.cuStreamWriteValue32_v2(*_at(flag, value), ctypes.c_uint(0)))
 
-    def _await(self, flag: Flag) -> None:
+    def _wait(self, flag: Flag) -> None:
         self._check(self._driver.cuStreamWaitValue32_v2(*_at(flag, 1), ctypes.c_uint(_WAIT_EQUAL)))
 
     def _host_function(self, function: ctypes.c_void_p, flag: Flag) -> None:
@@ -100,10 +113,10 @@ def _at(flag: Flag, value: int) -> tuple[Any, ...]:
 
 
 class _TorchEvent:
-    """An event of torch's. Whoever waits for it sleeps: spinning would take a core from the cold neurons."""
+    """An event of torch's. Whoever waits for it sleeps: spinning would take a core from cold neurons."""
 
-    def __init__(self, stream: Any = None) -> None:
-        self.event = torch.cuda.Event(blocking=True)
+    def __init__(self, stream: Any = None, *, spin: bool = False) -> None:
+        self.event = torch.cuda.Event(blocking=not spin)
         self.event.record(stream)
 
     def wait(self) -> None:
@@ -148,14 +161,48 @@ class CudaDevice(TorchArrays):
         """See `Device`."""
         self._flags.take_flag(flag)
 
+    def download(self, x: Array, out: F32) -> None:
+        """See `Device`."""
+        if len(x) > 1 or out.nbytes > _SMALL_BYTES:
+            super().download(x, out)
+        else:
+            self._send(x, out, None)
+
+    def send(self, x: Array, out: F32, flag: Flag) -> None:
+        """See `Device`."""
+        self._send(x, out, flag)
+
+    def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
+        """See `Device`."""
+        self._flags.await_flag(flag)
+        raised = torch.from_numpy(flag.view(np.int32))
+        receive[(triton.cdiv(x.size, 1024),)](
+            torch.from_numpy(x), out, raised, x.size, ADD=add, BLOCK=1024, num_warps=4
+        )
+
+    def _send(self, x: Array, out: F32, flag: Flag | None) -> None:
+        host = torch.from_numpy(out)
+        raised = host if flag is None else torch.from_numpy(flag.view(np.int32))
+        send[(1,)](
+            x,
+            host,
+            raised,
+            out.size,
+            RAISE=flag is not None,
+            PTX=self._gpu.gpu.ptx,
+            THREADS=512,
+            BLOCK=4096,
+            num_warps=16,
+        )
+
     def synchronize(self) -> None:
         """See `Device`."""
         for stream in (torch.cuda.current_stream(), self._copies):
             _TorchEvent(stream).wait()
 
-    def mark(self) -> Event:
+    def mark(self, *, spin: bool = False) -> Event:
         """See `Device`."""
-        return _TorchEvent()
+        return _TorchEvent(spin=spin)
 
     def follow(self, event: Event) -> None:
         """See `Device`."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.base import F32, Array, Backend, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, Array, Backend, Head, NeuronFFNSpec, Norm
 from hotset.errors import HotsetError
 
 Flag = NDArray[np.uint32]
@@ -67,17 +67,29 @@ class Device(Protocol):
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[Array], Array]:
         """Build what scores neurons: of the FFN's input (T, D), before its norm, the scores (T, F)."""
 
+    def logits(self, head: Head, x: Array) -> Array:
+        """Logits (T, V), on the device, of x (T, D): by a head that its backend has built."""
+
     def raise_flag(self, flag: Flag) -> None:
         """Raise a flag, in stream order."""
 
     def take_flag(self, flag: Flag) -> None:
         """Await that a flag is raised and lower it, in stream order."""
 
+    def send(self, x: Array, out: F32, flag: Flag) -> None:
+        """Copy to the host and raise a flag behind it, in stream order. x has one row."""
+
+    def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
+        """Await that a flag is raised, copy x from the host, or add it, to out, and lower the flag.
+
+        In stream order; x has one row.
+        """
+
     def synchronize(self) -> None:
         """Wait until everything is done."""
 
-    def mark(self) -> Event:
-        """The present end of the stream."""
+    def mark(self, *, spin: bool = False) -> Event:
+        """The present end of the stream; `spin`: whoever waits for it may keep a core busy."""
 
     def follow(self, event: Event) -> None:
         """What comes next in the stream waits for an event of another stream."""

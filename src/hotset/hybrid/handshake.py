@@ -21,18 +21,15 @@ def handshake_us(device: Device, hidden: int = 4096) -> float:
     worker = _native.ColdWorker()
     host = device.pinned((1, hidden), np.float32)
     flags = device.pinned((_TASKS, 2, 16), np.uint32)
-    x, arrived = device.empty((1, hidden)), device.empty((1, hidden))
+    x = device.empty((1, hidden))
     device.zero(x)
     for ready, done in flags:
         worker.task(ready, done)
 
     def step() -> None:
         for ready, done in flags:
-            device.download(x, host)
-            device.raise_flag(ready)
-            device.take_flag(done)
-            device.upload(host, arrived)
-            device.add(arrived, x)
+            device.send(x, host, ready)
+            device.receive(done, host, x, add=True)
 
     recorded = device.record(step)
     times = []

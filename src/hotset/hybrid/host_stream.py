@@ -73,7 +73,7 @@ class HostStream:
     def synchronize(self) -> None:
         """See `Device`."""
 
-    def mark(self) -> Event:
+    def mark(self, *, spin: bool = False) -> Event:
         """See `Device`."""
         return _Past()
 

@@ -1,5 +1,7 @@
 """The GPU's own kernels in Triton's interpreter, for tests: TRITON_INTERPRET=1, tensors in main memory."""
 
+from hotset.backends.base import F32, Array
+from hotset.hybrid.device import Flag
 from hotset.hybrid.host_stream import HostStream
 from hotset.hybrid.torch_arrays import TorchArrays
 
@@ -12,6 +14,18 @@ class InterpretedDevice(TorchArrays, HostStream):
     def __init__(self) -> None:
         HostStream.__init__(self)
         TorchArrays.__init__(self, "cpu")
+
+    def send(self, x: Array, out: F32, flag: Flag) -> None:
+        """See `Device`."""
+        self.download(x, out)
+        self.raise_flag(flag)
+
+    def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
+        """See `Device`."""
+        self.take_flag(flag)
+        arrived = self.empty(x.shape)
+        self.upload(x, arrived)
+        (self.add if add else self.assign)(arrived, out)
 
     def free_bytes(self) -> int:
         """See `Device`; as good as endless."""

@@ -10,10 +10,11 @@ from typing import TypeVar
 import numpy as np
 
 from hotset import _native
-from hotset.backends.base import F32, AttentionSpec, FFNSpec, HeadSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, AttentionSpec, FFNSpec, Head, HeadSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend, CpuHead, CpuNeuronFFN
 from hotset.backends.reference import normalise, predict, predictor_matrices
 from hotset.config import Score
+from hotset.hybrid.device import Flag
 from hotset.hybrid.host_stream import HostStream, Memory
 
 _Spec = TypeVar("_Spec")
@@ -107,6 +108,20 @@ class StandInDevice(HostStream):
             out += normalise(x, norm)
 
         return add
+
+    def logits(self, head: Head, x: F32) -> F32:
+        """See `Device`."""
+        return head.forward(x)
+
+    def send(self, x: F32, out: F32, flag: Flag) -> None:
+        """See `Device`."""
+        self.download(x, out)
+        self.raise_flag(flag)
+
+    def receive(self, flag: Flag, x: F32, out: F32, *, add: bool) -> None:
+        """See `Device`."""
+        self.take_flag(flag)
+        (self.add if add else self.upload)(x, out)
 
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
         """See `Device`."""

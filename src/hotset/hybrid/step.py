@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from hotset import _native
-from hotset.backends.base import F32, Array, KVCache
+from hotset.backends.base import F32, Array, Head, KVCache
 from hotset.errors import HotsetError
 from hotset.hybrid.device import Device, Flag
 from hotset.hybrid.ffn import HybridFFN
@@ -35,14 +35,17 @@ class Step:
         *,
         hidden: int,
         parallel: bool,
-        ends_on_device: bool,
+        head: Head | None,
+        vocab_size: int,
     ) -> None:
         self._device = device
         self._worker = _native.ColdWorker()
         self._actions: list[Action] = []
         self._keep: list[object] = []  # what the worker has only addresses of
         self._tasks = 0
-        self._chain = False  # whether the last task goes on with x, on the host
+        self._chain: Flag | None = (
+            None  # raised when the last task, which goes on with x on the host, is done
+        )
         self._unfinished = False
 
         def vector(size: int = hidden) -> F32:
@@ -53,7 +56,7 @@ class Step:
         self._host_sums = (vector(), vector())
         self._host_scratch = self._held(np.empty((1, hidden), np.float32))
         self._scores = vector(max((f.n_cold for f in map(_split, layers) if f and f.predictor), default=1))
-        self._x, self._out, self._arrived, self._total = (device.empty((1, hidden)) for _ in range(4))
+        self._x, self._out, self._total = (device.empty((1, hidden)) for _ in range(3))
 
         self._on_device = False
         for layer in layers:
@@ -62,13 +65,23 @@ class Step:
             else:
                 self._add_attention(layer)
                 self._add_ffn(layer)
-        self._bring(ends_on_device)
-        self.ends_on_device = ends_on_device
+        self.logits: F32 | None = None
+        """What the head makes of the last hidden vector, where it is on the device."""
+        self._bring(head is not None)
+        if self._chain is not None:
+            done = self._chain
+            self._say(lambda: device.take_flag(done))
+        if head is not None:
+            logits, at = self._held(device.pinned((1, vocab_size), np.float32)), self._x
+            self.logits = logits
+            self._say(lambda: device.download(device.logits(head, at), logits))
+        self.last = self._host_x if head is None else self._x
+        """The last hidden vector, on the host or on the device, where the head is."""
 
     def run(self, x: F32, kv: HybridKVCache) -> Array:
-        """The hidden vector after all layers, where the step ends, of the embedding x (1, D).
+        """The last hidden vector, and the logits, of the embedding x (1, D).
 
-        It is overwritten by the next step. Raises `HotsetError` where the host's part failed; whatever
+        Both are overwritten by the next step. Raises `HotsetError` where the host's part failed; whatever
         raises, the next step works.
         """
         if self._unfinished:
@@ -81,7 +94,7 @@ class Step:
             if self._tasks:
                 self._worker.begin(kv.on_host)
             kv.recorded()
-            self._device.synchronize()
+            self._device.mark(spin=not self._tasks).wait()
             error = self._worker.finish()
         except BaseException:
             self._recover()
@@ -90,7 +103,7 @@ class Step:
             self._recover()
             raise HotsetError(f"the CPU's part of the model failed: {error}; ask again")
         self._unfinished = False
-        return self._x if self.ends_on_device else self._host_x
+        return self.last
 
     def close(self) -> None:
         """End the worker's thread; a step in hand fails, the next one starts another."""
@@ -126,23 +139,39 @@ class Step:
 
     def _bring(self, on_device: bool) -> None:
         """Bring x to one side."""
-        device, here, there = self._device, self._host_x, self._x
+        device, here, there, done = self._device, self._host_x, self._x, self._chain
         if on_device and not self._on_device:
-            self._chain = False
-            self._say(lambda: device.upload(here, there))
+            if done is None:
+                self._say(lambda: device.upload(here, there))
+            else:
+                self._say(lambda: device.receive(done, here, there, add=False))
+            self._chain = None
         elif self._on_device and not on_device:
             self._say(lambda: device.download(there, here))
         self._on_device = on_device
 
     def _continue_chain(self) -> None:
         """Have x on the host and a task that works on it there: the last one, where nothing came between."""
-        self._bring(False)
-        if self._chain:
+        if self._chain is not None:
             return
-        ready, done = self._task()
-        self._say(lambda: self._device.raise_flag(ready))
-        self._say(lambda: self._device.take_flag(done))
-        self._chain = True
+        ready, self._chain = self._task()
+        if self._on_device:
+            x = self._x
+            self._tell_sent([lambda: (x, self._host_x)], ready)
+        else:
+            self._say(lambda: self._device.raise_flag(ready))
+        self._on_device = False
+
+    def _tell_sent(self, parts: Sequence[Callable[[], tuple[Array, F32]]], ready: Flag) -> None:
+        """Send vectors to the host, each with where it goes there, and raise the flag behind the last."""
+        device = self._device
+
+        def tell() -> None:
+            for part in parts[:-1]:
+                device.download(*part())
+            device.send(*parts[-1](), ready)
+
+        self._say(tell if parts else lambda: device.raise_flag(ready))
 
     def _add_attention(self, layer: HybridLayer) -> None:
         if layer.host_attention:
@@ -211,17 +240,17 @@ class Step:
         if cold is None:
             return lambda x, out: self._say(lambda: ffn.forward(x, out))
         x, total = self._x, self._total
-        if send:
-            self._say(lambda: device.download(x, self._host_x))
         split = ffn if isinstance(ffn, HybridFFN) else None
+        sent: list[Callable[[], tuple[Array, F32]]] = [lambda: (x, self._host_x)] if send else []
         scores = None
         if split and split.predictor:
             predict, scores = split.predictor, self._scores[:, : split.n_cold]
-            self._say(lambda: device.download(predict(x), scores))
+            at_host = scores
+            sent.append(lambda: (predict(x), at_host))
         ready, done = self._task()
         self._worker.zero(self._host_sums[1])
         self._host_ffn(cold, self._host_x, self._host_sums[1], scores)
-        self._say(lambda: device.raise_flag(ready))
+        self._tell_sent(sent, ready)
 
         def add(x: Array, out: Array) -> None:
             if split is None:
@@ -238,14 +267,7 @@ class Step:
         return add
 
     def _tell_arrival(self, done: Flag, sums: F32, out: Array) -> None:
-        device, arrived = self._device, self._arrived
-
-        def tell() -> None:
-            device.take_flag(done)
-            device.upload(sums, arrived)
-            device.add(arrived, out)
-
-        self._say(tell)
+        self._say(lambda: self._device.receive(done, sums, out, add=True))
 
     def _host_ffn(self, ffn: HostFFN, x: F32, out: F32, scores: F32 | None) -> None:
         if isinstance(ffn, _native.FFN):

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from hotset.backends.base import F32, Array, Backend, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, Array, Backend, Head, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
+from hotset.backends.gpu.backend import GpuHead
 
 
 class TorchArrays:
@@ -39,6 +40,12 @@ class TorchArrays:
     def add(self, x: Array, out: Array) -> None:
         """See `Device`."""
         out.add_(x)
+
+    def logits(self, head: Head, x: Array) -> Array:
+        """See `Device`."""
+        if not isinstance(head, GpuHead):
+            raise TypeError("the head is another backend's")
+        return head.logits(x)
 
     def normed_adder(self, norm: Norm) -> Callable[[Array, Array], None]:
         """See `Device`."""

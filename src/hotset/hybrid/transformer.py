@@ -62,8 +62,10 @@ class HybridTransformer(Transformer):
             device,
             hidden=config.hidden_size,
             parallel=config.parallel,
-            ends_on_device=head_on_device,
+            head=head if head_on_device else None,
+            vocab_size=config.vocab_size,
         )
+        self.head = _Head(head, self._step)
 
     def kv_cache(self, capacity: int, type: str = "f16") -> HybridKVCache:
         """See `Transformer`; each layer's keys and values lie where its attention is computed."""
@@ -157,3 +159,15 @@ class HybridTransformer(Transformer):
         self.device.download(x, on_host)
         self.device.synchronize()
         return on_host
+
+
+class _Head:
+    """The head; of a step's hidden vector the device has computed and sent the logits already."""
+
+    def __init__(self, head: Head, step: Step) -> None:
+        self._head, self._step = head, step
+
+    def forward(self, x: Array) -> F32:
+        """See `Head`."""
+        logits = self._step.logits
+        return self._head.forward(x) if logits is None or x is not self._step.last else logits.copy()

@@ -99,7 +99,7 @@ class Transformer:
                 logits.append(self.head.forward(x))
         if all_logits:
             return logits[0] if len(logits) == 1 else np.concatenate(logits)
-        return self.head.forward(x[-1:])
+        return self.head.forward(x if len(x) == 1 else x[-1:])
 
     def _hidden(self, tokens: NDArray[np.int32], kv: KVCache, dense: bool) -> Array:
         """One slice through all layers: hidden vectors (T, D). `dense` as in `FFN.forward`."""

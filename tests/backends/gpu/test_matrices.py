@@ -1,6 +1,7 @@
 """Products with matrices of every type against NumPy on what `gguf` dequantises.
 
-One token's are sums in float32; those of more tokens take activations as float16 unless weights are float32.
+One token's are sums in float32, activations being 8-bit codes where weights are quantised; those of more
+tokens take activations as float16, with bfloat16 weights as tf32, and with float32 weights as they are.
 """
 
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.gpu_arrays import assert_close, to_gpu
+from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
 from helpers.random_tensors import random_tensor
 
-from hotset.backends.base import F32, Linear
+from hotset.backends.base import F32, Linear, Norm
+from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.layouts import two_bit_layout
-from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows
+from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, matvec_rows
 from hotset.backends.low_bit import low_bit_copy
+from hotset.config import NormKind
 from hotset.errors import CheckpointError
 from hotset.formats.tensor import TensorType
 
@@ -41,7 +44,34 @@ def odd_cols(type: TensorType) -> int:
 
 
 def tolerance(type: TensorType, tokens: int) -> float:
-    return FLOAT32 if tokens == 1 or type in (TensorType.F32, TensorType.BF16) else HALF
+    return FLOAT32 if tokens == 1 or type is TensorType.F32 else HALF
+
+
+def seen(backend: Any, x: F32, quantised: bool) -> F32:
+    """Activations (T, C) as the products take them."""
+    if len(x) > 1 or not quantised:
+        return x
+    words = to_numpy(Input(backend.gpu, to_gpu(backend, x)).codes)[0]
+    size = x.shape[1]
+    # Byte j of a block's word p is column 8 j + p.
+    codes = words[: size // 4].view(np.int8).reshape(-1, 8, 4).transpose(0, 2, 1).reshape(-1, 32)
+    scales = words[size // 4 :][: size // 32].view(np.float32)
+    sums = words[size // 4 + size // 32 :].view(np.float32)
+    np.testing.assert_array_equal(sums, codes.reshape(-1, 16).astype(np.float32).sum(axis=1))
+    return (codes * scales[:, None]).reshape(x.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [32, 96, 1056, 4096])
+def test_codes(backend: Any, size: int) -> None:
+    """Half a step from the numbers, in blocks of any magnitude; from a norm, the same as of its numbers."""
+    x = numbers(1, 1, size).reshape(-1, 32)
+    x *= np.array([1, 1e-20, 0, 1e20], np.float32)[np.arange(len(x)) % 4, None]
+    found = seen(backend, x.reshape(1, -1), True).reshape(-1, 32)
+    assert (np.abs(found - x) <= np.abs(x).max(axis=1, keepdims=True) / 253).all()
+    norm = GpuNorm(backend.gpu, Norm(NormKind.RMS, 1e-5, numbers(2, size)), size)
+    normed = norm.input(to_gpu(backend, numbers(3, 1, size)))
+    codes = to_numpy(normed.codes)
+    np.testing.assert_array_equal(codes, to_numpy(Input(backend.gpu, normed.numbers).codes))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -52,6 +82,7 @@ def test_rows(backend: Any, type: TensorType, tokens: int) -> None:
     x = numbers(2, tokens, built.cols)
     out = backend.gpu.empty(tokens, 21)
     built.times(to_gpu(backend, x), out)
+    x = seen(backend, x, built.bits > 0)
     assert_close(out, x @ w.T + numbers(1, 21), tolerance(type, tokens))
 
 
@@ -79,6 +110,7 @@ def test_whole_tiles(backend: Any, type: TensorType) -> None:
         on_gpu, sums_on_gpu = to_gpu(backend, out), to_gpu(backend, sums)
         built.times(to_gpu(backend, x), on_gpu, add=True)
         by_neuron.sum_rows(to_gpu(backend, h), sums_on_gpu, add=True)
+        x = seen(backend, x, built.bits > 0)
         assert_close(on_gpu, out + x @ w.T + numbers(1, 32), tolerance(type, tokens))
         assert_close(sums_on_gpu, sums + h @ w_t + numbers(1, 256), tolerance(type, tokens))
     built.gpu.multiprocessors = before
@@ -101,6 +133,7 @@ def test_into_columns(backend: Any) -> None:
         x = numbers(2, tokens, 64)
         out = torch.zeros(tokens, 12, device=backend.gpu.device)
         built.times(to_gpu(backend, x), out[:, 3:8], relu=True)
+        x = seen(backend, x, True)
         assert_close(out[:, 3:8], np.maximum(x @ w.T + numbers(1, 5), 0), HALF)
         assert not out[:, :3].any() and not out[:, 8:].any()
 
@@ -125,6 +158,7 @@ def test_two_bit_copy(backend: Any) -> None:
         x = numbers(2, tokens, weight.shape[1])
         out = backend.gpu.empty(tokens, 19)
         built.times(to_gpu(backend, x), out)
+        x = seen(backend, x, True)
         assert_close(out, x @ low_bit_copy(weight, 2).T, tolerance(TensorType.Q4_0, tokens))
 
 
@@ -150,8 +184,10 @@ def test_slabs_of_rows(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_of_a_program(backend: Any) -> None:
-    built, _ = matrix(backend, TensorType.Q4_0, 1024, 32)
+    built, _ = matrix(backend, TensorType.F16, 1024, 32)
     assert [matvec_rows(built, n) for n in (2, 8, 64, 128, 1000)] == [8, 8, 4, 2, 1]
+    built, _ = matrix(backend, TensorType.Q4_0, 1024, 32)
+    assert matvec_rows(built, 2) == 1
 
 
 def test_shapes_that_do_not_fit(backend: Any) -> None:

@@ -248,7 +248,8 @@ def test_predictor(backend: Any, score: Score) -> None:
         read = x if spec.plan.raw_input else normalise(x, spec.norm)
         expected = predict(predictor_matrices(spec), read, score is Score.LOW_RANK_RELU)
         scores = predictor.scores(to_gpu(backend, x))
-        assert_close(scores, expected, 2e-5 if tokens == 1 or low_rank else 2e-3)
+        # Quantised copies of the gate take one token as 8-bit codes, two as float16.
+        assert_close(scores, expected, 2e-5 if low_rank else 1e-2)
 
     one = predictor.scores(to_gpu(backend, x[:1]))
     start, cutoff = 37, 0.25

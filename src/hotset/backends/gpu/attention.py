@@ -11,7 +11,7 @@ from hotset.backends.base import AttentionSpec, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
-from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape
+from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
 from hotset.config import RopeConfig
 from hotset.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor
@@ -114,8 +114,7 @@ class GpuAttention:
             raise ValueError(f"no room for {tokens} positions after {kv.length} of {kv.capacity}")
         keys, values = kv.keys[layer], kv.values[layer]
 
-        n = gpu.scratch("n", *x.shape)
-        self.norm.forward(x, n)
+        n = self.norm.input(x)
         qkv = gpu.scratch("qkv", tokens, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
         first = 0
         for matrix in self.projections:
@@ -146,7 +145,7 @@ class GpuAttention:
             BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
-    def _attend(self, q: Any, keys: Any, values: Any, kv: Any) -> Any:
+    def _attend(self, q: Any, keys: Any, values: Any, kv: Any) -> Input:
         gpu, tokens = self.gpu, len(q)
         rows = tokens * self.n_heads // self.n_kv_heads
         bd = max(16, triton.next_power_of_2(self.head_dim))
@@ -165,12 +164,16 @@ class GpuAttention:
             self.head_dim, kv.capacity, self.scale, self.window, BM=bm, BS=bs, BD=bd,
             num_warps=4, num_stages=2,
         )  # fmt: skip
+        codes = None
         if splits > 1:
+            if tokens == 1 and bd == self.head_dim and bd % 32 == 0:
+                codes = code_room(gpu, mixed.shape[1])
             merge_splits[(tokens * self.n_heads,)](
-                part, tops, sums, mixed, tokens * self.n_heads, self.head_dim, splits,
-                SPLITS=triton.next_power_of_2(splits), BD=bd, num_warps=4,
+                part, tops, sums, mixed, mixed if codes is None else codes, tokens * self.n_heads,
+                self.head_dim, splits, CODES=codes is not None, SPLITS=triton.next_power_of_2(splits), BD=bd,
+                num_warps=4,
             )  # fmt: skip
-        return mixed
+        return Input(gpu, mixed, codes)
 
 
 def attention_splits(programs: int, most: int, multiprocessors: int) -> int:

@@ -38,10 +38,8 @@ class GpuHead:
 
     def logits(self, x: Any) -> Any:
         """Logits (T, V) of x (T, D), on the device."""
-        n = self._gpu.scratch("n", *x.shape)
-        self._norm.forward(x, n)
         logits = self._gpu.scratch("logits", len(x), self._output.rows)
-        self._output.times(n, logits)
+        self._output.times(self._norm.input(x), logits)
         return logits
 
     def forward(self, x: Any) -> F32:
@@ -54,8 +52,10 @@ class GpuBackend:
     """Parts in a GPU's memory, run by Triton kernels; arrays are torch tensors there.
 
     `device` is torch's name of it. ``cpu`` stands for Triton's interpreter, for tests: TRITON_INTERPRET=1 has
-    to be set before the process starts. One token's products are summed in float32; those of more tokens
-    take activations as float16, scaled by row, and sum in float32. Raises `HotsetError` without a GPU.
+    to be set before the process starts. Products with quantised matrices take one token's activations as
+    8-bit codes, as on the CPU (`hotset.backends.gpu.kernels.quantise`), and those with floats as they are;
+    more tokens' are taken as float16, scaled by row. All sums are in float32. Raises
+    `HotsetError` without a GPU.
     """
 
     name = "gpu"

@@ -25,6 +25,8 @@ class Gpu:
             )
         self.multiprocessors = INTERPRETED
         self.capability = 80
+        # Instructions of NVIDIA's that Triton has no words for; elsewhere kernels do without.
+        self.ptx = self.device.type != "cpu" and torch.version.hip is None
         if self.device.type != "cpu":
             if not torch.cuda.is_available():
                 raise HotsetError(
@@ -36,15 +38,15 @@ class Gpu:
             self.capability = 10 * properties.major + properties.minor
         self._scratch: dict[tuple[str, tuple[int, ...]], Any] = {}
 
-    def scratch(self, name: str, *shape: int) -> Any:
-        """A float32 tensor of any content, good until the name is asked for again.
+    def scratch(self, name: str, *shape: int, dtype: Any = torch.float32) -> Any:
+        """A tensor of any content, good until the name is asked for again.
 
         One token's are kept, so that a recorded step finds them where they were.
         """
         if shape[0] > 1:
-            return self.empty(*shape)
+            return self.empty(*shape, dtype=dtype)
         if (name, shape) not in self._scratch:
-            self._scratch[name, shape] = self.empty(*shape)
+            self._scratch[name, shape] = self.empty(*shape, dtype=dtype)
         return self._scratch[name, shape]
 
     def empty(self, *shape: int, dtype: Any = torch.float32) -> Any:

@@ -11,7 +11,7 @@ from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
-from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape, matvec_rows
+from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room, matvec_rows
 from hotset.config import Activation, NormKind
 from hotset.errors import CheckpointError
 
@@ -31,11 +31,23 @@ class GpuNorm:
 
     def forward(self, x: Any, out: Any, *, add: bool = False) -> None:
         """out (T, n) = the norm of x (T, n), or += with `add`."""
-        rows = 16 if self.gpu.multiprocessors == INTERPRETED else 1
+        self._run(x, out, None, add, self._rows())
+
+    def input(self, x: Any) -> Input:
+        """The norm of x (T, n), as what matrices are multiplied with."""
+        out = self.gpu.scratch("n", *x.shape)
+        codes = code_room(self.gpu, self.size) if len(x) == 1 and self.size % 32 == 0 else None
+        self._run(x, out, codes, False, 1 if codes is not None else self._rows())
+        return Input(self.gpu, out, codes)
+
+    def _rows(self) -> int:
+        return 16 if self.gpu.multiprocessors == INTERPRETED else 1
+
+    def _run(self, x: Any, out: Any, codes: Any, add: bool, rows: int) -> None:
         norm_kernels.norm[(triton.cdiv(len(x), rows),)](
-            x, self.weight, self.bias, out, len(x), self.size, self.eps,
-            LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add, BT=rows,
-            BLOCK=triton.next_power_of_2(self.size), num_warps=8 if self.size > 1024 else 4,
+            x, self.weight, self.bias, out, out if codes is None else codes, len(x), self.size, self.eps,
+            LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add, CODES=codes is not None, BT=rows,
+            BLOCK=max(32, triton.next_power_of_2(self.size)), num_warps=8 if self.size > 1024 else 4,
         )  # fmt: skip
 
 
@@ -63,7 +75,7 @@ class GpuFFN:
 
     def forward(self, x: Any, out: Any, dense: bool = False) -> None:
         """See `FFN`; it is always dense."""
-        h = self._hidden(self._normed(x))
+        h = self._hidden(self.norm.input(x))
         if self.post_norm is None:
             self._down(h, out, add=True)
         else:
@@ -73,42 +85,40 @@ class GpuFFN:
 
     def neurons(self, x: Any, gate: F32, h: F32) -> None:
         """See `FFN`."""
-        n = self._normed(x)
+        n = self.norm.input(x)
         before = self.gpu.empty(len(x), self.size)
         (self.gate or self.up).times(n, before)
         gate[:] = before.cpu().numpy()
         h[:] = self._hidden(n).cpu().numpy()
 
-    def _normed(self, x: Any) -> Any:
-        n = self.gpu.scratch("n", *x.shape)
-        self.norm.forward(x, n)
-        return n
-
-    def _hidden(self, n: Any) -> Any:
+    def _hidden(self, n: Input) -> Any:
         """The neurons' values (T, F) of normalised input (T, D)."""
-        tokens, up = len(n), self.up
-        gate = self.gate or up
+        tokens, gate, up = len(n.numbers), self.gate, self.up
         h = self.gpu.scratch("h", tokens, self.size)
-        if tokens == 1:
-            rows = matvec_rows(up, self.gpu.multiprocessors)
-            neurons_matvec[triton.cdiv(up.rows, rows), 1](
-                n, *gate.arrays, gate.bias, *up.arrays, up.bias, h, up.rows, up.cols,
-                GATE_BITS=gate.bits, GATE_SCALES=gate.scaled, GATE_W=gate.words, GATE_K=gate.fields,
-                BITS=up.bits, SCALES=up.scaled, W=up.words, K=up.fields, GATED=self.gate is not None,
-                GATE_BIAS=gate.has_bias, UP_BIAS=up.has_bias, ACTIVATION=self.activation, BR=rows,
-                EVEN=gate.even and up.even, num_warps=1,
-            )  # fmt: skip
+        if tokens == 1 and (gate is None or bool(gate.bits) == bool(up.bits)):
+            self._hidden_of_one(n, h)
             return h
         up.times(n, h)
         before = h
-        if self.gate is not None:
-            before = self.gpu.empty(tokens, self.size)
+        if gate is not None:
+            before = self.gpu.scratch("gate", tokens, self.size)
             gate.times(n, before)
         neurons[(triton.cdiv(h.numel(), 1024),)](
-            before, h, h, h.numel(), GATED=self.gate is not None, ACTIVATION=self.activation, BLOCK=1024,
+            before, h, h, h.numel(), GATED=gate is not None, ACTIVATION=self.activation, BLOCK=1024,
             num_warps=4,
         )  # fmt: skip
         return h
+
+    def _hidden_of_one(self, n: Input, h: Any) -> None:
+        up, gate = self.up, self.gate or self.up
+        rows = matvec_rows(up, self.gpu.multiprocessors)
+        neurons_matvec[(triton.cdiv(up.rows, rows),)](
+            n.codes if up.bits else n.numbers, *gate.arrays, gate.bias, *up.arrays, up.bias, h, up.rows,
+            up.cols, GATE_BITS=gate.bits, GATE_SCALES=gate.scaled, GATE_W=gate.words, GATE_K=gate.fields,
+            BITS=up.bits, SCALES=up.scaled, W=up.words, K=up.fields, GATED=self.gate is not None,
+            GATE_BIAS=gate.has_bias, UP_BIAS=up.has_bias, ACTIVATION=self.activation, BR=rows,
+            PTX=self.gpu.ptx, EVEN=gate.even and up.even, num_warps=1,
+        )  # fmt: skip
 
     def _down(self, h: Any, out: Any, add: bool) -> None:
         self.down.times(h, out, add=add)

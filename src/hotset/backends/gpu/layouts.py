@@ -1,15 +1,16 @@
 """Weights as the GPU kernels read them: the same numbers in another order of bytes, nothing rounded.
 
-A row's columns come in chunks of at most 16 bytes of codes, which one thread loads at once. The words of a
-chunk belong to neighbouring columns, as the numbers that they are multiplied with are loaded: field ``k`` of
-word ``w`` of ``W`` is column ``W k + w`` of the chunk. Scales stand in arrays of their own.
+A row's columns come in chunks of 32, whose codes one thread loads at once. The words of a chunk belong to
+neighbouring columns, as the numbers that they are multiplied with are loaded: field ``k`` of word ``w`` of
+``W`` is column ``W k + w`` of the chunk. So the fields at one place in a word's four bytes are every eighth
+column, for any number of bits. Scales stand in arrays of their own.
 
-| codes | columns of a chunk | its words | GGUF types |
-| --- | --- | --- | --- |
-| 8 bits | 16 | 4 of 32 bits | Q8_0; Q5_0, Q5_1 and Q5_K, whose fifth bit costs a byte |
-| 6 bits | 32 | 4 of 32 bits: the lower four; 4 of 16 bits: the upper two | Q6_K |
-| 4 bits | 32 | 4 of 32 bits | Q4_0, Q4_1, Q4_K |
-| 2 bits | 32 | 2 of 32 bits | none: `hotset.backends.low_bit` |
+| codes | a chunk's words | GGUF types |
+| --- | --- | --- |
+| 8 bits | 8 of 32 bits | Q8_0; Q5_0, Q5_1 and Q5_K, whose fifth bit costs a byte |
+| 6 bits | 4 of 32 bits: the lower four; 4 of 16 bits: the upper two | Q6_K |
+| 4 bits | 4 of 32 bits | Q4_0, Q4_1, Q4_K |
+| 2 bits | 2 of 32 bits | none: `hotset.backends.low_bit` |
 
 They are laid out on the device, a few rows at a time, so that a matrix needs hardly more than its own room.
 """
@@ -189,8 +190,8 @@ def _halves_of_bytes(raw: Torch) -> Torch:
 
 
 def _bytes(codes: Torch) -> Torch:
-    """Words (R, chunks, 4) of byte codes (R, ...): field k of word w is column 4 k + w of 16."""
-    chunks = codes.reshape(len(codes), -1, 4, 4)
+    """Words (R, chunks, 8) of byte codes (R, ...): field k of word w is column 8 k + w."""
+    chunks = codes.reshape(len(codes), -1, 4, 8)
     return chunks.transpose(-1, -2).contiguous().view(torch.int32)[..., 0]
 
 

@@ -11,8 +11,37 @@ from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels.by_neuron import sum_neurons, sum_splits
 from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
+from hotset.backends.gpu.kernels.quantise import quantise
 from hotset.backends.gpu.layouts import Layout, layout
 from hotset.errors import CheckpointError
+
+
+class Input:
+    """What matrices are multiplied with: numbers (T, C), and the codes of one token where they are needed."""
+
+    def __init__(self, gpu: Gpu, numbers: Any, codes: Any = None) -> None:
+        self.numbers = numbers
+        self._gpu, self._codes = gpu, codes
+
+    @property
+    def codes(self) -> Any:
+        """The token's codes (`hotset.backends.gpu.kernels.quantise`); C must be a multiple of 32."""
+        if self._codes is None:
+            size = self.numbers.shape[1]
+            self._codes = code_room(self._gpu, size)
+            block = 2048 if self._gpu.multiprocessors == INTERPRETED else 256
+            quantise[(triton.cdiv(size, block),)](self.numbers, self._codes, size, BLOCK=block, num_warps=1)
+        return self._codes
+
+
+def as_input(gpu: Gpu, x: Any) -> Input:
+    """x, or x (T, C) as an input."""
+    return x if isinstance(x, Input) else Input(gpu, x)
+
+
+def code_room(gpu: Gpu, size: int) -> Any:
+    """Room for the codes of a token of `size` numbers, good until the next one's are written."""
+    return gpu.scratch("codes", 1, size // 32 * 11, dtype=torch.int32)
 
 
 class Matrix:
@@ -27,7 +56,8 @@ class Matrix:
         self.arrays = (codes, *(codes if part is None else part for part in parts))
         # Words of a chunk and fields of a word. Of floats, a thread loads 4 neighbours 8 times in `matvec`,
         # and 8 neighbours in tiles.
-        self.words, self.fields = 2 if self.bits == 2 else 4, {8: 4, 2: 16}.get(self.bits, 8)
+        self.words = {8: 8, 2: 2}.get(self.bits, 4)
+        self.fields = 32 // self.words
         self.tile_words, self.tile_fields = (self.words, self.fields) if self.bits else (8, 1)
         self.even = self.cols % (32 * self.words * self.fields) == 0
         self.has_bias = bias is not None
@@ -38,18 +68,18 @@ class Matrix:
     def times(self, x: Any, out: Any, *, add: bool = False, relu: bool = False) -> None:
         """out (T, rows) = W x + b of x (T, cols), or += with `add`; out's rows may be strided.
 
-        `relu` is for one token.
+        x is a tensor or an `Input`, which products with several matrices share.
         """
-        tokens = len(x)
-        if tokens == 1:
+        x = as_input(self.gpu, x)
+        if len(x.numbers) == 1:
             rows = matvec_rows(self, self.gpu.multiprocessors)
-            matvec[triton.cdiv(self.rows, rows), 1](
-                x, *self.arrays, self.bias, out, self.rows, self.cols, out.stride(0),
+            matvec[(triton.cdiv(self.rows, rows),)](
+                x.codes if self.bits else x.numbers, *self.arrays, self.bias, out, self.rows, self.cols,
                 BITS=self.bits, SCALES=self.scaled, W=self.words, K=self.fields, HAS_BIAS=self.has_bias,
-                ADD=add, RELU=relu, BR=rows, EVEN=self.even, num_warps=1,
+                ADD=add, RELU=relu, BR=rows, PTX=self.gpu.ptx, EVEN=self.even, num_warps=1,
             )  # fmt: skip
             return
-        self._matmul(x, out, add, by_neuron=False)
+        self._matmul(x.numbers, out, add, by_neuron=False)
         if relu:
             out.clamp_(min=0)
 
@@ -62,19 +92,20 @@ class Matrix:
             self._matmul(h, out, add, by_neuron=True)
             return
         block = min(256, max(32, triton.next_power_of_2(self.cols)))
-        step, columns = 32, triton.cdiv(self.cols, block)
-        splits = max(1, min(4 * self.gpu.multiprocessors // columns, self.rows // (2 * step)))
-        share = triton.cdiv(triton.cdiv(self.rows, splits), step) * step
-        splits = triton.cdiv(self.rows, share)
+        # Programs of one warp, whose threads add up rows by themselves.
+        step = 32 if self.gpu.multiprocessors == INTERPRETED else max(4, 1024 // block)
+        columns = triton.cdiv(self.cols, block)
+        splits = max(1, min(16 * self.gpu.multiprocessors // columns, self.rows // (4 * step), 256))
         part = self.gpu.scratch("sums", 1, splits, self.cols)
-        sum_neurons[columns, splits, 1](
-            h, *self.arrays, part, self.rows, self.cols, share, BITS=self.bits, SCALES=self.scaled,
+        sum_neurons[columns, splits](
+            h, *self.arrays, part, self.rows, self.cols, BITS=self.bits, SCALES=self.scaled,
             W=self.tile_words, K=self.tile_fields, SKIP=skip, BR=step, BC=block,
-            EVEN=self.cols % block == 0 and self.rows % share == 0, num_warps=4,
+            EVEN=self.cols % block == 0 and self.rows % (splits * step) == 0, num_warps=1,
         )  # fmt: skip
-        sum_splits[triton.cdiv(self.cols, 128), 1](
-            part, self.bias, out, splits, self.cols, HAS_BIAS=self.has_bias, ADD=add, BLOCK=128, num_warps=4
-        )
+        sum_splits[(triton.cdiv(self.cols, 32),)](
+            part, self.bias, out, splits, self.cols, HAS_BIAS=self.has_bias, ADD=add,
+            SPLITS=triton.next_power_of_2(splits), BLOCK=32, num_warps=4,
+        )  # fmt: skip
 
     def _matmul(self, x: Any, out: Any, add: bool, by_neuron: bool) -> None:
         gpu, tokens = self.gpu, len(x)
@@ -104,11 +135,14 @@ class Matrix:
 
 
 def matvec_rows(matrix: Matrix, multiprocessors: int) -> int:
-    """Rows of a program, which is a warp: many, as x is loaded for each program, but enough programs."""
+    """Rows of a program, which is a warp.
+
+    Of codes one: their x is small. Of floats many, as x is loaded for each program, but enough programs.
+    """
     if multiprocessors == INTERPRETED:
         return 64
     for rows, warps in ((8, 16), (4, 4), (2, 4)):
-        if matrix.rows >= rows * warps * multiprocessors:
+        if not matrix.bits and matrix.rows >= rows * warps * multiprocessors:
             return rows
     return 1
 

@@ -36,15 +36,12 @@ class GpuPredictor:
 
     def scores(self, x: Any) -> Any:
         """Scores (T, F) of the FFN's input x (T, D), before its norm."""
-        n = x
-        if self.norm:
-            n = self.gpu.scratch("n", *x.shape)
-            self.norm.forward(x, n)
+        n = self.norm.input(x) if self.norm else x
         if self._low:
-            low = self.gpu.scratch("low", len(n), self._low.rows)
+            low = self.gpu.scratch("low", len(x), self._low.rows)
             self._low.times(n, low, relu=self._rectified)
             n = low
-        scores = self.gpu.scratch("scores", len(n), self.size)
+        scores = self.gpu.scratch("scores", len(x), self.size)
         self._last.times(n, scores)
         return scores
 

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from hotset.backends.gpu.kernels.norm import moments
+from hotset.backends.gpu.kernels.quantise import store_codes
 
 
 @triton.jit
@@ -157,9 +158,13 @@ def attend(
 
 @triton.jit
 def merge_splits(
-    part_ptr, top_ptr, sum_ptr, out_ptr, rows, head_dim, splits, SPLITS: tl.constexpr, BD: tl.constexpr
-):
-    """out (rows, d) from every split's part (splits, rows, d). Grid: (rows,); SPLITS >= splits."""
+    part_ptr, top_ptr, sum_ptr, out_ptr, code_ptr, rows, head_dim, splits, CODES: tl.constexpr,
+    SPLITS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """out (rows, d) from every split's part (splits, rows, d); CODES: the codes of all rows as one token too.
+
+    Grid: (rows,); SPLITS >= splits.
+    """
     row = tl.program_id(0).to(tl.int64)
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, BD)
@@ -169,4 +174,7 @@ def merge_splits(
     weight = weight / tl.sum(weight, axis=0)
     mask = (s < splits)[:, None] & (d < head_dim)[None, :]
     part = tl.load(part_ptr + (s[:, None] * rows + row) * head_dim + d[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + row * head_dim + d, tl.sum(part * weight[:, None], axis=0), mask=d < head_dim)
+    y = tl.sum(part * weight[:, None], axis=0)
+    tl.store(out_ptr + row * head_dim + d, y, mask=d < head_dim)
+    if CODES:
+        store_codes(y, tl.program_id(0) * head_dim, code_ptr, rows * head_dim, BD)

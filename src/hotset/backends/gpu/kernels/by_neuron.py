@@ -3,70 +3,76 @@
 import triton
 import triton.language as tl
 
-from hotset.backends.gpu.kernels.tiles import scales, tile
+from hotset.backends.gpu.kernels.tiles import chunks, codes, load, masked_fields, scales, zero_point
 
 
 @triton.jit
 def sum_neurons(
-    h_ptr, code_ptr, high_ptr, scale_ptr, super_ptr, part_ptr, n_rows, cols, rows_per_split,
+    h_ptr, code_ptr, high_ptr, scale_ptr, super_ptr, part_ptr, n_rows, cols,
     BITS: tl.constexpr, SCALES: tl.constexpr, W: tl.constexpr, K: tl.constexpr, SKIP: tl.constexpr,
     BR: tl.constexpr, BC: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """part (T, splits, cols): the sums over each split's neurons. Grid: (cols / BC, splits, T).
+    """part (splits, cols): the sums over each split's neurons. Grid: (cols / BC, splits).
 
-    SKIP: rows of neurons that are zero are not read. EVEN: cols is a multiple of BC and n_rows of
-    rows_per_split, which is one of BR.
+    Neurons are dealt to the splits BR at a time, as the hottest may stand together. SKIP: rows of neurons
+    that are zero are not read. EVEN: cols is a multiple of BC and n_rows of splits times BR.
     """
     NC: tl.constexpr = BC // (W * K)
     ALL: tl.constexpr = EVEN and not SKIP
+    ZERO: tl.constexpr = zero_point(BITS, SCALES)
     start = tl.program_id(0) * BC
     split = tl.program_id(1)
-    token = tl.program_id(2).to(tl.int64)
-    first = split * rows_per_split
-    last = tl.minimum(first + rows_per_split, n_rows)
     c = start + tl.arange(0, NC)[None, :, None, None] * (W * K)
+    k = tl.arange(0, K)[None, None, :, None]
     if BITS == 6:
         c += tl.arange(0, 2)[None, None, :, None] * 16
     acc = tl.zeros((BR, NC, K, W), tl.float32)
     added = tl.zeros((BR, NC, 1, 1), tl.float32)
-    for row in range(first, last, BR):
-        rows = row + tl.arange(0, BR)
-        mask = rows < last
-        h = tl.load(h_ptr + token * n_rows + rows, mask=mask, other=0.0)
+    for row in tl.range(split * BR, n_rows, tl.num_programs(1) * BR, loop_unroll_factor=4):
+        rows = row + tl.arange(0, BR)[:, None, None, None]
+        mask = rows < n_rows
+        factor = load(h_ptr + rows, mask, EVEN)
         if SKIP:
-            mask = mask & (h != 0.0)
-        q = tile(code_ptr, high_ptr, rows, mask, start, cols, BITS, SCALES, BC, W, K, ALL)
-        rows = rows[:, None, None, None]
-        mask = mask[:, None, None, None]
-        factor = h[:, None, None, None]
-        if BITS != 0:
-            scale, least = scales(
-                scale_ptr, super_ptr, rows.to(tl.int64), c, cols, mask & (c < cols), SCALES, ALL
-            )
-            if SCALES == 2 or SCALES == 3:  # with minima
-                added += factor * least
-            factor = factor * scale
-        if BITS == 6:
-            factor = tl.reshape(tl.broadcast_to(factor, (BR, NC, 2, K // 2)), (BR, NC, K, 1))
-        acc += q * factor
+            mask = mask & (factor != 0.0)
+        rows = rows.to(tl.int64)
+        words, high = chunks(code_ptr, high_ptr, rows, mask, start, cols, BITS, BC, W, K, ALL)
+        if BITS == 0:
+            acc += words.to(tl.float32) * factor
+        else:
+            scale, least = scales(scale_ptr, super_ptr, rows, c, cols, mask & (c < cols), SCALES, ALL)
+            if BITS == 6:
+                scale = tl.reshape(
+                    tl.broadcast_to(scale * 4194304.0, (BR, NC, 2, K // 2)), (BR, NC, K, 1)
+                )  # 2^22
+                acc += codes(words, high, k, BITS, SCALES) * (factor * scale)
+            else:
+                # Zero points are added up apart, and where in its word a field stands comes last.
+                acc += masked_fields(words, k, BITS) * (factor * scale * 1.2676506002282294e30)  # 2^100
+                if SCALES == 1:
+                    added -= factor * scale * ZERO
+                else:  # with minima
+                    added += factor * least
+    if BITS != 0 and BITS != 6:
+        place = k % (16 // BITS) * BITS
+        acc *= ((176 - place) << 23).to(tl.float32, bitcast=True)  # 2^(49 - place)
     y = tl.reshape(tl.sum(acc + added, axis=0), (BC,))
     c = start + tl.arange(0, BC)
-    tl.store(part_ptr + (token * tl.num_programs(1) + split) * cols + c, y, mask=c < cols)
+    tl.store(part_ptr + split * cols + c, y, mask=c < cols)
 
 
 @triton.jit
 def sum_splits(
-    part_ptr, bias_ptr, out_ptr, splits, cols, HAS_BIAS: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr
-):
-    """out (T, cols) = the sum of part (T, splits, cols) + b, or += with ADD. Grid: (cols / BLOCK, T)."""
+    part_ptr, bias_ptr, out_ptr, splits, cols, HAS_BIAS: tl.constexpr, ADD: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out (cols,) = the sum of part (splits, cols) + b, or += with ADD. Grid: (cols / BLOCK,)."""
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    token = tl.program_id(1).to(tl.int64)
+    split = tl.arange(0, SPLITS)[:, None]
     mask = c < cols
-    y = tl.zeros((BLOCK,), tl.float32)
-    for split in range(0, splits):
-        y += tl.load(part_ptr + (token * splits + split) * cols + c, mask=mask, other=0.0)
+    part = tl.load(part_ptr + split * cols + c[None, :], mask=mask[None, :] & (split < splits), other=0.0)
+    y = tl.sum(part, axis=0)
     if HAS_BIAS:
         y += tl.load(bias_ptr + c, mask=mask, other=0.0)
     if ADD:
-        y += tl.load(out_ptr + token * cols + c, mask=mask, other=0.0)
-    tl.store(out_ptr + token * cols + c, y, mask=mask)
+        y += tl.load(out_ptr + c, mask=mask, other=0.0)
+    tl.store(out_ptr + c, y, mask=mask)

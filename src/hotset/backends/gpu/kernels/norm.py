@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from hotset.backends.gpu.kernels.quantise import store_codes
+
 
 @triton.jit
 def moments(x, mask, size, eps, LAYER: tl.constexpr):
@@ -16,10 +18,13 @@ def moments(x, mask, size, eps, LAYER: tl.constexpr):
 
 @triton.jit
 def norm(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, tokens, size, eps, LAYER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ADD: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, out_ptr, code_ptr, tokens, size, eps, LAYER: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ADD: tl.constexpr, CODES: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out (T, size) = norm(x (T, size)), or += with ADD. Grid: (T / BT,); BLOCK >= size."""
+    """out (T, size) = norm(x (T, size)), or += with ADD; CODES: of one token, its codes too (`quantise`).
+
+    Grid: (T / BT,); BLOCK >= size.
+    """
     token = tl.program_id(0) * BT + tl.arange(0, BT)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
     mask = (token < tokens) & (c < size)
@@ -32,3 +37,6 @@ def norm(
     if ADD:
         y += tl.load(out_ptr + at, mask=mask, other=0.0)
     tl.store(out_ptr + at, y, mask=mask)
+    if CODES:
+        y = tl.sum(tl.where(mask, y, 0.0), axis=0)  # of the one token
+        store_codes(y, 0, code_ptr, size, BLOCK)

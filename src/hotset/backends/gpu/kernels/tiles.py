@@ -32,6 +32,19 @@ def field(words, shift, WIDTH: tl.constexpr, zero):
 
 
 @triton.jit
+def zero_point(BITS: tl.constexpr, SCALES: tl.constexpr):
+    """What is taken off codes, all fields of an unsigned number."""
+    zero: tl.constexpr = 0.0
+    if BITS == 6:
+        zero = 32.0
+    elif BITS == 2:
+        zero = 1.5
+    elif SCALES == 1:
+        zero = 128.0 if BITS == 8 else 8.0
+    return zero
+
+
+@triton.jit
 def codes(words, high, k, BITS: tl.constexpr, SCALES: tl.constexpr):
     """Codes, zero point off, of fields k of words and of their upper bits, times 2^-22: float32."""
     if BITS == 8:
@@ -47,7 +60,7 @@ def codes(words, high, k, BITS: tl.constexpr, SCALES: tl.constexpr):
 
 @triton.jit
 def scales(scale_ptr, super_ptr, rows, c, cols, mask, SCALES: tl.constexpr, EVEN: tl.constexpr):
-    """What `codes` at `rows` (int64) and columns c are multiplied by, and what is added.
+    """What the codes of `rows` (int64) and columns c are multiplied by, and what is added.
 
     Without minima, nothing is to be added, and the scale is given twice.
     """
@@ -69,37 +82,42 @@ def scales(scale_ptr, super_ptr, rows, c, cols, mask, SCALES: tl.constexpr, EVEN
     else:  # PLAIN
         scale = load(scale_ptr + (rows * (cols // 32) + c // 32), mask, EVEN).to(tl.float32)
         least = scale
-    return scale * 4194304.0, least  # 2^22
+    return scale, least
 
 
 @triton.jit
-def tile(
-    code_ptr, high_ptr, rows, row_mask, start, cols, BITS: tl.constexpr, SCALES: tl.constexpr,
-    BC: tl.constexpr, W: tl.constexpr, K: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """`codes`, or floats, of `rows` (BR,) and columns ``start + 0 .. BC - 1``, (BR, BC / (W K), K, W).
+def masked_fields(words, k, BITS: tl.constexpr):
+    """Fields k of words where they stand, taken as floats: times 2^(place - 149), place below 16. Exact."""
+    PER_HALF: tl.constexpr = 16 // BITS
+    bits = (words >> (k // PER_HALF * 16)) & (((1 << BITS) - 1) << (k % PER_HALF * BITS))
+    return bits.to(tl.float32, bitcast=True)
 
-    Columns past `cols` and rows that are masked hold anything finite. `EVEN`: there are none. W and K are
-    the words and fields of a chunk; of floats, W 8 and K 1.
+
+@triton.jit
+def chunks(
+    code_ptr, high_ptr, rows, row_mask, start, cols, BITS: tl.constexpr, BC: tl.constexpr, W: tl.constexpr,
+    K: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Words (BR, BC / (W K), 1, W), and those of upper bits, of rows (BR, 1, 1, 1), `start` and on.
+
+    Of floats these are the weights, K being 1. Columns past `cols` and rows that are masked hold anything
+    finite. `EVEN`: there are none.
     """
-    rows = rows.to(tl.int64)[:, None, None, None]
     chunk = start // (W * K) + tl.arange(0, BC // (W * K))[None, :, None, None]
     w = tl.arange(0, W)[None, None, None, :]
-    mask = row_mask[:, None, None, None]
     if BITS == 0:
         c = chunk * W + w
-        q = load(code_ptr + rows * cols + c, mask & (c < cols), EVEN).to(tl.float32)
+        words = load(code_ptr + rows * cols + c, row_mask & (c < cols), EVEN)
+        high = words
     else:
         n_chunks = cols // (W * K)
         at = (rows * n_chunks + chunk) * W + w
-        mask = mask & (chunk < n_chunks)
+        mask = row_mask & (chunk < n_chunks)
         words = load(code_ptr + at, mask, EVEN)
         high = words
         if BITS == 6:
             high = load(high_ptr + at, mask, EVEN)
-        k = tl.arange(0, K)[None, None, :, None]
-        q = codes(words, high, k, BITS, SCALES)
-    return q
+    return words, high
 
 
 @triton.jit
@@ -109,16 +127,19 @@ def weights(
     EVEN: tl.constexpr,
 ):  # fmt: skip
     """The weights of `rows` (BR,) and columns ``start + 0 .. BC - 1``: (BR, BC) float32, masked ones zero."""
-    w = tile(code_ptr, high_ptr, rows, row_mask, start, cols, BITS, SCALES, BC, W, K, EVEN)
-    if BITS != 0:
+    rows = rows.to(tl.int64)[:, None, None, None]
+    mask = row_mask[:, None, None, None]
+    words, high = chunks(code_ptr, high_ptr, rows, mask, start, cols, BITS, BC, W, K, EVEN)
+    if BITS == 0:
+        w = words.to(tl.float32)
+    else:
+        w = codes(words, high, tl.arange(0, K)[None, None, :, None], BITS, SCALES)
         c = start + tl.arange(0, BC // (W * K))[None, :, None, None] * (W * K)
         if BITS == 6:
             c += tl.arange(0, 2)[None, None, :, None] * 16
             w = tl.reshape(w, (BR, BC // 32, 2, 16))
-        mask = row_mask[:, None, None, None] & (c < cols)
-        rows = rows.to(tl.int64)[:, None, None, None]
-        scale, least = scales(scale_ptr, super_ptr, rows, c, cols, mask, SCALES, EVEN)
-        w *= scale
+        scale, least = scales(scale_ptr, super_ptr, rows, c, cols, mask & (c < cols), SCALES, EVEN)
+        w *= scale * 4194304.0  # 2^22
         if SCALES == 2 or SCALES == 3:  # with minima
             w += least
     return tl.reshape(w, (BR, BC))
