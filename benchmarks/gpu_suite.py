@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,13 @@ class Suite:
 
     def tests(self) -> dict[str, Any]:
         """The tests on the real GPU; in the stand-in, one of them in the interpreter."""
-        select = ["-k", "test_norm_that_adds"] if self.stand_in else ["-m", "gpu", "-k", "not test_models"]
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *select, "tests/backends/gpu"]
+        select = ["-k", "test_norm_that_adds"] if self.stand_in else ["-m", "gpu"]
+        if not self.stand_in and find_spec("xdist"):
+            select += ["-n", str(min(8, os.cpu_count() or 1))]
+        folders = ["tests/backends/gpu", "tests/hybrid"]
+        # The hand-shake is timed below, where nothing runs beside it.
+        select += ["--deselect", "tests/hybrid/test_gpu.py::test_the_hand_shake_on_a_gpu"]
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *select, *folders]
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         limit = min(TESTS_SECONDS, self.left())
         try:

@@ -50,6 +50,7 @@ void add_attention(ColdWorker& worker, std::shared_ptr<Attention> layer, Vector 
                    int64_t index) {
   expect_size("x", x, layer->q->cols());
   expect_size("out", out, layer->output->rows());
+  worker.use(&layer->runtime->pool);
   worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(), index](KvCache* kv) {
     if (kv == nullptr || index < 0 || index >= kv->n_layers || kv->n_heads != layer->n_kv_heads ||
         kv->head_dim != layer->head_dim) {
@@ -63,6 +64,7 @@ void add_attention(ColdWorker& worker, std::shared_ptr<Attention> layer, Vector 
 void add_ffn(ColdWorker& worker, std::shared_ptr<Ffn> layer, Vector x, Vector out) {
   expect_size("x", x, layer->up->cols());
   expect_size("out", out, layer->down->rows());
+  worker.use(&layer->runtime->pool);
   worker.add_work(
       [layer = std::move(layer), x = x.data(), out = out.data()](KvCache*) { layer->forward(x, out, 1); });
 }
@@ -72,6 +74,7 @@ void add_neuron_ffn(ColdWorker& worker, std::shared_ptr<NeuronFfn> layer, Vector
   expect_size("x", x, layer->hidden());
   expect_size("out", out, layer->hidden());
   if (scores) expect_size("scores", *scores, layer->neurons());
+  worker.use(&layer->pool());
   if (!scores && layer->wants_scores(1, false)) throw nb::value_error("scores: this layer needs them");
   worker.add_work(
       [layer = std::move(layer), x = x.data(), out = out.data(),

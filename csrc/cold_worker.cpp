@@ -1,10 +1,12 @@
 #include "cold_worker.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <stdexcept>
 
 #include "pause.h"
+#include "thread_pool.h"
 
 namespace hotset {
 namespace {
@@ -50,6 +52,10 @@ bool take_flag(uint32_t* flag, double seconds) {
 void ColdWorker::add_task(uint32_t* ready, uint32_t* done) { tasks_.push_back({ready, done, {}}); }
 
 void ColdWorker::add_work(Work work) { tasks_.at(tasks_.size() - 1).work.push_back(std::move(work)); }
+
+void ColdWorker::use(ThreadPool* pool) {
+  if (std::find(pools_.begin(), pools_.end(), pool) == pools_.end()) pools_.push_back(pool);
+}
 
 void ColdWorker::begin(KvCache* kv) {
   const std::lock_guard lock(mutex_);
@@ -99,7 +105,9 @@ void ColdWorker::run(uint64_t seen) {
     begun_.wait(seen);
     ++seen;
     const bool stopped = stop_.load();
+    for (ThreadPool* pool : pools_) pool->stay_awake(true);
     if (!stopped) walk();
+    for (ThreadPool* pool : pools_) pool->stay_awake(false);
     ended_.store(seen, std::memory_order_release);
     ended_.notify_all();
     if (stopped) return;

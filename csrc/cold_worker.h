@@ -18,6 +18,7 @@
 namespace hotset {
 
 class KvCache;
+class ThreadPool;
 
 // Flags are 0 (low) or 1 (raised). What was written before one is raised is seen by whoever sees it raised.
 inline void set_flag(uint32_t* flag, uint32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
@@ -39,6 +40,9 @@ class ColdWorker {
   // Tasks in the order of a step. Flags and whatever work reads belong to the caller. Not during a step.
   void add_task(uint32_t* ready, uint32_t* done);
   void add_work(Work work);  // to the last task
+
+  // Keeps a pool that work runs on awake during steps. Work keeps it alive.
+  void use(ThreadPool* pool);
 
   // Starts a step: all flags are low. Throws std::logic_error while one runs, std::system_error where the
   // system refuses the thread, which runs from the first step on and sleeps between steps.
@@ -67,6 +71,7 @@ class ColdWorker {
   bool await_ready(uint32_t* ready) const;
 
   std::vector<Task> tasks_;
+  std::vector<ThreadPool*> pools_;
   KvCache* kv_ = nullptr;
   std::string error_;  // written by the thread during a step only
 

@@ -42,6 +42,7 @@ class NeuronFfn {
 
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }
+  ThreadPool& pool() const { return parts_.runtime->pool; }
 
   // out += ffn(x); out may be x. With `dense` no neurons are left out but zeros, and nothing is counted where
   // the way would have left out others. The predictor's scores (rows x neurons) may be given; where it has no

@@ -9,7 +9,7 @@ namespace {
 // So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
 // out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
 constexpr int64_t kMinParts = 8, kMaxParts = 32;
-constexpr int64_t kPartNeurons = 512;
+constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
 
 // Neurons of which one matrix is read before the next one is: those that the kernels take at once.

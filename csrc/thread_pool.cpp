@@ -13,6 +13,9 @@ using Clock = std::chrono::steady_clock;
 // How long an idle thread looks for work before it sleeps: longer than the serial parts between regions.
 constexpr auto kSpinTime = std::chrono::microseconds(100);
 
+// How long it stays awake within a step that asks for it: longer than another device's part of a layer.
+constexpr auto kAwakeTime = std::chrono::milliseconds(2);
+
 // The least time for which chunks held by others are waited for.
 constexpr auto kMinGrace = std::chrono::nanoseconds(1000);
 
@@ -217,7 +220,7 @@ void ThreadPool::work(int index) {
 
 // Returns once a region later than `seen` was started, or false when the pool is being destroyed.
 bool ThreadPool::wait_for_region(uint64_t& seen) {
-  const auto deadline = Clock::now() + kSpinTime;
+  const auto start = Clock::now();
   for (;;) {
     for (int i = 0; i < kSpinsPerLook; ++i) {
       const uint64_t epoch = epoch_.load(std::memory_order_acquire);
@@ -227,7 +230,12 @@ bool ThreadPool::wait_for_region(uint64_t& seen) {
       }
       pause();
     }
-    if (Clock::now() < deadline) continue;
+    const auto waited = Clock::now() - start;
+    if (waited < kSpinTime) continue;
+    if (waited < kAwakeTime && awake_.load(std::memory_order_relaxed) > 0) {
+      std::this_thread::yield();
+      continue;
+    }
     const uint32_t wakeups = wakeups_.load();
     sleeping_.store(true);
     if (epoch_.load() == seen) wakeups_.wait(wakeups);

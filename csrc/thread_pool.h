@@ -52,6 +52,10 @@ class ThreadPool {
   // Waits until no thread reads or writes anything of any earlier region. Not within a session.
   void quiesce();
 
+  // Until as many calls with false, idle threads do not sleep but let others run in turn: for steps that wait
+  // for another device between regions.
+  void stay_awake(bool on) { awake_.fetch_add(on ? 1 : -1, std::memory_order_relaxed); }
+
  private:
   friend class Session;
 
@@ -101,6 +105,7 @@ class ThreadPool {
   std::atomic<uintptr_t> current_{0};  // the region's address | its arena's index
   alignas(kLine) std::atomic<bool> sleeping_{false};
   std::atomic<uint32_t> wakeups_{0};
+  std::atomic<int> awake_{0};
   std::atomic<bool> stop_{false};
 };
 

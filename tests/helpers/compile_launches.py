@@ -91,7 +91,7 @@ class _NoGpu(Gpu):
 
     def __init__(self, capability: int) -> None:
         self.device, self.multiprocessors, self.capability = torch.device("cpu"), 108, capability
-        self._scratch = {}
+        self._scratch, self.ptx = {}, True
 
 
 def tensor(type: TensorType, rows: int, cols: int) -> Tensor:

@@ -98,6 +98,20 @@ def test_neurons(backend: Any, type: TensorType, tokens: int) -> None:
     assert_close(out, h @ w + numbers(1, cols), tolerance(type, tokens))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3])
+def test_few_of_many_neurons(backend: Any, share: float) -> None:
+    """Which rows are left out changes nothing, for any number of them."""
+    built, w = matrix(backend, TensorType.Q4_0, 2500, 32, by_neuron=True)
+    h = numbers(2, 1, 2500) * (np.random.default_rng(3).random((1, 2500)) < share)
+    sums = []
+    for skip in (True, False):
+        out = backend.gpu.empty(1, 32)
+        built.sum_rows(to_gpu(backend, h.astype(np.float32)), out, skip=skip)
+        sums.append(to_numpy(out))
+    assert_close(sums[0], h @ w + numbers(1, 32), FLOAT32)
+    assert_close(sums[1], sums[0], FLOAT32)
+
+
 @pytest.mark.parametrize("type", [TensorType.Q4_0, TensorType.Q6_K, TensorType.F16])
 def test_whole_tiles(backend: Any, type: TensorType) -> None:
     """Sizes at which nothing is masked, with several programs, splits, and additions to what is there."""

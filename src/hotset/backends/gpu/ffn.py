@@ -47,7 +47,7 @@ class GpuNorm:
         norm_kernels.norm[(triton.cdiv(len(x), rows),)](
             x, self.weight, self.bias, out, out if codes is None else codes, len(x), self.size, self.eps,
             LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add, CODES=codes is not None, BT=rows,
-            BLOCK=max(32, triton.next_power_of_2(self.size)), num_warps=8 if self.size > 1024 else 4,
+            BLOCK=max(32, triton.next_power_of_2(self.size)), num_warps=16 if self.size > 1024 else 4,
         )  # fmt: skip
 
 

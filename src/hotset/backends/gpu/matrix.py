@@ -95,7 +95,8 @@ class Matrix:
         # Programs of one warp, whose threads add up rows by themselves.
         step = 32 if self.gpu.multiprocessors == INTERPRETED else max(4, 1024 // block)
         columns = triton.cdiv(self.cols, block)
-        splits = max(1, min(16 * self.gpu.multiprocessors // columns, self.rows // (4 * step), 256))
+        enough = max(16 * self.gpu.multiprocessors // columns, self.rows // (16 * step))
+        splits = max(1, min(enough, self.rows // (4 * step), 256))
         part = self.gpu.scratch("sums", 1, splits, self.cols)
         sum_neurons[columns, splits](
             h, *self.arrays, part, self.rows, self.cols, BITS=self.bits, SCALES=self.scaled,

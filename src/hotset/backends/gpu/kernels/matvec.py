@@ -150,12 +150,9 @@ def neurons_matvec(
     """h (n_rows,) = act(gate x) (up x), or act(up x) without a gate. Grid: (n_rows / BR,)."""
     rows = tl.program_id(0) * BR + tl.arange(0, BR)
     mask = rows < n_rows
-    up = dot_rows(
-        x_ptr, up_code_ptr, up_high_ptr, up_scale_ptr, up_super_ptr, rows, n_rows, cols, BITS, SCALES, BR, W,
-        K, PTX, EVEN,
-    )  # fmt: skip
-    if UP_BIAS:
-        up += tl.load(up_bias_ptr + rows, mask=mask, other=0.0)
+    h = tl.zeros((BR,), tl.float32)
+    fires = True
+    gate = h
     if GATED:
         gate = dot_rows(
             x_ptr, gate_code_ptr, gate_high_ptr, gate_scale_ptr, gate_super_ptr, rows, n_rows, cols,
@@ -163,7 +160,18 @@ def neurons_matvec(
         )  # fmt: skip
         if GATE_BIAS:
             gate += tl.load(gate_bias_ptr + rows, mask=mask, other=0.0)
-        h = gated(gate, up, ACTIVATION)
-    else:
-        h = activate(up, ACTIVATION)
+        # Where the gate makes zeros, up is read only for neurons that fire.
+        if ACTIVATION <= 2:
+            fires = tl.max(gate, axis=0) > 0.0
+    if fires:
+        up = dot_rows(
+            x_ptr, up_code_ptr, up_high_ptr, up_scale_ptr, up_super_ptr, rows, n_rows, cols, BITS, SCALES, BR,
+            W, K, PTX, EVEN,
+        )  # fmt: skip
+        if UP_BIAS:
+            up += tl.load(up_bias_ptr + rows, mask=mask, other=0.0)
+        if GATED:
+            h = gated(gate, up, ACTIVATION)
+        else:
+            h = activate(up, ACTIVATION)
     tl.store(h_ptr + rows, h, mask=mask)
