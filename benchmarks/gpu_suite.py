@@ -87,7 +87,7 @@ class Suite:
         folders = ["tests/backends/gpu", "tests/hybrid"]
         # The hand-shake is timed below, where nothing runs beside it.
         select += ["--deselect", "tests/hybrid/test_gpu.py::test_the_hand_shake_on_a_gpu"]
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *select, *folders]
+        command = [sys.executable, "-m", "pytest", "-q", "-rf", "--tb=line", *select, *folders]
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         limit = min(TESTS_SECONDS, self.left())
         try:
@@ -99,7 +99,7 @@ class Suite:
             return {"passed": False, "output": f"not done after {limit:.0f} s: {so_far[-2000:]}"}
         if done.returncode:
             self.failures.append("tests")
-        return {"passed": done.returncode == 0, "output": (done.stdout + done.stderr)[-3000:]}
+        return {"passed": done.returncode == 0, "output": done.stdout[-3000:] or done.stderr[-3000:]}
 
     def kernels(self) -> dict[str, Any]:
         """Figures of every kernel."""
