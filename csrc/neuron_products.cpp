@@ -8,7 +8,8 @@ namespace {
 // Neurons are dealt out to parts, a few neighbours at a time, and each part adds up its own in their order.
 // So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
 // out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
-constexpr int64_t kMinParts = 8, kMaxParts = 32;
+// Some for each thread, but each part's sums cost their room in the caches.
+constexpr int64_t kMinParts = 8, kMaxParts = 24;
 constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
 
@@ -53,9 +54,10 @@ struct ChosenJob {
   NeuronMatrix first, second;
   bool has_first, has_second;
   const int32_t *indices, *starts;  // of each part's neurons, and where it starts
-  int64_t most;                     // neurons that a part can have
-  int64_t sum_floats;               // of one token
-  float* sums;                      // parts x tokens x sum_floats
+  int64_t parts;
+  int64_t most;        // neurons that a part can have
+  int64_t sum_floats;  // of one token
+  float* sums;         // parts x tokens x sum_floats
   Touched* touched;
 
   struct Counts {
@@ -89,8 +91,8 @@ struct ChosenJob {
   }
 
   // The neurons go by in groups; while one matrix's rows of a group are multiplied, those that are wanted
-  // next are fetched. Down waits until all values are known, since they set the units in which it is added
-  // up.
+  // next are fetched, at the end the next part's, which the same thread will mostly take. Down waits until
+  // all values are known, since they set the units in which it is added up.
   void compute(int64_t part, void* memory) const {
     const Scratch s = scratch_at(memory);
     const int32_t* listed = indices + starts[part];
@@ -106,26 +108,30 @@ struct ChosenJob {
     const auto seconds = [&](int64_t from) {
       return NeuronList{&second, s.kept + from, std::min(kGroup, kept - from), nullptr};
     };
+    const auto or_down = [&](const NeuronList& list) {
+      return list.count > 0 ? list : NeuronList{&down, s.kept, std::min(kGroup, kept), nullptr};
+    };
     while (begun < count || (has_second && done < kept)) {
       if (begun < count) {
         NeuronList now = firsts(begun);
         const bool waiting = has_second && done < kept;
         begun += now.count;
-        const NeuronList next = waiting ? seconds(done) : firsts(begun);
+        const NeuronList next = or_down(waiting ? seconds(done) : firsts(begun));
         now.next = &next;
         kept += multiply_first(now, s, kept);
       }
       if (has_second && (kept - done >= kGroup || (begun == count && done < kept))) {
         NeuronList now = seconds(done);
         const int64_t after = done + now.count;
-        const NeuronList next = begun < count ? firsts(begun) : seconds(after);
+        const NeuronList next = or_down(begun < count ? firsts(begun) : seconds(after));
         now.next = &next;
         multiply_second(now, s, done);
         done = after;
       }
     }
     if (has_second) kept = squeeze(s.kept, kept, s.h, s.kept);
-    const NeuronList downs = {&down, s.kept, kept, nullptr};
+    const NeuronList next = first_of(part + 1);
+    const NeuronList downs = {&down, s.kept, kept, &next};
     runtime->neurons.add(&downs, s.h, most, c.tokens, most, s.sums);
     *s.counts = {kept * c.tokens, 0};
     for (int64_t t = 0; t < c.tokens; ++t) {
@@ -141,6 +147,14 @@ struct ChosenJob {
   }
 
  private:
+  // What a part reads first; nothing of a part that there is not.
+  NeuronList first_of(int64_t part) const {
+    const NeuronMatrix* matrix = has_first ? &first : has_second ? &second : &down;
+    if (part >= parts) return {matrix, indices, 0, nullptr};
+    const int64_t count = starts[part + 1] - starts[part];
+    return {matrix, indices + starts[part], std::min(kGroup, count), nullptr};
+  }
+
   // Those of the list whose values, which are known, are not all zero.
   int64_t take_known(const int32_t* listed, int64_t count, const Scratch& s) const {
     for (int64_t t = 0; t < c.tokens; ++t) {
@@ -308,6 +322,7 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   }
   job.indices = dealt.indices;
   job.starts = dealt.starts;
+  job.parts = parts;
   job.most = dealt.most;
   job.sum_floats = sum_floats;
   job.sums = sums;
