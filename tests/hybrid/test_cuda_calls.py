@@ -150,7 +150,7 @@ def test_a_model_through_the_calls(driver: Driver) -> None:
     assert Graph.replays == replays
     # The chain of the host's attention, and the cold neurons; for each of two tokens.
     if type(driver) is Driver:
-        assert driver.calls == ["write 1", "wait"] * 4  # lowered by what adds the answer
+        assert driver.calls == ["write 1", "wait", "write 0"] * 4
     else:
         assert driver.calls == ["host function"] * 8
 

@@ -11,21 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton
 from numpy.typing import DTypeLike, NDArray
 
 from hotset import _native
 from hotset.backends.base import F32, Array
-from hotset.backends.gpu.kernels.handshake import receive, send
 from hotset.errors import HotsetError
 from hotset.hybrid.device import DeviceMemoryError, Event, Flag
 from hotset.hybrid.torch_arrays import TorchArrays
 
 _WAIT_EQUAL = 1
 """CU_STREAM_WAIT_VALUE_EQ."""
-
-_SMALL_BYTES = 1 << 16
-"""Up to here one program copies as fast as the copy engine begins."""
 
 _WARM_STEPS = 2
 """Steps before one is recorded: the first compiles kernels, which a recording cannot."""
@@ -54,13 +49,6 @@ class _StreamFlags:
         if self._by_memory:
             self._wait(flag)
             self._write(flag, 0)
-        else:
-            self._host_function(self._take, flag)
-
-    def await_flag(self, flag: Flag) -> None:
-        """Like `take_flag`, but the flag may stay raised."""
-        if self._by_memory:
-            self._wait(flag)
         else:
             self._host_function(self._take, flag)
 
@@ -135,6 +123,7 @@ class CudaDevice(TorchArrays):
         # What this thread tells torch goes to a stream of its own: the default stream cannot be recorded.
         torch.cuda.set_stream(self._stream)
         self._flags = _StreamFlags(self.pinned((1,), np.uint32))
+        self._arrived: dict[tuple[int, ...], Array] = {}  # where sums lie before they are added
 
     def free_bytes(self) -> int:
         """See `Device`: what the system has left, and what torch keeps for later."""
@@ -161,39 +150,21 @@ class CudaDevice(TorchArrays):
         """See `Device`."""
         self._flags.take_flag(flag)
 
-    def download(self, x: Array, out: F32) -> None:
-        """See `Device`."""
-        if len(x) > 1 or out.nbytes > _SMALL_BYTES:
-            super().download(x, out)
-        else:
-            self._send(x, out, None)
-
     def send(self, x: Array, out: F32, flag: Flag) -> None:
         """See `Device`."""
-        self._send(x, out, flag)
+        self.download(x, out)
+        self.raise_flag(flag)
 
     def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
         """See `Device`."""
-        self._flags.await_flag(flag)
-        raised = torch.from_numpy(flag.view(np.int32))
-        receive[(triton.cdiv(x.size, 1024),)](
-            torch.from_numpy(x), out, raised, x.size, ADD=add, BLOCK=1024, num_warps=4
-        )
-
-    def _send(self, x: Array, out: F32, flag: Flag | None) -> None:
-        host = torch.from_numpy(out)
-        raised = host if flag is None else torch.from_numpy(flag.view(np.int32))
-        send[(1,)](
-            x,
-            host,
-            raised,
-            out.size,
-            RAISE=flag is not None,
-            PTX=self._gpu.gpu.ptx,
-            THREADS=512,
-            BLOCK=4096,
-            num_warps=16,
-        )
+        self.take_flag(flag)
+        if not add:
+            self.upload(x, out)
+            return
+        if x.shape not in self._arrived:
+            self._arrived[x.shape] = self.empty(x.shape)
+        self.upload(x, self._arrived[x.shape])
+        self.add(self._arrived[x.shape], out)
 
     def synchronize(self) -> None:
         """See `Device`."""
