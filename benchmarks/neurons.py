@@ -5,8 +5,10 @@ random inputs. A predictor of little width chooses the neurons; the activation i
 chosen neuron is computed whole: gate, up and down (ungated: up and down). Neurons are drawn in two ways, at
 the same densities: all alike (uniform), or by the power law of `sparse_models.py` with the hottest neurons
 first, as models fire and `hotset convert` stores them. Where a density is too high for that law, the hottest
-are drawn as often as it allows. Bytes are those of the rows and the predictor. The break-even density is
-where a call takes as long as that of an ordinary dense FFN of the same weights.
+are drawn as often as it allows. Bytes are those of the rows and the predictor. Rounds alternate between
+streaming (the best of five passes over memory), chosen neurons and an ordinary dense FFN of the same weights
+(the best of five batches of calls each); ratios are medians over rounds. The break-even density is where a
+call takes as long as the dense FFN's.
 
     python benchmarks/neurons.py --json result.json
 """
@@ -34,6 +36,7 @@ from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 HIDDEN, FFN_SIZE, WIDTH = 4096, 11008, 32
 TYPES = (TensorType.Q4_0, TensorType.Q4_1, TensorType.Q8_0, TensorType.F16)
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+BATCHES = 5
 UNIFORM, POWER_LAW = "uniform", "power law"
 
 
@@ -44,16 +47,15 @@ def tensor(name: str, type: TensorType, rows: int, cols: int, rng: np.random.Gen
 
 
 def seconds(layers: list[FFN], inputs: list[F32], calls: int) -> float:
-    """Median time of a call, after a round that is not counted."""
+    """Mean time of a call in the best of a few batches, which `memory_bandwidth` has passes for."""
     out = np.zeros((1, HIDDEN), np.float32)
     times = []
-    for i in range(-len(layers), calls):
-        layer, x = layers[i % len(layers)], inputs[i % len(inputs)]
+    for batch in range(BATCHES):
         start = time.perf_counter()
-        layer.forward(x, out)
-        if i >= 0:
-            times.append(time.perf_counter() - start)
-    return median(times)
+        for i in range(batch * calls, (batch + 1) * calls):
+            layers[i % len(layers)].forward(inputs[i % len(inputs)], out)
+        times.append((time.perf_counter() - start) / calls)
+    return min(times)
 
 
 def firing_bias(drawn: str, density: float, gated: bool) -> F32:
@@ -65,7 +67,7 @@ def firing_bias(drawn: str, density: float, gated: bool) -> F32:
 
 
 def measure(
-    backend: CpuBackend, type: TensorType, gated: bool, n_layers: int, calls: int
+    backend: CpuBackend, type: TensorType, gated: bool, n_layers: int, calls: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """All densities for one type, drawn in either way."""
     rng = np.random.default_rng(0)
@@ -86,24 +88,29 @@ def measure(
     scores = normed @ fc1.to_float32().T @ fc2.to_float32().T
     row_bytes = HIDDEN // type.block_size * type.block_bytes * (3 if gated else 2)
 
-    def row(drawn: str, density: float) -> dict[str, float]:
+    def row(drawn: str, density: float) -> dict[str, Any]:
         bias = firing_bias(drawn, density, gated)
         cutoff = float(np.quantile(scores + bias, 1 - density)) if density < 1 else -1e30
         asked = replace(plan, cutoff=cutoff)
         predictor = (Linear(fc1), Linear(fc2, bias))
         chosen = [backend.neuron_ffn(replace(spec, plan=asked, predictor=predictor)) for spec in specs]
-        bandwidth = backend.memory_bandwidth()
-        time_dense = seconds(list(dense), inputs, calls)
-        time_chosen = seconds(list(chosen), inputs, calls)
+        streams, of_chosen, of_dense = [], [], []
+        for _ in range(rounds):
+            streams.append(backend.memory_bandwidth())
+            of_chosen.append(seconds(list(chosen), inputs, calls))
+            of_dense.append(seconds(list(dense), inputs, calls))
         counts = [layer.counts() for layer in chosen]
         neurons = sum(count.read for count in counts) / sum(count.tokens for count in counts)
         touched = (neurons * row_bytes + fc1.nbytes + fc2.nbytes) / 1e9
+        shares = [touched / time / stream for time, stream in zip(of_chosen, streams, strict=True)]
         return {
             "density": neurons / FFN_SIZE,
-            "microseconds": time_chosen * 1e6,
-            "gb_per_second": touched / time_chosen,
-            "share_of_bandwidth": touched / time_chosen / bandwidth,
-            "of_dense_time": time_chosen / time_dense,
+            "microseconds": median(of_chosen) * 1e6,
+            "gb_per_second": touched / median(of_chosen),
+            "streaming_gb_per_second": median(streams),
+            "share_of_bandwidth": median(shares),
+            "share_of_bandwidth_extremes": (min(shares), max(shares)),
+            "of_dense_time": median(a / b for a, b in zip(of_chosen, of_dense, strict=True)),
         }
 
     for drawn in (UNIFORM, POWER_LAW):
@@ -131,10 +138,11 @@ def print_table(found: dict[str, Any]) -> None:
         f"break-even {found['break_even_density']:.2f}"
     )
     for row in found["densities"]:
+        low, high = row["share_of_bandwidth_extremes"]
         print(
             f"  density {row['density']:.2f}  {row['microseconds']:7.0f} us  "
-            f"{row['gb_per_second']:5.1f} GB/s  {row['share_of_bandwidth']:4.0%} of the bandwidth  "
-            f"{row['of_dense_time']:.2f} of dense",
+            f"{row['gb_per_second']:5.1f} GB/s  {row['share_of_bandwidth']:4.0%} of the bandwidth "
+            f"({low:.0%}-{high:.0%})  {row['of_dense_time']:.2f} of dense",
             flush=True,
         )
 
@@ -144,7 +152,8 @@ def main() -> int:
     parser.add_argument("--type", choices=[type.name.lower() for type in TYPES], action="append")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=4, help="layers in turn, so that caches do not help")
-    parser.add_argument("--calls", type=int, default=60, help="calls a figure")
+    parser.add_argument("--calls", type=int, default=12, help="calls a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds a figure")
     parser.add_argument("--json", type=Path, help="write the figures with hardware and versions here")
     args = parser.parse_args()
     backend = CpuBackend(threads=args.threads)
@@ -153,7 +162,7 @@ def main() -> int:
         if args.type and type.name.lower() not in args.type:
             continue
         for gated in (True, False):
-            for found in measure(backend, type, gated, args.layers, args.calls):
+            for found in measure(backend, type, gated, args.layers, args.calls, args.rounds):
                 results.append(found)
                 print_table(found)
     if args.json:
