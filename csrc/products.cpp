@@ -52,7 +52,8 @@ Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, in
   if (rows == 1) {
     const int64_t share = bytes / (runtime.pool.threads() * kChunksPerThread);
     const int64_t panels = std::clamp(share, kMinChunkBytes, kMaxChunkBytes) / panel_bytes;
-    t.tile_panels = std::max<int64_t>(1, panels / kPanelGroup) * kPanelGroup;
+    t.tile_panels = std::min(std::max<int64_t>(1, panels / kPanelGroup) * kPanelGroup,
+                             ceil_div(t.panels, runtime.pool.threads()));
   } else {
     const int64_t most = std::clamp(kTileActivations / matrix.cols(), kRowGroup, kMaxTileRows);
     t.tile_rows = std::min(rows, most / kRowGroup * kRowGroup);
