@@ -74,20 +74,20 @@ enum NeuronUse : int32_t { kNeuronDot, kNeuronAdd };
 struct NeuronMatrix {
   Type type;  // kF16, kQ8_0, kQ4_0 or kQ4_1
   int64_t rows, cols;
-  int64_t stride;               // bytes from one row to the next; other rows of the neuron may lie between
-  const uint8_t* data;          // 64-byte aligned
-  const float* largest_scales;  // of each row, by magnitude; of use kNeuronAdd and quantised
+  int64_t stride;       // bytes from one row to the next; other rows of the neuron may lie between
+  const uint8_t* data;  // 64-byte aligned
 };
 
-// Rows to be read, in ascending order; and those that are read next (or nullptr), whose first are prefetched.
+constexpr int64_t kMostRows = 8;    // of a list
+constexpr int64_t kMostListed = 8;  // tokens that share a list
+
+// Rows to be read; and those that are read next (or nullptr), which are fetched meanwhile.
 struct NeuronList {
   const NeuronMatrix* matrix;
   const int32_t* indices;
   int64_t count;
   const NeuronList* next;
 };
-
-constexpr int64_t kMostListed = 8;  // tokens that share a list
 
 // Sums over the rows of lists of neurons: neurons.cpp.
 struct NeuronKernels {
@@ -96,7 +96,6 @@ struct NeuronKernels {
   // Re-lays one row of a GGUF tensor; and back, where it is of use kNeuronDot.
   void (*pack_row)(Type type, NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* row);
   void (*unpack_row)(Type type, const uint8_t* row, int64_t cols, uint8_t* dst);
-  float (*largest_scale)(Type type, const uint8_t* row, int64_t cols);  // of a packed row
 
   // One token's x as rows of `type` want it, to the same precision as LinearKernels'.
   int64_t (*activation_bytes)(Type type, int64_t cols);
@@ -106,10 +105,10 @@ struct NeuronKernels {
   void (*dot)(const NeuronList* list, const uint8_t* x, int64_t x_bytes, int64_t tokens, float* y,
               int64_t ldy);
 
-  // sums + t * sum_floats(cols) = the sum over i of h[t * ldh + i] times row i of the list, which has at most
-  // `most` rows: the same bits, whatever rows are left out whose h are zero.
+  // sums + t * sum_floats(cols) += the sum over i of h[t * ldh + i] times row i of the list. Rows whose h are
+  // all zero change no bit.
   int64_t (*sum_floats)(int64_t cols);
-  void (*add)(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, int64_t most, float* sums);
+  void (*add)(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, float* sums);
 
   int64_t group_cols;
 

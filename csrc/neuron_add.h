@@ -1,13 +1,9 @@
 // Sums of single rows of weights, each times a number: downs of the neurons of a list.
 //
 // In whole numbers, but for half-precision weights: a neuron's value times a block's scale is rounded to
-// sixteen bits, in units that the largest such product of the list sets, and multiplies the block's codes, of
-// two rows in one instruction. Sums of 32 bits then hold all neurons exactly, so that neither their order nor
-// neurons that are zero change a bit of the result.
-//
-// While it grows, a token's sum is: 32-bit sums of codes, in whole groups of columns; then for each block the
-// sum of its factors, since codes are meant less their offset, which halves what rounding does; then, for
-// weights with minima, the float sum of the values at that offset.
+// sixteen bits, in units that the largest such product of the list sets for each block, and multiplies the
+// block's codes, of two rows in one instruction. The list's sums, of 32 bits, are exact, and become floats as
+// they are added to those before. Codes are meant less their offset, which the sums start from.
 #pragma once
 
 #include "neuron_rows.h"
@@ -15,144 +11,122 @@
 namespace hotset {
 namespace {
 
-HOTSET_INLINE int64_t groups_of(int64_t cols) { return (cols + kGroupCols - 1) / kGroupCols; }
-HOTSET_INLINE int64_t sum_floats(int64_t cols) { return groups_of(cols) * (kGroupCols + 2 * kLanes); }
+HOTSET_INLINE int64_t sum_floats(int64_t cols) { return round_up(cols, kGroupCols); }
 
-// What one is worth in the whole numbers of a sum, and its inverse.
-struct Unit {
-  float size, inverse;
+// Code n of every half, times 2^code_shift<R>(n): a mask does where nothing can be taken for a sign.
+template <class R>
+constexpr int code_shift(int n) {
+  return n == 16 / R::kBits - 1 ? 0 : n * R::kBits;
+}
+template <class R, int n>
+HOTSET_INLINE I32 code_of_halves(I32 halves) {
+  if constexpr (n == 16 / R::kBits - 1) return shift_halves_right<16 - R::kBits>(halves);
+  return halves & broadcast(R::kMaxCode * 0x10001 << code_shift<R>(n));
+}
+
+// What a group of blocks' codes are multiplied with, and what becomes of their sums; with the shifts of
+// codes.
+template <class R, int rows>
+struct Factors {
+  static constexpr int kShifts = R::kBits == 4 ? 3 : 1;
+  int32_t pairs[rows / 2][kLanes];  // of each two rows, in the halves of a word
+  int32_t starts[kShifts][kLanes];
+  float units[kShifts][kLanes];
+  float centres[kLanes];  // of weights with minima: the sum of the rows at the codes' offset
 };
 
-// `most` neurons cannot leave 32 bits. NaN becomes the unit, and so the result.
-template <class R>
-HOTSET_INLINE Unit unit_of(const NeuronList* list, const float* h, int64_t most) {
-  float peak = 0;
-  for (int64_t i = 0; i < list->count; i++) {
-    const float product = (h[i] < 0 ? -h[i] : h[i]) * list->matrix->largest_scales[list->indices[i]];
-    if (product > peak || product != product) peak = product;
-  }
-  const int64_t bound = 0x7fffffff / (most * (R::kMaxCode + 1 - R::kOffset));
-  const float limit = float(bound < 0x7fff ? bound : 0x7fff);
-  return {peak / limit, peak > 1e-30f ? limit / peak : 0.0f};
-}
-
-// The factors of a group's blocks, of each two rows in the halves of a lane; and what is summed by block.
-template <class R, int pairs>
-HOTSET_INLINE void find_factors(const uint8_t* const* rows, const Layout<R>& layout, int64_t group,
-                                const float* h, float inverse, int32_t (*factors)[kLanes], int32_t* totals,
-                                float* centres) {
-  const int64_t meta = group * 2 * kLanes;
-  I32 total = load_i32(totals);
-  F32 centre = load(centres);
-  unroll<pairs>([&](auto p) HOTSET_INLINED {
-    I32 q[2];
-    unroll<2>([&](auto k) HOTSET_INLINED {
-      constexpr int row = 2 * p.value + k.value;
-      const F32 scales = load_f16(reinterpret_cast<const uint16_t*>(rows[row] + meta));
-      q[k.value] = round_to_i32(scales * broadcast(h[row] * inverse));
-      total = total + q[k.value];
-      if constexpr (R::kHalves == 2) {
-        const F32 minima = R::min(scales, rows[row] + layout.minima + meta);
-        centre = fma(fma(scales, broadcast(float(R::kOffset)), minima), broadcast(h[row]), centre);
-      }
-    });
-    store(factors[p.value], join_halves(q[0], shift_left<16>(q[1])));
-  });
-  store(totals, total);
-  if constexpr (R::kHalves == 2) store(centres, centre);
-}
-
-// sums (those of a group) += register r of the group of each row.
-template <class R, int pairs, int r>
-HOTSET_INLINE void add_register(const uint8_t* const* rows, int64_t at, const int32_t (*factors)[kLanes],
-                                int32_t* sums) {
-  constexpr int kCodes = 16 / R::kBits;  // of half a lane
-  unroll<2>([&](auto half) HOTSET_INLINED {
-    constexpr int kColumn = (r * 2 + half.value) * kCodes * kLanes;
-    I32 acc[kCodes];
-    int32_t* to = sums + kColumn;
-    unroll<kCodes>([&](auto i) HOTSET_INLINED { acc[i.value] = load_i32(to + i.value * kLanes); });
-    unroll<pairs>([&](auto p) HOTSET_INLINED {
-      const I32 w0 = load_i32(rows[2 * p.value] + at), w1 = load_i32(rows[2 * p.value + 1] + at);
-      const I32 both =
-          half.value == 0 ? join_halves(w0, shift_left<16>(w1)) : join_halves(shift_right<16>(w0), w1);
-      unroll<kCodes>([&](auto i) HOTSET_INLINED {
-        constexpr int block = (kColumn + i.value * kLanes) / kBlock;
-        const I32 codes = shift_right<i.value * R::kBits>(both) & broadcast(R::kMaxCode * 0x10001);
-        acc[i.value] = acc[i.value] + dot_halves(codes, broadcast(factors[p.value][block]));
-      });
-    });
-    unroll<kCodes>([&](auto i) HOTSET_INLINED { store(to + i.value * kLanes, acc[i.value]); });
-  });
-}
-
-// Adds the rows, each times its h, for one group of columns: to `sums` and to what is summed by block. The
-// last group of a row may have fewer registers than a `whole` one. With `ahead`, as much of the rows `next`
-// is prefetched as is read.
-template <class R, int pairs, bool ahead, bool whole>
-HOTSET_INLINE void add_group(const uint8_t* const* rows, const uint8_t* const* next, const Layout<R>& layout,
-                             int64_t group, const float* h, float inverse, int32_t* sums, int32_t* totals,
-                             float* centres) {
-  constexpr int kLineGroups = 64 / (2 * kLanes), kLineRegisters = 64 / kWordBytes;
-  int32_t factors[pairs][kLanes];
-  find_factors<R, pairs>(rows, layout, group, h, inverse, factors, totals, centres);
-  unroll<2 * pairs>([&](auto p) HOTSET_INLINED {
-    if (group % kLineGroups == 0) {
-      const int64_t at = group * 2 * kLanes;
-      if (ahead) prefetch_l2(next[p.value] + at);
-      if (ahead && R::kHalves == 2) prefetch_l2(next[p.value] + layout.minima + at);
+// A NaN becomes the unit, and so the result.
+template <class R, int rows>
+HOTSET_INLINE void find_factors(const uint8_t* const* data, const Layout<R>& layout, int64_t meta,
+                                const float* h, Factors<R, rows>& factors) {
+  F32 products[rows], peak = zero_f32(), not_finite = zero_f32(), centre = zero_f32();
+  unroll<rows>([&](auto p) HOTSET_INLINED {
+    const F32 scales = load_f16(reinterpret_cast<const uint16_t*>(data[p.value] + meta));
+    products[p.value] = scales * broadcast(h[p.value]);
+    peak = max(peak, abs(products[p.value]));
+    not_finite = fma(products[p.value], zero_f32(), not_finite);
+    if constexpr (R::kHalves == 2) {
+      const F32 minima = R::min(scales, data[p.value] + layout.minima + meta);
+      centre = fma(fma(scales, broadcast(float(R::kOffset)), minima), broadcast(h[p.value]), centre);
     }
   });
-  unroll<R::kWords>([&](auto r) HOTSET_INLINED {
-    if (!whole && group * R::kWords + r.value >= layout.registers) return;
-    const int64_t at = layout.codes + (group * R::kWords + r.value) * kWordBytes;
-    unroll<2 * pairs>([&](auto p) HOTSET_INLINED {
-      if (ahead && r.value % kLineRegisters == 0) prefetch_l2(next[p.value] + at);
+  constexpr float kMost = 0x7fff;
+  const F32 inverse = broadcast(kMost) / max(peak, broadcast(1e-30f));
+  const F32 unit = fma(peak, broadcast(1.0f / kMost), not_finite);
+  I32 total = broadcast(0);
+  unroll<rows / 2>([&](auto p) HOTSET_INLINED {
+    const I32 a = round_to_i32(products[2 * p.value] * inverse);
+    const I32 b = round_to_i32(products[2 * p.value + 1] * inverse);
+    total = total + a + b;
+    store(factors.pairs[p.value], (a & broadcast(0xffff)) | shift_left<16>(b));
+  });
+  const I32 start = broadcast(0) - shift_left<R::kBits - 1>(total);  // the offset is half of all codes
+  unroll<Factors<R, rows>::kShifts>([&](auto s) HOTSET_INLINED {
+    store(factors.starts[s.value], shift_left<s.value * R::kBits>(start));
+    store(factors.units[s.value], unit * broadcast(1.0f / (1 << s.value * R::kBits)));
+  });
+  if constexpr (R::kHalves == 2) store(factors.centres, centre);
+}
+
+// sums (those of a register's columns) += the register of codes at `at` of each row, whose first block has
+// its factors at `block`.
+template <class R, int rows>
+HOTSET_INLINE void add_register(const uint8_t* const* data, int64_t at, const Factors<R, rows>& factors,
+                                int64_t block, float* sums) {
+  constexpr int kHalfCodes = 16 / R::kBits;
+  I32 acc[2 * kHalfCodes];  // as many registers of columns
+  const auto block_of = [=](int i) HOTSET_INLINED { return block + i * kLanes / kBlock; };
+  const auto shift_of = [](int i) HOTSET_INLINED { return code_shift<R>(i % kHalfCodes) / R::kBits; };
+  unroll<2 * kHalfCodes>([&](auto i) HOTSET_INLINED {
+    acc[i.value] = broadcast(factors.starts[shift_of(i.value)][block_of(i.value)]);
+  });
+  unroll<rows / 2>([&](auto p) HOTSET_INLINED {
+    const I32 a = load_i32(data[2 * p.value] + at), b = load_i32(data[2 * p.value + 1] + at);
+    const I32 halves[2] = {interleave_low(a, b), interleave_high(a, b)};
+    unroll<2 * kHalfCodes>([&](auto i) HOTSET_INLINED {
+      const I32 codes = code_of_halves<R, i.value % kHalfCodes>(halves[i.value / kHalfCodes]);
+      acc[i.value] = acc[i.value] + dot_halves(codes, broadcast(factors.pairs[p.value][block_of(i.value)]));
     });
-    add_register<R, pairs, r.value>(rows, at, factors, sums);
+  });
+  unroll<2 * kHalfCodes>([&](auto i) HOTSET_INLINED {
+    float* to = sums + i.value * kLanes;
+    F32 before = load(to);
+    if constexpr (R::kHalves == 2) before = before + broadcast(factors.centres[block_of(i.value)]);
+    const float unit = factors.units[shift_of(i.value)][block_of(i.value)];
+    store(to, fma(to_f32(acc[i.value]), broadcast(unit), before));
   });
 }
 
-template <class R, int pairs, bool ahead>
-HOTSET_INLINE void add_rows(const uint8_t* const* rows, const uint8_t* const* next, const Layout<R>& layout,
-                            const float* h, float inverse, int32_t* sums) {
-  int32_t* totals = sums + layout.groups * kGroupCols;
-  auto* centres = reinterpret_cast<float*>(totals + layout.groups * kLanes);
-  const auto add = [&](int64_t g, auto whole) HOTSET_INLINED {
-    add_group<R, pairs, ahead, whole.value>(rows, next, layout, g, h, inverse, sums + g * kGroupCols,
-                                            totals + g * kLanes, centres + g * kLanes);
-  };
-  const int64_t whole = layout.registers / R::kWords;
-  for (int64_t g = 0; g < whole; g++) add(g, Int<1>{});
-  if (whole < layout.groups) add(whole, Int<0>{});
-}
-
-// From whole numbers to floats, in place.
-template <class R>
-HOTSET_INLINE void finish_sums(int64_t cols, float unit, int32_t* sums) {
-  auto* floats = reinterpret_cast<float*>(sums);
-  const int64_t groups = groups_of(cols);
-  const int32_t* totals = sums + groups * kGroupCols;
-  const float* centres = floats + groups * (kGroupCols + kLanes);
-  for (int64_t c = 0; c < cols; c += kLanes) {
-    // Wraps, as the sums of codes may.
-    const auto offset = int32_t(uint32_t(R::kOffset) * uint32_t(totals[c / kBlock]));
-    const F32 sum = to_f32(load_i32(sums + c) - broadcast(offset)) * broadcast(unit);
-    store(floats + c, R::kHalves == 2 ? sum + broadcast(centres[c / kBlock]) : sum);
+// sums += each row times its h.
+template <class R, int rows>
+HOTSET_INLINE void add_rows(const uint8_t* const* data, const Layout<R>& layout, const float* h, float* sums,
+                            Ahead* ahead) {
+  constexpr int kColumns = kWordBytes * 8 / R::kBits;  // of a register of codes
+  const uint8_t* row[rows];                            // in registers, where there are as many
+  unroll<rows>([&](auto p) HOTSET_INLINED { row[p.value] = data[p.value]; });
+  Factors<R, rows> factors;
+  for (int64_t r = 0; r < layout.registers; r += R::kWords) {
+    if (ahead) ahead->go_on();
+    find_factors<R, rows>(row, layout, r / R::kWords * 2 * kLanes, h, factors);
+    for (int64_t i = r; i < r + R::kWords && i < layout.registers; i++) {
+      add_register<R, rows>(row, layout.codes + i * kWordBytes, factors, (i - r) * kColumns / kBlock,
+                            sums + i * kColumns);
+    }
   }
 }
 
-template <int n, bool ahead>
-HOTSET_INLINE void add_half_rows(const uint8_t* const* rows, const uint8_t* const* next, int64_t cols,
-                                 const float* h, float* sums) {
-  F32 factors[n];
-  unroll<n>([&](auto p) HOTSET_INLINED { factors[p.value] = broadcast(h[p.value]); });
+// Half-precision weights.
+template <int rows>
+HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const float* h, float* sums,
+                                 Ahead* ahead) {
+  F32 factors[rows];
+  unroll<rows>([&](auto p) HOTSET_INLINED { factors[p.value] = broadcast(h[p.value]); });
   for (int64_t k = 0; k < cols; k += 4 * kLanes) {
+    if (ahead) ahead->go_on();
     F32 acc[4];
     unroll<4>([&](auto i) HOTSET_INLINED { acc[i.value] = load(sums + k + i.value * kLanes); });
-    unroll<n>([&](auto p) HOTSET_INLINED {
-      const auto* w = reinterpret_cast<const uint16_t*>(rows[p.value]) + k;
-      for (int line = 0; ahead && line < 8 * kLanes; line += 64) prefetch_l2(next[p.value] + 2 * k + line);
+    unroll<rows>([&](auto p) HOTSET_INLINED {
+      const auto* w = reinterpret_cast<const uint16_t*>(data[p.value]) + k;
       unroll<4>([&](auto i) HOTSET_INLINED {
         acc[i.value] = fma(load_f16(w + i.value * kLanes), factors[p.value], acc[i.value]);
       });
@@ -161,58 +135,56 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* rows, const uint8_t* cons
   }
 }
 
-// Calls add(rows, next, h, token) for each group of rows of the list and each token.
-template <class F>
-HOTSET_INLINE void add_list(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, F add) {
-  for (int64_t i = 0; i < list->count; i += kRowsAtOnce) {
-    const uint8_t *rows[kRowsAtOnce], *next[kRowsAtOnce];
-    find_rows<kRowsAtOnce>(list, i, rows);
-    find_next<kRowsAtOnce>(list, i + kRowsAtOnce, next);
-    for (int64_t t = 0; t < tokens; t++) {
-      float factors[kRowsAtOnce];
-      bool any = false;
-      for (int p = 0; p < kRowsAtOnce; p++) {
-        factors[p] = i + p < list->count ? h[t * ldh + i + p] : 0.0f;
-        any |= factors[p] != 0.0f;
-      }
-      if (any) add(rows, next, factors, t);
+// Calls add(rows, h, token, ahead) for the first token, which fetches the next list's rows in `calls` calls,
+// and for each other one of which h is not all zero.
+template <int rows, class F>
+HOTSET_INLINE void add_list(const NeuronList* list, int64_t calls, const float* h, int64_t ldh,
+                            int64_t tokens, F add) {
+  Ahead ahead(list->next, calls);
+  const uint8_t* data[rows];
+  find_rows<rows>(list, 0, data);
+  for (int64_t t = 0; t < tokens; t++) {
+    float factors[rows];
+    bool any = false;
+    for (int p = 0; p < rows; p++) {
+      factors[p] = p < list->count ? h[t * ldh + p] : 0.0f;
+      any |= factors[p] != 0.0f;
+    }
+    if (t == 0) {
+      add(data, factors, t, &ahead);
+    } else if (any) {
+      add(data, factors, t, nullptr);
     }
   }
 }
 
-void neuron_add(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, int64_t most,
-                float* sums) {
+void neuron_add(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, float* sums) {
   const NeuronMatrix* w = list->matrix;
   const int64_t stride = sum_floats(w->cols);
-  memset(sums, 0, size_t(tokens * stride) * sizeof(float));
+  // Fewer rows than there are would be read again and multiplied by zero.
+  const auto add = [&](int64_t calls, auto rows_times_h) HOTSET_INLINED {
+    if (list->count > kMostRows / 2) {
+      add_list<kMostRows>(list, calls, h, ldh, tokens, rows_times_h(Int<kMostRows>{}));
+    } else {
+      add_list<kMostRows / 2>(list, calls, h, ldh, tokens, rows_times_h(Int<kMostRows / 2>{}));
+    }
+  };
   using Rows = const uint8_t* const*;
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
-    return add_list(list, h, ldh, tokens, [&](Rows rows, Rows next, const float* factors, int64_t t) {
-      float* to = sums + t * stride;
-      if (t > 0) {
-        add_half_rows<kRowsAtOnce, false>(rows, next, cols, factors, to);
-      } else {
-        add_half_rows<kRowsAtOnce, true>(rows, next, cols, factors, to);
-      }
+    add(cols / (4 * kLanes), [&](auto rows) HOTSET_INLINED {
+      return [&, cols](Rows data, const float* factors, int64_t t, Ahead* ahead)
+                 HOTSET_INLINED { add_half_rows<rows.value>(data, cols, factors, sums + t * stride, ahead); };
     });
+    return;
   }
   with_row(w->type, [&](auto r) {
     using R = decltype(r);
     const Layout<R> layout(w->cols);
-    Unit units[kMostListed];
-    for (int64_t t = 0; t < tokens; t++) units[t] = unit_of<R>(list, h + t * ldh, most);
-    add_list(list, h, ldh, tokens, [&](Rows rows, Rows next, const float* factors, int64_t t) {
-      auto* to = reinterpret_cast<int32_t*>(sums + t * stride);
-      if (t > 0) {
-        add_rows<R, kRowsAtOnce / 2, false>(rows, next, layout, factors, units[t].inverse, to);
-      } else {
-        add_rows<R, kRowsAtOnce / 2, true>(rows, next, layout, factors, units[t].inverse, to);
-      }
+    add(layout.groups, [&](auto rows) HOTSET_INLINED {
+      return [&](Rows data, const float* factors, int64_t t, Ahead* ahead)
+                 HOTSET_INLINED { add_rows<R, rows.value>(data, layout, factors, sums + t * stride, ahead); };
     });
-    for (int64_t t = 0; t < tokens; t++) {
-      finish_sums<R>(w->cols, units[t].size, reinterpret_cast<int32_t*>(sums + t * stride));
-    }
   });
 }
 

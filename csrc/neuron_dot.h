@@ -3,7 +3,7 @@
 // Each lane of a register has columns of its own, so that the activations lie in vectors, with their scales
 // expanded to every lane. Layout of one token's, in quantised form: the row's factor (64 bytes); for 4-bit
 // types, the float sums of scale * q of each block, in whole registers; then for each register of codes the
-// registers of x that its low and its high nibbles meet (8-bit: one register) and those of their scale words.
+// registers of x that its low and its high nibbles meet (8-bit: one register) and that of their scale words.
 #pragma once
 
 #include "neuron_rows.h"
@@ -16,7 +16,7 @@ constexpr int kFactorBytes = 64;
 template <class R>
 constexpr int kParts = R::kWords == 4 ? 2 : 1;  // registers of x to a register of codes
 template <class R>
-constexpr int kActRegisterBytes = 2 * kParts<R> * kWordBytes;
+constexpr int kActRegisterBytes = (kParts<R> + 1) * kWordBytes;
 
 template <class R>
 HOTSET_INLINE int64_t act_codes(const Layout<R>& layout) {
@@ -38,13 +38,13 @@ void pack_neuron_activations(const float* x, int64_t cols, uint8_t* out) {
       const int32_t scale = scaling.quantise(x, q);
       const QuadSums sums_of_q = quad_sums(q);
       total += scale * (sums_of_q.sum01 + sums_of_q.sum23);
-      const int32_t word = scale_word(scale);
+      const int32_t scales = scale_word(scale);
       for (int i = 0; i < 4; i++) {
-        const int64_t at = b * R::kWords + (kParts<R> == 1 ? half * 4 : 0) + i;
+        const int part = kParts<R> == 2 ? i / 2 : 0, word = half * R::kWords / 2 + i % (R::kWords / 2);
+        const int64_t at = b * R::kWords + word;
         uint8_t* to = codes + at / kLanes * kActRegisterBytes<R> + at % kLanes * 4;
-        if (kParts<R> == 2) to += half * kWordBytes;
-        memcpy(to, q + 4 * i, 4);
-        memcpy(to + kParts<R> * kWordBytes, &word, 4);
+        memcpy(to + part * kWordBytes, q + 4 * i, 4);
+        memcpy(to + kParts<R> * kWordBytes, &scales, 4);
       }
     }
     const float sum = float(total);
@@ -56,43 +56,38 @@ void pack_neuron_activations(const float* x, int64_t cols, uint8_t* out) {
 template <class R>
 HOTSET_INLINE F32 add_register(F32 y, I32 w, F32 scales, const uint8_t* x) {
   if constexpr (R::kWords == 4) {
-    CodeDot low = CodeDot::start<0>(0), high = CodeDot::start<0>(0);
-    low.add(w & broadcast(0x0f0f0f0f), load_i32(x));
-    high.add(shift_right<4>(w) & broadcast(0x0f0f0f0f), load_i32(x + kWordBytes));
-    return fma(scaled_sum(low, load_i32(x + 2 * kWordBytes), high, load_i32(x + 3 * kWordBytes)), scales, y);
+    CodeDot dot = CodeDot::start<0>(0);
+    dot.add(w & broadcast(0x0f0f0f0f), load_i32(x));
+    dot.add(shift_right<4>(w) & broadcast(0x0f0f0f0f), load_i32(x + kWordBytes));
+    return fma(dot.scaled(load_i32(x + 2 * kWordBytes)), scales, y);
   } else {
-    return fma(ByteDot::product(w, load_i32(x)).scaled(load_i32(x + kWordBytes)), scales, y);
+    return fma(ByteDot::scaled_product(w, load_i32(x), load_i32(x + kWordBytes)), scales, y);
   }
 }
 
-// n rows times one token's x. With `ahead`, as much of the rows `next` is prefetched as is read of these.
-template <class R, int n, bool ahead>
-HOTSET_INLINE void dot_rows(const uint8_t* const* rows, const uint8_t* const* next, const Layout<R>& layout,
-                            const uint8_t* x, float* y) {
-  constexpr int kLineGroups = 64 / (2 * kLanes), kLineRegisters = 64 / kWordBytes;
+// n rows times one token's x.
+template <class R, int n>
+HOTSET_INLINE void dot_rows(const uint8_t* const* rows, const Layout<R>& layout, const uint8_t* x, float* y,
+                            Ahead* ahead) {
   const uint8_t* acts = x + act_codes(layout);
   F32 sums[n];
   for (F32& sum : sums) sum = zero_f32();
   int64_t at = layout.codes;
   const auto registers = [&](int64_t group, auto whole) HOTSET_INLINED {
+    if (ahead) ahead->go_on();
     F32 scales[n];
     unroll<n>([&](auto p) HOTSET_INLINED {
       const uint8_t* meta = rows[p.value] + group * 2 * kLanes;
-      if (ahead && group % kLineGroups == 0) prefetch_l2(next[p.value] + group * 2 * kLanes);
       scales[p.value] = load_f16(reinterpret_cast<const uint16_t*>(meta));
       if constexpr (R::kWords == 4) {
         const F32 min = R::min(scales[p.value], meta + layout.minima);
         const F32 x_sums = load(reinterpret_cast<const float*>(x + kFactorBytes) + group * kLanes);
         sums[p.value] = fma(min, x_sums, sums[p.value]);
-        if (ahead && R::kHalves == 2 && group % kLineGroups == 0) {
-          prefetch_l2(next[p.value] + layout.minima + group * 2 * kLanes);
-        }
       }
     });
     unroll<R::kWords>([&](auto r) HOTSET_INLINED {
       if (!whole.value && group * R::kWords + r.value >= layout.registers) return;
       unroll<n>([&](auto p) HOTSET_INLINED {
-        if (ahead && r.value % kLineRegisters == 0) prefetch_l2(next[p.value] + at);
         sums[p.value] = add_register<R>(sums[p.value], load_i32(rows[p.value] + at),
                                         spread<R::kWords, r.value>(scales[p.value]), acts);
       });
@@ -109,15 +104,15 @@ HOTSET_INLINE void dot_rows(const uint8_t* const* rows, const uint8_t* const* ne
 }
 
 // Half-precision weights, float activations.
-template <int n, bool ahead>
-HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, const uint8_t* const* next, int64_t cols,
-                                 const float* x, float* y) {
+template <int n>
+HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, int64_t cols, const float* x, float* y,
+                                 Ahead* ahead) {
   F32 sums[n][2];
   for (auto& sum : sums) sum[0] = sum[1] = zero_f32();
   for (int64_t k = 0; k < cols; k += 4 * kLanes) {
+    if (ahead) ahead->go_on();
     unroll<n>([&](auto p) HOTSET_INLINED {
       const auto* w = reinterpret_cast<const uint16_t*>(rows[p.value]) + k;
-      for (int line = 0; ahead && line < 8 * kLanes; line += 64) prefetch_l2(next[p.value] + 2 * k + line);
       unroll<4>([&](auto i) HOTSET_INLINED {
         F32& sum = sums[p.value][i.value % 2];
         sum = fma(load_f16(w + i.value * kLanes), load(x + k + i.value * kLanes), sum);
@@ -127,18 +122,24 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, const uint8_t* cons
   for (int p = 0; p < n; p++) y[p] = sum(sums[p][0] + sums[p][1]);
 }
 
-// Calls f(rows, next, values, token) for each group of rows of the list and each token, and copies the
-// values to y.
+// Calls f(rows, values, token, ahead) for some rows of the list at a time and each token, and copies the
+// values to y. Rows of the next list are fetched with the first token, in `calls` calls for these rows.
 template <class F>
-HOTSET_INLINE void dot_list(const NeuronList* list, int64_t tokens, float* y, int64_t ldy, F rows_times_x) {
-  for (int64_t i = 0; i < list->count; i += kRowsAtOnce) {
-    const uint8_t *rows[kRowsAtOnce], *next[kRowsAtOnce];
-    find_rows<kRowsAtOnce>(list, i, rows);
-    find_next<kRowsAtOnce>(list, i + kRowsAtOnce, next);
-    const int64_t valid = list->count - i < kRowsAtOnce ? list->count - i : kRowsAtOnce;
+HOTSET_INLINE void dot_list(const NeuronList* list, int64_t calls, int64_t tokens, float* y, int64_t ldy,
+                            F rows_times_x) {
+  const int64_t times = (list->count + kDotRows - 1) / kDotRows;
+  Ahead ahead(list->next, calls * times);
+  for (int64_t i = 0; i < list->count; i += kDotRows) {
+    const uint8_t* rows[kDotRows];
+    find_rows<kDotRows>(list, i, rows);
+    const int64_t valid = list->count - i < kDotRows ? list->count - i : kDotRows;
     for (int64_t t = 0; t < tokens; t++) {
-      float values[kRowsAtOnce];
-      rows_times_x(rows, next, values, t);
+      float values[kDotRows];
+      if (t == 0) {
+        rows_times_x(rows, values, t, &ahead);
+      } else {
+        rows_times_x(rows, values, t, nullptr);
+      }
       for (int64_t p = 0; p < valid; p++) y[t * ldy + i + p] = values[p];
     }
   }
@@ -150,26 +151,19 @@ void neuron_dot(const NeuronList* list, const uint8_t* x, int64_t x_bytes, int64
   using Rows = const uint8_t* const*;
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
-    dot_list(list, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
-      const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
-      if (t > 0) {
-        dot_half_rows<kRowsAtOnce, false>(rows, next, cols, token, values);
-      } else {
-        dot_half_rows<kRowsAtOnce, true>(rows, next, cols, token, values);
-      }
-    });
+    dot_list(list, cols / (4 * kLanes), tokens, y, ldy,
+             [&](Rows rows, float* values, int64_t t, Ahead* ahead) HOTSET_INLINED {
+               const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
+               dot_half_rows<kDotRows>(rows, cols, token, values, ahead);
+             });
     return;
   }
   with_row(w->type, [&](auto r) {
     using R = decltype(r);
     const Layout<R> layout(w->cols);
-    dot_list(list, tokens, y, ldy, [&](Rows rows, Rows next, float* values, int64_t t) {
-      if (t > 0) {
-        dot_rows<R, kRowsAtOnce, false>(rows, next, layout, x + t * x_bytes, values);
-      } else {
-        dot_rows<R, kRowsAtOnce, true>(rows, next, layout, x + t * x_bytes, values);
-      }
-    });
+    dot_list(list, layout.groups, tokens, y, ldy,
+             [&](Rows rows, float* values, int64_t t, Ahead* ahead)
+                 HOTSET_INLINED { dot_rows<R, kDotRows>(rows, layout, x + t * x_bytes, values, ahead); });
   });
 }
 

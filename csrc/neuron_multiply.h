@@ -28,15 +28,17 @@ void unpack_group(const NeuronMatrix* w, int64_t row, int64_t group, float* out)
     const F32 scale = load_f16(reinterpret_cast<const uint16_t*>(meta));
     store(scales, scale);
     store(minima, R::min(scale, meta + layout.minima));
-    constexpr int kCodes = 32 / R::kBits;
+    constexpr int kHalfCodes = 16 / R::kBits;
     unroll<R::kWords>([&](auto k) HOTSET_INLINED {
       const int64_t at = group * R::kWords + k.value;
-      I32 word = at < layout.registers ? load_i32(data + layout.codes + at * kWordBytes) : broadcast(0);
-      unroll<kCodes>([&](auto n) HOTSET_INLINED {
-        constexpr int column = (k.value * kCodes + n.value) * kLanes;
-        const F32 code = to_f32(shift_right<n.value * R::kBits>(word) & broadcast(R::kMaxCode));
-        store(out + column,
-              fma(code, broadcast(scales[column / kBlock]), broadcast(minima[column / kBlock])));
+      const I32 none = broadcast(0);
+      const I32 word = at < layout.registers ? load_i32(data + layout.codes + at * kWordBytes) : none;
+      const I32 halves[2] = {interleave_low(word, none), interleave_high(word, none)};
+      unroll<2 * kHalfCodes>([&](auto n) HOTSET_INLINED {
+        constexpr int column = (k.value * 2 * kHalfCodes + n.value) * kLanes;
+        const I32 codes = shift_right<n.value % kHalfCodes * R::kBits>(halves[n.value / kHalfCodes]);
+        store(out + column, fma(to_f32(codes & broadcast(R::kMaxCode)), broadcast(scales[column / kBlock]),
+                                broadcast(minima[column / kBlock])));
       });
     });
   });

@@ -13,11 +13,16 @@ constexpr int64_t kMinParts = 8, kMaxParts = 24;
 constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
 
-// Neurons of which one matrix is read before the next one is: those that the kernels take at once.
-constexpr int64_t kGroup = 4;
+// Neurons of which one matrix is read before the next one is.
+constexpr int64_t kGroup = kMostRows;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;
+
+bool leaves_zeros(Activation activation) {
+  return activation == Activation::kRelu || activation == Activation::kRelu2 ||
+         activation == Activation::kDrelu;
+}
 
 struct AllRowsJob {
   const NeuronKernels* kernels;
@@ -34,8 +39,15 @@ struct AllRowsJob {
     auto* product = static_cast<float*>(scratch);
     auto* indices = reinterpret_cast<int32_t*>(product + per_chunk);
     for (int64_t j = 0; j < count; ++j) indices[j] = static_cast<int32_t>(first + j);
-    const NeuronList list = {&rows, indices, count, nullptr};
-    kernels->dot(&list, x, 0, 1, product, count);
+    const auto group = [&](int64_t from) {
+      return NeuronList{&rows, indices + from, std::clamp<int64_t>(count - from, 0, kGroup), nullptr};
+    };
+    for (int64_t j = 0; j < count; j += kGroup) {
+      NeuronList now = group(j);
+      const NeuronList next = group(std::min(j + kGroup, count));
+      now.next = &next;
+      kernels->dot(&now, x, 0, 1, product + j, count);
+    }
     for (int64_t j = 0; bias && j < count; ++j) product[j] += bias[first + j];
   }
 
@@ -64,24 +76,42 @@ struct ChosenJob {
     int64_t read, fired;
   };
 
-  // What a part works with; a row of numbers has one of each of its neurons, a token's rows lie `most` apart.
-  struct Scratch {
+  // What a part works with, and how far it is: of its neurons (`listed`), those before `begun` have been
+  // taken. The first `alive` of `kept` (with their values in `h`, where a token's lie `most` apart) have
+  // their values, and the first `added` of these are added up. From `multiplied` to `pending` they wait for
+  // their product with `second`. `idle` have the value zero and are added up all the same.
+  struct Work {
     Counts* counts;
     float *sums, *h, *up;
-    int32_t* kept;
+    int32_t *kept, *idle;
+    const int32_t* listed;
+    int64_t count, begun, pending, multiplied, alive, added, idle_count, idle_added;
+  };
+
+  enum class Stage { kFirst, kSecond, kDown, kIdle, kUnknown, kEnd };
+
+  // Rows of one matrix; `at` is where their neurons stand in the stage's queue.
+  struct Step {
+    Stage stage;
+    int64_t at;
+    NeuronList list;
   };
 
   size_t scratch_bytes() const {
     const int64_t floats = c.tokens * (sum_floats + most + kGroup);
-    return 64 + static_cast<size_t>(floats) * sizeof(float) + most * sizeof(int32_t);
+    return 64 + static_cast<size_t>(floats) * sizeof(float) + 2 * most * sizeof(int32_t);
   }
 
-  Scratch scratch_at(void* memory) const {
+  Work work_in(void* memory) const {
     static_assert(sizeof(Counts) <= 64);
-    auto* sum = reinterpret_cast<float*>(static_cast<uint8_t*>(memory) + 64);
-    float* h = sum + c.tokens * sum_floats;
-    float* up = h + c.tokens * most;
-    return {static_cast<Counts*>(memory), sum, h, up, reinterpret_cast<int32_t*>(up + c.tokens * kGroup)};
+    Work w{};
+    w.counts = static_cast<Counts*>(memory);
+    w.sums = reinterpret_cast<float*>(static_cast<uint8_t*>(memory) + 64);
+    w.h = w.sums + c.tokens * sum_floats;
+    w.up = w.h + c.tokens * most;
+    w.kept = reinterpret_cast<int32_t*>(w.up + c.tokens * kGroup);
+    w.idle = w.kept + most;
+    return w;
   }
 
   bool counts(int64_t t, int32_t j) const {
@@ -90,63 +120,80 @@ struct ChosenJob {
     return (c.magnitude ? std::max(score, -score) : score) >= c.cutoff;
   }
 
-  // The neurons go by in groups; while one matrix's rows of a group are multiplied, those that are wanted
-  // next are fetched, at the end the next part's, which the same thread will mostly take. Down waits until
-  // all values are known, since they set the units in which it is added up.
+  // The neurons go in groups from matrix to matrix. Which rows are read next is settled before a step has its
+  // result, so that they are on their way meanwhile. Groups of down have neurons that are not zero only, in
+  // their order, so that no bit depends on which others are computed.
   void compute(int64_t part, void* memory) const {
-    const Scratch s = scratch_at(memory);
-    const int32_t* listed = indices + starts[part];
-    const int64_t count = starts[part + 1] - starts[part];
-    int64_t begun = 0, kept = 0, done = 0;  // neurons of the list; of these, not zero so far; and multiplied
-    if (!has_first) {
-      kept = take_known(listed, count, s);
-      begun = count;
+    Work w = work_in(memory);
+    w.listed = indices + starts[part];
+    w.count = starts[part + 1] - starts[part];
+    std::fill_n(w.sums, c.tokens * sum_floats, 0.0f);
+    if (!has_first) take_known(w);
+    const Step none = {Stage::kEnd, 0, {}};
+    Step now = take(w, none);
+    while (now.stage != Stage::kEnd) {
+      Step ahead = take(w, now);
+      if (ahead.stage == Stage::kEnd) ahead.list = first_of(part + 1);
+      now.list.next = &ahead.list;
+      run(now, w);
+      now = ahead.stage == Stage::kUnknown ? take(w, none) : ahead;
     }
-    const auto firsts = [&](int64_t from) {
-      return NeuronList{&first, listed + from, std::min(kGroup, count - from), nullptr};
-    };
-    const auto seconds = [&](int64_t from) {
-      return NeuronList{&second, s.kept + from, std::min(kGroup, kept - from), nullptr};
-    };
-    const auto or_down = [&](const NeuronList& list) {
-      return list.count > 0 ? list : NeuronList{&down, s.kept, std::min(kGroup, kept), nullptr};
-    };
-    while (begun < count || (has_second && done < kept)) {
-      if (begun < count) {
-        NeuronList now = firsts(begun);
-        const bool waiting = has_second && done < kept;
-        begun += now.count;
-        const NeuronList next = or_down(waiting ? seconds(done) : firsts(begun));
-        now.next = &next;
-        kept += multiply_first(now, s, kept);
-      }
-      if (has_second && (kept - done >= kGroup || (begun == count && done < kept))) {
-        NeuronList now = seconds(done);
-        const int64_t after = done + now.count;
-        const NeuronList next = or_down(begun < count ? firsts(begun) : seconds(after));
-        now.next = &next;
-        multiply_second(now, s, done);
-        done = after;
-      }
-    }
-    if (has_second) kept = squeeze(s.kept, kept, s.h, s.kept);
-    const NeuronList next = first_of(part + 1);
-    const NeuronList downs = {&down, s.kept, kept, &next};
-    runtime->neurons.add(&downs, s.h, most, c.tokens, most, s.sums);
-    *s.counts = {kept * c.tokens, 0};
+    *w.counts = {(w.alive + w.idle_count) * c.tokens, 0};
     for (int64_t t = 0; t < c.tokens; ++t) {
-      for (int64_t k = 0; k < kept; ++k) s.counts->fired += s.h[t * most + k] != 0.0f;
+      for (int64_t k = 0; k < w.alive; ++k) w.counts->fired += w.h[t * most + k] != 0.0f;
     }
   }
 
   void commit(int64_t part, void* memory) const {
-    const Scratch s = scratch_at(memory);
-    std::copy_n(s.sums, c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
-    touched->read.fetch_add(s.counts->read, std::memory_order_relaxed);
-    touched->fired.fetch_add(s.counts->fired, std::memory_order_relaxed);
+    const Work w = work_in(memory);
+    std::copy_n(w.sums, c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
+    touched->read.fetch_add(w.counts->read, std::memory_order_relaxed);
+    touched->fired.fetch_add(w.counts->fired, std::memory_order_relaxed);
   }
 
  private:
+  // Takes the step that follows `running`, before this has its result: whole groups and later stages first.
+  // Where that depends on the result, `stage` is unknown, and the list what is likely.
+  Step take(Work& w, const Step& running) const {
+    const bool first_runs = running.stage == Stage::kFirst, second_runs = running.stage == Stage::kSecond;
+    const NeuronMatrix& then = first_runs && has_second ? second : down;
+    const Step unknown = {Stage::kUnknown, 0, {&then, running.list.indices, running.list.count, nullptr}};
+    if ((first_runs && !leaves_zeros(c.activation)) || (second_runs && c.activation != Activation::kDrelu)) {
+      return unknown;  // but as good as known
+    }
+    const bool begun = w.begun == w.count && !first_runs;
+    const bool multiplied = begun && w.multiplied == w.pending && !second_runs;
+    if (const int64_t n = w.alive - w.added; n >= kGroup || (multiplied && n > 0)) {
+      return step(Stage::kDown, down, w.kept, w.added, w.alive);
+    }
+    if (const int64_t n = w.pending - w.multiplied; n >= kGroup || (begun && n > 0)) {
+      return step(Stage::kSecond, second, w.kept, w.multiplied, w.pending);
+    }
+    if (w.begun < w.count) return step(Stage::kFirst, first, w.listed, w.begun, w.count);
+    if (first_runs || second_runs) return unknown;
+    if (w.idle_added < w.idle_count) return step(Stage::kIdle, down, w.idle, w.idle_added, w.idle_count);
+    return {Stage::kEnd, 0, {}};
+  }
+
+  static Step step(Stage stage, const NeuronMatrix& matrix, const int32_t* queue, int64_t& from, int64_t to) {
+    const int64_t at = from, n = std::min(kGroup, to - from);
+    from += n;
+    return {stage, at, {&matrix, queue + at, n, nullptr}};
+  }
+
+  void run(const Step& now, Work& w) const {
+    constexpr float kZeros[kGroup] = {};
+    if (now.stage == Stage::kFirst) {
+      multiply_first(now, w);
+    } else if (now.stage == Stage::kSecond) {
+      multiply_second(now, w);
+    } else if (now.stage == Stage::kDown) {
+      runtime->neurons.add(&now.list, w.h + now.at, most, c.tokens, w.sums);
+    } else {
+      runtime->neurons.add(&now.list, kZeros, 0, c.tokens, w.sums);
+    }
+  }
+
   // What a part reads first; nothing of a part that there is not.
   NeuronList first_of(int64_t part) const {
     const NeuronMatrix* matrix = has_first ? &first : has_second ? &second : &down;
@@ -155,60 +202,75 @@ struct ChosenJob {
     return {matrix, indices + starts[part], std::min(kGroup, count), nullptr};
   }
 
-  // Those of the list whose values, which are known, are not all zero.
-  int64_t take_known(const int32_t* listed, int64_t count, const Scratch& s) const {
+  // Values known from elsewhere.
+  void take_known(Work& w) const {
     for (int64_t t = 0; t < c.tokens; ++t) {
-      for (int64_t k = 0; k < count; ++k) s.h[t * most + k] = c.known[t * c.neurons + listed[k]];
+      for (int64_t k = 0; k < w.count; ++k) w.h[t * most + k] = c.known[t * c.neurons + w.listed[k]];
     }
-    return squeeze(listed, count, s.h, s.kept);
+    w.begun = w.count;
+    pass_firsts(w.listed, w.count, w.h, w);
   }
 
-  // Activations of a group, of which those that are not zero go to `kept` and `h` from number `at` on.
-  int64_t multiply_first(const NeuronList& group, const Scratch& s, int64_t at) const {
-    float* h = s.h + at;
-    runtime->neurons.dot(&group, c.x.packed, c.x.bytes, c.tokens, h, most);
+  void multiply_first(const Step& now, Work& w) const {
+    const int32_t* listed = now.list.indices;
+    const int64_t count = now.list.count;
+    float* h = w.h + (has_second ? w.pending : w.alive);
+    runtime->neurons.dot(&now.list, c.x.packed, c.x.bytes, c.tokens, h, most);
     for (int64_t t = 0; t < c.tokens; ++t) {
       float* row = h + t * most;
-      for (int64_t k = 0; first_bias && k < group.count; ++k) row[k] += first_bias[group.indices[k]];
+      for (int64_t k = 0; first_bias && k < count; ++k) row[k] += first_bias[listed[k]];
       // dReLU's other half comes with up.
       runtime->vector.activate(c.activation == Activation::kDrelu ? Activation::kRelu : c.activation, row,
-                               nullptr, group.count);
+                               nullptr, count);
     }
-    return squeeze(group.indices, group.count, h, s.kept + at);
+    pass_firsts(listed, count, h, w);
   }
 
-  // h *= the rows of up, from number `at` on.
-  void multiply_second(const NeuronList& group, const Scratch& s, int64_t at) const {
-    runtime->neurons.dot(&group, c.x.packed, c.x.bytes, c.tokens, s.up, kGroup);
+  void pass_firsts(const int32_t* listed, int64_t n, float* h, Work& w) const {
+    for (int64_t t = 0; c.tokens > 1 && t < c.tokens; ++t) {
+      for (int64_t k = 0; k < n; ++k) {
+        if (!counts(t, listed[k])) h[t * most + k] = 0.0f;
+      }
+    }
+    pass(listed, n, h, !has_second, w);
+  }
+
+  void multiply_second(const Step& now, Work& w) const {
+    const int32_t* listed = now.list.indices;
+    const int64_t count = now.list.count;
+    float* h = w.h + now.at;
+    runtime->neurons.dot(&now.list, c.x.packed, c.x.bytes, c.tokens, w.up, kGroup);
     for (int64_t t = 0; t < c.tokens; ++t) {
-      float *values = s.h + t * most + at, *factors = s.up + t * kGroup;
-      for (int64_t k = 0; k < group.count; ++k) {
-        if (second_bias) factors[k] += second_bias[group.indices[k]];
+      float *values = h + t * most, *factors = w.up + t * kGroup;
+      for (int64_t k = 0; k < count; ++k) {
+        if (second_bias) factors[k] += second_bias[listed[k]];
         values[k] *= c.activation == Activation::kDrelu ? std::max(factors[k], 0.0f) : factors[k];
       }
     }
+    pass(listed, count, h, true, w);
   }
 
-  // Leaves those out whose values are zero for all tokens; `kept` may be `listed`.
-  int64_t squeeze(const int32_t* listed, int64_t n, float* h, int32_t* kept) const {
-    int64_t count = 0;
+  // Passes n neurons with their values on, to be added up or to be multiplied by `second`, but for those that
+  // are zero for all tokens. Where they lie already may be where they go, or after it.
+  void pass(const int32_t* listed, int64_t n, const float* h, bool add_up, Work& w) const {
+    int64_t& end = add_up ? w.alive : w.pending;
     for (int64_t k = 0; k < n; ++k) {
-      bool any = false;
-      for (int64_t t = 0; t < c.tokens; ++t) {
-        float& value = h[t * most + k];
-        if (c.tokens > 1 && !counts(t, listed[k])) value = 0.0f;
-        any |= value != 0.0f || c.everything;
-        h[t * most + count] = value;
+      bool any = c.everything && !add_up;
+      for (int64_t t = 0; t < c.tokens; ++t) any |= h[t * most + k] != 0.0f;
+      if (any) {
+        for (int64_t t = 0; t < c.tokens; ++t) w.h[t * most + end] = h[t * most + k];
+        w.kept[end++] = listed[k];
+      } else if (c.everything) {
+        w.idle[w.idle_count++] = listed[k];
       }
-      kept[count] = listed[k];
-      count += any;
     }
-    return count;
   }
 };
 
-// Adds the parts' sums up, some columns at a time.
+// Adds the parts' sums up, some columns at a time. Many of them lie in other cores' caches.
 struct FinishJob {
+  static constexpr int64_t kAhead = 3;  // parts
+
   const Runtime* runtime;
   int64_t cols, tokens, parts, sum_floats;
   const float *sums, *bias;
@@ -229,9 +291,15 @@ struct FinishJob {
         std::fill_n(y, n, 0.0f);
       }
       for (int64_t part = 0; part < parts; ++part) {
-        runtime->vector.add(sums + (part * tokens + t) * sum_floats + col0, n, y);
+        const float* from = sums + (part * tokens + t) * sum_floats + col0;
+        if (part + kAhead < parts) fetch(from + kAhead * tokens * sum_floats, n);
+        runtime->vector.add(from, n, y);
       }
     }
+  }
+
+  static void fetch(const float* from, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
   }
 
   void commit(int64_t group, void* scratch) const {
@@ -258,22 +326,29 @@ struct Dealt {
     const int64_t blocks = ceil_div(chosen.neurons, kNeighbours);
     const int64_t most_parts =
         std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
-    const auto part_of = [&](int32_t j) { return j / kNeighbours % most_parts; };
     most = ceil_div(blocks, most_parts) * kNeighbours;
-    int32_t counts[kMaxParts + 1] = {};
-    for (int64_t i = 0; i < chosen.count; ++i) ++counts[part_of(chosen.indices[i])];
+    auto* ends = session.allocate<int32_t>(blocks);  // of each block's neurons in the list
+    int32_t counts[kMaxParts] = {}, end = 0;
+    for (int64_t block = 0, part = 0; block < blocks; ++block, part = part + 1 < most_parts ? part + 1 : 0) {
+      const int32_t first = end;
+      while (end < chosen.count && chosen.indices[end] < (block + 1) * kNeighbours) ++end;
+      ends[block] = end;
+      counts[part] += end - first;
+    }
     indices = session.allocate<int32_t>(chosen.count);
     starts = session.allocate<int32_t>(kMaxParts + 1);
     parts = 0;
-    int32_t next[kMaxParts], start = 0;
-    for (int64_t p = 0; p < most_parts; ++p) {
-      next[p] = start;
-      if (counts[p] > 0) starts[parts++] = start;
-      start += counts[p];
+    int32_t* next[kMaxParts];
+    int32_t start = 0;
+    for (int64_t part = 0; part < most_parts; ++part) {
+      next[part] = indices + start;
+      if (counts[part] > 0) starts[parts++] = start;
+      start += counts[part];
     }
     starts[parts] = start;
-    for (int64_t i = 0; i < chosen.count; ++i) {
-      indices[next[part_of(chosen.indices[i])]++] = chosen.indices[i];
+    for (int64_t block = 0, part = 0; block < blocks; ++block, part = part + 1 < most_parts ? part + 1 : 0) {
+      const int32_t first = block > 0 ? ends[block - 1] : 0;
+      next[part] = std::copy(chosen.indices + first, chosen.indices + ends[block], next[part]);
     }
   }
 };

@@ -2,8 +2,8 @@
 // of its blocks of 32 columns, f16, padded with zeros to whole registers of kLanes numbers (kQ4_1: then the
 // minima, likewise), then the codes, in whole registers. kLanes blocks are a group, for which one register
 // holds all scales. w = scale * code + min, min being -8 * scale in Q4_0. Rows to be multiplied with x have
-// the codes in GGUF's order; in rows to be added up columns lie so that they come out in their order, and
-// 8-bit codes are unsigned too.
+// 8-bit codes as they come, and 4-bit ones so that the two of a byte share a scale of x; in rows to be added
+// up columns lie so that they come out in their order, and 8-bit codes are unsigned too.
 #pragma once
 
 #include "linear_activations.h"
@@ -13,7 +13,7 @@ namespace hotset {
 namespace {
 
 constexpr int kGroupCols = kBlock * kLanes;
-constexpr int kRowsAtOnce = 4;  // whose sums stay in registers, sharing what is read of x or of the sums
+constexpr int kDotRows = 4;  // whose sums stay in registers, sharing what is read of x
 
 HOTSET_INLINE constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -78,7 +78,7 @@ HOTSET_INLINE int64_t row_bytes(Type type, int64_t cols) {
   return with_row(type, [&](auto r) { return Layout<decltype(r)>(cols).bytes; });
 }
 
-// The n rows of a list from number `i` on; those that its end cuts off are the last one again.
+// Row `i` of a list and those after it; beyond its end, the last one again.
 template <int n>
 HOTSET_INLINE void find_rows(const NeuronList* list, int64_t i, const uint8_t** rows) {
   for (int p = 0; p < n; p++) {
@@ -87,18 +87,34 @@ HOTSET_INLINE void find_rows(const NeuronList* list, int64_t i, const uint8_t** 
   }
 }
 
-// The same, or beyond its end those of the list that is read after it.
-template <int n>
-HOTSET_INLINE void find_next(const NeuronList* list, int64_t i, const uint8_t** rows) {
-  if (i >= list->count && list->next && list->next->count > 0) return find_rows<n>(list->next, 0, rows);
-  find_rows<n>(list, i, rows);
-}
+// Fetches the rows of the list that is read next, while those of another are read: a line of every row in
+// turn, since many short streams at once are read from memory faster than one after the other.
+struct Ahead {
+  const uint8_t* rows[kMostRows];
+  int64_t at = 0, due = 0, bytes = 0, step = 0;
+
+  // To be called as many times as go_on() will be.
+  HOTSET_INLINE Ahead(const NeuronList* next, int64_t calls) {
+    if (!next || next->count == 0) return;
+    find_rows<kMostRows>(next, 0, rows);
+    bytes = row_bytes(next->matrix->type, next->matrix->cols);
+    step = bytes / calls + 1;
+  }
+
+  HOTSET_INLINE void go_on() {
+    due += step;
+    for (; at < due && at < bytes; at += 64) {
+      unroll<kMostRows>([&](auto p) HOTSET_INLINED { prefetch_l2(rows[p.value] + at); });
+    }
+  }
+};
 
 // A register of codes in GGUF's order (nibble k of word i: column 4 * i + k / 2, odd k: 16 more; 8-bit: as
-// they come) as those of a row to be added up, where code n of word l is column n * kLanes + l.
+// they come) as those of a row to be added up: interleave_low() brings the halves of kLanes columns each to
+// the lanes of a register, first all lowest codes of the halves, and so on; then interleave_high() does.
 template <class R>
 HOTSET_INLINE void transpose_codes(uint8_t* data) {
-  constexpr int kCodes = 32 / R::kBits;
+  constexpr int kCodes = 32 / R::kBits, kHalfCodes = kCodes / 2;
   uint32_t words[kLanes], codes[kCodes * kLanes];
   memcpy(words, data, kWordBytes);
   for (int c = 0; c < kCodes * kLanes; c++) {
@@ -108,11 +124,22 @@ HOTSET_INLINE void transpose_codes(uint8_t* data) {
       codes[c] = (words[c / 4] >> c % 4 * 8 & 255) ^ 128;
     }
   }
-  for (int l = 0; l < kLanes; l++) {
-    words[l] = 0;
-    for (int n = 0; n < kCodes; n++) words[l] |= codes[n * kLanes + l] << n * R::kBits;
+  memset(words, 0, sizeof words);
+  for (int c = 0; c < kCodes * kLanes; c++) {
+    const int lane = c % kLanes, code = c / kLanes % kHalfCodes, high = c / kLanes / kHalfCodes;
+    const int half = lane / 4 * 8 + high * 4 + lane % 4;
+    words[half / 2] |= codes[c] << (half % 2 * 16 + code * R::kBits);
   }
   memcpy(data, words, kWordBytes);
+}
+
+// The 4-bit codes of a block: GGUF's bytes have columns 16 apart, those of rows to be multiplied 8 apart.
+HOTSET_INLINE void swap_codes(const uint8_t* from, uint8_t* to) {
+  constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0f;
+  uint64_t a[2];
+  memcpy(a, from, 16);
+  const uint64_t b[2] = {(a[0] & kLow) | (a[1] & kLow) << 4, (a[0] >> 4 & kLow) | (a[1] & ~kLow)};
+  memcpy(to, b, 16);
 }
 
 template <class R>
@@ -122,20 +149,15 @@ void pack_neuron_row(NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* r
   uint8_t* codes = row + layout.codes;
   for (int64_t b = 0; b < cols / kBlock; b++, src += R::Gguf::kBytes) {
     for (int k = 0; k < R::kHalves; k++) memcpy(row + k * layout.minima + 2 * b, src + 2 * k, 2);
-    memcpy(codes + b * R::kWords * 4, src + 2 * R::kHalves, R::kWords * 4);
+    const uint8_t* block = src + 2 * R::kHalves;
+    if (use == kNeuronDot && R::kBits == 4) {
+      swap_codes(block, codes + b * R::kWords * 4);
+    } else {
+      memcpy(codes + b * R::kWords * 4, block, R::kWords * 4);
+    }
   }
   if (use == kNeuronDot) return;
   for (int64_t r = 0; r < layout.registers; r++) transpose_codes<R>(codes + r * kWordBytes);
-}
-
-// The largest magnitude of a packed row's scales.
-template <class R>
-float largest_scale(const uint8_t* row, int64_t cols) {
-  F32 largest = zero_f32();
-  for (int64_t g = 0; g < Layout<R>(cols).groups; g++) {
-    largest = max(largest, abs(load_f16(reinterpret_cast<const uint16_t*>(row) + g * kLanes)));
-  }
-  return max(largest);
 }
 
 // The bytes that a row to be multiplied with x had in GGUF.
@@ -144,7 +166,12 @@ void unpack_neuron_row(const uint8_t* row, int64_t cols, uint8_t* dst) {
   const Layout<R> layout(cols);
   for (int64_t b = 0; b < cols / kBlock; b++, dst += R::Gguf::kBytes) {
     for (int k = 0; k < R::kHalves; k++) memcpy(dst + 2 * k, row + k * layout.minima + 2 * b, 2);
-    memcpy(dst + 2 * R::kHalves, row + layout.codes + b * R::kWords * 4, R::kWords * 4);
+    const uint8_t* codes = row + layout.codes + b * R::kWords * 4;
+    if (R::kBits == 4) {
+      swap_codes(codes, dst + 2 * R::kHalves);
+    } else {
+      memcpy(dst + 2 * R::kHalves, codes, R::kWords * 4);
+    }
   }
 }
 

@@ -15,14 +15,12 @@ struct PackRowsJob {
   int64_t rows, cols, from_bytes, to_bytes, per_chunk;
   const uint8_t* data;
   uint8_t* packed;
-  float* largest_scales;
 
   size_t scratch_bytes() const { return 0; }
   void compute(int64_t, void*) const {}
   void commit(int64_t chunk, void*) const {
     for (int64_t j = chunk * per_chunk; j < std::min((chunk + 1) * per_chunk, rows); ++j) {
       kernels->pack_row(type, use, data + j * from_bytes, cols, packed + j * to_bytes);
-      if (use == kNeuronAdd) largest_scales[j] = kernels->largest_scale(type, packed + j * to_bytes, cols);
     }
   }
 };
@@ -50,8 +48,7 @@ NeuronRows::NeuronRows(std::shared_ptr<NeuronStore> store, Type type, NeuronUse 
                        const float* bias)
     : store_(std::move(store)) {
   uint8_t* place = store_->take(type, rows, cols);
-  if (use == kNeuronAdd) largest_scales_.resize(static_cast<size_t>(rows));
-  packed = {type, rows, cols, store_->stride(), place, largest_scales_.data()};
+  packed = {type, rows, cols, store_->stride(), place};
   if (bias) this->bias.assign(bias, bias + (use == kNeuronDot ? rows : cols));
 
   Runtime& runtime = *store_->runtime;
@@ -61,10 +58,9 @@ NeuronRows::NeuronRows(std::shared_ptr<NeuronStore> store, Type type, NeuronUse 
   for (int64_t row = 0; row < rows; row += per_slice) {
     const int64_t count = std::min(per_slice, rows - row);
     const uint8_t* slice = data + row * row_bytes;
-    float* scales = use == kNeuronAdd ? largest_scales_.data() + row : nullptr;
     session.run(ceil_div(count, per_chunk),
                 PackRowsJob{&runtime.neurons, type, use, count, cols, row_bytes, packed.stride, per_chunk,
-                            slice, place + row * packed.stride, scales});
+                            slice, place + row * packed.stride});
     if (from_file) release_file_pages(slice, static_cast<size_t>(count * row_bytes));
   }
   if (from_file) release_file_pages(data, static_cast<size_t>(rows * row_bytes));

@@ -46,7 +46,6 @@ class NeuronRows {
 
  private:
   std::shared_ptr<NeuronStore> store_;
-  std::vector<float> largest_scales_;
 };
 
 }  // namespace hotset

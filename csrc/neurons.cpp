@@ -16,11 +16,6 @@ void pack_row(Type type, NeuronUse use, const uint8_t* src, int64_t cols, uint8_
   }
 }
 
-float largest_scale(Type type, const uint8_t* row, int64_t cols) {
-  if (type == kF16) return 0;
-  return with_row(type, [&](auto r) { return largest_scale<decltype(r)>(row, cols); });
-}
-
 void unpack_row(Type type, const uint8_t* row, int64_t cols, uint8_t* dst) {
   if (type == kF16) {
     memcpy(dst, row, cols * 2);
@@ -49,8 +44,8 @@ void pack_activations(Type type, const float* x, int64_t cols, uint8_t* out) {
 
 int64_t select_neurons(const float* scores, const float* factors, bool magnitude, int64_t n, int64_t tokens,
                        float cutoff, int32_t* indices) {
-  int64_t count = 0;
-  for (int64_t j = 0; j < n; j += kLanes) {
+  // Bit l: neuron j + l is chosen.
+  const auto chosen = [&](int64_t j) HOTSET_INLINED {
     const int64_t left = n - j;
     const auto read = [&](const float* p) HOTSET_INLINED {
       const F32 a = left < kLanes ? load_first(p, left) : load(p);
@@ -59,9 +54,14 @@ int64_t select_neurons(const float* scores, const float* factors, bool magnitude
     F32 best = read(scores + j);
     for (int64_t t = 1; t < tokens; t++) best = max(best, read(scores + t * n + j));
     if (factors) best = best * (left < kLanes ? load_first(factors + j, left) : load(factors + j));
-    uint32_t bits = at_least(best, broadcast(cutoff));
-    if (left < kLanes) bits &= (1u << left) - 1;
-    for (; bits != 0; bits &= bits - 1) indices[count++] = int32_t(j + __builtin_ctz(bits));
+    const uint32_t bits = at_least(best, broadcast(cutoff));
+    return uint64_t(left < kLanes ? bits & ((1u << left) - 1) : bits);
+  };
+  int64_t count = 0;
+  for (int64_t j = 0; j < n; j += 64) {  // as a loop's end is what cannot be predicted
+    uint64_t bits = 0;
+    for (int l = 0; l < 64 && j + l < n; l += kLanes) bits |= chosen(j + l) << l;
+    for (; bits != 0; bits &= bits - 1) indices[count++] = int32_t(j + __builtin_ctzll(bits));
   }
   return count;
 }
@@ -70,8 +70,8 @@ int64_t select_neurons(const float* scores, const float* factors, bool magnitude
 
 extern const NeuronKernels HOTSET_TABLE(neurons);
 const NeuronKernels HOTSET_TABLE(neurons) = {
-    row_bytes,  pack_row,   unpack_row, largest_scale, activation_bytes, pack_activations,
-    neuron_dot, sum_floats, neuron_add, kGroupCols,    neuron_multiply,  select_neurons,
+    row_bytes,  pack_row,   unpack_row, activation_bytes, pack_activations, neuron_dot,
+    sum_floats, neuron_add, kGroupCols, neuron_multiply,  select_neurons,
 };
 
 }  // namespace hotset

@@ -4,10 +4,12 @@
 //   I32   kLanes integers, or 4 * kLanes bytes; shifts act on 32-bit lanes
 //   CodeDot, ByteDot   sums of products of bytes, four to a lane (see "Dot products" below)
 // spread<n, r>(a) has number (r * kLanes + l) / n of a in lane l: what n words each share, for register r of
-// these words; n is at least 4. at_least(a, b) has bit l set where a >= b in lane l. join_halves(a, b) has
-// the low 16 bits of every lane from a and the high ones from b; dot_halves(a, b) is, in every lane, the sum
-// of the products of its two signed halves. Everything is in an anonymous namespace, and no STL header is
-// included, so that no symbol of one instruction set can be linked into another's kernels.
+// these words; n is at least 4. at_least(a, b) has bit l set where a >= b in lane l. A half is 16 bits of a
+// lane; dot_halves(a, b) is, in every lane, the sum of the products of its two signed halves.
+// interleave_low(a, b) has in its lanes a half of a (low) and the same one of b (high): of every four lanes,
+// the four halves of the first two; interleave_high those of the last two. Everything is in an anonymous
+// namespace, and no STL header is included, so that no symbol of one instruction set can be linked into
+// another's kernels.
 #pragma once
 
 #include <stddef.h>
@@ -44,7 +46,8 @@ namespace {
 // offset. A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it
 // for either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
 // scaled sum stays within int32.
-// - ByteDot::product(bytes, x) is a sum of that product alone, x being each lane's own.
+// - ByteDot::scaled_product(bytes, x, scale) is the scaled sum of that product alone, x being each lane's
+// own.
 
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 HOTSET_INLINE int32_t float_bits(float a) {
@@ -113,7 +116,12 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {_mm512_srai_epi32(a.v, n)};
 }
-HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {_mm512_mask_blend_epi16(0xaaaaaaaa, a.v, b.v)}; }
+HOTSET_INLINE I32 interleave_low(I32 a, I32 b) { return {_mm512_unpacklo_epi16(a.v, b.v)}; }
+HOTSET_INLINE I32 interleave_high(I32 a, I32 b) { return {_mm512_unpackhi_epi16(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
+  return {_mm512_srli_epi16(a.v, n)};
+}
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
@@ -157,12 +165,12 @@ struct ByteDot {
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     v.add({_mm512_xor_si512(bytes.v, _mm512_set1_epi32(int32_t(0x80808080)))}, x);
   }
-  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
     const __mmask64 negative = _mm512_movepi8_mask(bytes.v);
     const I32 signed_x = {_mm512_mask_sub_epi8(x.v, negative, _mm512_setzero_si512(), x.v)};
-    ByteDot dot = {CodeDot::start<0>(0)};
-    dot.v.add({_mm512_abs_epi8(bytes.v)}, signed_x);
-    return dot;
+    CodeDot dot = CodeDot::start<0>(0);
+    dot.add({_mm512_abs_epi8(bytes.v)}, signed_x);
+    return dot.scaled(scale);
   }
   HOTSET_INLINE F32 scaled(I32 scale) const { return v.scaled(scale); }
 };
@@ -231,7 +239,12 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {_mm256_srai_epi32(a.v, n)};
 }
-HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {_mm256_blend_epi16(a.v, b.v, 0xaa)}; }
+HOTSET_INLINE I32 interleave_low(I32 a, I32 b) { return {_mm256_unpacklo_epi16(a.v, b.v)}; }
+HOTSET_INLINE I32 interleave_high(I32 a, I32 b) { return {_mm256_unpackhi_epi16(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
+  return {_mm256_srli_epi16(a.v, n)};
+}
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm256_madd_epi16(a.v, b.v)}; }
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }  // to nearest even
@@ -272,14 +285,14 @@ struct ByteDot {
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {_mm256_setzero_si256()};
   }
-  HOTSET_INLINE void add(I32 bytes, I32 x) {
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
-    v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  HOTSET_INLINE static __m256i pairs(I32 bytes, I32 x) {
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
   }
-  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
-    ByteDot dot = start<0>(0);
-    dot.add(bytes, x);
-    return dot;
+  HOTSET_INLINE void add(I32 bytes, I32 x) {
+    v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs(bytes, x), _mm256_set1_epi16(1)));
+  }
+  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
+    return to_f32(I32{_mm256_madd_epi16(pairs(bytes, x), scale.v)});  // below 2^31
   }
   HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * to_f32(shift_right<16>(scale)); }
 };
@@ -346,7 +359,12 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {_mm_srai_epi32(a.v, n)};
 }
-HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {_mm_blend_epi16(a.v, b.v, 0xaa)}; }
+HOTSET_INLINE I32 interleave_low(I32 a, I32 b) { return {_mm_unpacklo_epi16(a.v, b.v)}; }
+HOTSET_INLINE I32 interleave_high(I32 a, I32 b) { return {_mm_unpackhi_epi16(a.v, b.v)}; }
+template <int n>
+HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
+  return {_mm_srli_epi16(a.v, n)};
+}
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm_madd_epi16(a.v, b.v)}; }
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm_cvtps_epi32(a.v)}; }  // to nearest even
@@ -417,14 +435,14 @@ struct ByteDot {
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {_mm_setzero_si128()};
   }
-  HOTSET_INLINE void add(I32 bytes, I32 x) {
-    __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
-    v = _mm_add_epi32(v, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
+  HOTSET_INLINE static __m128i pairs(I32 bytes, I32 x) {
+    return _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
   }
-  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
-    ByteDot dot = start<0>(0);
-    dot.add(bytes, x);
-    return dot;
+  HOTSET_INLINE void add(I32 bytes, I32 x) {
+    v = _mm_add_epi32(v, _mm_madd_epi16(pairs(bytes, x), _mm_set1_epi16(1)));
+  }
+  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
+    return to_f32(I32{_mm_madd_epi16(pairs(bytes, x), scale.v)});  // below 2^31
   }
   HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * to_f32(shift_right<16>(scale)); }
 };
@@ -490,7 +508,16 @@ template <int n>
 HOTSET_INLINE I32 shift_right_signed(I32 a) {
   return {vshlq_s32(a.v, vdupq_n_s32(-n))};
 }
-HOTSET_INLINE I32 join_halves(I32 a, I32 b) { return {vbslq_s32(vdupq_n_u32(0xffff), a.v, b.v)}; }
+HOTSET_INLINE I32 interleave_low(I32 a, I32 b) {
+  return {vreinterpretq_s32_s16(vzip1q_s16(vreinterpretq_s16_s32(a.v), vreinterpretq_s16_s32(b.v)))};
+}
+HOTSET_INLINE I32 interleave_high(I32 a, I32 b) {
+  return {vreinterpretq_s32_s16(vzip2q_s16(vreinterpretq_s16_s32(a.v), vreinterpretq_s16_s32(b.v)))};
+}
+template <int n>
+HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
+  return {vreinterpretq_s32_u16(vshrq_n_u16(vreinterpretq_u16_s32(a.v), n))};
+}
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) {
   int16x8_t p = vreinterpretq_s16_s32(a.v), q = vreinterpretq_s16_s32(b.v);
   return {vpaddq_s32(vmull_s16(vget_low_s16(p), vget_low_s16(q)), vmull_high_s16(p, q))};
@@ -535,10 +562,10 @@ struct ByteDot : CodeDot {
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {CodeDot::start<0>(0)};
   }
-  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
     ByteDot dot = start<0>(0);
     dot.add(bytes, x);
-    return dot;
+    return dot.scaled(scale);
   }
 };
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
@@ -574,10 +601,10 @@ struct ByteDot {
     low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));
     high = vpadalq_s16(high, vmull_high_s8(w, a));
   }
-  HOTSET_INLINE static ByteDot product(I32 bytes, I32 x) {
+  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
     ByteDot dot = start<0>(0);
     dot.add(bytes, x);
-    return dot;
+    return dot.scaled(scale);
   }
   HOTSET_INLINE F32 scaled(I32 scale) const {
     return to_f32(I32{vpaddq_s32(low, high)}) * bits_to_f32(scale);

@@ -45,17 +45,16 @@ struct Aligned {
 };
 
 NeuronMatrix pack(Type type, NeuronUse use, int64_t rows, int64_t cols, const std::vector<uint8_t>& weights,
-                  Aligned& memory, std::vector<float>& largest_scales) {
+                  Aligned& memory) {
   const int64_t to = k.row_bytes(type, cols), from = int64_t(weights.size()) / rows;
   std::vector<uint8_t> back(from);
   for (int64_t j = 0; j < rows; j++) {
     k.pack_row(type, use, weights.data() + j * from, cols, memory.data + j * to);
-    if (use == kNeuronAdd) largest_scales.push_back(k.largest_scale(type, memory.data + j * to, cols));
     if (use != kNeuronDot) continue;
     k.unpack_row(type, memory.data + j * to, cols, back.data());
     if (memcmp(back.data(), weights.data() + j * from, from) != 0) exit(4);
   }
-  return {type, rows, cols, to, memory.data, largest_scales.data()};
+  return {type, rows, cols, to, memory.data};
 }
 
 void run(const std::vector<int64_t>& header) {
@@ -67,42 +66,49 @@ void run(const std::vector<int64_t>& header) {
   const auto all = read<float>(tokens * rows);
 
   Aligned gate_memory(rows * k.row_bytes(type, cols)), down_memory(rows * k.row_bytes(type, cols));
-  std::vector<float> largest_scales;
-  const NeuronMatrix gate = pack(type, kNeuronDot, rows, cols, gate_bytes, gate_memory, largest_scales);
-  const NeuronMatrix down = pack(type, kNeuronAdd, rows, cols, down_bytes, down_memory, largest_scales);
+  const NeuronMatrix gate = pack(type, kNeuronDot, rows, cols, gate_bytes, gate_memory);
+  const NeuronMatrix down = pack(type, kNeuronAdd, rows, cols, down_bytes, down_memory);
 
   const int64_t x_bytes = k.activation_bytes(type, cols);
   Aligned packed(tokens * x_bytes);
   for (int64_t t = 0; t < tokens; t++)
     k.pack_activations(type, x.data() + t * cols, cols, packed.data + t * x_bytes);
   std::vector<float> products(tokens * count);
-  // Two lists, of which the second is read after the first.
-  const int64_t half = count / 2;
-  const NeuronList rest = {&gate, list.data() + half, count - half, nullptr};
-  const NeuronList head = {&gate, list.data(), half, &rest};
-  k.dot(&head, packed.data, x_bytes, tokens, products.data(), count);
-  k.dot(&rest, packed.data, x_bytes, tokens, products.data() + half, count);
+  // In lists of at most kMostRows, each of which names the one that is read after it.
+  const auto lists = [&](const NeuronMatrix& matrix, const std::vector<int32_t>& indices, auto use) {
+    const int64_t n = indices.size();
+    for (int64_t i = 0; i < n; i += kMostRows) {
+      const int64_t left = n - i - kMostRows;
+      NeuronList now = {&matrix, indices.data() + i, std::min(kMostRows, n - i), nullptr};
+      const NeuronList next = {&matrix, indices.data() + i + kMostRows, std::min(kMostRows, left), nullptr};
+      if (left > 0) now.next = &next;
+      use(now, i);
+    }
+  };
+  lists(gate, list, [&](const NeuronList& now, int64_t i) {
+    k.dot(&now, packed.data, x_bytes, tokens, products.data() + i, count);
+  });
   write(products.data(), tokens * count);
 
-  // The same sums of the list with a neuron more, whose h are zero.
   const int64_t floats = k.sum_floats(cols);
-  const auto add = [&](const std::vector<int32_t>& indices, const std::vector<float>& values) {
-    const int64_t n = indices.size();
-    const NeuronList one = {&down, indices.data(), n, nullptr};
-    std::vector<float> sums(tokens * floats);
-    k.add(&one, values.data(), n, tokens, rows + 1, sums.data());
-    return sums;
-  };
-  std::vector<int32_t> longer = list;
-  longer.insert(longer.begin(), 0);
-  std::vector<float> more(tokens * (count + 1));
+  std::vector<float> added(tokens * floats);
+  lists(down, list,
+        [&](const NeuronList& now, int64_t i) { k.add(&now, h.data() + i, count, tokens, added.data()); });
+  for (int64_t t = 0; t < tokens; t++) write(added.data() + t * floats, cols);
+
+  // A neuron more, whose h are zero, changes no bit.
+  const int64_t few = std::min(kMostRows - 1, count);
+  std::vector<int32_t> indices(list.begin(), list.begin() + few);
+  indices.insert(indices.begin(), 0);
+  std::vector<float> values(tokens * (few + 1)), sums_of[2];
   for (int64_t t = 0; t < tokens; t++)
-    std::copy_n(h.data() + t * count, count, more.data() + t * (count + 1) + 1);
-  const auto added = add(list, h), same = add(longer, more);
-  for (int64_t t = 0; t < tokens; t++) {
-    if (memcmp(added.data() + t * floats, same.data() + t * floats, cols * sizeof(float)) != 0) exit(5);
-    write(added.data() + t * floats, cols);
+    std::copy_n(h.data() + t * count, few, values.data() + t * (few + 1) + 1);
+  for (int64_t more = 0; more < 2; more++) {
+    const NeuronList one = {&down, indices.data() + 1 - more, few + more, nullptr};
+    sums_of[more].resize(tokens * floats);
+    k.add(&one, values.data() + 1 - more, few + 1, tokens, sums_of[more].data());
   }
+  if (memcmp(sums_of[0].data(), sums_of[1].data(), tokens * floats * sizeof(float)) != 0) exit(5);
 
   const int64_t groups = (cols + k.group_cols - 1) / k.group_cols, width = groups * k.group_cols;
   std::vector<float> sums(tokens * width);

@@ -24,7 +24,8 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def rounding_of_values(type: TensorType, rows: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """How far sums (tokens, 1) of quantised rows may be off: a value times a scale has sixteen bits."""
+    """How far sums (tokens, 1) of quantised rows may be off: a value times a scale has sixteen bits,
+    in units that the largest of at most eight neurons sets; here the bound is that of all."""
     if type is TensorType.F16:
         return np.zeros((len(h), 1))
     blocks = rows.reshape(len(rows), -1, type.block_bytes)
