@@ -11,11 +11,6 @@ namespace {
 // How fast an audit moves the cut-off, and the recall that is shown.
 constexpr float kAuditRate = 0.1f;
 
-// The activation where up is not multiplied at once: dReLU's other half comes with up.
-Activation alone(Activation activation) {
-  return activation == Activation::kDrelu ? Activation::kRelu : activation;
-}
-
 const Matrix* or_else(const std::shared_ptr<const Matrix>& a, const std::shared_ptr<const Matrix>& b) {
   return a ? a.get() : b.get();
 }

@@ -9,7 +9,7 @@ namespace {
 // So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
 // out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
 // Some for each thread, but each part's sums cost their room in the caches.
-constexpr int64_t kMinParts = 8, kMaxParts = 24;
+constexpr int64_t kMinParts = 8, kMaxParts = 16;
 constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
 
@@ -18,11 +18,6 @@ constexpr int64_t kGroup = kMostRows;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;
-
-bool leaves_zeros(Activation activation) {
-  return activation == Activation::kRelu || activation == Activation::kRelu2 ||
-         activation == Activation::kDrelu;
-}
 
 struct AllRowsJob {
   const NeuronKernels* kernels;
@@ -114,7 +109,7 @@ struct ChosenJob {
     return w;
   }
 
-  bool counts(int64_t t, int32_t j) const {
+  bool is_chosen(int64_t t, int32_t j) const {
     if (!c.scores) return true;
     const float score = c.scores[t * c.neurons + j] * (c.factors ? c.factors[j] : 1.0f);
     return (c.magnitude ? std::max(score, -score) : score) >= c.cutoff;
@@ -219,9 +214,7 @@ struct ChosenJob {
     for (int64_t t = 0; t < c.tokens; ++t) {
       float* row = h + t * most;
       for (int64_t k = 0; first_bias && k < count; ++k) row[k] += first_bias[listed[k]];
-      // dReLU's other half comes with up.
-      runtime->vector.activate(c.activation == Activation::kDrelu ? Activation::kRelu : c.activation, row,
-                               nullptr, count);
+      runtime->vector.activate(alone(c.activation), row, nullptr, count);
     }
     pass_firsts(listed, count, h, w);
   }
@@ -229,7 +222,7 @@ struct ChosenJob {
   void pass_firsts(const int32_t* listed, int64_t n, float* h, Work& w) const {
     for (int64_t t = 0; c.tokens > 1 && t < c.tokens; ++t) {
       for (int64_t k = 0; k < n; ++k) {
-        if (!counts(t, listed[k])) h[t * most + k] = 0.0f;
+        if (!is_chosen(t, listed[k])) h[t * most + k] = 0.0f;
       }
     }
     pass(listed, n, h, !has_second, w);
@@ -329,11 +322,11 @@ struct Dealt {
     most = ceil_div(blocks, most_parts) * kNeighbours;
     auto* ends = session.allocate<int32_t>(blocks);  // of each block's neurons in the list
     int32_t counts[kMaxParts] = {}, end = 0;
-    for (int64_t block = 0, part = 0; block < blocks; ++block, part = part + 1 < most_parts ? part + 1 : 0) {
+    for (int64_t block = 0; block < blocks; ++block) {
       const int32_t first = end;
       while (end < chosen.count && chosen.indices[end] < (block + 1) * kNeighbours) ++end;
       ends[block] = end;
-      counts[part] += end - first;
+      counts[block % most_parts] += end - first;
     }
     indices = session.allocate<int32_t>(chosen.count);
     starts = session.allocate<int32_t>(kMaxParts + 1);
@@ -346,9 +339,10 @@ struct Dealt {
       start += counts[part];
     }
     starts[parts] = start;
-    for (int64_t block = 0, part = 0; block < blocks; ++block, part = part + 1 < most_parts ? part + 1 : 0) {
+    for (int64_t block = 0; block < blocks; ++block) {
       const int32_t first = block > 0 ? ends[block - 1] : 0;
-      next[part] = std::copy(chosen.indices + first, chosen.indices + ends[block], next[part]);
+      int32_t*& to = next[block % most_parts];
+      to = std::copy(chosen.indices + first, chosen.indices + ends[block], to);
     }
   }
 };

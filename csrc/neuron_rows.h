@@ -1,9 +1,10 @@
 // How weights lie that are read neuron by neuron: every row on its own, padded to 64 bytes. First the scales
 // of its blocks of 32 columns, f16, padded with zeros to whole registers of kLanes numbers (kQ4_1: then the
 // minima, likewise), then the codes, in whole registers. kLanes blocks are a group, for which one register
-// holds all scales. w = scale * code + min, min being -8 * scale in Q4_0. Rows to be multiplied with x have
-// 8-bit codes as they come, and 4-bit ones so that the two of a byte share a scale of x; in rows to be added
-// up columns lie so that they come out in their order, and 8-bit codes are unsigned too.
+// holds all scales. w = scale * code + min, min being -8 * scale in Q4_0. In rows to be multiplied with x,
+// each of a group's registers has one word of every block, in its scale's lane; at the row's end, where there
+// is no whole group left, words lie in their order. The two codes of a byte share a scale of x. In rows to be
+// added up columns lie so that they come out in their order, and 8-bit codes are unsigned too.
 #pragma once
 
 #include "linear_activations.h"
@@ -19,6 +20,7 @@ HOTSET_INLINE constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + 
 
 struct RowQ4_0 {
   using Gguf = GgufOf<FormatQ4_0>;
+  using Dot = CodeDot;
   static constexpr int kWords = 4, kHalves = 1;  // of a block: 32-bit words of codes, f16 numbers
   static constexpr int kBits = 4, kMaxCode = 15, kOffset = 8;
 
@@ -27,6 +29,7 @@ struct RowQ4_0 {
 
 struct RowQ4_1 {
   using Gguf = GgufOf<FormatQ4_1>;
+  using Dot = CodeDot;
   static constexpr int kWords = 4, kHalves = 2;
   static constexpr int kBits = 4, kMaxCode = 15, kOffset = 8;
 
@@ -37,6 +40,7 @@ struct RowQ4_1 {
 
 struct RowQ8_0 {
   using Gguf = GgufOf<FormatQ8_0>;
+  using Dot = ByteDot;
   static constexpr int kWords = 8, kHalves = 1;
   static constexpr int kBits = 8, kMaxCode = 255, kOffset = 128;  // of a row to be added up
 
@@ -46,15 +50,22 @@ struct RowQ8_0 {
 // Where the parts of a row of a quantised type lie.
 template <class R>
 struct Layout {
-  int64_t groups, minima, codes, registers, bytes;
+  int64_t groups, whole_groups, minima, codes, registers, bytes;
 
   HOTSET_INLINE explicit Layout(int64_t cols) {
     const int64_t blocks = cols / kBlock;
     groups = (blocks + kLanes - 1) / kLanes;
+    whole_groups = blocks / kLanes;
     minima = groups * kLanes * 2;
     codes = round_up(minima * R::kHalves, kWordBytes);
     registers = (blocks * R::kWords + kLanes - 1) / kLanes;
     bytes = round_up(codes + registers * kWordBytes, 64);
+  }
+
+  // Where word k of a block lies among those of a row to be multiplied with x.
+  HOTSET_INLINE int64_t dot_word(int64_t block, int k) const {
+    if (block >= whole_groups * kLanes) return block * R::kWords + k;
+    return (block / kLanes * R::kWords + k) * kLanes + block % kLanes;
   }
 };
 
@@ -150,11 +161,14 @@ void pack_neuron_row(NeuronUse use, const uint8_t* src, int64_t cols, uint8_t* r
   for (int64_t b = 0; b < cols / kBlock; b++, src += R::Gguf::kBytes) {
     for (int k = 0; k < R::kHalves; k++) memcpy(row + k * layout.minima + 2 * b, src + 2 * k, 2);
     const uint8_t* block = src + 2 * R::kHalves;
-    if (use == kNeuronDot && R::kBits == 4) {
-      swap_codes(block, codes + b * R::kWords * 4);
-    } else {
+    if (use == kNeuronAdd) {
       memcpy(codes + b * R::kWords * 4, block, R::kWords * 4);
+      continue;
     }
+    uint8_t words[R::kWords * 4];
+    memcpy(words, block, sizeof words);
+    if (R::kBits == 4) swap_codes(block, words);
+    for (int k = 0; k < R::kWords; k++) memcpy(codes + 4 * layout.dot_word(b, k), words + 4 * k, 4);
   }
   if (use == kNeuronDot) return;
   for (int64_t r = 0; r < layout.registers; r++) transpose_codes<R>(codes + r * kWordBytes);
@@ -166,12 +180,12 @@ void unpack_neuron_row(const uint8_t* row, int64_t cols, uint8_t* dst) {
   const Layout<R> layout(cols);
   for (int64_t b = 0; b < cols / kBlock; b++, dst += R::Gguf::kBytes) {
     for (int k = 0; k < R::kHalves; k++) memcpy(dst + 2 * k, row + k * layout.minima + 2 * b, 2);
-    const uint8_t* codes = row + layout.codes + b * R::kWords * 4;
-    if (R::kBits == 4) {
-      swap_codes(codes, dst + 2 * R::kHalves);
-    } else {
-      memcpy(dst + 2 * R::kHalves, codes, R::kWords * 4);
-    }
+    uint8_t words[R::kWords * 4];
+    for (int k = 0; k < R::kWords; k++)
+      memcpy(words + 4 * k, row + layout.codes + 4 * layout.dot_word(b, k), 4);
+    uint8_t* block = dst + 2 * R::kHalves;
+    memcpy(block, words, sizeof words);
+    if (R::kBits == 4) swap_codes(words, block);
   }
 }
 

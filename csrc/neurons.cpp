@@ -28,8 +28,7 @@ int64_t activation_bytes(Type type, int64_t cols) {
   if (type == kF16) return round_up(float_cols(cols) * 4, 64);
   return with_row(type, [&](auto r) {
     using R = decltype(r);
-    const Layout<R> layout(cols);
-    return round_up(act_codes(layout) + layout.registers * kActRegisterBytes<R>, 64);
+    return round_up(act_bytes(Layout<R>(cols)), 64);
   });
 }
 

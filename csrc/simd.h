@@ -46,8 +46,7 @@ namespace {
 // offset. A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it
 // for either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
 // scaled sum stays within int32.
-// - ByteDot::scaled_product(bytes, x, scale) is the scaled sum of that product alone, x being each lane's
-// own.
+// - ByteDot::add_uncorrected() does as add() does, in a sum that began with no correction: with start<0>(0).
 
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }
 HOTSET_INLINE int32_t float_bits(float a) {
@@ -165,12 +164,9 @@ struct ByteDot {
   HOTSET_INLINE void add(I32 bytes, I32 x) {
     v.add({_mm512_xor_si512(bytes.v, _mm512_set1_epi32(int32_t(0x80808080)))}, x);
   }
-  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
+  HOTSET_INLINE void add_uncorrected(I32 bytes, I32 x) {
     const __mmask64 negative = _mm512_movepi8_mask(bytes.v);
-    const I32 signed_x = {_mm512_mask_sub_epi8(x.v, negative, _mm512_setzero_si512(), x.v)};
-    CodeDot dot = CodeDot::start<0>(0);
-    dot.add({_mm512_abs_epi8(bytes.v)}, signed_x);
-    return dot.scaled(scale);
+    v.add({_mm512_abs_epi8(bytes.v)}, {_mm512_mask_sub_epi8(x.v, negative, _mm512_setzero_si512(), x.v)});
   }
   HOTSET_INLINE F32 scaled(I32 scale) const { return v.scaled(scale); }
 };
@@ -285,15 +281,11 @@ struct ByteDot {
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {_mm256_setzero_si256()};
   }
-  HOTSET_INLINE static __m256i pairs(I32 bytes, I32 x) {
-    return _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
-  }
   HOTSET_INLINE void add(I32 bytes, I32 x) {
-    v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs(bytes, x), _mm256_set1_epi16(1)));
+    const auto pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes.v), _mm256_sign_epi8(x.v, bytes.v));
+    v = _mm256_add_epi32(v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
-  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
-    return to_f32(I32{_mm256_madd_epi16(pairs(bytes, x), scale.v)});  // below 2^31
-  }
+  HOTSET_INLINE void add_uncorrected(I32 bytes, I32 x) { add(bytes, x); }
   HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * to_f32(shift_right<16>(scale)); }
 };
 HOTSET_INLINE F32 scaled_sum(CodeDot a, I32 scale_a, CodeDot b, I32 scale_b) {
@@ -435,15 +427,11 @@ struct ByteDot {
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {_mm_setzero_si128()};
   }
-  HOTSET_INLINE static __m128i pairs(I32 bytes, I32 x) {
-    return _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
-  }
   HOTSET_INLINE void add(I32 bytes, I32 x) {
-    v = _mm_add_epi32(v, _mm_madd_epi16(pairs(bytes, x), _mm_set1_epi16(1)));
+    const auto pairs = _mm_maddubs_epi16(_mm_abs_epi8(bytes.v), _mm_sign_epi8(x.v, bytes.v));
+    v = _mm_add_epi32(v, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
   }
-  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
-    return to_f32(I32{_mm_madd_epi16(pairs(bytes, x), scale.v)});  // below 2^31
-  }
+  HOTSET_INLINE void add_uncorrected(I32 bytes, I32 x) { add(bytes, x); }
   HOTSET_INLINE F32 scaled(I32 scale) const { return to_f32(I32{v}) * to_f32(shift_right<16>(scale)); }
 };
 HOTSET_INLINE F32 scaled_sum(CodeDot a, I32 scale_a, CodeDot b, I32 scale_b) {
@@ -562,11 +550,7 @@ struct ByteDot : CodeDot {
   HOTSET_INLINE static ByteDot start(int32_t) {
     return {CodeDot::start<0>(0)};
   }
-  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
-    ByteDot dot = start<0>(0);
-    dot.add(bytes, x);
-    return dot.scaled(scale);
-  }
+  HOTSET_INLINE void add_uncorrected(I32 bytes, I32 x) { add(bytes, x); }
 };
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
 
@@ -601,11 +585,7 @@ struct ByteDot {
     low = vpadalq_s16(low, vmull_s8(vget_low_s8(w), vget_low_s8(a)));
     high = vpadalq_s16(high, vmull_high_s8(w, a));
   }
-  HOTSET_INLINE static F32 scaled_product(I32 bytes, I32 x, I32 scale) {
-    ByteDot dot = start<0>(0);
-    dot.add(bytes, x);
-    return dot.scaled(scale);
-  }
+  HOTSET_INLINE void add_uncorrected(I32 bytes, I32 x) { add(bytes, x); }
   HOTSET_INLINE F32 scaled(I32 scale) const {
     return to_f32(I32{vpaddq_s32(low, high)}) * bits_to_f32(scale);
   }

@@ -8,6 +8,17 @@ namespace hotset {
 
 enum class Activation : int32_t { kRelu, kDrelu, kRelu2, kSilu, kGelu, kGeluTanh };
 
+// Whether many neurons become zero.
+inline bool leaves_zeros(Activation activation) {
+  return activation == Activation::kRelu || activation == Activation::kRelu2 ||
+         activation == Activation::kDrelu;
+}
+
+// The activation without up's part in it: dReLU's other half comes with up.
+inline Activation alone(Activation activation) {
+  return activation == Activation::kDrelu ? Activation::kRelu : activation;
+}
+
 // Elements of the key-value cache. kQ8: int8 with one half-precision scale to 32 numbers of a head.
 enum class KvType : int32_t { kF32, kF16, kQ8 };
 

@@ -150,11 +150,6 @@ class CudaDevice(TorchArrays):
         """See `Device`."""
         self._flags.take_flag(flag)
 
-    def send(self, x: Array, out: F32, flag: Flag) -> None:
-        """See `Device`."""
-        self.download(x, out)
-        self.raise_flag(flag)
-
     def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
         """See `Device`."""
         self.take_flag(flag)

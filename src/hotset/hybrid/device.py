@@ -76,9 +76,6 @@ class Device(Protocol):
     def take_flag(self, flag: Flag) -> None:
         """Await that a flag is raised and lower it, in stream order."""
 
-    def send(self, x: Array, out: F32, flag: Flag) -> None:
-        """Copy to the host and raise a flag behind it, in stream order. x has one row."""
-
     def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
         """Await that a flag is raised, copy x from the host, or add it, to out, and lower the flag.
 

@@ -28,7 +28,8 @@ def handshake_us(device: Device, hidden: int = 4096) -> float:
 
     def step() -> None:
         for ready, done in flags:
-            device.send(x, host, ready)
+            device.download(x, host)
+            device.raise_flag(ready)
             device.receive(done, host, x, add=True)
 
     recorded = device.record(step)

@@ -15,11 +15,6 @@ class InterpretedDevice(TorchArrays, HostStream):
         HostStream.__init__(self)
         TorchArrays.__init__(self, "cpu")
 
-    def send(self, x: Array, out: F32, flag: Flag) -> None:
-        """See `Device`."""
-        self.download(x, out)
-        self.raise_flag(flag)
-
     def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
         """See `Device`."""
         self.take_flag(flag)

@@ -113,11 +113,6 @@ class StandInDevice(HostStream):
         """See `Device`."""
         return head.forward(x)
 
-    def send(self, x: F32, out: F32, flag: Flag) -> None:
-        """See `Device`."""
-        self.download(x, out)
-        self.raise_flag(flag)
-
     def receive(self, flag: Flag, x: F32, out: F32, *, add: bool) -> None:
         """See `Device`."""
         self.take_flag(flag)

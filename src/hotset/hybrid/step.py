@@ -167,11 +167,11 @@ class Step:
         device = self._device
 
         def tell() -> None:
-            for part in parts[:-1]:
+            for part in parts:
                 device.download(*part())
-            device.send(*parts[-1](), ready)
+            device.raise_flag(ready)
 
-        self._say(tell if parts else lambda: device.raise_flag(ready))
+        self._say(tell)
 
     def _add_attention(self, layer: HybridLayer) -> None:
         if layer.host_attention:
