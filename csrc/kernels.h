@@ -117,11 +117,11 @@ struct NeuronKernels {
   void (*multiply)(const NeuronMatrix* w, int64_t group, const float* h, int64_t ldh, int64_t tokens,
                    float* y, int64_t ldy);
 
-  // Writes in ascending order which of n neurons have a score that reaches `cutoff` for any token, and
-  // returns how many. The score is scores[t * n + j], or its magnitude, times factors[j] (where it is not
-  // null).
-  int64_t (*select)(const float* scores, const float* factors, bool magnitude, int64_t n, int64_t tokens,
-                    float cutoff, int32_t* indices);
+  // Writes in ascending order `first` + j for those of n neurons that have a score which reaches `cutoff` for
+  // any token, and returns how many. The score is scores[t * stride + j], or its magnitude, times factors[j]
+  // (where it is not null).
+  int64_t (*select)(const float* scores, int64_t stride, const float* factors, bool magnitude, int64_t n,
+                    int64_t tokens, float cutoff, int32_t first, int32_t* indices);
 };
 
 // Everything else that runs over vectors (norms, RoPE, activations, attention): vector.cpp.

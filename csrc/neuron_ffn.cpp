@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 namespace hotset {
 namespace {
@@ -13,6 +12,13 @@ constexpr float kAuditRate = 0.1f;
 
 const Matrix* or_else(const std::shared_ptr<const Matrix>& a, const std::shared_ptr<const Matrix>& b) {
   return a ? a.get() : b.get();
+}
+
+// A copy for regions to read (see thread_pool.h).
+const float* keep(Session& session, const float* values, int64_t n) {
+  auto* copy = session.allocate<float>(n);
+  std::copy_n(values, n, copy);
+  return copy;
 }
 
 }  // namespace
@@ -25,12 +31,7 @@ struct NeuronFfn::Input {
 };
 
 NeuronFfn::NeuronFfn(NeuronFfnParts parts, float cutoff)
-    : parts_(std::move(parts)), cutoff_(cutoff), recall_seen_(std::numeric_limits<float>::quiet_NaN()) {
-  if (parts_.way != Way::kExact) {
-    everything_.resize(static_cast<size_t>(neurons()));
-    std::iota(everything_.begin(), everything_.end(), 0);
-  }
-}
+    : parts_(std::move(parts)), cutoff_(cutoff), recall_seen_(std::numeric_limits<float>::quiet_NaN()) {}
 
 NeuronFfn::Input NeuronFfn::pack_input(Session& session, const float* x, int64_t rows) const {
   Input input = {rows, {{nullptr, nullptr}, rows}, {{nullptr, nullptr}, rows}};
@@ -120,20 +121,16 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
   }
   chosen.known = parts_.first ? values(session, input) : nullptr;
   if (parts_.way == Way::kDense || overruled) {
-    chosen.indices = everything_.data();
-    chosen.count = neurons();
     chosen.everything = !overruled;
   } else {
-    chosen.scores = !predicted ? chosen.known : scores ? scores : predict(session, input);
+    chosen.scores = !predicted ? chosen.known
+                    : scores   ? keep(session, scores, rows * neurons())
+                               : predict(session, input);
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
     // Exactly what is not zero: the least number above it.
     chosen.cutoff = exact ? std::numeric_limits<float>::denorm_min() : cutoff();
-    auto* indices = session.allocate<int32_t>(neurons() + 64);
-    chosen.count = runtime.neurons.select(chosen.scores, chosen.factors, chosen.magnitude, neurons(), rows,
-                                          chosen.cutoff, indices);
-    chosen.indices = indices;
-    if (exact) chosen.scores = nullptr;  // zeros add nothing
+    chosen.by_token = !exact;  // zeros add nothing
     const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
     if (predicted && parts_.recall > 0 && rows == 1 && chosen.first &&
         call % parts_.audit_period == parts_.audit_offset) {

@@ -74,7 +74,6 @@ class NeuronFfn {
   void audit(Session& session, const Chosen& chosen);
 
   const NeuronFfnParts parts_;
-  std::vector<int32_t> everything_;
   std::atomic<float> cutoff_, recall_seen_;
   std::atomic<int64_t> tokens_{0}, calls_{0};
   Touched touched_;

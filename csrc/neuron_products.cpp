@@ -1,14 +1,15 @@
 #include "neuron_products.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace hotset {
 namespace {
 
-// Neurons are dealt out to parts, a few neighbours at a time, and each part adds up its own in their order.
-// So the order of additions depends neither on the threads nor on which other neurons are computed: leaving
-// out zeros changes no bit of the result. As the hottest come first, dealing also balances the parts.
-// Some for each thread, but each part's sums cost their room in the caches.
+// Neurons are dealt out to parts, a few neighbours at a time; each part finds out which of its own are chosen
+// and adds these up in their order. So the order of additions depends neither on the threads nor on which
+// other neurons are computed: leaving out zeros changes no bit of the result. As the hottest come first,
+// dealing also balances the parts. Some for each thread, but each part's sums cost their room in the caches.
 constexpr int64_t kMinParts = 8, kMaxParts = 16;
 constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
@@ -52,7 +53,7 @@ struct AllRowsJob {
   }
 };
 
-// One part of a list: computes its neurons, adds up their rows of down, and hands the sums over.
+// One part of the neurons: computes the chosen ones, adds up their rows of down, and hands the sums over.
 struct ChosenJob {
   const Runtime* runtime;
   Chosen c;
@@ -60,15 +61,15 @@ struct ChosenJob {
   const float *first_bias, *second_bias;
   NeuronMatrix first, second;
   bool has_first, has_second;
-  const int32_t *indices, *starts;  // of each part's neurons, and where it starts
   int64_t parts;
   int64_t most;        // neurons that a part can have
   int64_t sum_floats;  // of one token
   float* sums;         // parts x tokens x sum_floats
+  bool* any;           // of a part: whether it has sums
   Touched* touched;
 
   struct Counts {
-    int64_t read, fired;
+    int64_t listed, read, fired;
   };
 
   // What a part works with, and how far it is: of its neurons (`listed`), those before `begun` have been
@@ -78,10 +79,12 @@ struct ChosenJob {
   struct Work {
     Counts* counts;
     float *sums, *h, *up;
-    int32_t *kept, *idle;
-    const int32_t* listed;
+    int32_t *listed, *kept, *idle;
+    int32_t* coming;  // the first ones of the part that comes next
     int64_t count, begun, pending, multiplied, alive, added, idle_count, idle_added;
   };
+
+  static constexpr int64_t kComing = kNeighbours + kGroup;
 
   enum class Stage { kFirst, kSecond, kDown, kIdle, kUnknown, kEnd };
 
@@ -94,7 +97,7 @@ struct ChosenJob {
 
   size_t scratch_bytes() const {
     const int64_t floats = c.tokens * (sum_floats + most + kGroup);
-    return 64 + static_cast<size_t>(floats) * sizeof(float) + 2 * most * sizeof(int32_t);
+    return 64 + static_cast<size_t>(floats) * sizeof(float) + (3 * most + kComing) * sizeof(int32_t);
   }
 
   Work work_in(void* memory) const {
@@ -104,13 +107,32 @@ struct ChosenJob {
     w.sums = reinterpret_cast<float*>(static_cast<uint8_t*>(memory) + 64);
     w.h = w.sums + c.tokens * sum_floats;
     w.up = w.h + c.tokens * most;
-    w.kept = reinterpret_cast<int32_t*>(w.up + c.tokens * kGroup);
+    w.listed = reinterpret_cast<int32_t*>(w.up + c.tokens * kGroup);
+    w.kept = w.listed + most;
     w.idle = w.kept + most;
+    w.coming = w.idle + most;
     return w;
   }
 
-  bool is_chosen(int64_t t, int32_t j) const {
-    if (!c.scores) return true;
+  // Writes which neurons of a part are chosen, until there are `enough`; returns how many.
+  int64_t choose(int64_t part, int64_t enough, int32_t* to) const {
+    int64_t count = 0;
+    for (int64_t first = part * kNeighbours; first < c.neurons && count < enough;
+         first += parts * kNeighbours) {
+      const int64_t n = std::min(kNeighbours, c.neurons - first);
+      if (c.scores) {
+        count += runtime->neurons.select(c.scores + first, c.neurons, c.factors ? c.factors + first : nullptr,
+                                         c.magnitude, n, c.tokens, c.cutoff, static_cast<int32_t>(first),
+                                         to + count);
+      } else {
+        std::iota(to + count, to + count + n, static_cast<int32_t>(first));
+        count += n;
+      }
+    }
+    return count;
+  }
+
+  bool counts_for(int64_t t, int32_t j) const {
     const float score = c.scores[t * c.neurons + j] * (c.factors ? c.factors[j] : 1.0f);
     return (c.magnitude ? std::max(score, -score) : score) >= c.cutoff;
   }
@@ -120,20 +142,21 @@ struct ChosenJob {
   // their order, so that no bit depends on which others are computed.
   void compute(int64_t part, void* memory) const {
     Work w = work_in(memory);
-    w.listed = indices + starts[part];
-    w.count = starts[part + 1] - starts[part];
+    w.count = choose(part, most, w.listed);
+    *w.counts = {w.count, 0, 0};
+    if (w.count == 0) return;
     std::fill_n(w.sums, c.tokens * sum_floats, 0.0f);
     if (!has_first) take_known(w);
     const Step none = {Stage::kEnd, 0, {}};
     Step now = take(w, none);
     while (now.stage != Stage::kEnd) {
       Step ahead = take(w, now);
-      if (ahead.stage == Stage::kEnd) ahead.list = first_of(part + 1);
+      if (ahead.stage == Stage::kEnd) ahead.list = first_of(part + 1, w.coming);
       now.list.next = &ahead.list;
       run(now, w);
       now = ahead.stage == Stage::kUnknown ? take(w, none) : ahead;
     }
-    *w.counts = {(w.alive + w.idle_count) * c.tokens, 0};
+    w.counts->read = (w.alive + w.idle_count) * c.tokens;
     for (int64_t t = 0; t < c.tokens; ++t) {
       for (int64_t k = 0; k < w.alive; ++k) w.counts->fired += w.h[t * most + k] != 0.0f;
     }
@@ -141,6 +164,8 @@ struct ChosenJob {
 
   void commit(int64_t part, void* memory) const {
     const Work w = work_in(memory);
+    any[part] = w.counts->listed > 0;
+    if (!any[part]) return;
     std::copy_n(w.sums, c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
     touched->read.fetch_add(w.counts->read, std::memory_order_relaxed);
     touched->fired.fetch_add(w.counts->fired, std::memory_order_relaxed);
@@ -189,12 +214,10 @@ struct ChosenJob {
     }
   }
 
-  // What a part reads first; nothing of a part that there is not.
-  NeuronList first_of(int64_t part) const {
+  // What a part reads first, with room for its indices.
+  NeuronList first_of(int64_t part, int32_t* to) const {
     const NeuronMatrix* matrix = has_first ? &first : has_second ? &second : &down;
-    if (part >= parts) return {matrix, indices, 0, nullptr};
-    const int64_t count = starts[part + 1] - starts[part];
-    return {matrix, indices + starts[part], std::min(kGroup, count), nullptr};
+    return {matrix, to, std::min(kGroup, choose(part, kGroup, to)), nullptr};
   }
 
   // Values known from elsewhere.
@@ -220,9 +243,9 @@ struct ChosenJob {
   }
 
   void pass_firsts(const int32_t* listed, int64_t n, float* h, Work& w) const {
-    for (int64_t t = 0; c.tokens > 1 && t < c.tokens; ++t) {
+    for (int64_t t = 0; c.by_token && c.tokens > 1 && t < c.tokens; ++t) {
       for (int64_t k = 0; k < n; ++k) {
-        if (!is_chosen(t, listed[k])) h[t * most + k] = 0.0f;
+        if (!counts_for(t, listed[k])) h[t * most + k] = 0.0f;
       }
     }
     pass(listed, n, h, !has_second, w);
@@ -267,6 +290,7 @@ struct FinishJob {
   const Runtime* runtime;
   int64_t cols, tokens, parts, sum_floats;
   const float *sums, *bias;
+  const bool* any;
   bool add;
   float* out;
 
@@ -284,6 +308,7 @@ struct FinishJob {
         std::fill_n(y, n, 0.0f);
       }
       for (int64_t part = 0; part < parts; ++part) {
+        if (!any[part]) continue;
         const float* from = sums + (part * tokens + t) * sum_floats + col0;
         if (part + kAhead < parts) fetch(from + kAhead * tokens * sum_floats, n);
         runtime->vector.add(from, n, y);
@@ -306,43 +331,6 @@ struct FinishJob {
       } else {
         std::copy_n(y, n, to);
       }
-    }
-  }
-};
-
-// The list dealt out: parts that have neurons, one after the other.
-struct Dealt {
-  int32_t *indices, *starts;
-  int64_t parts, most;  // of a part's neurons, were all in the list
-
-  Dealt(Session& session, const Chosen& chosen) {
-    const int64_t blocks = ceil_div(chosen.neurons, kNeighbours);
-    const int64_t most_parts =
-        std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
-    most = ceil_div(blocks, most_parts) * kNeighbours;
-    auto* ends = session.allocate<int32_t>(blocks);  // of each block's neurons in the list
-    int32_t counts[kMaxParts] = {}, end = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int32_t first = end;
-      while (end < chosen.count && chosen.indices[end] < (block + 1) * kNeighbours) ++end;
-      ends[block] = end;
-      counts[block % most_parts] += end - first;
-    }
-    indices = session.allocate<int32_t>(chosen.count);
-    starts = session.allocate<int32_t>(kMaxParts + 1);
-    parts = 0;
-    int32_t* next[kMaxParts];
-    int32_t start = 0;
-    for (int64_t part = 0; part < most_parts; ++part) {
-      next[part] = indices + start;
-      if (counts[part] > 0) starts[parts++] = start;
-      start += counts[part];
-    }
-    starts[parts] = start;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int32_t first = block > 0 ? ends[block - 1] : 0;
-      int32_t*& to = next[block % most_parts];
-      to = std::copy(chosen.indices + first, chosen.indices + ends[block], to);
     }
   }
 };
@@ -372,9 +360,11 @@ void multiply_all_rows(Session& session, const Runtime& runtime, const RowActiva
 void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
                 const Norm* post_norm, float* out, Touched& touched) {
   const int64_t cols = down.cols(), sum_floats = runtime.neurons.sum_floats(cols);
-  const Dealt dealt(session, chosen);
-  const int64_t parts = dealt.parts;
+  const int64_t blocks = ceil_div(chosen.neurons, kNeighbours);
+  const int64_t parts =
+      std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
   auto* sums = session.allocate<float>(parts * chosen.tokens * sum_floats);
+  auto* any = session.allocate<bool>(parts);
   ChosenJob job{};
   job.runtime = &runtime;
   job.c = chosen;
@@ -389,19 +379,18 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
     job.second = chosen.second->packed;
     job.second_bias = chosen.second->bias_data();
   }
-  job.indices = dealt.indices;
-  job.starts = dealt.starts;
   job.parts = parts;
-  job.most = dealt.most;
+  job.most = ceil_div(blocks, parts) * kNeighbours;
   job.sum_floats = sum_floats;
   job.sums = sums;
+  job.any = any;
   job.touched = &touched;
   session.run(parts, job);
 
   float* y = post_norm ? session.allocate<float>(chosen.tokens * cols) : out;
-  session.run(
-      ceil_div(cols, runtime.neurons.group_cols),
-      FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, down.bias_data(), !post_norm, y});
+  session.run(ceil_div(cols, runtime.neurons.group_cols),
+              FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, down.bias_data(), any,
+                        !post_norm, y});
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
 }
 

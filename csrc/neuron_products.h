@@ -21,20 +21,20 @@ void multiply_all_rows(Session& session, const Runtime& runtime, const RowActiva
 
 // Which neurons to compute for a few tokens, and how their values come about.
 struct Chosen {
-  const int32_t* indices;  // ascending
-  int64_t count;
   int64_t tokens, neurons;
+
+  // Those whose score (or its magnitude) times its factor reaches the cut-off for any token; all, where
+  // scores (tokens x neurons) are null. Factors may be.
+  const float* scores;
+  const float* factors;
+  bool magnitude;
+  float cutoff;
+  bool by_token;    // a neuron counts only for tokens whose own score reaches the cut-off
   bool everything;  // add up zeros too
 
   // Values known for all neurons (tokens x neurons): the activation of gate, or the neurons' values
   // themselves. Null where `first` has to be multiplied.
   const float* known;
-  // Where not null (tokens x neurons): a token's neuron counts only where scores (or their magnitudes) times
-  // factors reach the cut-off.
-  const float* scores;
-  const float* factors;
-  bool magnitude;
-  float cutoff;
 
   const NeuronRows* first;   // the activation's rows: gate, or up where there is no gate
   const NeuronRows* second;  // up's rows where there is a gate, and these are not in `known`

@@ -117,8 +117,8 @@ void run(const std::vector<int64_t>& header) {
   }
   for (int64_t t = 0; t < tokens; t++) write(sums.data() + t * width, cols);
 
-  std::vector<int32_t> chosen(rows + 64);
-  const int64_t n = k.select(all.data(), nullptr, true, rows, 1, 0.5f, chosen.data());
+  std::vector<int32_t> chosen(rows);
+  const int64_t n = k.select(all.data(), rows, nullptr, true, rows, 1, 0.5f, 0, chosen.data());
   write(&n, 1);
   write(chosen.data(), n);
 }
