@@ -1,14 +1,18 @@
 """How fast rows of chosen neurons are read: against the memory's bandwidth, and against a dense FFN.
 
 Layers of a Llama-2-7B's size with random weights (synthetic), more than caches hold, called in turn with
-random inputs. A predictor of little width chooses the neurons; the activation is never zero, so that every
+random inputs. Which neurons are chosen is given, as scores; the activation is never zero, so that every
 chosen neuron is computed whole: gate, up and down (ungated: up and down). Neurons are drawn in two ways, at
 the same densities: all alike (uniform), or by the power law of `sparse_models.py` with the hottest neurons
 first, as models fire and `hotset convert` stores them. Where a density is too high for that law, the hottest
-are drawn as often as it allows. Bytes are those of the rows and the predictor. Rounds alternate between
-streaming (the best of five passes over memory), chosen neurons and an ordinary dense FFN of the same weights
-(the best of five batches of calls each); ratios are medians over rounds. The break-even density is where a
-call takes as long as the dense FFN's.
+are drawn as often as it allows.
+
+The kernel's time is that of a call less that of a call with no neuron chosen (norm, packing of x, scanning
+the scores); its bytes are those of the rows. In each round, streaming through memory (the best of five
+passes) comes just before and just after the calls (the best of five batches), since the machine's pace
+changes within a second; the share is of their mean. Then comes an ordinary dense FFN of the same weights.
+Figures are medians over rounds. The break-even density is where a whole call takes as long as the dense
+FFN's.
 
     python benchmarks/neurons.py --json result.json
 """
@@ -16,8 +20,7 @@ call takes as long as the dense FFN's.
 import argparse
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist, median
@@ -28,12 +31,12 @@ from machine import report, write_json
 from sparse_models import HOT_SHARE, probabilities
 from synthetic import random_blocks
 
-from hotset.backends.base import F32, FFN, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.base import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
 from hotset.config import Activation, FFNPlan, NormKind, Score, Way
-from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
+from hotset.formats.tensor import Tensor, TensorType
 
-HIDDEN, FFN_SIZE, WIDTH = 4096, 11008, 32
+HIDDEN, FFN_SIZE = 4096, 11008
 TYPES = (TensorType.Q4_0, TensorType.Q4_1, TensorType.Q8_0, TensorType.F16)
 DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 BATCHES = 5
@@ -46,14 +49,13 @@ def tensor(name: str, type: TensorType, rows: int, cols: int, rng: np.random.Gen
     return Tensor(name, type, (rows, cols), np.ascontiguousarray(blocks).reshape(-1))
 
 
-def seconds(layers: list[FFN], inputs: list[F32], calls: int) -> float:
+def seconds(call: Callable[[int], object], calls: int) -> float:
     """Mean time of a call in the best of a few batches, which `memory_bandwidth` has passes for."""
-    out = np.zeros((1, HIDDEN), np.float32)
     times = []
     for batch in range(BATCHES):
         start = time.perf_counter()
         for i in range(batch * calls, (batch + 1) * calls):
-            layers[i % len(layers)].forward(inputs[i % len(inputs)], out)
+            call(i)
         times.append((time.perf_counter() - start) / calls)
     return min(times)
 
@@ -73,44 +75,57 @@ def measure(
     rng = np.random.default_rng(0)
     norm = Norm(NormKind.RMS, 1e-5, np.ones(HIDDEN, np.float32))
     inputs = [rng.standard_normal((1, HIDDEN), dtype=np.float32) for _ in range(31)]
-    fc1 = tensor_from_array("fc1", rng.standard_normal((WIDTH, HIDDEN)) / HIDDEN**0.5)
-    fc2 = tensor_from_array("fc2", rng.standard_normal((FFN_SIZE, WIDTH)) / WIDTH**0.5)
-    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK)
-    specs, dense = [], []
+    normal = rng.standard_normal((len(inputs), FFN_SIZE), dtype=np.float32)
+    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, cutoff=0.5)
+    sparse, dense = [], []
     for _ in range(n_layers):
         gate = Linear(tensor("gate", type, FFN_SIZE, HIDDEN, rng)) if gated else None
         up = Linear(tensor("up", type, FFN_SIZE, HIDDEN, rng))
         down_t = Linear(tensor("down_t", type, FFN_SIZE, HIDDEN, rng))
         down = Linear(tensor("down", type, HIDDEN, FFN_SIZE, rng))
-        specs.append(NeuronFFNSpec(norm, gate, up, down_t, Activation.SILU, plan))
+        spec = NeuronFFNSpec(norm, gate, up, down_t, Activation.SILU, plan)
+        sparse.append(backend.neuron_ffn(spec, scores_given=True))
         dense.append(backend.ffn(FFNSpec(norm, gate, up, down, Activation.SILU)))
-    normed = np.concatenate(inputs) / np.sqrt((np.concatenate(inputs) ** 2).mean(axis=1, keepdims=True))
-    scores = normed @ fc1.to_float32().T @ fc2.to_float32().T
     row_bytes = HIDDEN // type.block_size * type.block_bytes * (3 if gated else 2)
+    out = np.zeros((1, HIDDEN), np.float32)
+
+    def of_sparse(scores: list[F32]) -> float:
+        def call(i: int) -> None:
+            sparse[i % n_layers].forward_scored(inputs[i % len(inputs)], out, scores[i % len(inputs)])
+
+        return seconds(call, calls)
+
+    def of_dense() -> float:
+        return seconds(lambda i: dense[i % n_layers].forward(inputs[i % len(inputs)], out), calls)
+
+    nothing = [np.zeros((1, FFN_SIZE), np.float32)] * len(inputs)
 
     def row(drawn: str, density: float) -> dict[str, Any]:
-        bias = firing_bias(drawn, density, gated)
-        cutoff = float(np.quantile(scores + bias, 1 - density)) if density < 1 else -1e30
-        asked = replace(plan, cutoff=cutoff)
-        predictor = (Linear(fc1), Linear(fc2, bias))
-        chosen = [backend.neuron_ffn(replace(spec, plan=asked, predictor=predictor)) for spec in specs]
-        streams, of_chosen, of_dense = [], [], []
+        biased = normal + firing_bias(drawn, density, gated)
+        cutoff = np.quantile(biased, 1 - density) if density < 1 else -np.inf
+        scores = [(row > cutoff).astype(np.float32)[None] for row in biased]
+        neurons = float(np.mean([row.sum() for row in scores]))
+        touched = neurons * row_bytes / 1e9
+        streams, whole, kernel, of_dense_time, shares = [], [], [], [], []
         for _ in range(rounds):
-            streams.append(backend.memory_bandwidth())
-            of_chosen.append(seconds(list(chosen), inputs, calls))
-            of_dense.append(seconds(list(dense), inputs, calls))
-        counts = [layer.counts() for layer in chosen]
-        neurons = sum(count.read for count in counts) / sum(count.tokens for count in counts)
-        touched = (neurons * row_bytes + fc1.nbytes + fc2.nbytes) / 1e9
-        shares = [touched / time / stream for time, stream in zip(of_chosen, streams, strict=True)]
+            before = backend.memory_bandwidth()
+            whole.append(of_sparse(scores))
+            kernel.append(whole[-1] - of_sparse(nothing))
+            streams.append((before + backend.memory_bandwidth()) / 2)
+            shares.append(touched / kernel[-1] / streams[-1])
+            of_dense_time.append(whole[-1] / of_dense())
         return {
             "density": neurons / FFN_SIZE,
-            "microseconds": median(of_chosen) * 1e6,
-            "gb_per_second": touched / median(of_chosen),
+            "microseconds": median(whole) * 1e6,
+            "kernel_microseconds": median(kernel) * 1e6,
+            "gb_per_second": touched / median(kernel),
             "streaming_gb_per_second": median(streams),
             "share_of_bandwidth": median(shares),
             "share_of_bandwidth_extremes": (min(shares), max(shares)),
-            "of_dense_time": median(a / b for a, b in zip(of_chosen, of_dense, strict=True)),
+            "share_of_bandwidth_of_the_call": median(
+                touched / time / stream for time, stream in zip(whole, streams, strict=True)
+            ),
+            "of_dense_time": median(of_dense_time),
         }
 
     for drawn in (UNIFORM, POWER_LAW):
@@ -140,9 +155,10 @@ def print_table(found: dict[str, Any]) -> None:
     for row in found["densities"]:
         low, high = row["share_of_bandwidth_extremes"]
         print(
-            f"  density {row['density']:.2f}  {row['microseconds']:7.0f} us  "
+            f"  density {row['density']:.2f}  {row['kernel_microseconds']:7.0f} us  "
             f"{row['gb_per_second']:5.1f} GB/s  {row['share_of_bandwidth']:4.0%} of the bandwidth "
-            f"({low:.0%}-{high:.0%})  {row['of_dense_time']:.2f} of dense",
+            f"({low:.0%}-{high:.0%})  the call {row['share_of_bandwidth_of_the_call']:.0%}, "
+            f"{row['of_dense_time']:.2f} of dense",
             flush=True,
         )
 
