@@ -65,7 +65,7 @@ struct ChosenJob {
   int64_t most;        // neurons that a part can have
   int64_t sum_floats;  // of one token
   float* sums;         // parts x tokens x sum_floats
-  bool* any;           // of a part: whether it has sums
+  bool* filled;        // of a part: whether it has sums
   Touched* touched;
 
   struct Counts {
@@ -164,8 +164,8 @@ struct ChosenJob {
 
   void commit(int64_t part, void* memory) const {
     const Work w = work_in(memory);
-    any[part] = w.counts->listed > 0;
-    if (!any[part]) return;
+    filled[part] = w.counts->listed > 0;
+    if (!filled[part]) return;
     std::copy_n(w.sums, c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
     touched->read.fetch_add(w.counts->read, std::memory_order_relaxed);
     touched->fired.fetch_add(w.counts->fired, std::memory_order_relaxed);
@@ -214,10 +214,11 @@ struct ChosenJob {
     }
   }
 
-  // What a part reads first, with room for its indices.
+  // What a part reads first, with room for its indices; nothing of a part that there is not.
   NeuronList first_of(int64_t part, int32_t* to) const {
     const NeuronMatrix* matrix = has_first ? &first : has_second ? &second : &down;
-    return {matrix, to, std::min(kGroup, choose(part, kGroup, to)), nullptr};
+    const int64_t count = part < parts ? choose(part, kGroup, to) : 0;
+    return {matrix, to, std::min(kGroup, count), nullptr};
   }
 
   // Values known from elsewhere.
@@ -290,7 +291,7 @@ struct FinishJob {
   const Runtime* runtime;
   int64_t cols, tokens, parts, sum_floats;
   const float *sums, *bias;
-  const bool* any;
+  const bool* filled;
   bool add;
   float* out;
 
@@ -308,7 +309,7 @@ struct FinishJob {
         std::fill_n(y, n, 0.0f);
       }
       for (int64_t part = 0; part < parts; ++part) {
-        if (!any[part]) continue;
+        if (!filled[part]) continue;
         const float* from = sums + (part * tokens + t) * sum_floats + col0;
         if (part + kAhead < parts) fetch(from + kAhead * tokens * sum_floats, n);
         runtime->vector.add(from, n, y);
@@ -364,7 +365,7 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   const int64_t parts =
       std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
   auto* sums = session.allocate<float>(parts * chosen.tokens * sum_floats);
-  auto* any = session.allocate<bool>(parts);
+  auto* filled = session.allocate<bool>(parts);
   ChosenJob job{};
   job.runtime = &runtime;
   job.c = chosen;
@@ -383,13 +384,13 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   job.most = ceil_div(blocks, parts) * kNeighbours;
   job.sum_floats = sum_floats;
   job.sums = sums;
-  job.any = any;
+  job.filled = filled;
   job.touched = &touched;
   session.run(parts, job);
 
   float* y = post_norm ? session.allocate<float>(chosen.tokens * cols) : out;
   session.run(ceil_div(cols, runtime.neurons.group_cols),
-              FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, down.bias_data(), any,
+              FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, down.bias_data(), filled,
                         !post_norm, y});
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
 }
