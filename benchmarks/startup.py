@@ -63,7 +63,7 @@ def answer(command: list[str]) -> dict[str, Any]:
 
 def memory_allowance(model: Path, context: int) -> int:
     """Bytes of the weights and of the KV cache."""
-    from hotset.engine.load import kv_cache_bytes
+    from hotset.engine.loaded import kv_cache_bytes
     from hotset.formats import open_checkpoint
 
     checkpoint = open_checkpoint(model)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hotset.engine.engine import Engine
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 
 END = 256
 VOCAB = 257

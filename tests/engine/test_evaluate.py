@@ -10,7 +10,7 @@ from hotset.backends.base import NeuronCounts
 from hotset.config import FFNPlan, Way
 from hotset.engine import evaluate as module
 from hotset.engine.evaluate import evaluate, tokenize
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.errors import RequestError
 
 VOCAB = 30

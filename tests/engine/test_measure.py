@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from hotset.engine import measure as module
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.engine.measure import measure
 from hotset.engine.traffic import Traffic
 

@@ -8,7 +8,7 @@ from helpers.random_checkpoint import by_neuron, random_checkpoint
 
 from hotset.backends.cpu import CpuBackend
 from hotset.config import FFNPlan, Score, Way
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.engine.plots import plot_sweep, plot_trace
 from hotset.engine.sweep import PLAN, sweep
 from hotset.engine.trace import EVERY, trace

@@ -12,7 +12,8 @@ from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 from hotset.backends.cpu import CpuBackend
 from hotset.config import FFNPlan, Way
 from hotset.engine.engine import Engine
-from hotset.engine.load import Model, load_model
+from hotset.engine.load import load_model
+from hotset.engine.loaded import Model
 from hotset.engine.traffic import traffic
 from hotset.errors import RequestError
 from hotset.formats.tensor import TensorType

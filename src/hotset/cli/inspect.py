@@ -25,7 +25,7 @@ def inspect(
 
 
 def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
-    from hotset.engine.load import KV_TYPES, check_context, kv_cache_bytes
+    from hotset.engine.loaded import KV_TYPES, check_context, kv_cache_bytes
 
     config = checkpoint.config
     context = check_context(config, context)

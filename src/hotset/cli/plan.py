@@ -42,7 +42,8 @@ def plan(
 ) -> None:
     """Choose what lies on the GPU, layer by layer, and predict the speed. Runs nothing there."""
     from hotset.cli.console import progress
-    from hotset.engine.load import check_context, open_model
+    from hotset.engine.load import open_model
+    from hotset.engine.loaded import check_context
     from hotset.neurons.costs import gpu_of
     from hotset.neurons.placement import Planner
 

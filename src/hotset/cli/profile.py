@@ -100,7 +100,8 @@ def _from_text(
 
     from hotset.cli.console import progress
     from hotset.config import Way
-    from hotset.engine.load import check_context, load_model, open_model
+    from hotset.engine.load import load_model, open_model
+    from hotset.engine.loaded import check_context
     from hotset.neurons.collect import collect
     from hotset.neurons.corpus import corpus_windows
     from hotset.neurons.profile import fingerprint

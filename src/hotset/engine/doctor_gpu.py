@@ -16,7 +16,7 @@ from hotset.formats.tensor import TensorType
 from hotset.neurons.machine import CpuRates, GpuRates
 
 if TYPE_CHECKING:
-    from hotset.engine.doctor import CpuBench
+    from hotset.engine.doctor_cpu import CpuBench
 
 _COPY_BYTES = 256 << 20
 _REPEATS = 10

@@ -12,7 +12,8 @@ import numpy as np
 
 from hotset.backends.base import F32, KVCache
 from hotset.config import Way
-from hotset.engine.load import Model, Progress, load_model
+from hotset.engine.load import Progress, load_model
+from hotset.engine.loaded import Model
 from hotset.engine.request import FinishReason, Request, StopStrings, Token, check_stop
 from hotset.engine.sampler import Sampler, Sampling, logprobs
 from hotset.errors import RequestError

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32, KVCache
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.errors import RequestError
 
 DEFAULT_WINDOW = 512

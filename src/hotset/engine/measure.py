@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import NeuronCounts
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.engine.sample_text import sample_text
 from hotset.model.transformer import SINK_TOKENS
 

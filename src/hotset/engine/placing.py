@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
-from hotset.engine.load import KV_TYPES
+from hotset.engine.loaded import KV_TYPES
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import Progress, build_hybrid
 from hotset.hybrid.device import Device, DeviceMemoryError

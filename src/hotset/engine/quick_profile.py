@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hotset.backends.base import F32
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.engine.sample_text import SUBJECTS
 from hotset.formats.checkpoint import Checkpoint
 from hotset.neurons.collect import collect

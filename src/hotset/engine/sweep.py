@@ -9,7 +9,7 @@ import numpy as np
 from hotset.backends.base import F32, NeuronFFN
 from hotset.backends.reference import ACTIVATIONS
 from hotset.config import FFNPlan, Score, Way
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.engine.measure import density, neurons_per_token, sample_tokens
 from hotset.errors import RequestError
 from hotset.neurons.capture import capture

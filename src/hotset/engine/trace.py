@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 
 from hotset.backends.base import NeuronFFN
-from hotset.engine.load import Model
+from hotset.engine.loaded import Model
 from hotset.engine.measure import density, neurons_per_token
 from hotset.errors import RequestError
 
