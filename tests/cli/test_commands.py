@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import time
 
 import pytest
 
@@ -119,6 +120,17 @@ def test_ctrl_c_is_130_without_a_traceback(start, demo):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
+def test_a_command_ended_from_outside_leaves_nothing_behind(start, demo, tmp_path):
+    process = start("quantize", str(demo), "--type", "q8_0", "-o", str(tmp_path / "out.gguf"))
+    while not any(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_closed_pipe_is_no_error(start, demo):

@@ -1,6 +1,7 @@
 """The command line: one file a command. Nothing heavy is imported before a command needs it."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -8,9 +9,16 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    0: done; 1: nobody reads stdout any more; 2: something the user can mend, one line says what; 130: Ctrl-C.
+    0: done; 1: nobody reads stdout any more; 2: something the user can mend, one line says what; 130: Ctrl-C;
+    143: ended from outside (SIGTERM).
     """
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _end(signum: int, _: object) -> None:
+    """End as by an error, so that nothing half-written stays behind."""
+    sys.exit(128 + signum)
 
 
 def _exit_code(arguments: list[str]) -> int:
