@@ -106,6 +106,19 @@ def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monk
     assert again.perplexity == pytest.approx(training.qualities[CHOSEN].perplexity, rel=1e-4)
 
 
+def test_a_predictor_that_harms_the_model_is_not_taken(opened, monkeypatch, capsys):
+    _, _, _, windows, studied, _ = opened("relu")
+    monkeypatch.setattr(train_module, "measure_ms", times((0.5, 0.45, 0.9, 0.4, 0.6)))
+    monkeypatch.setattr(train_module, "_MOST_KL", 0.0)
+    training = train_predictors(studied, windows, target=0.95, budget=0.5, stage=stage)
+    assert [best and best.name for best in training.best] == ["exact"] * LAYERS
+    for choices in training.choices:
+        kls = {choice.name: choice.kl for choice in choices}
+        assert kls["gate_q4"] > 0 and kls["low_rank"] > 0 and kls["gate_q2"] is None
+    print_training(training)
+    assert capsys.readouterr().out.count("(KL 0.") == 2 * LAYERS
+
+
 def test_calibration_keeps_its_budget(opened, monkeypatch, capsys):
     checkpoint, _, profile, windows, studied, out = opened("silu")
     densities = calibrate_module._TIMED_DENSITIES

@@ -124,6 +124,7 @@ def _candidate(choice: "Choice") -> dict[str, Any]:
         "chosen": choice.chosen,
         "read": choice.read,
         "ms": choice.ms,
+        "kl": choice.kl,
     }
 
 
@@ -164,6 +165,8 @@ def _print(training: "Training") -> None:
 
 def _row(choice: "Choice", taken: bool) -> tuple[str, ...]:
     name = choice.name + (f" {choice.rank}" if choice.rank else "") + " *" * taken
+    if choice.kl is not None and not taken:
+        name += f" (KL {choice.kl:.4f})"
     return "", name, *_mean([choice], [choice.ms])
 
 

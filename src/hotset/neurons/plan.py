@@ -43,6 +43,8 @@ class Choice:
     """Share of the neurons whose row of down is read."""
     ms: float = 0.0
     """Time of the layer's FFN for one token."""
+    kl: float | None = None
+    """Mean KL from the dense model where only this layer chooses so, in nats; None: not tried."""
 
     @property
     def name(self) -> str:
