@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from hotset.engine import doctor, doctor_gpu
+from hotset.engine import doctor, doctor_cpu, doctor_gpu
 from hotset.neurons.machine import load_machine
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_HIDDEN", 256)
-    monkeypatch.setattr(doctor, "_FFN", 512)
-    monkeypatch.setattr(doctor, "_CALLS", 4)
+    monkeypatch.setattr(doctor_cpu, "_HIDDEN", 256)
+    monkeypatch.setattr(doctor_cpu, "_FFN", 512)
+    monkeypatch.setattr(doctor_cpu, "_CALLS", 4)
     monkeypatch.setattr(doctor_gpu, "_COPY_BYTES", 1 << 16)
     monkeypatch.setattr(doctor_gpu, "_MATRIX", 64)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
