@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.base import F32, FFN
-from hotset.config import FFNPlan
+from hotset.config import FFNPlan, Way
 from hotset.formats.tensor import Tensor
 from hotset.neurons.convert import Predictor
 from hotset.neurons.plan import Choice, choose, measure_ms
@@ -79,20 +79,24 @@ def train_predictors(
     timed, dense_ms = _timed(study, found, texts[2], stage)
     with stage("Reading held-out text") as bar:
         trial = Trial(study.transformer, windows.held_out[:_TRIED_WINDOWS], bar)
+    kinds = list(dict.fromkeys(choice.name for choices in timed for choice in choices))
+    qualities = {}
+    with stage("Trying them") as bar:
+        for kind in kinds:
+            row = _row(timed, kind)
+            qualities[kind] = trial.run([_tried(study, i, choice) for i, choice in enumerate(row)])
+            if bar:
+                bar(len(qualities), len(kinds))
+    # Any change re-rounds all that follows: what that costs, exact choices say.
+    rounding = qualities[Way.EXACT.value].kl if Way.EXACT.value in qualities else 0.0
+    most_kl = rounding + _UNEVEN * _MOST_KL / len(timed)
     best = []
     with stage("Trying the fastest") as bar:
         for i, choices in enumerate(timed):
-            best.append(_harmless(study, trial, i, choices, target, dense_ms[i]))
+            best.append(_harmless(study, trial, i, choices, target, dense_ms[i], most_kl))
             if bar:
                 bar(i + 1, len(timed))
-    kinds = list(dict.fromkeys(choice.name for choices in timed for choice in choices))
-    rows = {kind: _row(timed, kind) for kind in kinds} | {CHOSEN: best}
-    qualities = {}
-    with stage("Trying them") as bar:
-        for kind, row in rows.items():
-            qualities[kind] = trial.run([_tried(study, i, choice) for i, choice in enumerate(row)])
-            if bar:
-                bar(len(qualities), len(rows))
+    qualities[CHOSEN] = trial.run([_tried(study, i, choice) for i, choice in enumerate(best)])
     return Training(
         tuple(map(tuple, timed)), tuple(best), tuple(dense_ms), trial.dense, qualities, trial.predictions
     )
@@ -132,16 +136,21 @@ def _timed(
 
 
 def _harmless(
-    study: Study, trial: Trial, layer: int, choices: list[Choice], target: float, dense_ms: float
+    study: Study,
+    trial: Trial,
+    layer: int,
+    choices: list[Choice],
+    target: float,
+    dense_ms: float,
+    most_kl: float,
 ) -> Choice | None:
     """The fastest choice that keeps the target and, alone in the model, harms it little; else None.
 
     What a layer keeps of its activation does not say all: near the output, a per cent lost can cost many
     times the KL that it costs elsewhere. The choices that were tried get their `kl`.
     """
-    most = _UNEVEN * _MOST_KL / len(study.specs)
     while True:
-        best = choose([c for c in choices if c.kl is None or c.kl <= most], target, dense_ms)
+        best = choose([c for c in choices if c.kl is None or c.kl <= most_kl], target, dense_ms)
         if best is None or best.kl is not None or not best.plan.way.approximate:
             return best
         kl = trial.run_one(layer, _tried(study, layer, best)).kl
