@@ -104,8 +104,8 @@ def measure(
     def row(drawn: str, density: float) -> dict[str, Any]:
         biased = normal + firing_bias(drawn, density, gated)
         cutoff = np.quantile(biased, 1 - density) if density < 1 else -np.inf
-        scores = [(row > cutoff).astype(np.float32)[None] for row in biased]
-        neurons = float(np.mean([row.sum() for row in scores]))
+        scores = [(token > cutoff).astype(np.float32)[None] for token in biased]
+        neurons = float(np.mean([chosen.sum() for chosen in scores]))
         touched = neurons * row_bytes / 1e9
         streams, whole, kernel, of_dense_time, shares = [], [], [], [], []
         for attempt in range(MOST_ATTEMPTS * rounds):

@@ -135,13 +135,15 @@ HOTSET_INLINE void transpose_codes(uint8_t* data) {
       codes[c] = (words[c / 4] >> c % 4 * 8 & 255) ^ 128;
     }
   }
-  memset(words, 0, sizeof words);
-  for (int c = 0; c < kCodes * kLanes; c++) {
-    const int lane = c % kLanes, code = c / kLanes % kHalfCodes, high = c / kLanes / kHalfCodes;
-    const int half = lane / 4 * 8 + high * 4 + lane % 4;
-    words[half / 2] |= codes[c] << (half % 2 * 16 + code * R::kBits);
+  uint16_t halves[2 * kLanes];
+  for (int half = 0; half < 2 * kLanes; half++) {
+    const int lane = half / 8 * 4 + half % 4, high = half / 4 % 2;
+    uint32_t bits = 0;
+    for (int n = 0; n < kHalfCodes; n++)
+      bits |= codes[(high * kHalfCodes + n) * kLanes + lane] << n * R::kBits;
+    halves[half] = uint16_t(bits);
   }
-  memcpy(data, words, kWordBytes);
+  memcpy(data, halves, kWordBytes);
 }
 
 // The 4-bit codes of a block: GGUF's bytes have columns 16 apart, those of rows to be multiplied 8 apart.

@@ -155,11 +155,8 @@ class Step:
         if self._chain is not None:
             return
         ready, self._chain = self._task()
-        if self._on_device:
-            x = self._x
-            self._tell_sent([lambda: (x, self._host_x)], ready)
-        else:
-            self._say(lambda: self._device.raise_flag(ready))
+        x = self._x
+        self._tell_sent([lambda: (x, self._host_x)] if self._on_device else [], ready)
         self._on_device = False
 
     def _tell_sent(self, parts: Sequence[Callable[[], tuple[Array, F32]]], ready: Flag) -> None:
