@@ -1,6 +1,8 @@
 #include "neuron_products.h"
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 #include <numeric>
 
 namespace hotset {
@@ -53,7 +55,13 @@ struct AllRowsJob {
   }
 };
 
-// One part of the neurons: computes the chosen ones, adds up their rows of down, and hands the sums over.
+// Stands for the sums of a part that has not come yet; one without any sums hands nullptr over.
+float nobody;
+float* const kNobody = &nobody;
+
+// One part of the neurons: computes the chosen ones and adds up their rows of down. Parts' sums are added up
+// in pairs, and pairs' in pairs, by whichever of two comes second, so that most of them stay in its caches;
+// the last one hands the total over.
 struct ChosenJob {
   const Runtime* runtime;
   Chosen c;
@@ -61,11 +69,13 @@ struct ChosenJob {
   const float *first_bias, *second_bias;
   NeuronMatrix first, second;
   bool has_first, has_second;
+  const float* bias;  // of down
   int64_t parts;
   int64_t most;        // neurons that a part can have
   int64_t sum_floats;  // of one token
-  float* sums;         // parts x tokens x sum_floats
-  bool* filled;        // of a part: whether it has sums
+  float* sums;         // of each pair's first: pairs x tokens x sum_floats
+  std::atomic<float*>* firsts;
+  float* out;
   Touched* touched;
 
   struct Counts {
@@ -164,11 +174,29 @@ struct ChosenJob {
 
   void commit(int64_t part, void* memory) const {
     const Work w = work_in(memory);
-    filled[part] = w.counts->listed > 0;
-    if (!filled[part]) return;
-    std::copy_n(w.sums, c.tokens * sum_floats, sums + part * c.tokens * sum_floats);
     touched->read.fetch_add(w.counts->read, std::memory_order_relaxed);
     touched->fired.fetch_add(w.counts->fired, std::memory_order_relaxed);
+    const int64_t floats = c.tokens * sum_floats;
+    float* mine = w.counts->listed > 0 ? w.sums : nullptr;
+    int64_t pair = 0;  // the first of those of as many nodes
+    for (int64_t node = part, nodes = parts; nodes > 1; pair += nodes / 2, node /= 2, nodes = ceil_div(nodes, 2)) {
+      if ((node ^ 1) == nodes) continue;  // has no neighbour
+      std::atomic<float*>& first = firsts[pair + node / 2];
+      float* theirs = first.load(std::memory_order_acquire);
+      if (theirs == kNobody) {
+        if (mine == w.sums) mine = std::copy_n(mine, floats, sums + (2 * pair + node) * floats) - floats;
+        if (first.compare_exchange_strong(theirs, mine, std::memory_order_acq_rel)) return;
+      }
+      if (mine && theirs) {
+        runtime->vector.add(theirs, floats, mine);
+      } else if (theirs) {
+        mine = theirs;
+      }
+    }
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      if (bias) runtime->vector.add(bias, down.cols, out + t * down.cols);
+      if (mine) runtime->vector.add(mine + t * sum_floats, down.cols, out + t * down.cols);
+    }
   }
 
  private:
@@ -284,58 +312,6 @@ struct ChosenJob {
   }
 };
 
-// Adds the parts' sums up, some columns at a time. Many of them lie in other cores' caches.
-struct FinishJob {
-  static constexpr int64_t kAhead = 3;  // parts
-
-  const Runtime* runtime;
-  int64_t cols, tokens, parts, sum_floats;
-  const float *sums, *bias;
-  const bool* filled;
-  bool add;
-  float* out;
-
-  size_t scratch_bytes() const { return tokens * runtime->neurons.group_cols * sizeof(float); }
-
-  void compute(int64_t group, void* scratch) const {
-    auto* y = static_cast<float*>(scratch);
-    const int64_t col0 = group * runtime->neurons.group_cols;
-    const int64_t col1 = std::min(col0 + runtime->neurons.group_cols, cols);
-    for (int64_t t = 0; t < tokens; ++t, y += runtime->neurons.group_cols) {
-      const int64_t n = col1 - col0;
-      if (bias) {
-        std::copy_n(bias + col0, n, y);
-      } else {
-        std::fill_n(y, n, 0.0f);
-      }
-      for (int64_t part = 0; part < parts; ++part) {
-        if (!filled[part]) continue;
-        const float* from = sums + (part * tokens + t) * sum_floats + col0;
-        if (part + kAhead < parts) fetch(from + kAhead * tokens * sum_floats, n);
-        runtime->vector.add(from, n, y);
-      }
-    }
-  }
-
-  static void fetch(const float* from, int64_t n) {
-    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(from + i);
-  }
-
-  void commit(int64_t group, void* scratch) const {
-    const auto* y = static_cast<const float*>(scratch);
-    const int64_t col0 = group * runtime->neurons.group_cols;
-    const int64_t n = std::min(runtime->neurons.group_cols, cols - col0);
-    for (int64_t t = 0; t < tokens; ++t, y += runtime->neurons.group_cols) {
-      float* to = out + t * cols + col0;
-      if (add) {
-        runtime->vector.add(y, n, to);
-      } else {
-        std::copy_n(y, n, to);
-      }
-    }
-  }
-};
-
 }  // namespace
 
 RowActivations pack_for_rows(Session& session, const Runtime& runtime, const float* x, int64_t rows,
@@ -364,8 +340,13 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   const int64_t blocks = ceil_div(chosen.neurons, kNeighbours);
   const int64_t parts =
       std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
-  auto* sums = session.allocate<float>(parts * chosen.tokens * sum_floats);
-  auto* filled = session.allocate<bool>(parts);
+  float* y = out;
+  if (post_norm) {
+    y = session.allocate<float>(chosen.tokens * cols);
+    std::fill_n(y, chosen.tokens * cols, 0.0f);
+  }
+  auto* firsts = session.allocate<std::atomic<float*>>(parts);
+  for (int64_t pair = 0; pair < parts; ++pair) new (&firsts[pair]) std::atomic<float*>(kNobody);
   ChosenJob job{};
   job.runtime = &runtime;
   job.c = chosen;
@@ -383,15 +364,12 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   job.parts = parts;
   job.most = ceil_div(blocks, parts) * kNeighbours;
   job.sum_floats = sum_floats;
-  job.sums = sums;
-  job.filled = filled;
+  job.bias = down.bias_data();
+  job.sums = session.allocate<float>(2 * parts * chosen.tokens * sum_floats);
+  job.firsts = firsts;
+  job.out = y;
   job.touched = &touched;
   session.run(parts, job);
-
-  float* y = post_norm ? session.allocate<float>(chosen.tokens * cols) : out;
-  session.run(ceil_div(cols, runtime.neurons.group_cols),
-              FinishJob{&runtime, cols, chosen.tokens, parts, sum_floats, sums, down.bias_data(), filled,
-                        !post_norm, y});
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
 }
 
