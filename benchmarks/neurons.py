@@ -1,11 +1,11 @@
 """How fast rows of chosen neurons are read: against the memory's bandwidth, and against a dense FFN.
 
-Layers of a Llama-2-7B's size with random weights (synthetic), more than caches hold, called in turn with
-random inputs. Which neurons are chosen is given, as scores; the activation is never zero, so that every
-chosen neuron is computed whole: gate, up and down (ungated: up and down). Neurons are drawn in two ways, at
-the same densities: all alike (uniform), or by the power law of `sparse_models.py` with the hottest neurons
-first, as models fire and `hotset convert` stores them. Where a density is too high for that law, the hottest
-are drawn as often as it allows.
+Layers of a Llama-2-7B's size with random weights (synthetic), called in turn with random inputs; so many
+that no cache holds all their hot neurons from one turn to the next. Which neurons are chosen is given, as
+scores; the activation is never zero, so that every chosen neuron is computed whole: gate, up and down
+(ungated: up and down). Neurons are drawn in two ways, at the same densities: all alike (uniform), or by the
+power law of `sparse_models.py` with the hottest neurons first, as models fire and `hotset convert` stores
+them. Where a density is too high for that law, the hottest are drawn as often as it allows.
 
 The kernel's time is that of a call less that of a call with no neuron chosen (norm, packing of x, scanning
 the scores); its bytes are those of the rows. In each round, streaming through memory (the best of five
@@ -78,15 +78,15 @@ def measure(
     inputs = [rng.standard_normal((1, HIDDEN), dtype=np.float32) for _ in range(31)]
     normal = rng.standard_normal((len(inputs), FFN_SIZE), dtype=np.float32)
     plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, cutoff=0.5)
-    sparse, dense = [], []
-    for _ in range(n_layers):
-        gate = Linear(tensor("gate", type, FFN_SIZE, HIDDEN, rng)) if gated else None
-        up = Linear(tensor("up", type, FFN_SIZE, HIDDEN, rng))
-        down_t = Linear(tensor("down_t", type, FFN_SIZE, HIDDEN, rng))
-        down = Linear(tensor("down", type, HIDDEN, FFN_SIZE, rng))
-        spec = NeuronFFNSpec(norm, gate, up, down_t, Activation.SILU, plan)
-        sparse.append(backend.neuron_ffn(spec, scores_given=True))
-        dense.append(backend.ffn(FFNSpec(norm, gate, up, down, Activation.SILU)))
+    gate = Linear(tensor("gate", type, FFN_SIZE, HIDDEN, rng)) if gated else None
+    up = Linear(tensor("up", type, FFN_SIZE, HIDDEN, rng))
+    down_t = Linear(tensor("down_t", type, FFN_SIZE, HIDDEN, rng))
+    down = Linear(tensor("down", type, HIDDEN, FFN_SIZE, rng))
+    sparse_spec = NeuronFFNSpec(norm, gate, up, down_t, Activation.SILU, plan)
+    dense_spec = FFNSpec(norm, gate, up, down, Activation.SILU)
+    # The same numbers, but memory of their own.
+    sparse = [backend.neuron_ffn(sparse_spec, scores_given=True) for _ in range(n_layers)]
+    dense = [backend.ffn(dense_spec) for _ in range(n_layers)]
     row_bytes = HIDDEN // type.block_size * type.block_bytes * (3 if gated else 2)
     out = np.zeros((1, HIDDEN), np.float32)
 
@@ -175,8 +175,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure the kernels over chosen neurons.")
     parser.add_argument("--type", choices=[type.name.lower() for type in TYPES], action="append")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=4, help="layers in turn, so that caches do not help")
-    parser.add_argument("--calls", type=int, default=12, help="calls a batch")
+    parser.add_argument("--layers", type=int, default=16, help="layers in turn, so that caches do not help")
+    parser.add_argument("--calls", type=int, default=16, help="calls a batch")
     parser.add_argument("--rounds", type=int, default=5, help="rounds a figure")
     parser.add_argument("--json", type=Path, help="write the figures with hardware and versions here")
     args = parser.parse_args()

@@ -55,13 +55,8 @@ struct AllRowsJob {
   }
 };
 
-// Stands for the sums of a part that has not come yet; one without any sums hands nullptr over.
-float nobody;
-float* const kNobody = &nobody;
-
 // One part of the neurons: computes the chosen ones and adds up their rows of down. Parts' sums are added up
-// in pairs, and pairs' in pairs, by whichever of two comes second, so that most of them stay in its caches;
-// the last one hands the total over.
+// in pairs, these in pairs again, by whichever of two comes second: most lie in that core's cache.
 struct ChosenJob {
   const Runtime* runtime;
   Chosen c;
@@ -71,12 +66,14 @@ struct ChosenJob {
   bool has_first, has_second;
   const float* bias;  // of down
   int64_t parts;
-  int64_t most;        // neurons that a part can have
-  int64_t sum_floats;  // of one token
-  float* sums;         // of each pair's first: pairs x tokens x sum_floats
-  std::atomic<float*>* firsts;
+  int64_t most;                 // neurons that a part can have
+  int64_t sum_floats;           // of one token
+  float* sums;                  // room for two of each pair, each tokens x sum_floats
+  std::atomic<float*>* firsts;  // of each pair, the sums of the one that came first
   float* out;
   Touched* touched;
+
+  static inline float nobody;  // whose address stands in `firsts` until one has come
 
   struct Counts {
     int64_t listed, read, fired;
@@ -176,16 +173,31 @@ struct ChosenJob {
     const Work w = work_in(memory);
     touched->read.fetch_add(w.counts->read, std::memory_order_relaxed);
     touched->fired.fetch_add(w.counts->fired, std::memory_order_relaxed);
+    float* total = w.counts->listed > 0 ? w.sums : nullptr;
+    if (!add_up(part, w.sums, total)) return;
+    for (int64_t t = 0; t < c.tokens; ++t) {
+      if (bias) runtime->vector.add(bias, down.cols, out + t * down.cols);
+      if (total) runtime->vector.add(total + t * sum_floats, down.cols, out + t * down.cols);
+    }
+  }
+
+ private:
+  // Adds a part's sums (nullptr: none) to its neighbour's, those of both to theirs, and so on, up to where
+  // the neighbour has not come yet. Returns whether these are the sums of all parts. What is in `scratch` is
+  // left to others as a copy.
+  bool add_up(int64_t part, const float* scratch, float*& mine) const {
     const int64_t floats = c.tokens * sum_floats;
-    float* mine = w.counts->listed > 0 ? w.sums : nullptr;
-    int64_t pair = 0;  // the first of those of as many nodes
-    for (int64_t node = part, nodes = parts; nodes > 1; pair += nodes / 2, node /= 2, nodes = ceil_div(nodes, 2)) {
-      if ((node ^ 1) == nodes) continue;  // has no neighbour
-      std::atomic<float*>& first = firsts[pair + node / 2];
+    int64_t before = 0;  // pairs of fewer parts
+    for (int64_t at = part, n = parts; n > 1; before += n / 2, at /= 2, n = ceil_div(n, 2)) {
+      if ((at ^ 1) == n) continue;  // the last one, without a neighbour
+      std::atomic<float*>& first = firsts[before + at / 2];
       float* theirs = first.load(std::memory_order_acquire);
-      if (theirs == kNobody) {
-        if (mine == w.sums) mine = std::copy_n(mine, floats, sums + (2 * pair + node) * floats) - floats;
-        if (first.compare_exchange_strong(theirs, mine, std::memory_order_acq_rel)) return;
+      if (theirs == &nobody) {
+        if (mine == scratch) {
+          mine = sums + (2 * before + at) * floats;
+          std::copy_n(scratch, floats, mine);
+        }
+        if (first.compare_exchange_strong(theirs, mine, std::memory_order_acq_rel)) return false;
       }
       if (mine && theirs) {
         runtime->vector.add(theirs, floats, mine);
@@ -193,13 +205,9 @@ struct ChosenJob {
         mine = theirs;
       }
     }
-    for (int64_t t = 0; t < c.tokens; ++t) {
-      if (bias) runtime->vector.add(bias, down.cols, out + t * down.cols);
-      if (mine) runtime->vector.add(mine + t * sum_floats, down.cols, out + t * down.cols);
-    }
+    return true;
   }
 
- private:
   // Takes the step that follows `running`, before this has its result: whole groups and later stages first.
   // Where that depends on the result, `stage` is unknown, and the list what is likely.
   Step take(Work& w, const Step& running) const {
@@ -346,7 +354,7 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
     std::fill_n(y, chosen.tokens * cols, 0.0f);
   }
   auto* firsts = session.allocate<std::atomic<float*>>(parts);
-  for (int64_t pair = 0; pair < parts; ++pair) new (&firsts[pair]) std::atomic<float*>(kNobody);
+  for (int64_t pair = 0; pair < parts; ++pair) new (&firsts[pair]) std::atomic<float*>(&ChosenJob::nobody);
   ChosenJob job{};
   job.runtime = &runtime;
   job.c = chosen;
