@@ -55,8 +55,9 @@ struct AllRowsJob {
   }
 };
 
-// One part of the neurons: computes the chosen ones and adds up their rows of down. Parts' sums are added up
-// in pairs, these in pairs again, by whichever of two comes second: most lie in that core's cache.
+// One part of the neurons: computes the chosen ones and adds up their rows of down. The sums of two parts are
+// added up by whichever comes second, those of two pairs likewise, and so on: in a fixed order, and mostly in
+// one core's cache.
 struct ChosenJob {
   const Runtime* runtime;
   Chosen c;
@@ -182,12 +183,12 @@ struct ChosenJob {
   }
 
  private:
-  // Adds a part's sums (nullptr: none) to its neighbour's, those of both to theirs, and so on, up to where
-  // the neighbour has not come yet. Returns whether these are the sums of all parts. What is in `scratch` is
-  // left to others as a copy.
+  // Adds a part's sums (`mine`, which becomes the result; nullptr: none) to its neighbour's, those of both to
+  // their neighbours', and so on. Where the neighbour has not come yet they are left to it (as a copy, if
+  // they are in `scratch`), and the result is false; true: `mine` are the sums of all parts.
   bool add_up(int64_t part, const float* scratch, float*& mine) const {
     const int64_t floats = c.tokens * sum_floats;
-    int64_t before = 0;  // pairs of fewer parts
+    int64_t before = 0;  // pairs of smaller units
     for (int64_t at = part, n = parts; n > 1; before += n / 2, at /= 2, n = ceil_div(n, 2)) {
       if ((at ^ 1) == n) continue;  // the last one, without a neighbour
       std::atomic<float*>& first = firsts[before + at / 2];
