@@ -298,7 +298,7 @@ struct ChosenJob {
       float *values = h + t * most, *factors = w.up + t * kGroup;
       for (int64_t k = 0; k < count; ++k) {
         if (second_bias) factors[k] += second_bias[listed[k]];
-        values[k] *= c.activation == Activation::kDrelu ? std::max(factors[k], 0.0f) : factors[k];
+        values[k] *= of_up(c.activation, factors[k]);
       }
     }
     pass(listed, count, h, true, w);

@@ -80,8 +80,7 @@ struct RowsJob {
         std::copy_n(from, count, to);
         continue;
       }
-      const bool drelu = activation == Activation::kDrelu;
-      for (int64_t j = 0; j < count; ++j) to[j] *= drelu ? std::max(from[j], 0.0f) : from[j];
+      for (int64_t j = 0; j < count; ++j) to[j] *= of_up(activation, from[j]);
     }
   }
 };

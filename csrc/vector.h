@@ -19,6 +19,11 @@ inline Activation alone(Activation activation) {
   return activation == Activation::kDrelu ? Activation::kRelu : activation;
 }
 
+// Up's part.
+inline float of_up(Activation activation, float up) {
+  return activation == Activation::kDrelu && up < 0 ? 0.0f : up;
+}
+
 // Elements of the key-value cache. kQ8: int8 with one half-precision scale to 32 numbers of a head.
 enum class KvType : int32_t { kF32, kF16, kQ8 };
 

@@ -33,6 +33,9 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.this_machine() == first
     with pytest.raises(pytest.fail.Exception):
         doctor.this_machine(again=True)
+    monkeypatch.setattr(doctor, "__version__", "another")
+    with pytest.raises(pytest.fail.Exception):
+        doctor.this_machine()
 
 
 def test_a_damaged_cache_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Measures the machine that it runs on, once: what `hotset plan` reckons with.
 
 The processor's part is in `hotset.engine.doctor_cpu`, the GPU's in `hotset.engine.doctor_gpu`. The profile is
-kept in the user's cache directory until the machine changes or is measured again.
+kept in the user's cache directory until the machine or Hotset's version changes, or it is measured again.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from hotset import __version__
 from hotset.engine.doctor_cpu import CpuBench
 from hotset.errors import HotsetError
 from hotset.neurons.machine import CpuRates, GpuRates, MachineProfile, load_machine
@@ -50,8 +51,9 @@ def no_gpu() -> str | None:
 
 
 def cache_path() -> Path:
-    """Where this machine's profile is kept; another processor, GPU or torch gives another path."""
+    """Where this machine's profile is kept; another processor, GPU, torch or Hotset gives another path."""
     facts = [
+        __version__,
         cpu_name(),
         str(os.cpu_count()),
         str(_ram_bytes()),

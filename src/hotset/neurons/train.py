@@ -95,8 +95,10 @@ def train_predictors(
         for i, choices in enumerate(timed):
             best.append(_harmless(study, trial, i, choices, target, dense_ms[i], most_kl))
             if bar:
-                bar(i + 1, len(timed))
-    qualities[CHOSEN] = trial.run([_tried(study, i, choice) for i, choice in enumerate(best)])
+                bar(i + 1, len(timed) + 1)
+        qualities[CHOSEN] = trial.run([_tried(study, i, choice) for i, choice in enumerate(best)])
+        if bar:
+            bar(len(timed) + 1, len(timed) + 1)
     return Training(
         tuple(map(tuple, timed)), tuple(best), tuple(dense_ms), trial.dense, qualities, trial.predictions
     )
