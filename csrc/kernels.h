@@ -81,7 +81,7 @@ struct NeuronMatrix {
 constexpr int64_t kMostRows = 8;    // of a list
 constexpr int64_t kMostListed = 8;  // tokens that share a list
 
-// Rows to be read; and those that are read next (or nullptr), which are fetched meanwhile.
+// Rows to be read; and those that are read next (or nullptr), which begin to be fetched meanwhile.
 struct NeuronList {
   const NeuronMatrix* matrix;
   const int32_t* indices;

@@ -106,7 +106,7 @@ HOTSET_INLINE void add_rows(const uint8_t* const* data, const Layout<R>& layout,
   unroll<rows>([&](auto p) HOTSET_INLINED { row[p.value] = data[p.value]; });
   Factors<R, rows> factors;
   for (int64_t r = 0; r < layout.registers; r += R::kWords) {
-    if (ahead) ahead->go_on();
+    if (ahead) ahead->go_on<rows>();
     find_factors<R, rows>(row, layout, r / R::kWords * 2 * kLanes, h, factors);
     for (int64_t i = r; i < r + R::kWords && i < layout.registers; i++) {
       add_register<R, rows>(row, layout.codes + i * kWordBytes, factors, (i - r) * kColumns / kBlock,
@@ -122,7 +122,7 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const
   F32 factors[rows];
   unroll<rows>([&](auto p) HOTSET_INLINED { factors[p.value] = broadcast(h[p.value]); });
   for (int64_t k = 0; k < cols; k += 4 * kLanes) {
-    if (ahead) ahead->go_on();
+    if (ahead) ahead->go_on<rows>();
     F32 acc[4];
     unroll<4>([&](auto i) HOTSET_INLINED { acc[i.value] = load(sums + k + i.value * kLanes); });
     unroll<rows>([&](auto p) HOTSET_INLINED {
@@ -135,12 +135,13 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const
   }
 }
 
-// Calls add(rows, h, token, ahead) for the first token, which fetches the next list's rows in `calls` calls,
-// and for each other one of which h is not all zero.
+// Calls add(rows, h, token, ahead) for the first token, which fetches rows in `calls` calls, and for each
+// other one of which h is not all zero.
 template <int rows, class F>
 HOTSET_INLINE void add_list(const NeuronList* list, int64_t calls, const float* h, int64_t ldh,
                             int64_t tokens, F add) {
-  Ahead ahead(list->next, calls);
+  Ahead ahead;
+  ahead.begin<rows>(list, 0, calls);
   const uint8_t* data[rows];
   find_rows<rows>(list, 0, data);
   for (int64_t t = 0; t < tokens; t++) {

@@ -115,7 +115,7 @@ HOTSET_INLINE void dot_rows(const uint8_t* const* rows, const Layout<R>& layout,
   int64_t at = layout.codes;
   // Calls f(row, scales of the group) for each row, after adding what its minima come to.
   const auto each_row = [&](int64_t group, auto f) HOTSET_INLINED {
-    if (ahead) ahead->go_on();
+    if (ahead) ahead->go_on<n>();
     unroll<n>([&](auto p) HOTSET_INLINED {
       const uint8_t* meta = rows[p.value] + group * 2 * kLanes;
       const F32 scales = load_f16(reinterpret_cast<const uint16_t*>(meta));
@@ -157,7 +157,7 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, int64_t cols, const
   F32 sums[n][2];
   for (auto& sum : sums) sum[0] = sum[1] = zero_f32();
   for (int64_t k = 0; k < cols; k += 4 * kLanes) {
-    if (ahead) ahead->go_on();
+    if (ahead) ahead->go_on<n>();
     unroll<n>([&](auto p) HOTSET_INLINED {
       const auto* w = reinterpret_cast<const uint16_t*>(rows[p.value]) + k;
       unroll<4>([&](auto i) HOTSET_INLINED {
@@ -170,15 +170,15 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, int64_t cols, const
 }
 
 // Calls f(rows, values, token, ahead) for some rows of the list at a time and each token, and copies the
-// values to y. Rows of the next list are fetched with the first token, in `calls` calls for these rows.
+// values to y. Rows are fetched with the first token, in `calls` calls for some.
 template <class F>
 HOTSET_INLINE void dot_list(const NeuronList* list, int64_t calls, int64_t tokens, float* y, int64_t ldy,
                             F rows_times_x) {
-  const int64_t times = (list->count + kDotRows - 1) / kDotRows;
-  Ahead ahead(list->next, calls * times);
+  Ahead ahead;
   for (int64_t i = 0; i < list->count; i += kDotRows) {
     const uint8_t* rows[kDotRows];
     find_rows<kDotRows>(list, i, rows);
+    ahead.begin<kDotRows>(list, i, calls);
     const int64_t valid = list->count - i < kDotRows ? list->count - i : kDotRows;
     for (int64_t t = 0; t < tokens; t++) {
       float values[kDotRows];

@@ -98,24 +98,37 @@ HOTSET_INLINE void find_rows(const NeuronList* list, int64_t i, const uint8_t** 
   }
 }
 
-// Fetches the rows of the list that is read next, while those of another are read: a line of every row in
-// turn, since many short streams at once are read from memory faster than one after the other.
+// Fetches rows somewhat before they are read, and towards their end those that are read next: a line of every
+// row in turn, since many short streams at once are read from memory faster than one after the other.
 struct Ahead {
-  const uint8_t* rows[kMostRows];
-  int64_t at = 0, due = 0, bytes = 0, step = 0;
+  // Of each row: more than memory's latency takes, and little enough for the first-level cache to keep.
+  static constexpr int64_t kBytes = 1024;
 
-  // To be called as many times as go_on() will be.
-  HOTSET_INLINE Ahead(const NeuronList* next, int64_t calls) {
-    if (!next || next->count == 0) return;
-    find_rows<kMostRows>(next, 0, rows);
-    bytes = row_bytes(next->matrix->type, next->matrix->cols);
+  const uint8_t *rows[kMostRows], *then[kMostRows];
+  int64_t at, due, bytes, step;
+
+  // Before n rows of the list, from row i on, are read in `calls` parts with a call of go_on() each.
+  template <int n>
+  HOTSET_INLINE void begin(const NeuronList* list, int64_t i, int64_t calls) {
+    find_rows<n>(list, i, rows);
+    bytes = row_bytes(list->matrix->type, list->matrix->cols);
     step = bytes / calls + 1;
+    at = due = kBytes;
+    if (i + n < list->count) {
+      find_rows<n>(list, i + n, then);
+    } else if (list->next && list->next->count > 0) {
+      find_rows<n>(list->next, 0, then);
+    } else {
+      find_rows<n>(list, i, then);
+    }
   }
 
+  template <int n>
   HOTSET_INLINE void go_on() {
-    due += step;
-    for (; at < due && at < bytes; at += 64) {
-      unroll<kMostRows>([&](auto p) HOTSET_INLINED { prefetch_l2(rows[p.value] + at); });
+    for (due += step; at < due; at += 64) {
+      const uint8_t* const* from = at < bytes ? rows : then;
+      const int64_t offset = at < bytes ? at : at - bytes;
+      unroll<n>([&](auto p) HOTSET_INLINED { prefetch(from[p.value] + offset); });
     }
   }
 };

@@ -609,6 +609,7 @@ HOTSET_INLINE F32 scaled_sum(Dot a, I32 scale_a, Dot b, I32 scale_b) {
 HOTSET_INLINE F32 zero_f32() { return broadcast(0.0f); }
 HOTSET_INLINE F32 load_bf16(const uint16_t* p) { return bits_to_f32(shift_left<16>(load_u16(p))); }
 
+HOTSET_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }           // into the first-level cache
 HOTSET_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
 }  // namespace
