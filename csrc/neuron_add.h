@@ -135,15 +135,15 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const
   }
 }
 
-// Calls add(rows, h, token, ahead) for the first token, which fetches rows in `calls` calls, and for each
-// other one of which h is not all zero.
+// Calls add(rows, h, token, ahead) for the first token, which fetches rows in `calls` calls of go_on(), and
+// for each other one of which h is not all zero.
 template <int rows, class F>
 HOTSET_INLINE void add_list(const NeuronList* list, int64_t calls, const float* h, int64_t ldh,
                             int64_t tokens, F add) {
-  Ahead ahead;
-  ahead.begin<rows>(list, 0, calls);
   const uint8_t* data[rows];
   find_rows<rows>(list, 0, data);
+  Ahead ahead;
+  ahead.begin<rows>(list, 0, data, calls);
   for (int64_t t = 0; t < tokens; t++) {
     float factors[rows];
     bool any = false;

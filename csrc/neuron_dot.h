@@ -170,7 +170,7 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, int64_t cols, const
 }
 
 // Calls f(rows, values, token, ahead) for some rows of the list at a time and each token, and copies the
-// values to y. Rows are fetched with the first token, in `calls` calls for some.
+// values to y. Rows are fetched with the first token, in `calls` calls of go_on().
 template <class F>
 HOTSET_INLINE void dot_list(const NeuronList* list, int64_t calls, int64_t tokens, float* y, int64_t ldy,
                             F rows_times_x) {
@@ -178,7 +178,7 @@ HOTSET_INLINE void dot_list(const NeuronList* list, int64_t calls, int64_t token
   for (int64_t i = 0; i < list->count; i += kDotRows) {
     const uint8_t* rows[kDotRows];
     find_rows<kDotRows>(list, i, rows);
-    ahead.begin<kDotRows>(list, i, calls);
+    ahead.begin<kDotRows>(list, i, rows, calls);
     const int64_t valid = list->count - i < kDotRows ? list->count - i : kDotRows;
     for (int64_t t = 0; t < tokens; t++) {
       float values[kDotRows];

@@ -104,23 +104,24 @@ struct Ahead {
   // Of each row: more than memory's latency takes, and little enough for the first-level cache to keep.
   static constexpr int64_t kBytes = 1024;
 
-  const uint8_t *rows[kMostRows], *then[kMostRows];
+  const uint8_t *const *rows, *const *then;
+  const uint8_t* found[kMostRows];
   int64_t at, due, bytes, step;
 
-  // Before n rows of the list, from row i on, are read in `calls` parts with a call of go_on() each.
+  // Before n rows (`now`, those of the list from row i on) are read, with `calls` calls of go_on() meanwhile.
   template <int n>
-  HOTSET_INLINE void begin(const NeuronList* list, int64_t i, int64_t calls) {
-    find_rows<n>(list, i, rows);
+  HOTSET_INLINE void begin(const NeuronList* list, int64_t i, const uint8_t* const* now, int64_t calls) {
+    rows = then = now;
     bytes = row_bytes(list->matrix->type, list->matrix->cols);
     step = bytes / calls + 1;
-    at = due = kBytes;
-    if (i + n < list->count) {
-      find_rows<n>(list, i + n, then);
-    } else if (list->next && list->next->count > 0) {
-      find_rows<n>(list->next, 0, then);
-    } else {
-      find_rows<n>(list, i, then);
+    at = due = bytes < kBytes ? bytes : kBytes;
+    if (i + n >= list->count) {
+      list = list->next;
+      i = -n;
     }
+    if (!list || list->count == 0) return;
+    find_rows<n>(list, i + n, found);
+    then = found;
   }
 
   template <int n>

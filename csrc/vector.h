@@ -19,7 +19,7 @@ inline Activation alone(Activation activation) {
   return activation == Activation::kDrelu ? Activation::kRelu : activation;
 }
 
-// Up's part.
+// What the activated gate is multiplied with: dReLU's other half.
 inline float of_up(Activation activation, float up) {
   return activation == Activation::kDrelu && up < 0 ? 0.0f : up;
 }
