@@ -70,7 +70,7 @@ class HotsetEngine:
 
     def step(self, tokens: Sequence[int]) -> None:
         """Append tokens and compute the logits after the last."""
-        self._transformer.forward(np.asarray(tokens, np.int32), self._kv)
+        self._transformer.forward(np.asarray(tokens, np.int32), self._kv, prompt=len(tokens) > 1)
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Append T tokens: the logits (T, V) after each."""

@@ -78,8 +78,10 @@ struct NeuronMatrix {
   const uint8_t* data;  // 64-byte aligned
 };
 
-constexpr int64_t kMostRows = 8;    // of a list
 constexpr int64_t kMostListed = 8;  // tokens that share a list
+
+// Rows that are added up at once. Where a list has more, its order and these units decide every bit.
+constexpr int64_t kAddRows = 8;
 
 // Rows to be read; and those that are read next (or nullptr), which begin to be fetched meanwhile.
 struct NeuronList {

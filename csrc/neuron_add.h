@@ -135,20 +135,20 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const
   }
 }
 
-// Calls add(rows, h, token, ahead) for the first token, which fetches rows in `calls` calls of go_on(), and
-// for each other one of which h is not all zero.
+// Calls add(rows, h, token, ahead) for row `first` of the list and those after it, for the first token, which
+// fetches rows in `calls` calls of go_on(), and for each other one of which h is not all zero.
 template <int rows, class F>
-HOTSET_INLINE void add_list(const NeuronList* list, int64_t calls, const float* h, int64_t ldh,
+HOTSET_INLINE void add_list(const NeuronList* list, int64_t first, int64_t calls, const float* h, int64_t ldh,
                             int64_t tokens, F add) {
   const uint8_t* data[rows];
-  find_rows<rows>(list, 0, data);
+  find_rows<rows>(list, first, data);
   Ahead ahead;
-  ahead.begin<rows>(list, 0, data, calls);
+  ahead.begin<rows>(list, first, data, calls);
   for (int64_t t = 0; t < tokens; t++) {
     float factors[rows];
     bool any = false;
     for (int p = 0; p < rows; p++) {
-      factors[p] = p < list->count ? h[t * ldh + p] : 0.0f;
+      factors[p] = first + p < list->count ? h[t * ldh + first + p] : 0.0f;
       any |= factors[p] != 0.0f;
     }
     if (t == 0) {
@@ -164,10 +164,12 @@ void neuron_add(const NeuronList* list, const float* h, int64_t ldh, int64_t tok
   const int64_t stride = sum_floats(w->cols);
   // Fewer rows than there are would be read again and multiplied by zero.
   const auto add = [&](int64_t calls, auto rows_times_h) HOTSET_INLINED {
-    if (list->count > kMostRows / 2) {
-      add_list<kMostRows>(list, calls, h, ldh, tokens, rows_times_h(Int<kMostRows>{}));
-    } else {
-      add_list<kMostRows / 2>(list, calls, h, ldh, tokens, rows_times_h(Int<kMostRows / 2>{}));
+    for (int64_t i = 0; i < list->count; i += kAddRows) {
+      if (list->count - i > kAddRows / 2) {
+        add_list<kAddRows>(list, i, calls, h, ldh, tokens, rows_times_h(Int<kAddRows>{}));
+      } else {
+        add_list<kAddRows / 2>(list, i, calls, h, ldh, tokens, rows_times_h(Int<kAddRows / 2>{}));
+      }
     }
   };
   using Rows = const uint8_t* const*;

@@ -138,9 +138,9 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
     }
   }
   Touched uncounted;
-  if (!overruled) tokens_.fetch_add(rows, std::memory_order_relaxed);
+  if (!dense) tokens_.fetch_add(rows, std::memory_order_relaxed);
   add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out,
-             overruled ? uncounted : touched_);
+             dense ? uncounted : touched_);
 }
 
 // Computes which neurons truly fire, and moves the cut-off towards the one that would have kept the share

@@ -16,8 +16,8 @@ constexpr int64_t kMinParts = 8, kMaxParts = 16;
 constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
 
-// Neurons of which one matrix is read before the next one is.
-constexpr int64_t kGroup = kMostRows;
+// Neurons of which one matrix is read before the next one is. Whole units of what is added up at once.
+constexpr int64_t kGroup = 2 * kAddRows;
 
 // Rows to a chunk where all are read.
 constexpr int64_t kChunkBytes = 64 << 10;

@@ -99,13 +99,14 @@ HOTSET_INLINE void find_rows(const NeuronList* list, int64_t i, const uint8_t** 
 }
 
 // Fetches rows somewhat before they are read, and towards their end those that are read next: a line of every
-// row in turn, since many short streams at once are read from memory faster than one after the other.
+// row in turn, since many short streams at once are read from memory faster than one after the other. Rows
+// that are over before memory would answer are fetched a whole list ahead.
 struct Ahead {
   // Of each row: more than memory's latency takes, and little enough for the first-level cache to keep.
   static constexpr int64_t kBytes = 1024;
 
   const uint8_t *const *rows, *const *then;
-  const uint8_t* found[kMostRows];
+  const uint8_t* found[kAddRows];
   int64_t at, due, bytes, step;
 
   // Before n rows (`now`, those of the list from row i on) are read, with `calls` calls of go_on() meanwhile.
@@ -115,12 +116,14 @@ struct Ahead {
     bytes = row_bytes(list->matrix->type, list->matrix->cols);
     step = bytes / calls + 1;
     at = due = bytes < kBytes ? bytes : kBytes;
-    if (i + n >= list->count) {
+    if (bytes < kBytes) {
       list = list->next;
-      i = -n;
+    } else if (i += n; i >= list->count) {
+      list = list->next;
+      i = 0;
     }
     if (!list || list->count == 0) return;
-    find_rows<n>(list, i + n, found);
+    find_rows<n>(list, i, found);
     then = found;
   }
 

@@ -244,8 +244,8 @@ def test_dense_calls_change_nothing_for_exact(backend: CpuBackend) -> None:
     for made in (backend, ReferenceBackend()):
         usual, dense = made.neuron_ffn(spec), made.neuron_ffn(spec)
         assert np.array_equal(run(usual, x), run(dense, x, dense=True))
-        assert usual.counts() == dense.counts()
-        assert 0 < dense.counts().read < 77
+        assert 0 < usual.counts().read < 77
+        assert dense.counts() == NeuronCounts(0, 0, 0)
 
 
 def test_dense_calls_are_not_audited(backend: CpuBackend) -> None:

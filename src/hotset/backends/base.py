@@ -106,9 +106,10 @@ class NeuronFFNSpec:
 
 @dataclass(frozen=True)
 class NeuronCounts:
-    """What a `NeuronFFN` has done, summed over tokens whose neurons its plan chose.
+    """What a `NeuronFFN` has done, summed over tokens in decoding.
 
-    Not over tokens in calls of more than `DENSE_TOKENS`, nor where ``dense`` overruled an approximate plan.
+    That is, not in calls of more than `DENSE_TOKENS`, nor in those with ``dense``: a prompt's tokens share the
+    neurons that are read for any of them, which says nothing of one token's.
     """
 
     tokens: int

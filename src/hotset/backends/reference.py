@@ -314,7 +314,8 @@ class ReferenceNeuronFFN:
             # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
             read = chosen & (h != 0) if spec.activation.zero_producing else chosen
             h = np.where(read, h, np.float32(0))
-            self._counts += [len(x), int(read.sum()), int((h != 0).sum())]
+            if not dense:
+                self._counts += [len(x), int(read.sum()), int((h != 0).sum())]
         y: F32 = h @ self._down_t
         if spec.down_t.bias is not None:
             y += spec.down_t.bias
