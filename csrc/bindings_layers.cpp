@@ -342,9 +342,7 @@ void bind_layers(nb::module_& m) {
            "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).")
       .def(
           "counts",
-          [](const NeuronFfn& layer) {
-            return nb::make_tuple(layer.tokens(), layer.touched().read.load(), layer.touched().fired.load());
-          },
+          [](const NeuronFfn& layer) { return nb::make_tuple(layer.tokens(), layer.read(), layer.fired()); },
           "Tokens whose neurons were chosen, rows of down read for them, values that were not zero.")
       .def_prop_rw("cutoff", &NeuronFfn::cutoff, &NeuronFfn::set_cutoff,
                    "The score that a neuron must reach.")

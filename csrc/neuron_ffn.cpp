@@ -137,10 +137,11 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
       audit(session, chosen);
     }
   }
-  Touched uncounted;
-  if (!dense) tokens_.fetch_add(rows, std::memory_order_relaxed);
-  add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out,
-             dense ? uncounted : touched_);
+  const Touched touched = add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out);
+  if (dense) return;
+  tokens_.fetch_add(rows, std::memory_order_relaxed);
+  read_.fetch_add(touched.read, std::memory_order_relaxed);
+  fired_.fetch_add(touched.fired, std::memory_order_relaxed);
 }
 
 // Computes which neurons truly fire, and moves the cut-off towards the one that would have kept the share

@@ -61,7 +61,8 @@ class NeuronFfn {
   float recall_seen() const { return recall_seen_.load(std::memory_order_relaxed); }
 
   int64_t tokens() const { return tokens_.load(std::memory_order_relaxed); }
-  const Touched& touched() const { return touched_; }
+  int64_t read() const { return read_.load(std::memory_order_relaxed); }
+  int64_t fired() const { return fired_.load(std::memory_order_relaxed); }
 
  private:
   struct Input;
@@ -76,7 +77,7 @@ class NeuronFfn {
   const NeuronFfnParts parts_;
   std::atomic<float> cutoff_, recall_seen_;
   std::atomic<int64_t> tokens_{0}, calls_{0};
-  Touched touched_;
+  std::atomic<int64_t> read_{0}, fired_{0};
 };
 
 }  // namespace hotset

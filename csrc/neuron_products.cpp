@@ -59,6 +59,10 @@ struct AllRowsJob {
 // added up by whichever comes second, those of two pairs likewise, and so on: in a fixed order, and mostly in
 // one core's cache.
 struct ChosenJob {
+  struct Counts {
+    int64_t listed, read, fired;
+  };
+
   const Runtime* runtime;
   Chosen c;
   NeuronMatrix down;
@@ -72,13 +76,9 @@ struct ChosenJob {
   float* sums;                  // room for two of each pair, each tokens x sum_floats
   std::atomic<float*>* firsts;  // of each pair, the sums of the one that came first
   float* out;
-  Touched* touched;
+  Counts* counts;  // of each part
 
   static inline float nobody;  // whose address stands in `firsts` until one has come
-
-  struct Counts {
-    int64_t listed, read, fired;
-  };
 
   // What a part works with, and how far it is: of its neurons (`listed`), those before `begun` have been
   // taken. The first `alive` of `kept` (with their values in `h`, where a token's lie `most` apart) have
@@ -172,8 +172,7 @@ struct ChosenJob {
 
   void commit(int64_t part, void* memory) const {
     const Work w = work_in(memory);
-    touched->read.fetch_add(w.counts->read, std::memory_order_relaxed);
-    touched->fired.fetch_add(w.counts->fired, std::memory_order_relaxed);
+    counts[part] = *w.counts;
     float* total = w.counts->listed > 0 ? w.sums : nullptr;
     if (!add_up(part, w.sums, total)) return;
     for (int64_t t = 0; t < c.tokens; ++t) {
@@ -343,8 +342,8 @@ void multiply_all_rows(Session& session, const Runtime& runtime, const RowActiva
               AllRowsJob{&runtime.neurons, rows.packed, rows.bias_data(), x.packed, per_chunk, y});
 }
 
-void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
-                const Norm* post_norm, float* out, Touched& touched) {
+Touched add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
+                   const Norm* post_norm, float* out) {
   const int64_t cols = down.cols(), sum_floats = runtime.neurons.sum_floats(cols);
   const int64_t blocks = ceil_div(chosen.neurons, kNeighbours);
   const int64_t parts =
@@ -377,9 +376,15 @@ void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, 
   job.sums = session.allocate<float>(2 * parts * chosen.tokens * sum_floats);
   job.firsts = firsts;
   job.out = y;
-  job.touched = &touched;
+  job.counts = session.allocate<ChosenJob::Counts>(parts);
   session.run(parts, job);
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
+  Touched touched{};
+  for (int64_t part = 0; part < parts; ++part) {
+    touched.read += job.counts[part].read;
+    touched.fired += job.counts[part].fired;
+  }
+  return touched;
 }
 
 }  // namespace hotset

@@ -44,11 +44,11 @@ struct Chosen {
 
 // What adding up has touched, summed over tokens: rows of down read, and values that were not zero.
 struct Touched {
-  std::atomic<int64_t> read{0}, fired{0};
+  int64_t read, fired;
 };
 
 // out (tokens x cols) += post_norm(sum of the chosen neurons' values times their rows of down + bias).
-void add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
-                const Norm* post_norm, float* out, Touched& touched);
+Touched add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
+                   const Norm* post_norm, float* out);
 
 }  // namespace hotset

@@ -83,6 +83,12 @@ class ThreadPool {
     std::thread thread;
   };
 
+  // Neighbours' states lie in lines of their own, so that threads do not wait for one another's.
+  std::atomic<uint64_t>& state(int64_t chunk) const {
+    constexpr int64_t kInLine = kLine / sizeof(uint64_t), kLines = kMaxChunks / kInLine;
+    return states_[chunk % kLines * kInLine + chunk / kLines];
+  }
+
   void run(Region* region, int arena);
   void work(int index);
   void stop();

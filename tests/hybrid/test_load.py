@@ -25,7 +25,8 @@ pytest_plugins = ["cli.conftest"]
 
 
 def test_the_demo_model_writes_the_same(demo: Path) -> None:
-    prompt = "The capital of France is"
+    # Each next token is the likeliest by 0.8 nats or more (F32): no instruction set's rounding decides it.
+    prompt = "1 2 3 4 5 6 7"
     texts = []
     for options in ({}, {"vram": 60 << 20, "device": StandInDevice(), "machine": eager_machine()}):
         model = load_model(demo, threads=1, context=64, **options)

@@ -108,8 +108,8 @@ class NeuronFFNSpec:
 class NeuronCounts:
     """What a `NeuronFFN` has done, summed over tokens in decoding.
 
-    That is, not in calls of more than `DENSE_TOKENS`, nor in those with ``dense``: a prompt's tokens share the
-    neurons that are read for any of them, which says nothing of one token's.
+    That is, not in calls of more than `DENSE_TOKENS`, nor in those with ``dense``: a prompt's tokens share
+    the neurons that are read for any of them, which says nothing of one token's.
     """
 
     tokens: int
