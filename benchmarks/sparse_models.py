@@ -227,7 +227,8 @@ def write(
         part = tensor.name.split(".", 2)[-1]
         gate = gates[variant[int(tensor.name.split(".")[1])]] if tensor.name.startswith("blk.") else None
         if tensor.name == "token_embd.weight":
-            type = Q.F16 if shape.tied else tensor.type
+            # Tied to the output it has Q6_K, for which there is no rounding here.
+            type = Q.Q8_0 if tensor.type is Q.Q6_K else tensor.type
             tensor = TensorPlan(tensor.name, tensor.shape, type)  # noqa: PLW2901
             chunks = partial(embedding, tensor)
         elif gate and part == first:
