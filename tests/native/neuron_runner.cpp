@@ -74,13 +74,14 @@ void run(const std::vector<int64_t>& header) {
   for (int64_t t = 0; t < tokens; t++)
     k.pack_activations(type, x.data() + t * cols, cols, packed.data + t * x_bytes);
   std::vector<float> products(tokens * count);
-  // In lists of at most kMostRows, each of which names the one that is read after it.
+  // In lists of more rows than are added up at once, each of which names the one that is read after it.
+  constexpr int64_t kMost = 2 * kAddRows;
   const auto lists = [&](const NeuronMatrix& matrix, const std::vector<int32_t>& indices, auto use) {
     const int64_t n = indices.size();
-    for (int64_t i = 0; i < n; i += kMostRows) {
-      const int64_t left = n - i - kMostRows;
-      NeuronList now = {&matrix, indices.data() + i, std::min(kMostRows, n - i), nullptr};
-      const NeuronList next = {&matrix, indices.data() + i + kMostRows, std::min(kMostRows, left), nullptr};
+    for (int64_t i = 0; i < n; i += kMost) {
+      const int64_t left = n - i - kMost;
+      NeuronList now = {&matrix, indices.data() + i, std::min(kMost, n - i), nullptr};
+      const NeuronList next = {&matrix, indices.data() + i + kMost, std::min(kMost, left), nullptr};
       if (left > 0) now.next = &next;
       use(now, i);
     }
@@ -97,7 +98,7 @@ void run(const std::vector<int64_t>& header) {
   for (int64_t t = 0; t < tokens; t++) write(added.data() + t * floats, cols);
 
   // A neuron more, whose h are zero, changes no bit.
-  const int64_t few = std::min(kMostRows - 1, count);
+  const int64_t few = std::min(kAddRows - 1, count);
   std::vector<int32_t> indices(list.begin(), list.begin() + few);
   indices.insert(indices.begin(), 0);
   std::vector<float> values(tokens * (few + 1)), sums_of[2];
