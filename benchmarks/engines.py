@@ -69,7 +69,7 @@ class HotsetEngine:
         self._kv.truncate(0)
 
     def step(self, tokens: Sequence[int]) -> None:
-        """Append tokens and compute the logits after the last."""
+        """Append tokens, several being a prompt, and compute the logits after the last."""
         self._transformer.forward(np.asarray(tokens, np.int32), self._kv, prompt=len(tokens) > 1)
 
     def logits(self, tokens: Sequence[int]) -> F32:

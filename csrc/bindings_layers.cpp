@@ -343,7 +343,7 @@ void bind_layers(nb::module_& m) {
       .def(
           "counts",
           [](const NeuronFfn& layer) { return nb::make_tuple(layer.tokens(), layer.read(), layer.fired()); },
-          "Tokens whose neurons were chosen, rows of down read for them, values that were not zero.")
+          "Tokens in calls that were not dense, rows of down read for them, values that were not zero.")
       .def_prop_rw("cutoff", &NeuronFfn::cutoff, &NeuronFfn::set_cutoff,
                    "The score that a neuron must reach.")
       .def_prop_ro("recall_seen", &NeuronFfn::recall_seen,

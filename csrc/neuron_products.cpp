@@ -59,10 +59,6 @@ struct AllRowsJob {
 // added up by whichever comes second, those of two pairs likewise, and so on: in a fixed order, and mostly in
 // one core's cache.
 struct ChosenJob {
-  struct Counts {
-    int64_t listed, read, fired;
-  };
-
   const Runtime* runtime;
   Chosen c;
   NeuronMatrix down;
@@ -76,9 +72,14 @@ struct ChosenJob {
   float* sums;                  // room for two of each pair, each tokens x sum_floats
   std::atomic<float*>* firsts;  // of each pair, the sums of the one that came first
   float* out;
-  Counts* counts;  // of each part
+  Touched* touched;  // by each part
 
   static inline float nobody;  // whose address stands in `firsts` until one has come
+
+  struct Counts {
+    int64_t listed;
+    Touched touched;
+  };
 
   // What a part works with, and how far it is: of its neurons (`listed`), those before `begun` have been
   // taken. The first `alive` of `kept` (with their values in `h`, where a token's lie `most` apart) have
@@ -151,7 +152,7 @@ struct ChosenJob {
   void compute(int64_t part, void* memory) const {
     Work w = work_in(memory);
     w.count = choose(part, most, w.listed);
-    *w.counts = {w.count, 0, 0};
+    *w.counts = {w.count, {}};
     if (w.count == 0) return;
     std::fill_n(w.sums, c.tokens * sum_floats, 0.0f);
     if (!has_first) take_known(w);
@@ -164,15 +165,16 @@ struct ChosenJob {
       run(now, w);
       now = ahead.stage == Stage::kUnknown ? take(w, none) : ahead;
     }
-    w.counts->read = (w.alive + w.idle_count) * c.tokens;
+    Touched& found = w.counts->touched;
+    found.read = (w.alive + w.idle_count) * c.tokens;
     for (int64_t t = 0; t < c.tokens; ++t) {
-      for (int64_t k = 0; k < w.alive; ++k) w.counts->fired += w.h[t * most + k] != 0.0f;
+      for (int64_t k = 0; k < w.alive; ++k) found.fired += w.h[t * most + k] != 0.0f;
     }
   }
 
   void commit(int64_t part, void* memory) const {
     const Work w = work_in(memory);
-    counts[part] = *w.counts;
+    touched[part] = w.counts->touched;
     float* total = w.counts->listed > 0 ? w.sums : nullptr;
     if (!add_up(part, w.sums, total)) return;
     for (int64_t t = 0; t < c.tokens; ++t) {
@@ -376,15 +378,15 @@ Touched add_chosen(Session& session, const Runtime& runtime, const Chosen& chose
   job.sums = session.allocate<float>(2 * parts * chosen.tokens * sum_floats);
   job.firsts = firsts;
   job.out = y;
-  job.counts = session.allocate<ChosenJob::Counts>(parts);
+  job.touched = session.allocate<Touched>(parts);
   session.run(parts, job);
   if (post_norm) add_normed(session, runtime, *post_norm, y, chosen.tokens, out);
-  Touched touched{};
+  Touched all{};
   for (int64_t part = 0; part < parts; ++part) {
-    touched.read += job.counts[part].read;
-    touched.fired += job.counts[part].fired;
+    all.read += job.touched[part].read;
+    all.fired += job.touched[part].fired;
   }
-  return touched;
+  return all;
 }
 
 }  // namespace hotset

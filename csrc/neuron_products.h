@@ -48,6 +48,7 @@ struct Touched {
 };
 
 // out (tokens x cols) += post_norm(sum of the chosen neurons' values times their rows of down + bias).
+// Returns what that has touched.
 Touched add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen, const NeuronRows& down,
                    const Norm* post_norm, float* out);
 

@@ -122,7 +122,7 @@ void ThreadPool::reserve_scratch(size_t bytes) {
 }
 
 bool ThreadPool::execute(const Region& region, int64_t chunk, void* scratch) {
-  std::atomic<uint64_t>& state = this->state(chunk);
+  std::atomic<uint64_t>& state = state_of(chunk);
   const uint64_t committing = region.epoch * 2;
   if (state.load(std::memory_order_relaxed) >= committing) return false;
   region.compute(region.job, region.first_chunk + chunk, scratch);
@@ -195,7 +195,7 @@ void ThreadPool::run(Region* region, int arena) {
   }
   for (int64_t chunk = 0; chunk < region->n_chunks; ++chunk) {
     // Open to no one any more, so at worst this waits for a commit.
-    for (int spins = 0; state(chunk).load(std::memory_order_acquire) != region->epoch * 2 + 1; ++spins) {
+    for (int spins = 0; state_of(chunk).load(std::memory_order_acquire) != region->epoch * 2 + 1; ++spins) {
       if (spins < 100) {
         pause();
       } else {

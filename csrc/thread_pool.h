@@ -84,7 +84,7 @@ class ThreadPool {
   };
 
   // Neighbours' states lie in lines of their own, so that threads do not wait for one another's.
-  std::atomic<uint64_t>& state(int64_t chunk) const {
+  std::atomic<uint64_t>& state_of(int64_t chunk) const {
     constexpr int64_t kInLine = kLine / sizeof(uint64_t), kLines = kMaxChunks / kInLine;
     return states_[chunk % kLines * kInLine + chunk / kLines];
   }
@@ -102,7 +102,7 @@ class ThreadPool {
 
   int n_lanes_;
   std::unique_ptr<Lane[]> lanes_;
-  std::unique_ptr<std::atomic<uint64_t>[]> states_;  // of a chunk: below 2 epoch open, = committing, + 1 done
+  std::unique_ptr<std::atomic<uint64_t>[]> states_;  // of chunks: below 2 epoch open, = committing, + 1 done
   std::vector<Arena> arenas_;
   std::mutex mutex_;  // held by a session
   size_t scratch_bytes_ = 0;
