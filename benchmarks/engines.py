@@ -46,10 +46,10 @@ class HotsetEngine:
         self, model: Path, threads: int, context: int, kv_type: str = "f16", *, way: str | None = None
     ) -> None:
         from hotset.backends.cpu import CpuBackend
-        from hotset.config import Way
-        from hotset.engine.load import with_plan
+        from hotset.core.config import Way
         from hotset.formats import open_checkpoint
         from hotset.model.build import build_transformer
+        from hotset.serve.load import with_plan
 
         self.checkpoint = with_plan(open_checkpoint(model), Way(way) if way else None)
         self.backend = CpuBackend(threads=threads)

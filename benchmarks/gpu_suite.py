@@ -129,8 +129,8 @@ class Suite:
 
     def profile(self) -> dict[str, Any]:
         """The machine as `hotset doctor` measures it; the stand-in takes a published one."""
-        from hotset.engine.doctor import measure_machine
-        from hotset.neurons.machine import load_machine
+        from hotset.placing.doctor import measure_machine
+        from hotset.placing.machine import load_machine
 
         if self.stand_in:
             self.machine = load_machine(ROOT / "benchmarks" / "machines" / "rtx-2080-ti-pc.json")
@@ -174,7 +174,7 @@ class Suite:
 
     def _device(self) -> Any:
         if self.stand_in:
-            from hotset.hybrid.stand_in import StandInDevice
+            from hotset.testing.stand_in import StandInDevice
 
             return StandInDevice()
         from hotset.hybrid.cuda import CudaDevice

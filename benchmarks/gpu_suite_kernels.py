@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from synthetic import TYPES, random_blocks
 
-from hotset.backends.base import AttentionSpec, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import AttentionSpec, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 
 F32 = NDArray[np.float32]

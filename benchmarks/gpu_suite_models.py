@@ -14,15 +14,15 @@ import synthetic
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
-from hotset.config import LayerPlacement, Placement, Way
-from hotset.engine.load import with_plan
-from hotset.engine.placing import place
+from hotset.core.config import LayerPlacement, Placement, Way
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import Device
 from hotset.model.transformer import Transformer
-from hotset.neurons.machine import MachineProfile
+from hotset.placing.machine import MachineProfile
+from hotset.placing.place import place
+from hotset.serve.load import with_plan
 
 BUDGETS = (0.4, 1.0, 0.25, 0.5, 0.75)
 """Shares of the weights, the one that the issue asks for first."""

@@ -31,9 +31,9 @@ from machine import report, write_json
 from sparse_models import HOT_SHARE, probabilities
 from synthetic import random_blocks
 
-from hotset.backends.base import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
-from hotset.config import Activation, FFNPlan, NormKind, Score, Way
+from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 
 HIDDEN, FFN_SIZE = 4096, 11008

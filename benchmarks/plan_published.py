@@ -19,11 +19,11 @@ from machine import report, write_json
 from numpy.typing import NDArray
 from sparse_models import SPREAD, VARIANTS, probabilities
 
-from hotset.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, Score, Way
+from hotset.core.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, Score, Way
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType
-from hotset.neurons.machine import load_machine
-from hotset.neurons.placement import Planner
+from hotset.placing.machine import load_machine
+from hotset.placing.planner import Planner
 
 HERE = Path(__file__).parent
 LEFT_TO_OTHERS = 1 << 30

@@ -57,10 +57,10 @@ def compare(
 
 def bytes_per_token(model: Path, way: str, density: float) -> float:
     """Bytes of weights that one token reads, every layer computing the share `density` of its neurons."""
-    from hotset.config import Way
-    from hotset.engine.load import with_plan
-    from hotset.engine.traffic import traffic
+    from hotset.core.config import Way
     from hotset.formats import open_checkpoint
+    from hotset.model.reading import traffic
+    from hotset.serve.load import with_plan
 
     found = traffic(with_plan(open_checkpoint(model), None if way == "predictor" else Way(way)))
     return found.bytes_per_token([density * found.ffn_size] * len(found.by_neuron))

@@ -37,7 +37,7 @@ from synthetic import (
 )
 
 from hotset.backends.blocks import dequantise, round_to_nearest
-from hotset.errors import HotsetError
+from hotset.core.errors import HotsetError
 from hotset.formats.gguf_writer import NewTensor, write_gguf
 
 F32 = NDArray[np.float32]

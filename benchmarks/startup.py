@@ -63,8 +63,8 @@ def answer(command: list[str]) -> dict[str, Any]:
 
 def memory_allowance(model: Path, context: int) -> int:
     """Bytes of the weights and of the KV cache."""
-    from hotset.engine.loaded import kv_cache_bytes
     from hotset.formats import open_checkpoint
+    from hotset.state.kv_types import kv_cache_bytes
 
     checkpoint = open_checkpoint(model)
     weights = sum(tensor.nbytes for tensor in checkpoint.tensors.values())

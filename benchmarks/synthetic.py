@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.errors import HotsetError
+from hotset.core.errors import HotsetError
 from hotset.formats.gguf_writer import NewTensor, write_gguf
 from hotset.formats.tensor import TensorType as Q
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from engines import HotsetEngine
 from machine import pairwise, report, span, summary, write_json
 
-from hotset.engine.sample_text import sample_text
+from hotset.activations.sample_text import sample_text
 from hotset.tokenizer import Tokenizer
 
 PROMPT = 16

@@ -2,22 +2,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from hotset.engine.engine import Engine
-    from hotset.engine.sampler import Sampling
+from hotset.core.version import __version__
 
-__version__ = "0.1.0"
-__all__ = ["Engine", "Sampling"]
+if TYPE_CHECKING:
+    from hotset.serve.engine import Engine
+    from hotset.serve.sampler import Sampling
+
+__all__ = ["Engine", "Sampling", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when first used, so that the command line starts at once."""
     if name == "Engine":
-        from hotset.engine.engine import Engine
+        from hotset.serve.engine import Engine
 
         return Engine
     if name == "Sampling":
-        from hotset.engine.sampler import Sampling
+        from hotset.serve.sampler import Sampling
 
         return Sampling
     raise AttributeError(f"module 'hotset' has no attribute {name!r}")

@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hotset.backends.base import F32
 from hotset.backends.blocks import dequantise, round_to_nearest
-from hotset.errors import CheckpointError
+from hotset.backends.contract import F32
+from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import TensorType
 
 TYPES = [TensorType.Q4_0, TensorType.Q4_1, TensorType.Q8_0]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotset.backends.base import (
+from hotset.backends.contract import (
     F32,
     AttentionSpec,
     EmbeddingSpec,
@@ -22,8 +22,8 @@ from hotset.backends.base import (
 )
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import Activation, NormKind, RopeConfig
-from hotset.errors import CheckpointError, HotsetError, RequestError
+from hotset.core.config import Activation, NormKind, RopeConfig
+from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.formats.mapped import map_file
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 

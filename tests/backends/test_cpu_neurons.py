@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.base import F32, Linear, NeuronCounts, NeuronFFN, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, Linear, NeuronCounts, NeuronFFN, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.low_bit import low_bit_copy, two_bit_blocks
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import Activation, FFNPlan, NormKind, Score, Way
-from hotset.errors import CheckpointError
+from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
+from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import Tensor, TensorType
 
 TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import sparse_models
 
-from hotset.backends.base import NeuronFFN
+from hotset.backends.contract import NeuronFFN
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import FFNPlan, Way
-from hotset.engine.load import with_plan
+from hotset.core.config import FFNPlan, Way
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
+from hotset.serve.load import with_plan
 
 
 @pytest.mark.parametrize("hot_share", [0.2, 0.43])

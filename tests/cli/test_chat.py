@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from hotset.cli import chat as module
-from hotset.engine.sampler import Sampling
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
+from hotset.serve.sampler import Sampling
 
 
 class Engine:

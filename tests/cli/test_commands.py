@@ -66,8 +66,8 @@ def test_what_does_not_fit_is_refused(hotset, demo, arguments, named):
 
 
 def test_bench_json(hotset, demo, monkeypatch):
-    monkeypatch.setattr("hotset.engine.measure.PREFILL_TOKENS", 32)
-    monkeypatch.setattr("hotset.engine.measure.DECODE_TOKENS", 4)
+    monkeypatch.setattr("hotset.measure.speed.PREFILL_TOKENS", 32)
+    monkeypatch.setattr("hotset.measure.speed.DECODE_TOKENS", 4)
     code, out, err = hotset("bench", demo, "--threads", "1", "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hotset.errors import HotsetError
+from hotset.core.errors import HotsetError
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_loading_may_raise(hotset, monkeypatch, raised, code, message):
     def fail(*arguments, **options):
         raise raised
 
-    monkeypatch.setattr("hotset.engine.load.open_model", fail)
+    monkeypatch.setattr("hotset.serve.load.open_model", fail)
     assert hotset("inspect", "x") == (code, "", message)
 
 
@@ -129,7 +129,7 @@ def test_version_and_help(hotset):
 def test_nothing_heavy_is_imported_before_it_is_needed():
     script = (
         "import sys, hotset.cli.app\n"
-        "heavy = {'numpy', 'rich', 'tokenizers', 'jinja2', 'gguf', 'hotset.engine.engine'}\n"
+        "heavy = {'numpy', 'rich', 'tokenizers', 'jinja2', 'gguf', 'hotset.serve.engine'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"
@@ -146,7 +146,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     ],
 )
 def test_no_gpu(hotset, demo, monkeypatch, command, reason, named):
-    from hotset.engine import doctor
+    from hotset.placing import doctor
 
     monkeypatch.setattr(doctor, "no_gpu", lambda: reason)
     code, out, err = hotset(command[0], demo, *command[1:], "--vram", "1GiB")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from helpers.machines import machine
 
-from hotset.config import FFNPlan, Way
-from hotset.engine import doctor, load
+from hotset.core.config import FFNPlan, Way
+from hotset.placing import doctor
+from hotset.serve import load
 
 MIB = 1 << 20
 
@@ -88,7 +89,7 @@ def test_a_file_without_a_profile_is_profiled(
     hotset: Any, demo: Path, gpu_machine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the demo model were stored by neuron and chose its neurons."""
-    from hotset.engine import quick_profile
+    from hotset.activations import quick_profile
 
     checkpoint = load.open_model(demo)
     config = checkpoint.config
@@ -96,11 +97,11 @@ def test_a_file_without_a_profile_is_profiled(
     tensors = {name.replace("ffn_down.", "ffn_down_t."): t for name, t in checkpoint.tensors.items()}
     by_neuron = replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
     monkeypatch.setattr(load, "open_model", lambda model: by_neuron)
-    loaded = SimpleNamespace()
+    loaded = SimpleNamespace(transformer=object(), tokenizer=object())
     monkeypatch.setattr(load, "load_model", lambda path, **options: loaded)
 
-    def quick(model: Any, opened: Any, progress: Any) -> Any:
-        assert model is loaded and opened is by_neuron
+    def quick(transformer: Any, tokenizer: Any, opened: Any, progress: Any) -> Any:
+        assert (transformer, tokenizer) == (loaded.transformer, loaded.tokenizer) and opened is by_neuron
         return np.tile(np.linspace(0.5, 0, config.ffn_size), (config.n_layers, 1))
 
     monkeypatch.setattr(quick_profile, "quick_frequency", quick)
@@ -112,11 +113,13 @@ def test_a_file_without_a_profile_is_profiled(
 
 
 def test_quick_frequencies_are_shares(demo: Path) -> None:
-    from hotset.engine.quick_profile import quick_frequency
+    from hotset.activations.quick_profile import quick_frequency
 
     loaded = load.load_model(demo)
     seen: list[int] = []
-    frequency = quick_frequency(loaded, load.open_model(demo), lambda done, total: seen.append(total))
+    frequency = quick_frequency(
+        loaded.transformer, loaded.tokenizer, load.open_model(demo), lambda done, total: seen.append(total)
+    )
     assert frequency.shape == (30, 1536)
     assert 0.1 < frequency.mean() < 0.9 and frequency.max() <= 1
     assert seen[0] >= 256

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from hotset.neurons.profile import load_profile
+from hotset.activations.profile import load_profile
 
 WORDS = "The old lighthouse keeper walked down to the harbour every morning to watch the boats come in. "
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotset.cli.options import parse_size
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 
 
 @pytest.mark.parametrize(

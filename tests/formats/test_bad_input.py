@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from hotset.architectures import ARCHITECTURES, SHAPES, Architecture
-from hotset.errors import CheckpointError
+from hotset.architectures.table import ARCHITECTURES, SHAPES, Architecture
+from hotset.core.errors import CheckpointError
 from hotset.formats import open_checkpoint
 from hotset.formats.tensor_table import is_global
 

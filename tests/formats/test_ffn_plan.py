@@ -7,8 +7,8 @@ import gguf
 import numpy as np
 import pytest
 
-from hotset.config import Activation, FFNPlan, Score, Way
-from hotset.errors import CheckpointError
+from hotset.core.config import Activation, FFNPlan, Score, Way
+from hotset.core.errors import CheckpointError
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import plan_keys

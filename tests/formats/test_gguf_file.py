@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.gguf_bytes import GGUFBytes, TensorLine, pack_string, split, tiny_llama
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats import TensorType, locate, open_checkpoint
 from hotset.formats.gguf_file import read_gguf
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from helpers.gguf_bytes import GGUFBytes, TensorLine, tiny_llama, tiny_model
 
-from hotset.architectures import ARCHITECTURES
-from hotset.config import Activation
-from hotset.errors import CheckpointError
+from hotset.architectures.table import ARCHITECTURES
+from hotset.core.config import Activation
+from hotset.core.errors import CheckpointError
 from hotset.formats import Checkpoint, open_checkpoint
 
 BY_NAME = {architecture.name: architecture for architecture in reversed(ARCHITECTURES)}

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats import TensorType, locate
 from hotset.formats.gguf_file import read_gguf
 from hotset.formats.gguf_writer import NewTensor, same_metadata, same_tensor, write_gguf

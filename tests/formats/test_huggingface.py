@@ -13,8 +13,8 @@ import pytest
 from helpers.tiny_models import falcon_40b, gemma3, llama, mistral, opt, qwen3, save
 from safetensors.numpy import load_file, save_file
 
-from hotset.config import Activation
-from hotset.errors import CheckpointError
+from hotset.core.config import Activation
+from hotset.core.errors import CheckpointError
 from hotset.formats import TensorType, open_checkpoint
 
 

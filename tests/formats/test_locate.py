@@ -12,7 +12,7 @@ from helpers.fake_hub import FakeHub, fake_hub
 from helpers.gguf_bytes import split, tiny_llama
 from huggingface_hub import constants
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats import locate, open_checkpoint
 from hotset.formats.hub import Hub, choose_files
 

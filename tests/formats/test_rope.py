@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.keys import Keys
 from hotset.formats.rope import plain_frequencies, rope_from_config, rope_from_gguf
 

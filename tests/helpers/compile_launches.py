@@ -18,10 +18,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from hotset.backends.base import AttentionSpec, FFNSpec, HeadSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import AttentionSpec, FFNSpec, HeadSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.gpu.backend import GpuBackend
 from hotset.backends.gpu.device import Gpu
-from hotset.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures import ARCHITECTURES, SHAPES, Architecture
+from hotset.architectures.table import ARCHITECTURES, SHAPES, Architecture
 from hotset.formats.tensor_table import is_global
 
 _ALIGNMENT = 32

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from hotset.neurons.machine import CpuRates, GpuRates, MachineProfile
+from hotset.placing.machine import CpuRates, GpuRates, MachineProfile
 
 CPU = {
     "stream": 60.0,

@@ -1,9 +1,9 @@
 """Placements for tests: without a planner, and with a machine that places even the smallest model."""
 
 from helpers.machines import machine
-from hotset.config import LayerPlacement, Placement
+from hotset.core.config import LayerPlacement, Placement
 from hotset.formats.checkpoint import Checkpoint
-from hotset.neurons.machine import MachineProfile
+from hotset.placing.machine import MachineProfile
 
 
 def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:

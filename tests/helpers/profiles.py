@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from hotset.activations.profile import ActivationProfile, fingerprint
 from hotset.formats import Checkpoint
-from hotset.neurons.profile import ActivationProfile, fingerprint
 
 
 def random_profile(checkpoint: Checkpoint, seed: int = 0, levels: int = 7) -> ActivationProfile:

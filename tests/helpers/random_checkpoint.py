@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.core.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 

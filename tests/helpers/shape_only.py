@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind
+from hotset.core.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from hotset.config import Activation, ModelConfig, NormKind
+from hotset.core.config import Activation, ModelConfig, NormKind
 from hotset.formats.checkpoint import Checkpoint
 from hotset.tokenizer import Tokenizer
 

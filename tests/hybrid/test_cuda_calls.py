@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.cpu import CpuBackend
-from hotset.config import LayerPlacement, Placement
-from hotset.errors import HotsetError
+from hotset.core.config import LayerPlacement, Placement
+from hotset.core.errors import HotsetError
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import DeviceMemoryError
 from hotset.model.build import build_transformer

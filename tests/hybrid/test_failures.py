@@ -13,14 +13,14 @@ from helpers.random_checkpoint import random_checkpoint
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
-from hotset.config import Activation, LayerPlacement, Placement
-from hotset.engine.placing import Placed, place
-from hotset.errors import HotsetError
+from hotset.core.config import Activation, LayerPlacement, Placement
+from hotset.core.errors import HotsetError
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import DeviceMemoryError
-from hotset.hybrid.stand_in import StandInDevice
 from hotset.hybrid.transformer import HybridTransformer
 from hotset.model.build import build_transformer
+from hotset.placing.place import Placed, place
+from hotset.testing.stand_in import StandInDevice
 
 CHECKPOINT = random_checkpoint(hidden_size=32, ffn_size=256, activation=Activation.SILU, windows=(None,) * 4)
 TOKENS = np.random.default_rng(5).integers(0, 53, 20, dtype=np.int32)
@@ -213,7 +213,7 @@ MODEL_BYTES = sum(tensor.nbytes for tensor in CHECKPOINT.tensors.values())
 @pytest.fixture
 def put(monkeypatch: pytest.MonkeyPatch) -> Callable[[StandInDevice, int], Placed]:
     """Place the model; the device needs no working memory, of which this model would need mostly that."""
-    monkeypatch.setattr("hotset.neurons.placement.working_bytes", lambda config: 0)
+    monkeypatch.setattr("hotset.placing.planner.working_bytes", lambda config: 0)
 
     def put(device: StandInDevice, budget: int) -> Placed:
         return place(

@@ -18,8 +18,8 @@ from helpers.tiny_models import tiny_models
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
-from hotset.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
-from hotset.errors import HotsetError
+from hotset.core.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
+from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import TensorType, tensor_from_array
 from hotset.hybrid import streaming
@@ -36,7 +36,7 @@ if not (find_spec("torch") and find_spec("triton")):
 def interpreter() -> Device:
     import torch
 
-    from hotset.hybrid.interpreted import InterpretedDevice
+    from hotset.testing.interpreted import InterpretedDevice
 
     torch.set_num_threads(1)
     return InterpretedDevice()

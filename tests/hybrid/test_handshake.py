@@ -3,7 +3,7 @@
 import threading
 
 from hotset.hybrid.handshake import handshake_us
-from hotset.hybrid.stand_in import StandInDevice
+from hotset.testing.stand_in import StandInDevice
 
 
 def test_a_time_comes_out_and_nothing_stays() -> None:

@@ -16,9 +16,9 @@ from hotset.backends.cpu import CpuBackend
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import streaming
 from hotset.hybrid.build import build_hybrid
-from hotset.hybrid.stand_in import StandInDevice
 from hotset.model.build import build_transformer
 from hotset.model.transformer import Transformer
+from hotset.testing.stand_in import StandInDevice
 
 PROMPT = 19
 

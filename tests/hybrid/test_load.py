@@ -10,16 +10,16 @@ from helpers.placements import by_share, eager_machine
 from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 
 from hotset.backends.cpu import CpuBackend
-from hotset.config import FFNPlan, Way
-from hotset.engine.engine import Engine
-from hotset.engine.load import load_model
-from hotset.engine.loaded import Model
-from hotset.engine.traffic import traffic
-from hotset.errors import RequestError
+from hotset.core.config import FFNPlan, Way
+from hotset.core.errors import RequestError
 from hotset.formats.tensor import TensorType
 from hotset.hybrid.build import build_hybrid
-from hotset.hybrid.stand_in import StandInDevice
-from hotset.neurons.placement import Planner
+from hotset.model.reading import traffic
+from hotset.placing.planner import Planner
+from hotset.serve.engine import Engine
+from hotset.serve.load import load_model
+from hotset.serve.loaded import Model
+from hotset.testing.stand_in import StandInDevice
 
 pytest_plugins = ["cli.conftest"]
 

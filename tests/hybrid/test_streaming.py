@@ -12,15 +12,15 @@ import pytest
 from helpers.placements import by_share
 from helpers.random_checkpoint import random_checkpoint
 
-from hotset.backends.base import F32, FFN, FFNSpec
+from hotset.backends.contract import F32, FFN, FFNSpec
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceFFN
-from hotset.config import Activation
+from hotset.core.config import Activation
 from hotset.hybrid.build import any_ffn_spec, build_hybrid
 from hotset.hybrid.slices import cold_slice, ffn_bytes
-from hotset.hybrid.stand_in import StandInDevice
 from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.model.build import build_transformer
+from hotset.testing.stand_in import StandInDevice
 
 LAYERS = 7
 CHECKPOINT = random_checkpoint(

@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.base import Linear, NeuronCounts, NeuronFFNSpec
+from hotset.backends.contract import Linear, NeuronCounts, NeuronFFNSpec
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
-from hotset.errors import HotsetError
+from hotset.core.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
+from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.ffn import HybridFFN
 from hotset.hybrid.slices import cold_slice, hot_slice
-from hotset.hybrid.stand_in import StandInDevice
 from hotset.model.build import build_transformer, neuron_ffn_spec
 from hotset.model.transformer import SINK_TOKENS, Transformer
+from hotset.testing.stand_in import StandInDevice
 
 FUNCTIONS = [
     (Activation.RELU, True),

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.base import DENSE_TOKENS
+from hotset.backends.contract import DENSE_TOKENS
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import Activation, FFNPlan, Score, Way
+from hotset.core.config import Activation, FFNPlan, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.model.build import build_transformer
 from hotset.model.transformer import SINK_TOKENS, SLICE, Transformer

@@ -12,7 +12,7 @@ from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.tiny_models import save, tiny_models, write_old_config
 from numpy.typing import NDArray
 
-from hotset.backends.base import Backend, KVCache
+from hotset.backends.contract import Backend, KVCache
 from hotset.backends.reference import ReferenceBackend
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer

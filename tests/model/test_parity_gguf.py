@@ -12,8 +12,8 @@ from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.tiny_models import llama, save, tiny_models
 from numpy.typing import NDArray
 
-from hotset.architectures import ACTIVATIONS
-from hotset.backends.base import Backend
+from hotset.architectures.table import ACTIVATIONS
+from hotset.backends.contract import Backend
 from hotset.backends.reference import ReferenceBackend
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer

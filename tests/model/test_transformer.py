@@ -5,9 +5,9 @@ from helpers.random_checkpoint import random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.backends.base import Backend
+from hotset.backends.contract import Backend
 from hotset.backends.reference import ReferenceBackend
-from hotset.errors import HotsetError, RequestError
+from hotset.core.errors import HotsetError, RequestError
 from hotset.model import transformer
 from hotset.model.build import build_transformer
 

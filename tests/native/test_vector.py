@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.config import Activation
+from hotset.core.config import Activation
 
 KINDS = {activation: number for number, activation in enumerate(Activation)}
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}

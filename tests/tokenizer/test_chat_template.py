@@ -8,9 +8,9 @@ from helpers.small_tokenizers import CONTROL, byte_level, from_metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.chat_template import ChatTemplate
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 from hotset.tokenizer import Tokenizer
+from hotset.tokenizer.chat_template import ChatTemplate
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "

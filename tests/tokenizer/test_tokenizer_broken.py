@@ -9,7 +9,7 @@ from helpers.small_tokenizers import byte_level, from_metadata, sentencepiece_me
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.errors import CheckpointError, HotsetError
+from hotset.core.errors import CheckpointError, HotsetError
 
 SOURCES: dict[str, Callable[[], dict[str, Any]]] = {
     "gpt2": byte_level,

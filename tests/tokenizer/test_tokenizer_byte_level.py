@@ -17,7 +17,7 @@ from helpers.small_tokenizers import (
 )
 from hypothesis import given, settings
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 # llama.cpp writes these two with ASCII case and without combining marks.

@@ -10,7 +10,7 @@ from helpers.small_tokenizers import CONTROL, byte_level, checkpoint, sentencepi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.errors import CheckpointError, HotsetError
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.tokenizer import Tokenizer
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

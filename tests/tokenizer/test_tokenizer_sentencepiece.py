@@ -16,7 +16,7 @@ from helpers.small_tokenizers import (
 from helpers.small_tokenizers import small_sentencepiece as ours
 from hypothesis import given, settings
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 
 
 @pytest.mark.parametrize("add_dummy_prefix", [False, True])

@@ -11,7 +11,7 @@ from helpers.small_tokenizers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 from hotset.tokenizer import Tokenizer
 
 TOKENIZERS = {

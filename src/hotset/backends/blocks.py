@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.base import F32
-from hotset.errors import CheckpointError
+from hotset.backends.contract import F32
+from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import Tensor, TensorType
 
 

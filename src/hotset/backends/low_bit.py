@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.base import F32
 from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.backends.contract import F32
 from hotset.formats.tensor import TensorType
 
 Q2 = 1000

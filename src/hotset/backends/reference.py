@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.base import (
+from hotset.backends.contract import (
     DENSE_TOKENS,
     F32,
     AttentionSpec,
@@ -24,8 +24,8 @@ from hotset.backends.base import (
     Norm,
 )
 from hotset.backends.low_bit import low_bit_copy
-from hotset.config import Activation, NormKind, RopeConfig, Score, Way
-from hotset.errors import HotsetError
+from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
+from hotset.core.errors import HotsetError
 
 
 def relu(x: F32) -> F32:
@@ -335,7 +335,7 @@ class ReferenceHead:
 
 
 class ReferenceBackend:
-    """Builds the parts; see `hotset.backends.base.Backend`."""
+    """Builds the parts; see `hotset.backends.contract.Backend`."""
 
     name = "reference"
 

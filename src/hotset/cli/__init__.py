@@ -24,7 +24,7 @@ def _end(signum: int, _: object) -> None:
 def _exit_code(arguments: list[str]) -> int:
     try:
         from hotset.cli.app import run_command
-        from hotset.errors import HotsetError
+        from hotset.core.errors import HotsetError
 
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):

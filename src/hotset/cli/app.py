@@ -4,7 +4,6 @@ from typing import Annotated, Any
 
 import typer
 
-from hotset import __version__
 from hotset.cli import (
     bench,
     calibrate,
@@ -19,7 +18,8 @@ from hotset.cli import (
     run,
     train_predictor,
 )
-from hotset.errors import HotsetError
+from hotset.core.errors import HotsetError
+from hotset.core.version import __version__
 
 app = typer.Typer(
     name="hotset",

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
-from hotset.config import Way
-from hotset.errors import RequestError
+from hotset.core.config import Way
+from hotset.core.errors import RequestError
 
 
 class Sweep(str, Enum):
@@ -60,8 +60,8 @@ def bench(
 
 def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | None, as_json: bool) -> None:
     from hotset.cli.console import notes, progress, table
-    from hotset.engine.load import load_model
-    from hotset.engine.measure import PREFILL_TOKENS, measure
+    from hotset.measure.speed import PREFILL_TOKENS, measure
+    from hotset.serve.load import load_model
 
     with progress("Loading") as loading:
         loaded = load_model(
@@ -97,15 +97,15 @@ def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | 
 
 def _sweep(model: str | None, threads: int | None, plot: Path | None, as_json: bool) -> None:
     from hotset.cli.console import progress, table
-    from hotset.engine.load import load_model
-    from hotset.engine.sweep import PLAN, sweep
+    from hotset.measure.sweep import PLAN, sweep
+    from hotset.serve.load import load_model
 
     with progress("Loading") as loading:
         loaded = load_model(model, threads=threads, ffn=PLAN, progress=loading)
     with progress("Measuring") as measuring:
         points = sweep(loaded, progress=measuring)
     if plot:
-        from hotset.engine.plots import plot_sweep
+        from hotset.draw.plots import plot_sweep
 
         plot_sweep(points, loaded.path.name, plot)
     if as_json:
@@ -133,11 +133,11 @@ def _trace(
     plot: Path | None,
     as_json: bool,
 ) -> None:
+    from hotset.activations.sample_text import SUBJECTS
     from hotset.cli.console import progress, table
     from hotset.cli.text import read_text
-    from hotset.engine.load import load_model
-    from hotset.engine.sample_text import SUBJECTS
-    from hotset.engine.trace import trace
+    from hotset.measure.trace import trace
+    from hotset.serve.load import load_model
 
     texts = {path.name: read_text(path) for path in files} or SUBJECTS
     with progress("Loading") as loading:
@@ -145,7 +145,7 @@ def _trace(
     with progress("Decoding") as decoding:
         points = trace(loaded, texts, progress=decoding)
     if plot:
-        from hotset.engine.plots import plot_trace
+        from hotset.draw.plots import plot_trace
 
         plot_trace(points, loaded.path.name, plot)
     if as_json:

@@ -8,11 +8,11 @@ import typer
 
 from hotset.cli import options
 from hotset.cli import study as shared
-from hotset.config import FFNPlan, Score, Way
+from hotset.core.config import FFNPlan, Score, Way
 
 if TYPE_CHECKING:
-    from hotset.neurons.calibrate import Calibration
-    from hotset.neurons.threshold import Found
+    from hotset.sparsify.calibrate import Calibration
+    from hotset.sparsify.threshold import Found
 
 
 def calibrate(
@@ -37,9 +37,9 @@ def calibrate(
     """
     from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
-    from hotset.neurons.calibrate import calibrate as calibrate_model
-    from hotset.neurons.convert import convert
-    from hotset.neurons.threshold import Budget
+    from hotset.convert.by_neuron import convert
+    from hotset.sparsify.calibrate import calibrate as calibrate_model
+    from hotset.sparsify.threshold import Budget
 
     allowed = Budget.parse(budget)
     with shared.opened(

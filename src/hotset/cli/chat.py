@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotset.cli import options
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from hotset.engine.engine import Engine
-    from hotset.engine.sampler import Sampling
+    from hotset.serve.engine import Engine
+    from hotset.serve.sampler import Sampling
 
 _HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -38,8 +38,8 @@ def chat(
 ) -> None:
     """Talk with a model. /clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."""
     from hotset.cli.console import notes, progress
-    from hotset.engine.engine import Engine
-    from hotset.engine.sampler import Sampling
+    from hotset.serve.engine import Engine
+    from hotset.serve.sampler import Sampling
 
     sampling = Sampling(
         temperature=temperature,

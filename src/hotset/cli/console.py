@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hotset.engine.loaded import Model
+    from hotset.serve.loaded import Model
 
 _PATIENCE = 1.0
 """Seconds before a progress bar is worth showing."""

@@ -11,8 +11,8 @@ from hotset.cli import options
 from hotset.cli.text import read_text
 
 if TYPE_CHECKING:
+    from hotset.convert.by_neuron import Conversion
     from hotset.formats.checkpoint import Checkpoint
-    from hotset.neurons.convert import Conversion
 
 _MEASURED_TOKENS = 4096
 """So many of the text's tokens settle the divergence to a few per cent."""
@@ -53,12 +53,12 @@ def convert(
     """
     written = "\n".join(read_text(path) for path in text) if text else ""
 
+    from hotset.activations.profile import load_profile
     from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
-    from hotset.engine.load import open_model
+    from hotset.convert.by_neuron import convert as convert_model
     from hotset.formats import TensorType
-    from hotset.neurons.convert import convert as convert_model
-    from hotset.neurons.profile import load_profile
+    from hotset.serve.load import open_model
 
     checkpoint = open_model(model)
     loaded_profile = load_profile(profile)
@@ -78,9 +78,9 @@ def convert(
 def _divergence(path: Path, source: str | None, text: str, threads: int | None) -> float:
     """Mean KL divergence of a converted model, all its neurons computed, from its source."""
     from hotset.cli.console import progress
-    from hotset.config import Way
-    from hotset.engine.evaluate import evaluate, tokenize
-    from hotset.engine.load import load_model
+    from hotset.core.config import Way
+    from hotset.measure.perplexity import evaluate, tokenize
+    from hotset.serve.load import load_model
 
     with progress("Loading") as loading:
         converted = load_model(path, threads=threads, ffn=Way.DENSE, progress=loading)
@@ -93,7 +93,7 @@ def _divergence(path: Path, source: str | None, text: str, threads: int | None) 
 
 def _print(checkpoint: "Checkpoint", out: Path, conversion: "Conversion") -> None:
     from hotset.cli.console import size, table
-    from hotset.config import Way
+    from hotset.core.config import Way
 
     ways = Counter(plan.way.value if plan else "as it was" for plan in conversion.plans)
     rows = [

@@ -35,7 +35,7 @@ def doctor(
 ) -> None:
     """Measure this machine's memories and the bus between them, once; `hotset plan` reckons with it."""
     from hotset.cli.console import progress, table
-    from hotset.engine.doctor import cache_path, no_gpu, this_machine
+    from hotset.placing.doctor import cache_path, no_gpu, this_machine
 
     with progress("Measuring") as measuring:
         machine = this_machine(again=again, progress=measuring)

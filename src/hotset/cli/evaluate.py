@@ -9,8 +9,8 @@ import typer
 
 from hotset.cli import options
 from hotset.cli.text import read_text
-from hotset.config import Way
-from hotset.errors import RequestError
+from hotset.core.config import Way
+from hotset.core.errors import RequestError
 
 
 def evaluate(
@@ -45,9 +45,9 @@ def evaluate(
     written = "\n".join(read_text(path) for path in text)
 
     from hotset.cli.console import notes, progress, table
-    from hotset.engine.evaluate import DEFAULT_WINDOW, tokenize
-    from hotset.engine.evaluate import evaluate as evaluate_model
-    from hotset.engine.load import load_model
+    from hotset.measure.perplexity import DEFAULT_WINDOW, tokenize
+    from hotset.measure.perplexity import evaluate as evaluate_model
+    from hotset.serve.load import load_model
 
     with progress("Loading") as loading:
         loaded = load_model(

@@ -15,7 +15,7 @@ def inspect(
     model: options.Model = None, context: options.Context = None, as_json: options.AsJSON = False
 ) -> None:
     """Architecture, tensors by type and size, and the memory needed for a context. Reads no weights."""
-    from hotset.engine.load import open_model
+    from hotset.serve.load import open_model
 
     facts = _facts(open_model(model), context)
     if as_json:
@@ -25,7 +25,8 @@ def inspect(
 
 
 def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
-    from hotset.engine.loaded import KV_TYPES, check_context, kv_cache_bytes
+    from hotset.serve.loaded import check_context
+    from hotset.state.kv_types import KV_TYPES, kv_cache_bytes
 
     config = checkpoint.config
     context = check_context(config, context)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hotset.config import Way
-from hotset.errors import RequestError
+from hotset.core.config import Way
+from hotset.core.errors import RequestError
 
 Model = Annotated[
     str | None,

@@ -12,10 +12,10 @@ from hotset.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hotset.backends.base import F32
+    from hotset.backends.contract import F32
     from hotset.formats.checkpoint import Checkpoint
-    from hotset.neurons.machine import MachineProfile
-    from hotset.neurons.placement import LayerUse, Plan, Planner
+    from hotset.placing.machine import MachineProfile
+    from hotset.placing.planner import LayerUse, Plan, Planner
 
 _PROMPT = 512
 
@@ -42,14 +42,14 @@ def plan(
 ) -> None:
     """Choose what lies on the GPU, layer by layer, and predict the speed. Runs nothing there."""
     from hotset.cli.console import progress
-    from hotset.engine.load import open_model
-    from hotset.engine.loaded import check_context
-    from hotset.neurons.costs import gpu_of
-    from hotset.neurons.placement import Planner
+    from hotset.placing.costs import gpu_of
+    from hotset.placing.planner import Planner
+    from hotset.serve.load import open_model
+    from hotset.serve.loaded import check_context
 
     budget = options.parse_size(vram)
     if plot:
-        from hotset.engine.plots import check_drawing
+        from hotset.draw.plots import check_drawing
 
         check_drawing()
     profile = _machine(machine)
@@ -64,7 +64,7 @@ def plan(
     with progress("Checking"):
         checked = planner.checked(found)
     if plot:
-        from hotset.engine.plots import plot_plan
+        from hotset.draw.plots import plot_plan
 
         plot_plan(planner, found, f"{checkpoint.path.name} on {profile.name}", plot)
     facts = _facts(checkpoint, profile, planner, found, checked, heat)
@@ -76,11 +76,11 @@ def plan(
 
 def _machine(path: Path | None) -> "MachineProfile":
     if path:
-        from hotset.neurons.machine import load_machine
+        from hotset.placing.machine import load_machine
 
         return load_machine(path)
     from hotset.cli.console import progress
-    from hotset.engine.doctor import gpu_machine
+    from hotset.placing.doctor import gpu_machine
 
     with progress("Measuring this machine") as measuring:
         return gpu_machine(measuring)
@@ -88,8 +88,8 @@ def _machine(path: Path | None) -> "MachineProfile":
 
 def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
     """How often neurons fire where the file does not say, and what is known of it, for people."""
-    from hotset.config import Way
-    from hotset.neurons.costs import needs_profile
+    from hotset.core.config import Way
+    from hotset.placing.costs import needs_profile
 
     plans = [layer.ffn for layer in checkpoint.config.layers]
     if not any(plan and plan.way is not Way.DENSE for plan in plans):
@@ -97,7 +97,7 @@ def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
     if not needs_profile(checkpoint):
         return None, str(checkpoint.metadata.get("hotset.profile.corpus", "the file's"))
     from hotset.cli.console import progress
-    from hotset.engine.load import neuron_frequency
+    from hotset.serve.load import neuron_frequency
 
     with progress("Profiling built-in text") as profiling:
         return neuron_frequency(checkpoint, progress=profiling), "a few hundred tokens of built-in text"

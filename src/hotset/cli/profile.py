@@ -10,10 +10,10 @@ import typer
 
 from hotset.cli import options
 from hotset.cli.text import read_text
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from hotset.neurons.profile import ActivationProfile
+    from hotset.activations.profile import ActivationProfile
 
 _WINDOW = 512
 
@@ -63,7 +63,7 @@ def profile(
     if text and import_from:
         raise RequestError("--text and --import: expected one of them")
     if report:
-        from hotset.neurons.report import check_drawing
+        from hotset.draw.profile_page import check_drawing
 
         check_drawing()
         _check_directory(report if report.exists() else report.absolute().parent)
@@ -82,7 +82,7 @@ def profile(
         made = _existing(path)
     page = None
     if report:
-        from hotset.neurons.report import write_report
+        from hotset.draw.profile_page import write_report
 
         page = write_report(made, report)
     _show(made, path, page, as_json)
@@ -98,13 +98,13 @@ def _from_text(
 ) -> "tuple[ActivationProfile, Path]":
     texts = [read_text(path) for path in text]
 
+    from hotset.activations.collect import collect
+    from hotset.activations.corpus import corpus_windows
+    from hotset.activations.profile import fingerprint
     from hotset.cli.console import progress
-    from hotset.config import Way
-    from hotset.engine.load import load_model, open_model
-    from hotset.engine.loaded import check_context
-    from hotset.neurons.collect import collect
-    from hotset.neurons.corpus import corpus_windows
-    from hotset.neurons.profile import fingerprint
+    from hotset.core.config import Way
+    from hotset.serve.load import load_model, open_model
+    from hotset.serve.loaded import check_context
 
     checkpoint = open_model(model)
     path = _output(output, checkpoint.path)
@@ -136,8 +136,8 @@ def _from_text(
 def _from_powerinfer(
     model: str | None, directory: Path, output: Path | None, tokens: int | None
 ) -> "tuple[ActivationProfile, Path]":
-    from hotset.engine.load import open_model
-    from hotset.neurons.powerinfer_profile import import_profile
+    from hotset.activations.powerinfer import import_profile
+    from hotset.serve.load import open_model
 
     checkpoint = open_model(model)
     path = _output(output, checkpoint.path)
@@ -147,8 +147,8 @@ def _from_powerinfer(
 
 
 def _existing(path: Path) -> "ActivationProfile":
-    from hotset.errors import HotsetError
-    from hotset.neurons.profile import load_profile
+    from hotset.activations.profile import load_profile
+    from hotset.core.errors import HotsetError
 
     try:
         return load_profile(path)
@@ -171,7 +171,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: bool) -> None:
-    from hotset.neurons.summary import summarise
+    from hotset.activations.summary import summarise
 
     layers = summarise(made)
     if as_json:

@@ -8,7 +8,7 @@ import typer
 
 from hotset.cli import options
 from hotset.cli.text import read_text
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 
 _WINDOW = 512
 
@@ -44,12 +44,12 @@ def quantize(
     """
     texts = [read_text(path) for path in text or ()]
 
+    from hotset.activations.corpus import corpus_windows
     from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress, size, table
-    from hotset.engine.load import open_model
+    from hotset.convert.quantize import quantise_model
     from hotset.formats import TensorType
-    from hotset.neurons.corpus import corpus_windows
-    from hotset.neurons.quantise import quantise_model
+    from hotset.serve.load import open_model
     from hotset.tokenizer import Tokenizer
 
     checkpoint = open_model(model)

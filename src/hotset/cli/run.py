@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 
 
 def run(
@@ -39,8 +39,8 @@ def run(
         raise RequestError("the prompt is empty: give one with -p TEXT or on standard input")
 
     from hotset.cli.console import notes, progress
-    from hotset.engine.engine import Engine
-    from hotset.engine.sampler import Sampling
+    from hotset.serve.engine import Engine
+    from hotset.serve.sampler import Sampling
 
     sampling = Sampling(
         temperature=temperature,

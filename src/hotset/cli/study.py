@@ -10,14 +10,14 @@ import typer
 
 from hotset.cli.convert import FFNType
 from hotset.cli.text import read_text
-from hotset.config import FFNPlan
-from hotset.errors import RequestError
+from hotset.core.config import FFNPlan
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
+    from hotset.activations.profile import ActivationProfile
     from hotset.formats import TensorType
     from hotset.formats.checkpoint import Checkpoint
-    from hotset.neurons.profile import ActivationProfile
-    from hotset.neurons.study import Study, Windows
+    from hotset.sparsify.study import Study, Windows
 
 Profile = Annotated[Path, typer.Option(help="Activation profile of the model (hotset profile).")]
 Text = Annotated[
@@ -71,11 +71,11 @@ def opened(
     written = [read_text(path) for path in text]
     judging = [read_text(path) for path in held_out or ()]
 
+    from hotset.activations.profile import load_profile
     from hotset.cli.console import progress
-    from hotset.engine.load import load_model, open_model
     from hotset.formats import TensorType
-    from hotset.neurons.profile import load_profile
-    from hotset.neurons.study import WINDOW, split, study
+    from hotset.serve.load import load_model, open_model
+    from hotset.sparsify.study import WINDOW, split, study
 
     checkpoint = open_model(model)
     activation_profile = load_profile(profile)

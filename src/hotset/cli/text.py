@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 
 
 def read_text(path: Path) -> str:

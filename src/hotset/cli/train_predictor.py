@@ -10,12 +10,12 @@ import typer
 
 from hotset.cli import options
 from hotset.cli import study as shared
-from hotset.config import FFNPlan, Score, Way
-from hotset.errors import RequestError
+from hotset.core.config import FFNPlan, Score, Way
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
-    from hotset.neurons.plan import Choice
-    from hotset.neurons.train import Training
+    from hotset.sparsify.choice import Choice
+    from hotset.sparsify.train import Training
 
 _COLUMNS = ("kB", "recall", "precision", "kept", "chosen", "ms")
 
@@ -49,9 +49,9 @@ def train_predictor(
 
     from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
-    from hotset.neurons.convert import convert
-    from hotset.neurons.low_rank import import_torch
-    from hotset.neurons.train import train_predictors
+    from hotset.convert.by_neuron import convert
+    from hotset.sparsify.low_rank import import_torch
+    from hotset.sparsify.train import train_predictors
 
     import_torch()
     with shared.opened(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.huggingface import open_huggingface

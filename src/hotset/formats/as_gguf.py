@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures import ARCHITECTURES, Architecture
-from hotset.config import ModelConfig, NormKind, RopeConfig
-from hotset.errors import CheckpointError
+from hotset.architectures.table import ARCHITECTURES, Architecture
+from hotset.core.config import ModelConfig, NormKind, RopeConfig
+from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_file import read_gguf, split_parts
 from hotset.formats.gguf_writer import same_metadata

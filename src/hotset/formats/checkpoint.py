@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hotset.config import ModelConfig
+from hotset.core.config import ModelConfig
 from hotset.formats.tensor import Tensor
 
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hotset.config import Activation, FFNPlan, Score, Way
-from hotset.errors import CheckpointError
+from hotset.core.config import Activation, FFNPlan, Score, Way
+from hotset.core.errors import CheckpointError
 from hotset.formats.gguf_file import GGUFFile
 from hotset.formats.keys import Keys
 from hotset.formats.tensor_table import TensorTable

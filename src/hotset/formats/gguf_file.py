@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import map_file
 from hotset.formats.tensor import Tensor, TensorType

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures import ARCHITECTURES, Architecture, Windows
-from hotset.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
-from hotset.errors import CheckpointError
+from hotset.architectures.table import ARCHITECTURES, Architecture, Windows
+from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import read_plans
 from hotset.formats.gguf_file import GGUFFile, read_gguf

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.gguf_file import Metadata, read_gguf
 from hotset.formats.keys import shown
 from hotset.formats.tensor import Tensor, TensorType

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.gguf_file import split_parts
 
 # Of several GGUF files in a repository, the first of these types is taken: small, and good for its size.

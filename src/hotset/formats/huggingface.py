@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hotset.architectures import ARCHITECTURES, Architecture, Windows
-from hotset.config import Activation, LayerConfig, ModelConfig, RopeConfig
-from hotset.errors import CheckpointError
+from hotset.architectures.table import ARCHITECTURES, Architecture, Windows
+from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
+from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes

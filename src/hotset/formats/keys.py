@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 
 REQUIRED: Any = object()
 """Default of a key that must be there."""

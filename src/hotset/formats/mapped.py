@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:

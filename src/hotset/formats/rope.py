@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.config import RopeConfig
+from hotset.core.config import RopeConfig
 from hotset.formats.keys import LARGEST, Keys
 
 F32 = NDArray[np.float32]

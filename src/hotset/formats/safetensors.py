@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.keys import shown
 from hotset.formats.mapped import map_file
 from hotset.formats.tensor import Tensor, TensorType

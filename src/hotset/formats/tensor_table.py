@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures import SHAPES, Architecture
-from hotset.errors import CheckpointError
+from hotset.architectures.table import SHAPES, Architecture
+from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
 

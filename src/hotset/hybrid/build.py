@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from hotset.backends.base import FFN
+from hotset.backends.contract import FFN
 from hotset.backends.cpu import CpuBackend
-from hotset.config import Placement
+from hotset.core.config import Placement
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.device import Device
 from hotset.hybrid.ffn import HybridFFN, build_ffn

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from hotset import _native
-from hotset.backends.base import F32, Array
-from hotset.errors import HotsetError
+from hotset.backends.contract import F32, Array
+from hotset.core.errors import HotsetError
 from hotset.hybrid.device import DeviceMemoryError, Event, Flag
 from hotset.hybrid.torch_arrays import TorchArrays
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.base import F32, Array, Backend, Head, NeuronFFNSpec, Norm
-from hotset.errors import HotsetError
+from hotset.backends.contract import F32, Array, Backend, Head, NeuronFFNSpec, Norm
+from hotset.core.errors import HotsetError
 
 Flag = NDArray[np.uint32]
 """One number in pinned memory on a cache line of its own, 0 (low) or 1 (raised)."""

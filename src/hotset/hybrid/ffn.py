@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from hotset import _native
-from hotset.backends.base import (
+from hotset.backends.contract import (
     DENSE_TOKENS,
     F32,
     FFN,
@@ -15,7 +15,7 @@ from hotset.backends.base import (
     NeuronFFNSpec,
 )
 from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
-from hotset.config import Way
+from hotset.core.config import Way
 from hotset.hybrid.device import Device, to_device
 from hotset.hybrid.slices import Spec, cold_slice, hot_slice
 

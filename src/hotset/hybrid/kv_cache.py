@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hotset import _native
-from hotset.backends.base import KVCache
+from hotset.backends.contract import KVCache
 
 
 class HybridKVCache:

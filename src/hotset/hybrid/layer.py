@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hotset import _native
-from hotset.backends.base import Array, Attention
+from hotset.backends.contract import Array, Attention
 from hotset.backends.cpu import CpuNeuronFFN
 from hotset.hybrid.ffn import HybridFFN
 from hotset.model.transformer import Layer

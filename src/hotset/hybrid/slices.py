@@ -7,9 +7,9 @@ rounded: rows of gate and up, rows of a down that is stored by neuron, blocks of
 from dataclasses import replace
 from typing import TypeAlias
 
-from hotset.backends.base import FFNSpec, Linear, NeuronFFNSpec
-from hotset.config import FFNPlan, Way
-from hotset.errors import HotsetError
+from hotset.backends.contract import FFNSpec, Linear, NeuronFFNSpec
+from hotset.core.config import FFNPlan, Way
+from hotset.core.errors import HotsetError
 
 SLAB = 64
 """Neurons are placed in slabs of so many."""

@@ -11,8 +11,8 @@ from functools import partial
 import numpy as np
 
 from hotset import _native
-from hotset.backends.base import F32, Array, Head, KVCache
-from hotset.errors import HotsetError
+from hotset.backends.contract import F32, Array, Head, KVCache
+from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, Flag
 from hotset.hybrid.ffn import HybridFFN
 from hotset.hybrid.kv_cache import HybridKVCache

@@ -13,12 +13,14 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.base import FFN, Array, Linear, NeuronFFNSpec
+from hotset.backends.contract import FFN, Array, Linear, NeuronFFNSpec
 from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.ffn import build_ffn
 from hotset.hybrid.slices import Spec, ffn_bytes, ffn_matrices, granule, neurons_alone
-from hotset.neurons.prefill import PIECE_BYTES
+
+PIECE_BYTES = 32 << 20
+"""Of cold weights that are copied to the device at once: from some MiB on a bus is used fully."""
 
 _ALIGNMENT = 64
 

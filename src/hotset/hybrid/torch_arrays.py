@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from hotset.backends.base import F32, Array, Backend, Head, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, Array, Backend, Head, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
 

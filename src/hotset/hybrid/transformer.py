@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.base import F32, Array, Embedding, Head, KVCache
+from hotset.backends.contract import F32, Array, Embedding, Head, KVCache
 from hotset.backends.cpu import CpuBackend
-from hotset.config import ModelConfig
+from hotset.core.config import ModelConfig
 from hotset.hybrid.device import Device, DeviceMemoryError, to_device
 from hotset.hybrid.kv_cache import HybridKVCache
 from hotset.hybrid.layer import AddCold, HybridLayer

@@ -6,7 +6,7 @@ missing, misshapen or left over is seen to by `hotset.formats`.
 
 from collections.abc import Callable
 
-from hotset.backends.base import (
+from hotset.backends.contract import (
     F32,
     AttentionSpec,
     Backend,
@@ -17,7 +17,7 @@ from hotset.backends.base import (
     NeuronFFNSpec,
     Norm,
 )
-from hotset.config import FFNPlan, Score
+from hotset.core.config import FFNPlan, Score
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Layer, Transformer
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.base import (
+from hotset.backends.contract import (
     DENSE_TOKENS,
     F32,
     FFN,
@@ -20,8 +20,8 @@ from hotset.backends.base import (
     Head,
     KVCache,
 )
-from hotset.config import ModelConfig
-from hotset.errors import RequestError
+from hotset.core.config import ModelConfig
+from hotset.core.errors import RequestError
 
 # Long prompts are cut into slices of so many tokens: enough to read each weight seldom, few enough that the
 # activations between two layers stay small.

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from hotset.errors import CheckpointError, HotsetError, RequestError
+from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.tokenizer.pretokenizers import PreTokenizer
 
 if TYPE_CHECKING:

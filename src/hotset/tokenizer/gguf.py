@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.chat_template import ChatTemplate
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.keys import shown
+from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.fast import byte_level_bpe, byte_level_decoder
 from hotset.tokenizer.pretokenizers import PRE_TOKENIZERS
 from hotset.tokenizer.sentencepiece import SPACE, SentencePieceEncoder

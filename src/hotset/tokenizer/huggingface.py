@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hotset.chat_template import ChatTemplate
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 from hotset.formats.as_gguf import BESIDE, TOKENIZER
 from hotset.formats.keys import shown
+from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.fast import FastEncoder, byte_level_decoder, rust_errors
 from hotset.tokenizer.sentencepiece import SPACE
 from hotset.tokenizer.vocabulary import END_OF_TURN, Encoder, Vocabulary

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hotset.chat_template import ChatTemplate
-from hotset.errors import RequestError
+from hotset.core.errors import RequestError
 from hotset.formats.as_gguf import TOKENIZER
 from hotset.formats.checkpoint import Checkpoint
+from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.gguf import read_metadata
 from hotset.tokenizer.huggingface import directory_files, embedded_files, read_files
 from hotset.tokenizer.masking import SpecialTextMask

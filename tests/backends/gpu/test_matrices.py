@@ -12,13 +12,13 @@ import torch
 from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
 from helpers.random_tensors import random_tensor
 
-from hotset.backends.base import F32, Linear, Norm
+from hotset.backends.contract import F32, Linear, Norm
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.layouts import two_bit_layout
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, matvec_rows
 from hotset.backends.low_bit import low_bit_copy
-from hotset.config import NormKind
-from hotset.errors import CheckpointError
+from hotset.core.config import NormKind
+from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import TensorType
 
 TYPES = list(TensorType)

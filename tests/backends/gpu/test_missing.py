@@ -18,12 +18,14 @@ def last_line(code: str) -> str:
 @pytest.mark.parametrize("missing", ["torch", "triton"])
 def test_without_the_extra(missing: str) -> None:
     line = last_line(f"import sys; sys.modules['{missing}'] = None; import hotset.backends.gpu")
-    assert line == f"hotset.errors.HotsetError: a GPU needs {missing}: pip install 'hotset[gpu]'"
+    assert line == f"hotset.core.errors.HotsetError: a GPU needs {missing}: pip install 'hotset[gpu]'"
 
 
 def test_without_the_interpreter() -> None:
     line = last_line("from hotset.backends.gpu import GpuBackend; GpuBackend('cpu')")
-    assert line.startswith("hotset.errors.HotsetError: device cpu: the GPU's kernels run there in Triton's")
+    assert line.startswith(
+        "hotset.core.errors.HotsetError: device cpu: the GPU's kernels run there in Triton's"
+    )
     assert "set TRITON_INTERPRET=1 before starting" in line
 
 
@@ -33,5 +35,6 @@ def test_without_a_gpu() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     line = last_line("from hotset.backends.gpu import GpuBackend; GpuBackend()")
-    assert line.startswith("hotset.errors.HotsetError: device cuda: torch ")
+    error = "hotset.core.errors.HotsetError: device cuda: torch "
+    assert line.startswith(error)
     assert "finds no GPU; run on the CPU" in line

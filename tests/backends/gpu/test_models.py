@@ -10,7 +10,7 @@ from helpers.random_checkpoint import by_neuron, random_checkpoint
 from helpers.tiny_models import save, tiny_models
 
 from hotset.backends.reference import ReferenceBackend
-from hotset.config import FFNPlan, Way
+from hotset.core.config import FFNPlan, Way
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
 
-from hotset.backends.base import (
+from hotset.backends.contract import (
     F32,
     AttentionSpec,
     EmbeddingSpec,
@@ -20,8 +20,8 @@ from hotset.backends.base import (
 )
 from hotset.backends.gpu.attention import attention_splits
 from hotset.backends.reference import ReferenceBackend, normalise, predict, predictor_matrices
-from hotset.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
-from hotset.errors import CheckpointError, HotsetError, RequestError
+from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.formats.tensor import tensor_from_array
 
 HIDDEN = 40

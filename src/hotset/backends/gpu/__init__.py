@@ -1,6 +1,6 @@
 """The GPU backend, in Triton (the `gpu` extra); importing it raises `HotsetError` where that is missing."""
 
-from hotset.errors import HotsetError
+from hotset.core.errors import HotsetError
 
 try:
     import torch as _torch  # noqa: F401

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 import triton
 
-from hotset.backends.base import AttentionSpec, Linear
+from hotset.backends.contract import AttentionSpec, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
-from hotset.config import RopeConfig
-from hotset.errors import CheckpointError, HotsetError
+from hotset.core.config import RopeConfig
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor
 
 _TYPES = {"f16": torch.float16, "f32": torch.float32}
@@ -71,7 +71,7 @@ class GpuKVCache:
 
 
 class GpuAttention:
-    """One layer's attention; see `hotset.backends.base.Attention`.
+    """One layer's attention; see `hotset.backends.contract.Attention`.
 
     Decoding is six kernels or more: the norm, q, k and v (those of one type in one), heads, attention, the
     merge of its splits, and the output.

@@ -1,4 +1,4 @@
-"""The GPU backend: builds the parts from weights; see `hotset.backends.base.Backend`."""
+"""The GPU backend: builds the parts from weights; see `hotset.backends.contract.Backend`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hotset.backends.base import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuEmbedding
 from hotset.backends.gpu.attention import GpuAttention, GpuKVCache
 from hotset.backends.gpu.device import Gpu

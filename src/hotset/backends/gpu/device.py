@@ -6,7 +6,7 @@ import torch
 import triton
 
 from hotset.backends.gpu.kernels.norm import norm as _any_kernel
-from hotset.errors import HotsetError
+from hotset.core.errors import HotsetError
 
 INTERPRETED = 1
 """The interpreter's multiprocessors: it runs one program after the other, so the fewer, the better."""

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import triton
 
-from hotset.backends.base import F32, FFNSpec, Linear, NeuronCounts, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, FFNSpec, Linear, NeuronCounts, NeuronFFNSpec, Norm
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room, matvec_rows
-from hotset.config import Activation, NormKind
-from hotset.errors import CheckpointError
+from hotset.core.config import Activation, NormKind
+from hotset.core.errors import CheckpointError
 
 _ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
 
@@ -52,7 +52,7 @@ class GpuNorm:
 
 
 class GpuFFN:
-    """All neurons of an FFN, for every token; see `hotset.backends.base.FFN`.
+    """All neurons of an FFN, for every token; see `hotset.backends.contract.FFN`.
 
     Decoding is three kernels: the norm, gate and up with the activation, and down.
     """
@@ -125,7 +125,7 @@ class GpuFFN:
 
 
 class GpuNeuronFFN(GpuFFN):
-    """An FFN stored by neuron; see `hotset.backends.base.NeuronFFN`.
+    """An FFN stored by neuron; see `hotset.backends.contract.NeuronFFN`.
 
     A GPU computes all neurons whatever the plan's way is: there the bytes are cheap. Only rows of down whose
     neuron is exactly zero are not read, which changes nothing. So it chooses none, and `counts` are zero.

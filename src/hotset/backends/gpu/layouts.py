@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from hotset.backends.base import F32
+from hotset.backends.contract import F32
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.low_bit import two_bit_blocks
 from hotset.formats.tensor import Tensor, TensorType

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 import triton
 
-from hotset.backends.base import F32, Linear
+from hotset.backends.contract import F32, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels.by_neuron import sum_neurons, sum_splits
 from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
 from hotset.backends.gpu.kernels.quantise import quantise
 from hotset.backends.gpu.layouts import Layout, layout
-from hotset.errors import CheckpointError
+from hotset.core.errors import CheckpointError
 
 
 class Input:

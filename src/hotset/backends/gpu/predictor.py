@@ -5,20 +5,20 @@ from typing import Any
 import torch
 import triton
 
-from hotset.backends.base import NeuronFFNSpec
 from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.backends.contract import NeuronFFNSpec
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.select import select
 from hotset.backends.gpu.layouts import layout, two_bit_layout
 from hotset.backends.gpu.matrix import Matrix, build_matrix
-from hotset.config import Score
-from hotset.errors import CheckpointError
+from hotset.core.config import Score
+from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import TensorType
 
 
 class GpuPredictor:
-    """What a plan of `Way.PREDICTOR` scores neurons with; see `hotset.config.Score`."""
+    """What a plan of `Way.PREDICTOR` scores neurons with; see `hotset.core.config.Score`."""
 
     def __init__(self, gpu: Gpu, spec: NeuronFFNSpec) -> None:
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]

@@ -1,4 +1,4 @@
-"""The FFN's non-linearities, numbered in the order of `hotset.config.Activation`."""
+"""The FFN's non-linearities, numbered in the order of `hotset.core.config.Activation`."""
 
 import triton
 import triton.language as tl

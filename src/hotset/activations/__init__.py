@@ -1,0 +1,1 @@
+"""Who fires: watches a model read text and keeps what was seen."""

@@ -1,0 +1,91 @@
+"""Runs a model over token ids while every FFN is watched: what profiles and predictors are made from.
+
+The engine has no hooks for this. A second `Transformer` is put together from the same parts, in which each
+FFN first shows its neurons' values to an observer and then does its work.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.contract import F32, FFN
+from hotset.model.transformer import SLICE, Layer, Transformer
+
+Observe = Callable[[int, F32, F32, F32], None]
+"""Told (layer, x, gate, h) for T tokens: the FFN's input before its norm (T, D), the activation's input
+(T, F) and the neurons' values (T, F), as `hotset.backends.contract.FFN.neurons` defines them. All three
+live only during the call: keep copies. ``gate`` and ``h`` may be overwritten, ``x`` not."""
+
+
+def windows_of(ids: Sequence[int], length: int, bos: int | None = None) -> list[NDArray[np.int32]]:
+    """Cut a text into windows of `length` tokens, each to be read from an empty context.
+
+    What does not fill the last one is left out. As in `hotset.measure.perplexity`, a window's first token is
+    replaced by `bos`, for models whose texts begin with one.
+    """
+    windows = [
+        np.array(ids[start : start + length], np.int32) for start in range(0, len(ids) - length + 1, length)
+    ]
+    if bos is not None:
+        for window in windows:
+            window[0] = bos
+    return windows
+
+
+def capture(
+    transformer: Transformer,
+    windows: Sequence[NDArray[np.int32]],
+    observe: Observe,
+    *,
+    skip: int = 0,
+    done: Callable[[int], None] | None = None,
+) -> None:
+    """Read windows of tokens (T,), each from an empty context, and show `observe` every FFN's neurons.
+
+    `observe` is called for one layer after the other, a slice of at most `SLICE` tokens at a time. A window's
+    first `skip` tokens are not shown: many models park huge values there (attention sinks,
+    arXiv 2309.17453). `done(count)` is told after each window. Raises `RequestError` for an empty window.
+    """
+    if not windows:
+        return
+    shape = (SLICE, transformer.config.ffn_size)
+    gate_buffer, h_buffer = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    kv = transformer.kv_cache(max(map(len, windows)))
+
+    def watch(layer: int, ffn: FFN, x: F32) -> None:
+        first = min(len(x), max(0, skip - kv.length))
+        if first < len(x):
+            gate, h = gate_buffer[: len(x)], h_buffer[: len(x)]
+            ffn.neurons(x, gate, h)
+            observe(layer, x[first:], gate[first:], h[first:])
+
+    watched = Transformer(
+        transformer.config,
+        transformer.backend,
+        transformer.embedding,
+        [
+            Layer(layer.attention, _WatchedFFN(i, layer.ffn, watch))
+            for i, layer in enumerate(transformer.layers)
+        ],
+        transformer.head,
+    )
+    for count, window in enumerate(windows, 1):
+        kv.truncate(0)
+        watched.forward(window, kv)
+        if done:
+            done(count)
+
+
+class _WatchedFFN:
+    """An FFN that is shown, with its input, to `watch` before it adds to the hidden vectors."""
+
+    def __init__(self, layer: int, ffn: FFN, watch: Callable[[int, FFN, F32], None]) -> None:
+        self._layer, self._ffn, self._watch = layer, ffn, watch
+
+    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
+        self._watch(self._layer, self._ffn, x)
+        self._ffn.forward(x, out, dense)
+
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        self._ffn.neurons(x, gate, h)

@@ -1,0 +1,212 @@
+"""The activation profile of a model: how often each neuron fires on a text, and how strongly.
+
+A profile is made by `hotset.activations.collect` and stored as an ``.npz`` file: a zip of plain NumPy arrays,
+without pickles, with the facts in one string of JSON (``meta``). The same profile always has the same bytes.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.blocks import dequantise
+from hotset.backends.contract import F32
+from hotset.core.config import Activation
+from hotset.core.errors import HotsetError
+from hotset.formats.checkpoint import Checkpoint
+
+SCHEMA = 1
+_SAMPLES = 64
+"""Numbers a layer in a fingerprint."""
+_ALIKE = 0.9
+"""Least cosine between fingerprints of one model: four bits a weight keep 0.99, other orders give about 0."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActivationProfile:
+    """How L layers of F neurons fired while the model read a text.
+
+    A neuron fires for a token when its value ``h`` (`hotset.backends.contract.FFN.neurons`) is larger than
+    its layer's level: ``|h| > level``. Where the activation produces zeros, levels are 0: firing means not to
+    be zero. Elsewhere (SiLU, GELU) every neuron is a little active, and the level is such that the
+    firing ones carry 90 % of the layer's sum of ``|h|``. Raises `HotsetError` for arrays that do not fit
+    together.
+    """
+
+    model: str
+    """Name of the model's file or directory."""
+    activation: Activation
+    corpus: str
+    """What was read, for people."""
+    corpus_hash: str
+    """SHA-256 of the token ids read, as little-endian int32, window after window; empty where unknown."""
+    tokens: int
+    """Tokens counted, skipped ones not among them; 0 where unknown."""
+    window: int
+    """Tokens read at a time, each window from an empty context; 0 where unknown."""
+    skipped: int
+    """First tokens of each window that are not counted."""
+    fingerprint: F32
+    """(L, 64): samples of each layer's ``ffn_up``, by which a profile knows its model."""
+    levels: F32
+    """(L,): values that a firing neuron exceeds."""
+    frequency: F32
+    """(L, F): share of the tokens for which the neuron fires, neurons in the model's order."""
+    magnitude: F32
+    """(L, F): mean of ``|h|`` over all tokens; 0 where unknown."""
+    halves: F32 | None = None
+    """(2, L, F): the frequency over the first and the second half of the windows; None where unknown."""
+
+    def __post_init__(self) -> None:
+        if self.frequency.ndim != 2 or not self.frequency.size:
+            raise HotsetError(f"frequency: expected layers x neurons, found {list(self.frequency.shape)}")
+        layers, neurons = self.frequency.shape
+        arrays: dict[str, tuple[F32 | None, tuple[int, ...], float]] = {
+            "fingerprint": (self.fingerprint, (layers, _SAMPLES), np.inf),
+            "levels": (self.levels, (layers,), np.inf),
+            "frequency": (self.frequency, (layers, neurons), 1.0),
+            "magnitude": (self.magnitude, (layers, neurons), np.inf),
+            "halves": (self.halves, (2, layers, neurons), 1.0),
+        }
+        for name, (values, shape, most) in arrays.items():
+            if values is None:
+                continue
+            if values.shape != shape or values.dtype != np.float32:
+                raise HotsetError(
+                    f"{name}: expected float32 {list(shape)}, found {values.dtype} {list(values.shape)}"
+                )
+            least = -np.inf if name == "fingerprint" else 0.0
+            if not (np.isfinite(values).all() and values.min() >= least and values.max() <= most):
+                raise HotsetError(f"{name}: expected finite numbers from {least:g} to {most:g}")
+        for name in ("tokens", "window", "skipped"):
+            if getattr(self, name) < 0:
+                raise HotsetError(f"{name}: expected 0 or more, found {getattr(self, name)}")
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 that names the model: its activation, its FFNs' shape and the fingerprint."""
+        facts = json.dumps([self.activation.value, *self.frequency.shape]).encode()
+        return hashlib.sha256(facts + self.fingerprint.astype("<f4").tobytes()).hexdigest()
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """(L, F): each layer's neurons hottest first; equally frequent ones by magnitude, then by place."""
+        return np.lexsort((-self.magnitude, -self.frequency), axis=-1)
+
+    @property
+    def density(self) -> F32:
+        """(L,): mean share of a layer's neurons that fire for a token."""
+        density: F32 = self.frequency.mean(axis=1, dtype=np.float64).astype(np.float32)
+        return density
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise `HotsetError` unless the profile is of this model, its neurons in this order.
+
+        Another quantisation of the same weights will do.
+        """
+        config = checkpoint.config
+        expected = (config.activation.value, config.n_layers, config.ffn_size)
+        found = (self.activation.value, *self.frequency.shape)
+        if found != expected:
+            raise HotsetError(
+                f"the profile is of {self.model} ({_shape(*found)}) and does not belong to {checkpoint.path} "
+                f"({_shape(*expected)}): profile this model with hotset profile"
+            )
+        own = fingerprint(checkpoint)
+        product = (own * self.fingerprint).sum(axis=1)
+        lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(self.fingerprint, axis=1)
+        if (product < _ALIKE * lengths).any():
+            raise HotsetError(
+                f"the profile is of {self.model}, whose weights are not those of {checkpoint.path}, or its "
+                "neurons lie in another order: profile this model with hotset profile"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the profile, whole or not at all; `HotsetError` for what the system refuses."""
+        meta = {"schema": SCHEMA, "model_hash": self.model_hash}
+        arrays = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                arrays[field.name] = value
+            elif value is not None:
+                meta[field.name] = value
+        write_arrays(path, {"meta": np.array(json.dumps(meta, sort_keys=True)), **arrays})
+
+
+def load_profile(path: Path) -> ActivationProfile:
+    """Read a profile that was saved; `HotsetError`, which names the file, for anything else."""
+    arrays: dict[str, Any] = read_arrays(path)
+    try:
+        meta = json.loads(str(arrays.pop("meta")))
+        schema = meta.pop("schema")
+        if schema != SCHEMA:
+            raise HotsetError(f"schema: expected {SCHEMA}, found {schema}; profile the model again")
+        model_hash = meta.pop("model_hash")
+        for field in dataclasses.fields(ActivationProfile):
+            if field.type in (str, int) and type(meta[field.name]) is not field.type:
+                raise HotsetError(f"{field.name}: expected {field.type}, found {meta[field.name]!r}")
+        meta["activation"] = Activation(meta["activation"])
+        profile = ActivationProfile(**meta, **arrays)
+    except HotsetError as error:
+        raise HotsetError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise HotsetError(f"{path} is no activation profile: {error!r}") from None
+    if profile.model_hash != model_hash:
+        raise HotsetError(f"{path} is damaged: its model hash is not that of its contents")
+    return profile
+
+
+def fingerprint(checkpoint: Checkpoint) -> F32:
+    """(L, 64) numbers of a model's ``ffn_up`` matrices that tell it, and its neurons' order, from others."""
+    config = checkpoint.config
+    samples = np.empty((config.n_layers, _SAMPLES), np.float32)
+    k = np.arange(_SAMPLES)
+    for i, row in enumerate(samples):
+        up = dequantise(checkpoint.tensors[f"blk.{i}.ffn_up.weight"], k * config.ffn_size // _SAMPLES)
+        row[:] = up[k, k * config.hidden_size // _SAMPLES]
+    return samples
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an ``.npz`` file through ``NAME.new`` and a rename; equal arrays give equal bytes."""
+    new = path.with_name(path.name + ".new")
+    try:
+        with zipfile.ZipFile(new, "w") as archive:
+            for name, values in arrays.items():
+                member = zipfile.ZipInfo(f"{name}.npy")  # of 1980: a zip's dates would tell runs apart
+                with archive.open(member, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
+        new.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise HotsetError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an ``.npz`` file that `write_arrays` wrote; `HotsetError` for anything else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {}
+            for name in archive.namelist():
+                with archive.open(name) as file:
+                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+            return arrays
+    except OSError as error:
+        raise HotsetError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever zip and NumPy make of other files
+        raise HotsetError(f"{path} is no activation profile, or is damaged: {error}") from None
+
+
+def _shape(activation: str, layers: int, neurons: int) -> str:
+    return f"{layers} layers of {neurons} neurons, {activation}"

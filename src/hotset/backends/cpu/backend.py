@@ -1,0 +1,426 @@
+"""The native backend: packs weights for this CPU's instruction set and runs each part as one native call."""
+
+import contextlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset import _native
+from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.backends.contract import (
+    F32,
+    AttentionSpec,
+    EmbeddingSpec,
+    FFNSpec,
+    HeadSpec,
+    Linear,
+    NeuronCounts,
+    NeuronFFNSpec,
+    Norm,
+)
+from hotset.backends.low_bit import Q2, two_bit_blocks
+from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
+from hotset.core.errors import CheckpointError, HotsetError, RequestError
+from hotset.formats.tensor import Tensor, TensorType
+
+MAX_THREADS = 512
+
+# Decode calls from one audit of a layer's predictor to the next. An audit reads the layer's gate, about as
+# much as a sparse step of the layer reads: 1 in 128 stays under 1 % of the time.
+_AUDIT_PERIOD = 128
+
+_ROW_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
+
+# As the native enumerations number them.
+_WAYS = {way: number for number, way in enumerate(Way)}
+_SCORES = {
+    None: 0,
+    Score.GATE: 1,
+    Score.DOWN: 2,
+    Score.LOW_RANK: 3,
+    Score.LOW_RANK_RELU: 4,
+    Score.GATE_Q4: 5,
+    Score.GATE_Q2: 5,
+}
+_ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
+
+_Q8_BLOCK = 32
+
+_BANDWIDTH_BYTES = 256 << 20
+"""At least so many are read to measure the memory, and far more than caches hold."""
+
+
+def cache_bytes() -> int:
+    """Bytes of all last-level caches of this machine; 0 where the system does not say."""
+    caches = {}
+    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        with contextlib.suppress(OSError, ValueError):
+            size = (index / "size").read_text().strip()
+            caches[(index / "shared_cpu_list").read_text()] = int(size.removesuffix("K")) << 10
+    return sum(caches.values())
+
+
+class CpuEmbedding:
+    """The table stays as it is in the file; rows are dequantised as they are asked for."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self._tokens = spec.tokens
+        self._scale = np.float32(spec.scale)
+        self._positions = spec.positions
+        self._position_offset = spec.position_offset
+
+    def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
+        """See `Embedding`."""
+        try:
+            x = dequantise(self._tokens, tokens)
+        except IndexError as error:
+            raise RequestError(
+                f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is the tokenizer another model's?"
+            ) from None
+        if self._scale != 1:
+            x *= self._scale
+        if self._positions is not None:
+            first = position + self._position_offset
+            try:
+                x += dequantise(self._positions, np.arange(first, first + len(tokens)))
+            except IndexError:
+                raise RequestError(
+                    f"position {position + len(tokens) - 1}: the model has "
+                    f"{self._positions.shape[0] - self._position_offset} positions; shorten the prompt"
+                ) from None
+        return x
+
+
+class CpuHead:
+    """The final norm and the output projection."""
+
+    def __init__(self, native: _native.Head, vocab_size: int) -> None:
+        self._native = native
+        self._vocab_size = vocab_size
+
+    def forward(self, x: F32) -> F32:
+        """See `Head`."""
+        logits = np.empty((len(x), self._vocab_size), np.float32)
+        self._native.forward(x, logits)
+        return logits
+
+
+class CpuNeuronFFN:
+    """An FFN stored by neuron."""
+
+    def __init__(self, native: _native.NeuronFFN) -> None:
+        self.native = native
+        # Called for every token and layer: no Python in between.
+        self.forward = native.forward
+        self.forward_scored = native.forward_scored
+        self.neurons = native.neurons
+
+    @property
+    def cutoff(self) -> float:
+        """See `NeuronFFN`."""
+        return self.native.cutoff
+
+    @cutoff.setter
+    def cutoff(self, value: float) -> None:
+        self.native.cutoff = value
+
+    @property
+    def recall_seen(self) -> float:
+        """See `NeuronFFN`."""
+        return self.native.recall_seen
+
+    def counts(self) -> NeuronCounts:
+        """See `NeuronFFN`."""
+        return NeuronCounts(*self.native.counts())
+
+
+class CpuBackend:
+    """Builds the parts; see `hotset.backends.contract.Backend`.
+
+    `threads` counts the calling thread; by default there is one to each physical core that this process may
+    use. `level` is one of `levels()`, by default the best. The threads are idle outside calls; one call runs
+    at a time, others wait.
+    """
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None, level: str | None = None) -> None:
+        if threads is None:
+            threads = available_cores()
+        if not 1 <= threads <= MAX_THREADS:
+            raise HotsetError(
+                f"threads: expected 1 to {MAX_THREADS}, found {threads}; "
+                f"this process may use {available_cores()} cores"
+            )
+        if level is None:
+            level = self.levels()[0]
+        if level not in self.levels():
+            raise HotsetError(f"level: expected one of {', '.join(self.levels())}, found {level!r}")
+        self.threads = threads
+        self.level = level
+        try:
+            self._runtime = _native.Runtime(threads, level)
+        except RuntimeError as error:
+            raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
+        self._neuron_ffns = 0
+        self._ropes: dict[RopeConfig, _native.Rope] = {}
+
+    @staticmethod
+    def levels() -> list[str]:
+        """Instruction sets with kernels that this CPU runs, best first."""
+        return _native.kernel_levels()
+
+    def memory_bandwidth(self) -> float:
+        """GB/s (1e9 bytes) at which the backend's threads together read memory, the best of a few passes."""
+        return self._runtime.memory_bandwidth(max(_BANDWIDTH_BYTES, 4 * cache_bytes()), 5) / 1e9
+
+    def copy(self, x: F32) -> F32:
+        """See `Backend`."""
+        y: F32 = x.copy()
+        return y
+
+    def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:
+        """Build the token embedding; it keeps its tensors."""
+        return CpuEmbedding(spec)
+
+    def attention(self, spec: AttentionSpec) -> _native.Attention:
+        """Build one layer's attention."""
+        hidden = spec.norm.weight.size
+        q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+        if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
+            raise CheckpointError(
+                f"{spec.q.weight.name}: expected heads in a multiple of the number of key-value heads, "
+                f"found {spec.n_heads} and {spec.n_kv_heads}"
+            )
+        if spec.rope and not 0 < spec.rope.dim <= spec.head_dim:
+            raise CheckpointError(
+                f"{spec.q.weight.name}: expected RoPE on 2 to {spec.head_dim} numbers of a head, "
+                f"found {spec.rope.dim}"
+            )
+        return _native.Attention(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            q=self._linear(spec.q, q_size, hidden),
+            k=self._linear(spec.k, kv_size, hidden),
+            v=self._linear(spec.v, kv_size, hidden),
+            output=self._linear(spec.output, hidden, q_size),
+            n_heads=spec.n_heads,
+            n_kv_heads=spec.n_kv_heads,
+            head_dim=spec.head_dim,
+            scale=spec.scale,
+            window=spec.window,
+            rope=self._rope(spec.rope),
+            q_norm=self._optional_norm(spec.q_norm, spec.head_dim),
+            k_norm=self._optional_norm(spec.k_norm, spec.head_dim),
+            post_norm=self._optional_norm(spec.post_norm, hidden),
+        )
+
+    def ffn(self, spec: FFNSpec) -> _native.FFN:
+        """Build one layer's FFN."""
+        hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
+        if spec.activation is Activation.DRELU and spec.gate is None:
+            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        return _native.FFN(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            gate=self._linear(spec.gate, size, hidden) if spec.gate else None,
+            up=self._linear(spec.up, size, hidden),
+            down=self._linear(spec.down, hidden, size),
+            activation=_ACTIVATIONS[spec.activation],
+            post_norm=self._optional_norm(spec.post_norm, hidden),
+        )
+
+    def neuron_ffn(self, spec: NeuronFFNSpec, *, scores_given: bool = False) -> CpuNeuronFFN:
+        """Build one layer's FFN that is stored by neuron.
+
+        What every token reads lies in panels like other matrices, what is read for chosen neurons by row.
+        With `scores_given` it has no predictor: ``forward_scored(x, out, scores)`` gets what that would say.
+        """
+        hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
+        plan = spec.plan
+        if spec.activation is Activation.DRELU and spec.gate is None:
+            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        if plan.way is Way.EXACT and not spec.activation.zero_producing:
+            raise CheckpointError(f"{spec.down_t.weight.name}: exact: {spec.activation.value} is never zero")
+        first, second = (spec.gate, spec.up) if spec.gate else (spec.up, None)
+        by_row = plan.way is Way.PREDICTOR
+        # Dense as exact, so that the same numbers come out of the same kernels.
+        second_by_row = by_row or spec.activation.zero_producing or plan.score is Score.GATE
+        second_by_row = second_by_row and plan.score is not Score.DOWN
+        first_rows = first if by_row else None
+        second_rows = second if second_by_row else None
+        store = self._store([first_rows, second_rows, spec.down_t], size, hidden)
+        self._neuron_ffns += 1
+        return CpuNeuronFFN(
+            _native.NeuronFFN(
+                runtime=self._runtime,
+                norm=self._norm(spec.norm, hidden),
+                first=None if by_row else self._linear(first, size, hidden),
+                first_rows=self._rows(store, first_rows, size, hidden) if first_rows else None,
+                second=self._linear(second, size, hidden) if second and not second_by_row else None,
+                second_rows=self._rows(store, second_rows, size, hidden) if second_rows else None,
+                down=self._rows(store, spec.down_t, size, hidden, added=True),
+                activation=_ACTIVATIONS[spec.activation],
+                way=_WAYS[plan.way],
+                score=_SCORES[plan.score],
+                cutoff=plan.cutoff,
+                predictor=[] if scores_given else self._predictor(spec, first, size, hidden),
+                raw_input=plan.raw_input,
+                factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
+                post_norm=self._optional_norm(spec.post_norm, hidden),
+                recall=plan.recall if spec.activation.zero_producing else 0.0,
+                audit_period=_AUDIT_PERIOD,
+                # Neighbours are audited at different tokens.
+                audit_offset=self._neuron_ffns * 37 % _AUDIT_PERIOD,
+            )
+        )
+
+    def head(self, spec: HeadSpec) -> CpuHead:
+        """Build the final norm and the output projection."""
+        hidden, vocab_size = spec.norm.weight.size, spec.output.weight.shape[0]
+        output = self._linear(spec.output, vocab_size, hidden)
+        return CpuHead(_native.Head(self._runtime, self._norm(spec.norm, hidden), output), vocab_size)
+
+    def kv_cache(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
+    ) -> _native.KVCache:
+        """Room for `capacity` positions; `type` is ``f16``, ``q8_0`` or ``f32``."""
+        if type not in _KV_TYPES:
+            raise HotsetError(f"KV cache type: expected one of {', '.join(_KV_TYPES)}, found {type!r}")
+        if type == "q8_0" and head_dim % _Q8_BLOCK:
+            raise HotsetError(
+                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found {head_dim}; "
+                "use f16"
+            )
+        if capacity < 1:
+            raise HotsetError(f"context: expected at least 1 token, found {capacity}")
+        try:
+            return _native.KVCache(self._runtime, _KV_TYPES[type], n_layers, n_kv_heads, head_dim, capacity)
+        except MemoryError:
+            raise HotsetError(
+                f"KV cache: no memory for {capacity} positions of {n_layers} layers; "
+                "ask for a smaller context"
+            ) from None
+
+    def _predictor(self, spec: NeuronFFNSpec, first: Linear, size: int, hidden: int) -> list[_native.Linear]:
+        if spec.plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU):
+            fc1, fc2 = spec.predictor
+            width = fc1.weight.shape[0]
+            return [self._linear(fc1, width, hidden), self._linear(fc2, size, width)]
+        if spec.plan.score not in (Score.GATE_Q4, Score.GATE_Q2):
+            return []
+        weight = first.weight
+        if hidden % 32:
+            raise CheckpointError(
+                f"{weight.name}: {spec.plan.score.value}: expected rows of a multiple of 32 numbers, "
+                f"found {hidden}"
+            )
+        if spec.plan.score is Score.GATE_Q2:
+            type, data = Q2, two_bit_blocks(dequantise(weight)).reshape(-1)
+        else:
+            type = int(TensorType.Q4_0)
+            data = round_to_nearest(weight.name, dequantise(weight), TensorType.Q4_0, self.threads).data
+        return [_native.Linear(self._runtime, type, size, hidden, data, False, first.bias)]
+
+    def _store(self, linears: list[Linear | None], rows: int, cols: int) -> _native.NeuronStore:
+        """Memory for these matrices (rows, cols), whose rows are read by neuron in this order."""
+        weights = [linear.weight for linear in linears if linear]
+        for weight in weights:
+            _check_shape(weight.name, weight.shape, (rows, cols))
+            if weight.type not in _ROW_TYPES:
+                raise CheckpointError(
+                    f"{weight.name}: expected {', '.join(type.name for type in _ROW_TYPES)}, which can be "
+                    f"read by neuron, found {weight.type.name}; write it anew with hotset convert --ffn q8_0"
+                )
+        try:
+            return _native.NeuronStore(self._runtime, rows, cols, [int(weight.type) for weight in weights])
+        except MemoryError:
+            size = sum(weight.nbytes for weight in weights) / 1e6
+            raise HotsetError(f"{weights[-1].name}: no memory for its neurons' {size:.0f} MB") from None
+
+    def _rows(
+        self, store: _native.NeuronStore, linear: Linear, rows: int, cols: int, added: bool = False
+    ) -> _native.NeuronRows:
+        weight, bias = linear.weight, linear.bias
+        if bias is not None:
+            _check_shape(f"{weight.name}: bias", bias.shape, (cols if added else rows,))
+        return _native.NeuronRows(
+            store, int(weight.type), added, rows, cols, weight.data, _is_file_mapping(weight.data), bias
+        )
+
+    def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
+        weight, bias = linear.weight, linear.bias
+        _check_shape(weight.name, weight.shape, (rows, cols))
+        if bias is not None:
+            _check_shape(f"{weight.name}: bias", bias.shape, (rows,))
+        try:
+            return _native.Linear(
+                self._runtime, int(weight.type), rows, cols, weight.data, _is_file_mapping(weight.data), bias
+            )
+        except MemoryError:
+            raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
+
+    def _norm(self, norm: Norm, size: int) -> _native.Norm:
+        _check_shape("norm", norm.weight.shape, (size,))
+        return _native.Norm(norm.kind is NormKind.LAYER, norm.eps, norm.weight, norm.bias)
+
+    def _optional_norm(self, norm: Norm | None, size: int) -> _native.Norm | None:
+        return self._norm(norm, size) if norm else None
+
+    def _rope(self, rope: RopeConfig | None) -> _native.Rope | None:
+        if rope is None:
+            return None
+        if len(rope.inverse_frequencies) * 2 != rope.dim:
+            raise CheckpointError(
+                f"RoPE: expected {rope.dim // 2} frequencies, found {len(rope.inverse_frequencies)}"
+            )
+        if rope not in self._ropes:
+            self._ropes[rope] = _native.Rope(rope.inverse_frequencies, rope.magnitude, rope.interleaved)
+        return self._ropes[rope]
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use, by its affinity and its control group's quota."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {
+        _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
+    }
+    quota, period = (_read("/sys/fs/cgroup/cpu.max") or "max 1").split()
+    if quota == "max":  # the control groups' first version
+        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "-1"
+        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "1"
+    return max(1, min(len(cores), int(quota) // int(period))) if int(quota) > 0 else len(cores)
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _row_lengths(tensor: Tensor) -> F32:
+    """Euclidean length of each row."""
+    rows = np.arange(tensor.shape[0])
+    slices = (rows[start : start + 1024] for start in range(0, len(rows), 1024))
+    return np.concatenate([np.linalg.norm(dequantise(tensor, part), axis=1) for part in slices])
+
+
+def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")
+
+
+def _is_file_mapping(array: NDArray[np.uint8]) -> bool:
+    """Whether the array is a read-only view of a memory-mapped file, so that its pages can be read again."""
+    owner: Any = array
+    while owner is not None:
+        if isinstance(owner, mmap.mmap | np.memmap):
+            return not array.flags.writeable
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return False

@@ -1,0 +1,1 @@
+"""Writes models: by neuron, or with fewer bits."""

@@ -1,0 +1,317 @@
+"""Writes a model stored by neuron: hottest first, down transposed, with plan, profile and predictors.
+
+What can stay as it is stays: rows of gate and up are moved byte for byte, and so are those of a down that
+lies by neuron already. Only a down that lies by output is dequantised, turned and stored anew, since its
+blocks run along the other axis; by how much that changes it is measured and written into the file.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.activations.profile import ActivationProfile
+from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.core.config import FFNPlan, Score, Way
+from hotset.core.errors import HotsetError
+from hotset.formats.as_gguf import as_gguf, check_config, check_places
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.ffn_plan import CUTOFF, RECALL, plan_keys
+from hotset.formats.gguf_model import open_gguf
+from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
+from hotset.formats.tensor_table import split_name
+
+NEURON_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
+"""Types of which single neurons can be computed."""
+_NEAREST = {
+    TensorType.F32: TensorType.F16,
+    TensorType.BF16: TensorType.F16,
+    TensorType.Q4_K: TensorType.Q4_1,
+    TensorType.Q5_0: TensorType.Q8_0,
+    TensorType.Q5_1: TensorType.Q8_0,
+    TensorType.Q5_K: TensorType.Q8_0,
+    TensorType.Q6_K: TensorType.Q8_0,
+}
+"""For other types one of `NEURON_TYPES` with as many bits or more, whatever the blocks."""
+
+_FOUR_BITS = (TensorType.Q4_0, TensorType.Q4_1)
+"""Rounding to these a second time costs much: perplexity rises by 8 % on SmolLM2-135M, with Q8_0 by 0.2 %."""
+
+DOWN_ERROR, KL = "hotset.convert.down_error", "hotset.convert.kl"
+"""Keys: each layer's relative error of down (root mean square); KL of the dense file from its source."""
+_OURS = ("hotset.ffn.", "hotset.profile.", "hotset.convert.", "powerinfer.")
+_SLICE = 1 << 20
+"""Numbers turned or quantised at a time."""
+
+_LOW_RANK = (Score.LOW_RANK, Score.LOW_RANK_RELU)
+
+Predictor = tuple[Tensor, Tensor]
+"""A low-rank score's matrices: (r, D), and (F, r) with the neurons in the source's order."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of a model."""
+
+    size: int
+    """Bytes of the file."""
+    plans: tuple[FFNPlan | None, ...]
+    down_error: tuple[float, ...]
+    """Relative error of each layer's down, root mean square over all its numbers; 0 where it is unchanged."""
+    kl: float | None
+    """Mean KL divergence of the file, all neurons computed, from its source; None where not measured."""
+
+
+def convert(
+    checkpoint: Checkpoint,
+    out: Path,
+    profile: ActivationProfile,
+    plans: Sequence[FFNPlan | None] | None = None,
+    predictors: Mapping[int, Predictor] | None = None,
+    *,
+    ffn_type: TensorType | None = None,
+    provenance: Mapping[str, str | int | float] | None = None,
+    threads: int = 1,
+    measure: Callable[[Path], float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Write `checkpoint` to `out` as a GGUF file stored by neuron.
+
+    Each layer's plan decides: None leaves the layer as it is, anything else sorts it and stores it by neuron
+    (`Way.DENSE` too). Without `plans` they are those of `default_plans`, with the source's predictors.
+    `predictors` holds the matrices of layers whose plan has a low-rank score. `ffn_type` None keeps each
+    matrix's type, or takes the nearest of `NEURON_TYPES`, and for a down that is turned one of 8 bits or
+    more; a type stores all that lies by neuron in it. `provenance` is written as ``hotset.convert.KEY``.
+    `measure` is given the finished file under its temporary name; what it returns is stored as
+    ``hotset.convert.kl``. `progress(done, total)` counts bytes.
+
+    Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
+    type that does not fit, and a source stored by neuron that would lose accuracy.
+    """
+    check_places(checkpoint, out)
+    profile.check(checkpoint)
+    if plans is None:
+        plans, predictors = default_plans(checkpoint), source_predictors(checkpoint)
+    plans = tuple(plans)
+    if len(plans) != checkpoint.config.n_layers:
+        raise ValueError(f"expected {checkpoint.config.n_layers} plans, found {len(plans)}")
+    source_metadata, source = as_gguf(checkpoint)
+    order = profile.order
+    layers = []
+    for i, plan in enumerate(plans):
+        heat = np.stack([profile.frequency[i], profile.magnitude[i]])
+        predictor = (predictors or {}).get(i)
+        layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, predictor, threads))
+    tensors: list[NewTensor] = []
+    for name in source:
+        number, part = split_name(name)
+        rewritten = None if number is None else layers[number].rewritten(part, source[name])
+        tensors += [_as_it_is(source, name)] if rewritten is None else rewritten
+    for layer in layers:
+        tensors += layer.additions()
+
+    metadata = {key: value for key, value in source_metadata.items() if not key.startswith(_OURS)}
+    metadata |= _keys(plans, profile, layers, {"source": checkpoint.path.name, **(provenance or {})})
+    _keep_errors(checkpoint, layers)
+    if measure:
+        metadata[KL] = math.nan
+    kl: list[float] = []
+
+    def finish(path: Path) -> None:
+        overwrite(path, {DOWN_ERROR: np.array([layer.down_error for layer in layers], np.float32)})
+        check_config(checkpoint.config, open_gguf(path).config)
+        if measure:
+            kl.append(measure(path))
+            overwrite(path, {KL: kl[0]})
+
+    size = write_gguf(out, metadata, tensors, progress, finish)
+    errors = tuple(layer.down_error for layer in layers)
+    return Conversion(size, plans, errors, kl[0] if kl else None)
+
+
+def default_plans(checkpoint: Checkpoint) -> list[FFNPlan | None]:
+    """A file's own plans where it is stored by neuron; otherwise exact where that is lossless, else dense.
+
+    PowerInfer's predictors, which read the input before the norm, give way to exact.
+    """
+    config = checkpoint.config
+    usual = FFNPlan(Way.EXACT if config.activation.zero_producing else Way.DENSE)
+    plans = [layer.ffn for layer in config.layers]
+    if not any(plans):
+        return [usual] * config.n_layers
+    return [usual if plan and plan.raw_input else plan for plan in plans]
+
+
+def source_predictors(checkpoint: Checkpoint) -> dict[int, Predictor]:
+    """The low-rank predictors that a file stored by neuron has."""
+    names = ((f"blk.{i}.fc1.weight", f"blk.{i}.fc2.weight") for i in range(checkpoint.config.n_layers))
+    tensors = checkpoint.tensors
+    return {i: (tensors[a], tensors[b]) for i, (a, b) in enumerate(names) if a in tensors and b in tensors}
+
+
+class _Layer:
+    """One layer's FFN, from the source's tensors to the new ones."""
+
+    def __init__(
+        self,
+        number: int,
+        plan: FFNPlan | None,
+        source: Mapping[str, Tensor],
+        order: NDArray[np.int64],
+        heat: NDArray[np.float32],
+        ffn_type: TensorType | None,
+        predictor: Predictor | None,
+        threads: int,
+    ) -> None:
+        self.number = number
+        self.order = order if plan else np.arange(len(order))
+        self.stored = plan is not None
+        self.heat = heat[:, self.order]
+        self.predictor = predictor if plan and plan.score in _LOW_RANK else None
+        self.threads = threads
+        self.down_error = 0.0
+        up = source[f"blk.{number}.ffn_up.weight"]
+        self.hidden = up.shape[1]
+        self.ffn_type = ffn_type
+        # Where only rows of down are skipped, gate and up are read whole: any type will do.
+        self.keeps_types = bool(plan and plan.score is Score.DOWN and not ffn_type)
+        turned = source.get(f"blk.{number}.ffn_down_t.weight")
+        if turned is not None and (plan is None or ffn_type not in (None, turned.type)):
+            asked = "as it was" if plan is None else f"as {_name(ffn_type)}"
+            raise HotsetError(
+                f"layer {number} is stored by neuron already, as {turned.type.name}: storing it {asked} "
+                "would lose accuracy; convert the original model"
+            )
+        if ffn_type and self.hidden % ffn_type.block_size:
+            raise HotsetError(
+                f"--ffn {_name(ffn_type)} needs a hidden size of a multiple of {ffn_type.block_size}, and "
+                f"the model's is {self.hidden}: use --ffn f16"
+            )
+
+    def rewritten(self, part: str, tensor: Tensor) -> list[NewTensor] | None:
+        """What takes the place of one of the source's tensors; None: itself."""
+        if part in ("fc1.weight", "fc2.weight", "ffn_profile.weight"):
+            return []
+        if not self.stored or part == "ffn_down.bias":
+            return None
+        if part == "ffn_down.weight":
+            return [self._turned(tensor)]
+        if part in ("ffn_gate.bias", "ffn_up.bias", "ffn_down_t.weight"):
+            return [_reordered(tensor, self.order, tensor.type)]
+        if part in ("ffn_gate.weight", "ffn_up.weight"):
+            kind = tensor.type if self.keeps_types else self._type(tensor.type)
+            return [_reordered(tensor, self.order, kind, threads=self.threads)]
+        return None
+
+    def additions(self) -> list[NewTensor]:
+        """Tensors that the source has no place for."""
+        prefix = f"blk.{self.number}."
+        added = [same_tensor(tensor_from_array(f"{prefix}ffn_profile.weight", self.heat))]
+        if self.predictor:
+            fc1, fc2 = self.predictor
+            added.append(same_tensor(fc1, f"{prefix}fc1.weight"))
+            added.append(_reordered(fc2, self.order, fc2.type, f"{prefix}fc2.weight"))
+        return added
+
+    def _type(self, source: TensorType) -> TensorType:
+        if self.ffn_type:
+            return self.ffn_type
+        nearest = source if source in NEURON_TYPES else _NEAREST[source]
+        return nearest if self.hidden % nearest.block_size == 0 else TensorType.F16
+
+    def _turned_type(self, source: TensorType) -> TensorType:
+        kind = self._type(source)
+        return TensorType.Q8_0 if kind in _FOUR_BITS and not self.ffn_type else kind
+
+    def _turned(self, down: Tensor) -> NewTensor:
+        """Down (D, F) as (F, D): the one matrix that is held as float32 while it is written."""
+        kind = self._turned_type(down.type)
+        hidden, ffn = down.shape
+
+        def chunks() -> Iterator[NDArray[np.uint8]]:
+            values = dequantise(down)
+            error = total = 0.0
+            for part in _slices(ffn, hidden):
+                rows = np.ascontiguousarray(values[:, self.order[part]].T)
+                stored = _stored(down.name, rows, kind, self.threads)
+                difference = dequantise(stored) - rows
+                error += float(np.square(difference).sum(dtype=np.float64))
+                total += float(np.square(rows).sum(dtype=np.float64))
+                yield stored.data
+            self.down_error = math.sqrt(error / total) if total else 0.0
+
+        return NewTensor(f"blk.{self.number}.ffn_down_t.weight", (ffn, hidden), kind, chunks)
+
+
+def _stored(name: str, values: NDArray[np.float32], kind: TensorType, threads: int) -> Tensor:
+    """Rows (n, k) as `kind`; `HotsetError` for numbers that it cannot hold."""
+    if kind is not TensorType.F16:
+        return round_to_nearest(name, values, kind, threads)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise HotsetError(f"{name} has numbers beyond 65504, which f16 cannot hold: use --ffn q8_0")
+    return Tensor(name, kind, values.shape, halves.reshape(-1).view(np.uint8))
+
+
+def _reordered(
+    tensor: Tensor, order: NDArray[np.int64], kind: TensorType, name: str | None = None, threads: int = 1
+) -> NewTensor:
+    """A tensor with its rows in another order, as their bytes where the type stays."""
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        rows = tensor.data.reshape(tensor.shape[0], -1)
+        for part in _slices(tensor.shape[0], math.prod(tensor.shape[1:])):
+            if kind is tensor.type:
+                yield rows[order[part]].reshape(-1)
+            else:
+                yield _stored(tensor.name, dequantise(tensor, order[part]), kind, threads).data
+
+    return NewTensor(name or tensor.name, tensor.shape, kind, chunks)
+
+
+def _as_it_is(source: Mapping[str, Tensor], name: str) -> NewTensor:
+    tensor = source[name]  # some are made at look-up: none is kept
+    return NewTensor(name, tensor.shape, tensor.type, lambda: (source[name].data,))
+
+
+def _slices(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _SLICE // columns)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _keys(
+    plans: Sequence[FFNPlan | None],
+    profile: ActivationProfile,
+    layers: Sequence[_Layer],
+    provenance: Mapping[str, str | int | float],
+) -> dict[str, Any]:
+    keys = plan_keys([plan or FFNPlan(Way.DENSE) for plan in plans])
+    keys |= {key: np.array(keys[key], np.float32) for key in (CUTOFF, RECALL)}
+    keys |= {
+        "hotset.profile.model": profile.model,
+        "hotset.profile.model_hash": profile.model_hash,
+        "hotset.profile.corpus": profile.corpus,
+        "hotset.profile.corpus_hash": profile.corpus_hash,
+        "hotset.profile.tokens": profile.tokens,
+    }
+    keys |= {f"hotset.convert.{key}": value for key, value in provenance.items()}
+    keys[DOWN_ERROR] = np.zeros(len(layers), np.float32)
+    return keys
+
+
+def _keep_errors(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> None:
+    """Layers that were stored by neuron before keep what that had cost."""
+    errors = checkpoint.metadata.get(DOWN_ERROR)
+    if isinstance(errors, np.ndarray) and errors.shape == (len(layers),):
+        for layer, error in zip(layers, errors.tolist(), strict=True):
+            layer.down_error = error
+
+
+def _name(kind: TensorType | None) -> str:
+    return kind.name.lower() if kind else ""

@@ -1,0 +1,1 @@
+"""Nouns without code: errors, what a model is in numbers, how it is placed."""

@@ -1,1 +1,0 @@
-"""Generation: loading a model, choosing tokens, evaluating and measuring."""

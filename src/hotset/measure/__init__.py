@@ -1,0 +1,1 @@
+"""How fast a model runs and how well it predicts."""

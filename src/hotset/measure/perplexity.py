@@ -1,0 +1,193 @@
+"""How well a model predicts a text, and how far it is from another model.
+
+The text is cut into windows, each read on its own from an empty context. As in llama.cpp's ``perplexity``
+tool, the first token of a window is the beginning-of-text token if the model's texts start with one, and only
+the predictions in the window's second half count, since the first have little to go by. Perplexities compare
+between models of one vocabulary.
+
+A model that chooses its neurons does so in decoding only: it reads a window's first half as a prompt, with
+all neurons, and the second half token by token. In windows of less than twice `SINK_TOKENS` some or all of
+these are first positions, where no approximation is used.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.contract import F32, KVCache
+from hotset.core.errors import RequestError
+from hotset.serve.loaded import Model
+
+DEFAULT_WINDOW = 512
+_LOGITS_AT_ONCE = 1 << 23
+"""Numbers of logits held at a time, a few tens of megabytes."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's predictions are from a reference's, over the same tokens."""
+
+    reference_perplexity: float
+    kl_mean: float
+    """Mean of KL(reference || model), in nats."""
+    kl_max: float
+    top1_agreement: float
+    """Share of the predictions in which both find the same token most likely."""
+    greedy_tokens: int
+    """Tokens of greedy text that both wrote after the first window's first half."""
+    greedy_same: int
+    """Of these, how many were the same up to the first that differs."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model made of a text."""
+
+    tokens: int
+    """Predictions counted."""
+    window: int
+    perplexity: float
+    """exp of the mean negative log-likelihood of the text's tokens."""
+    density: float | None = None
+    """Share of neurons whose row of down was read, where the model chooses."""
+    divergence: Divergence | None = None
+
+
+def tokenize(text: str, model: Model, against: Model | None = None, limit: int | None = None) -> list[int]:
+    """The text's first `limit` token ids; `RequestError` if `against` has another vocabulary."""
+    ids = list(model.tokenizer.encode(text, add_special=True))
+    if against is not None:
+        sizes = model.config.vocab_size, against.config.vocab_size
+        if sizes[0] != sizes[1] or ids != list(against.tokenizer.encode(text, add_special=True)):
+            raise RequestError(
+                f"{against.path} has another vocabulary than {model.path} ({sizes[1]} and {sizes[0]} "
+                "tokens): compare models with the same tokenizer"
+            )
+    return ids[:limit]
+
+
+def evaluate(
+    model: Model,
+    ids: Sequence[int],
+    *,
+    against: Model | None = None,
+    window: int | None = None,
+    kv_type: str = "f16",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Perplexity of token ids, and with `against` the divergence from that reference model.
+
+    `window` is in tokens; None means 512, or less for a short text or context. `progress(done, total)` counts
+    tokens. Raises `RequestError` for a text shorter than a window, or one that a model has no context for.
+    """
+    models = [model] if against is None else [model, against]
+    if window is None:
+        window = min(DEFAULT_WINDOW, len(ids), *(m.config.context_length for m in models))
+    least = max(window, 4)
+    if len(ids) < least:
+        raise RequestError(f"the text has {len(ids)} tokens: expected at least one window of {least}")
+    if window < 4:
+        raise RequestError(f"the window is {window} tokens: expected 4 or more (--context)")
+    opening = [
+        token for token in model.tokenizer.encode("", add_special=True) if token == model.tokenizer.bos_id
+    ]
+    caches = [m.kv_cache(window, kv_type) for m in models]
+    # What chooses neurons does so for few tokens at a time only; a reference keeps the same step.
+    step = max(1, _LOGITS_AT_ONCE // max(m.config.vocab_size for m in models))
+    if any(m.chooses_neurons for m in models):
+        step = 1
+    before = _neurons_read(model)
+    starts = range(0, len(ids) - window + 1, window)
+    log_likelihoods: list[NDArray[np.float64]] = []
+    reference_log_likelihoods: list[NDArray[np.float64]] = []
+    divergences: list[NDArray[np.float64]] = []
+    agreements: list[NDArray[np.bool_]] = []
+    for count, start in enumerate(starts):
+        tokens = np.array(ids[start : start + window], np.int32)
+        if opening:
+            tokens[0] = opening[0]
+        pairs = zip(
+            *(_predictions(m, kv, tokens, step) for m, kv in zip(models, caches, strict=True)), strict=True
+        )
+        for (targets, logs), *reference in pairs:
+            rows = np.arange(len(targets))
+            log_likelihoods.append(logs[rows, targets].astype(np.float64))
+            for _, reference_logs in reference:
+                reference_log_likelihoods.append(reference_logs[rows, targets].astype(np.float64))
+                divergences.append(
+                    (np.exp(reference_logs) * (reference_logs - logs)).sum(axis=1, dtype=np.float64)
+                )
+                agreements.append(reference_logs.argmax(axis=1) == logs.argmax(axis=1))
+        if progress:
+            progress((count + 1) * window, len(starts) * window)
+    read, of = (now - then for now, then in zip(_neurons_read(model), before, strict=True))
+    divergence = None
+    if against is not None:
+        kl = np.concatenate(divergences)
+        texts = [
+            _greedy(m, kv, ids[: window // 2], window // 2) for m, kv in zip(models, caches, strict=True)
+        ]
+        same = [a == b for a, b in zip(*texts, strict=True)]
+        divergence = Divergence(
+            _perplexity(reference_log_likelihoods),
+            float(kl.mean()),
+            float(kl.max()),
+            float(np.concatenate(agreements).mean()),
+            len(same),
+            [*same, False].index(False),
+        )
+    return Evaluation(
+        sum(map(len, log_likelihoods)),
+        window,
+        _perplexity(log_likelihoods),
+        read / of if of else None,
+        divergence,
+    )
+
+
+def _neurons_read(model: Model) -> tuple[int, int]:
+    """Neurons whose row of down was read in decoding so far, and neurons that there were to read."""
+    if not model.chooses_neurons:
+        return 0, 0
+    counts = [count for count in model.neuron_counts() if count]
+    return sum(c.read for c in counts), sum(c.tokens for c in counts) * model.config.ffn_size
+
+
+def _greedy(model: Model, kv: KVCache, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest `count` tokens, one after the other, that follow the prompt."""
+    kv.truncate(0)
+    tokens = np.array(prompt, np.int32)
+    text: list[int] = []
+    while len(text) < count:
+        logits = model.transformer.forward(tokens, kv, prompt=not text)
+        tokens = logits.argmax(axis=1).astype(np.int32)
+        text.append(int(tokens[0]))
+    return text
+
+
+def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
+    return math.exp(-float(np.concatenate(log_likelihoods).mean()))
+
+
+def _predictions(
+    model: Model, kv: KVCache, tokens: NDArray[np.int32], step: int
+) -> Iterator[tuple[NDArray[np.int32], F32]]:
+    """The window's second half, `step` tokens at a time: (T,) tokens to predict, log-probabilities (T, V)."""
+    kv.truncate(0)
+    first = len(tokens) // 2
+    model.transformer.forward(tokens[:first], kv, prompt=True)
+    for start in range(first, len(tokens) - 1, step):
+        stop = min(start + step, len(tokens) - 1)
+        logits = model.transformer.forward(tokens[start:stop], kv, all_logits=True)
+        yield tokens[start + 1 : stop + 1], _log_softmax(logits)
+
+
+def _log_softmax(logits: F32) -> F32:
+    """Natural log-probabilities, row by row."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    sums = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
+    logs: F32 = shifted - np.log(sums).astype(np.float32)
+    return logs

@@ -1,0 +1,93 @@
+"""Decode speed against density: what leaving out neurons brings on this machine, for this model."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotset.activations.capture import capture
+from hotset.backends.contract import F32, NeuronFFN
+from hotset.backends.reference import ACTIVATIONS
+from hotset.core.config import FFNPlan, Score, Way
+from hotset.core.errors import RequestError
+from hotset.measure.speed import density, neurons_per_token, sample_tokens
+from hotset.serve.loaded import Model
+
+PLAN = FFNPlan(Way.THRESHOLD, Score.GATE)
+"""What the model must be loaded with: its cut-off can be set so that any share of the neurons is computed."""
+
+DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_TOKENS = 48
+_SCORED = 192
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One density; a GB is 10^9 bytes."""
+
+    density: float
+    """Share of neurons computed, as counted."""
+    decode_tokens_per_second: float
+    gb_per_token: float
+    """Weights that one token reads."""
+    roofline_tokens_per_second: float
+    """What the memory's bandwidth allows for these bytes."""
+
+
+def sweep(
+    model: Model,
+    densities: Sequence[float] = DENSITIES,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[SweepPoint]:
+    """Decode a built-in text with cut-offs at quantiles of its own scores: (1 - density) of each layer's.
+
+    Where a zero-producing activation makes more than that share of the scores zero, a density cannot be had:
+    it is left out, and the last one is the model's own. Raises `RequestError` for a model that is not stored
+    by neuron.
+    """
+    ffns = [layer.ffn for layer in model.transformer.layers]
+    chosen = [i for i, layer in enumerate(model.config.layers) if layer.ffn]
+    if not chosen:
+        raise RequestError(f"{model.path} is not stored by neuron: convert it first (hotset convert)")
+    count = min(_SCORED, model.config.context_length)
+    ids = sample_tokens(model, count)
+    cutoffs = np.zeros((len(ffns), len(densities)), np.float32)
+    activation = ACTIVATIONS[model.config.activation]
+
+    def observe(layer: int, x: F32, gate: F32, h: F32) -> None:
+        # A median over the tokens keeps those out on which everything fires.
+        scores = np.quantile(np.abs(activation(gate)), 1 - np.array(densities), axis=1)
+        cutoffs[layer] = np.median(scores, axis=1)
+
+    capture(model.transformer, [ids], observe, skip=min(4, count - 1))
+    bandwidth = model.backend.memory_bandwidth()
+    kv = model.kv_cache(count)
+    points = []
+    for step, wanted in enumerate(densities):
+        if wanted < 1 and not all(cutoffs[i, step] > 0 for i in chosen):
+            continue
+        for i in chosen:
+            ffn: NeuronFFN = ffns[i]  # type: ignore[assignment]
+            ffn.cutoff = float(cutoffs[i, step]) if wanted < 1 else 0.0
+        kv.truncate(0)
+        model.transformer.forward(ids[:16], kv, prompt=True)
+        model.transformer.forward(ids[16:17], kv)
+        before = model.neuron_counts()
+        start = time.perf_counter()
+        for i in range(17, min(17 + _TOKENS, count)):
+            model.transformer.forward(ids[i : i + 1], kv)
+        seconds = time.perf_counter() - start
+        computed = neurons_per_token(before, model.neuron_counts())
+        gigabytes = model.traffic.bytes_per_token(computed) / 1e9
+        points.append(
+            SweepPoint(
+                density(model, computed) or 0.0,
+                (min(17 + _TOKENS, count) - 17) / seconds,
+                gigabytes,
+                bandwidth / gigabytes,
+            )
+        )
+        if progress:
+            progress(step + 1, len(densities))
+    return points

@@ -1,0 +1,61 @@
+"""How many bytes of weights one decoded token reads, each in its type's own size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hotset.core.config import FFNPlan, Score, Way
+from hotset.formats.checkpoint import Checkpoint
+
+COPY_BITS = {Score.GATE_Q2: 2.5, Score.GATE_Q4: 4.5}
+"""Bits a weight with the blocks' scales."""
+
+
+def skipped_matrices(plan: FFNPlan, gated: bool) -> tuple[str, ...]:
+    """Names of the matrices of which a neuron's row is read only where the neuron is computed."""
+    gate = ("ffn_gate",) if gated else ()
+    if plan.way is Way.DENSE:
+        return ()
+    if plan.way is Way.PREDICTOR:
+        return (*gate, "ffn_up", "ffn_down_t")
+    if gated and plan.score is not Score.DOWN:
+        return ("ffn_up", "ffn_down_t")
+    return ("ffn_down_t",)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that every token reads, and for each layer those of one neuron that may be left out."""
+
+    always: int
+    by_neuron: tuple[int, ...]
+    ffn_size: int
+
+    @property
+    def dense(self) -> int:
+        """Bytes of a token for which every neuron is computed."""
+        return self.always + self.ffn_size * sum(self.by_neuron)
+
+    def bytes_per_token(self, neurons: Sequence[float]) -> float:
+        """Bytes of a token for which each layer computes so many neurons."""
+        return self.always + sum(size * n for size, n in zip(self.by_neuron, neurons, strict=True))
+
+
+def traffic(checkpoint: Checkpoint) -> Traffic:
+    """What the model's plan lets a token leave out."""
+    tensors, config = checkpoint.tensors, checkpoint.config
+    unread = {"position_embd.weight"} | ({"token_embd.weight"} if "output.weight" in tensors else set())
+    always = 0
+    by_neuron = []
+    for i, layer in enumerate(config.layers):
+        block = f"blk.{i}"
+        unread.add(f"{block}.ffn_profile.weight")
+        if layer.ffn is None or layer.ffn.score not in (Score.LOW_RANK, Score.LOW_RANK_RELU):
+            unread |= {f"{block}.fc1.weight", f"{block}.fc2.weight"}
+        rows = skipped_matrices(layer.ffn, config.gated) if layer.ffn else ()
+        nbytes = sum(tensors[f"{block}.{name}.weight"].nbytes for name in rows)
+        by_neuron.append(nbytes // config.ffn_size)
+        always -= nbytes
+        if layer.ffn and layer.ffn.score in COPY_BITS:
+            always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
+    always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
+    return Traffic(always, tuple(by_neuron), config.ffn_size)

@@ -1,0 +1,134 @@
+"""Measures the machine that it runs on, once: what `hotset plan` reckons with.
+
+The processor's part is in `hotset.placing.doctor_cpu`, the GPU's in `hotset.placing.doctor_gpu`. The
+profile is kept in the user's cache directory until the machine or Hotset's version changes, or it is
+measured again.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+from hotset.core.errors import HotsetError
+from hotset.core.version import __version__
+from hotset.placing.doctor_cpu import CpuBench
+from hotset.placing.machine import CpuRates, GpuRates, MachineProfile, load_machine
+
+Progress = Callable[[int, int], None]
+
+
+def this_machine(*, again: bool = False, progress: Progress | None = None) -> MachineProfile:
+    """This machine's profile, measured if there is none yet or it is wanted anew."""
+    path = cache_path()
+    if not again and path.is_file():
+        with contextlib.suppress(HotsetError):  # of another version, or damaged: measured anew
+            return load_machine(path)
+    profile = measure_machine(progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile.save(path)
+    return profile
+
+
+def gpu_machine(progress: Progress | None = None) -> MachineProfile:
+    """This machine's profile; `HotsetError` before anything is measured if it has no GPU to plan for."""
+    reason = no_gpu()
+    if reason:
+        raise HotsetError(f"{reason}; to plan for another machine, give its profile as --machine FILE")
+    return this_machine(progress=progress)
+
+
+def no_gpu() -> str | None:
+    """Why there is no GPU to use here, in a line; None where there is one."""
+    if importlib.util.find_spec("torch") is None:
+        return "the GPU's part needs torch: pip install 'hotset[gpu]'"
+    import torch
+
+    return None if torch.cuda.is_available() else "this machine has no GPU that torch can use"
+
+
+def cache_path() -> Path:
+    """Where this machine's profile is kept; another processor, GPU, torch or Hotset gives another path."""
+    facts = [
+        __version__,
+        cpu_name(),
+        str(os.cpu_count()),
+        str(_ram_bytes()),
+        str(importlib.util.find_spec("torch") is None),
+    ]
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    facts += [_text(path) for path in gpus]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+    return Path.home() / ".cache" / "hotset" / f"machine-{key}.json"
+
+
+def measure_machine(progress: Progress | None = None) -> MachineProfile:
+    """Measure everything. `progress(done, total)` counts measurements."""
+    steps = 0
+    has_gpu = no_gpu() is None
+    total = 8 if has_gpu else 5
+
+    def done() -> None:
+        nonlocal steps
+        steps += 1
+        if progress:
+            progress(steps, total)
+
+    bench = CpuBench(done)
+    quiet = bench.rates()
+    done()
+    cpu = CpuRates(
+        stream=quiet.stream,
+        stream_contended=quiet.stream,
+        gather=quiet.gather,
+        gather_contended=quiet.gather,
+        gather_f16=quiet.gather_f16,
+        gather_f16_contended=quiet.gather_f16,
+        kernel_share=min(1.0, bench.dense() / quiet.stream),
+        part_us=bench.part_us(),
+        tflops=bench.tflops(),
+        ram_bytes=_ram_bytes(),
+    )
+    done()
+    threads = f"measured with {bench.backend.threads} threads, {bench.backend.level}"
+    sources = {f"cpu.{field.name}": threads for field in fields(CpuRates)}
+    sources["cpu.ram_bytes"] = "measured"
+    gpu: GpuRates | None = None
+    if has_gpu:
+        from hotset.placing.doctor_gpu import measure_gpu
+
+        gpu, cpu, gpu_sources = measure_gpu(cpu, bench)
+        sources |= gpu_sources
+        for _ in range(total - steps):
+            done()
+    else:
+        alone = "as quiet: there is no GPU to contend with"
+        sources |= {f"cpu.{name}": alone for name in ("stream_contended", "gather_contended")}
+        sources["cpu.gather_f16_contended"] = alone
+    return MachineProfile(cpu_name(), cpu, gpu, sources)
+
+
+def cpu_name() -> str:
+    """The processor's name, as the system gives it."""
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _ram_bytes() -> float:
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        raise HotsetError("this system does not say how much memory it has")
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

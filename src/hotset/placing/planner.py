@@ -1,0 +1,237 @@
+"""What of a model lies on the GPU, within a budget of its memory, and how fast that is reckoned to be.
+
+The tables of `hotset.placing.costs` go into the solvers of `hotset.placing.solve`; a `Plan` is what comes
+out, in bytes and milliseconds. docs/plan.md explains the reckoning.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.contract import DENSE_TOKENS
+from hotset.core.config import LayerPlacement, Placement
+from hotset.core.errors import RequestError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.hybrid.streaming import PIECE_BYTES
+from hotset.model.transformer import SLICE
+from hotset.placing.costs import (
+    DEVICE,
+    HOST,
+    ModelParts,
+    Options,
+    gpu_of,
+    head_options,
+    layer_options,
+    model_parts,
+)
+from hotset.placing.machine import MachineProfile
+from hotset.placing.prefill import ColdPrefill, prefill_ms
+from hotset.placing.solve import Problem, Solution, by_milp, tabulated
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One layer of a plan: bytes on the GPU by what they are, and the time it takes."""
+
+    placement: LayerPlacement
+    attention_bytes: int
+    kv_bytes: int
+    neuron_bytes: int
+    predictor_bytes: int
+    host_bytes: int
+    """Of weights and KV cache in main memory."""
+    ms: float
+
+
+@dataclass(frozen=True)
+class PartTimes:
+    """Milliseconds of one decoded token, by what they are spent on."""
+
+    attention: float
+    ffn: float
+    handshakes: float
+    """And hidden vectors that move between neighbours with different homes."""
+    head: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placement with what it takes and what it is reckoned to give. All times and speeds are predicted."""
+
+    placement: Placement
+    budget: int
+    """Bytes of the GPU's memory that were allowed."""
+    context: int
+    """Tokens that the KV cache has room for."""
+    prompt: int
+    """Tokens read before the token whose time is predicted."""
+    layers: tuple[LayerUse, ...]
+    head_bytes: int
+    """On the GPU."""
+    working_bytes: int
+    """Buffers on the GPU; 0 where nothing lies there."""
+    times: PartTimes
+    ms: float
+    """Of one decoded token."""
+    bound_ms: float
+    """No placement within the budget is reckoned faster than this."""
+    cold_prefill: ColdPrefill
+    """What becomes of cold neurons while such a prompt is read."""
+    stream_from: int | None
+    """Prompts of at least so many tokens are read faster with cold neurons streamed; None: never."""
+    first_token_ms: float
+    """From the prompt to the first token."""
+
+    @property
+    def device_bytes(self) -> int:
+        """On the GPU, all in all: at most the budget."""
+        layers = sum(u.attention_bytes + u.kv_bytes + u.neuron_bytes + u.predictor_bytes for u in self.layers)
+        return layers + self.head_bytes + self.working_bytes
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded."""
+        return 1e3 / self.ms
+
+
+class Planner:
+    """Plans one model on one machine, for any budget.
+
+    `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
+    timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
+    `hotset.placing.costs.model_parts`. Raises `HotsetError` for a machine without a GPU and for a model whose
+    neurons' frequencies are not known.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        machine: MachineProfile,
+        *,
+        context: int,
+        prompt: int,
+        frequency: NDArray[np.floating] | None = None,
+        kv_number_bytes: float = 2.0,
+    ) -> None:
+        if not 1 <= prompt <= context:
+            raise RequestError(
+                f"prompt is {prompt} tokens: expected 1 to {context}, the context (--prompt, --context)"
+            )
+        self.machine, self.context, self.prompt = machine, context, prompt
+        self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
+        items = [layer_options(layer, machine, context=context, filled=prompt) for layer in self.parts.layers]
+        self._items: list[Options] = [*items, head_options(self.parts, machine)]
+        self._problem = Problem(self._items, gpu_of(machine).handshake_us / 2e3)
+        self.working_bytes = working_bytes(self.parts)
+
+    @property
+    def everything(self) -> int:
+        """The budget that fits the whole model, its KV cache and the working buffers."""
+        return self.working_bytes + self._problem.most_bytes
+
+    def plan(self, budget: int) -> Plan:
+        """The plan for a budget of so many bytes. A larger budget is never reckoned slower."""
+        if budget < 0:
+            raise RequestError(f"budget is {budget} bytes: expected 0 or more (--vram)")
+        return self._described(tabulated(self._problem, max(0, budget - self.working_bytes)), budget)
+
+    def checked(self, plan: Plan, seconds: float = 5.0) -> Plan | None:
+        """What HiGHS plans for the same budget in so many seconds, if it finds anything; with its bound."""
+        room = max(0, plan.budget - self.working_bytes)
+        found = by_milp(self._problem, room, tabulated(self._problem, room), seconds)
+        return self._described(found, plan.budget) if found else None
+
+    def _described(self, solution: Solution, budget: int) -> Plan:
+        count = len(self.parts.layers)
+        uses = [self._use(i, solution.homes[i], solution.options[i]) for i in range(count)]
+        placement = Placement(tuple(use.placement for use in uses), head=solution.homes[-1] == DEVICE)
+        pairs = list(zip(self._items[:-1], solution.homes, solution.options, strict=False))
+        attention = sum(float(item.attention_ms[home]) for item, home, _ in pairs)
+        moves = sum(a != b for a, b in zip([HOST, *solution.homes], solution.homes, strict=False))
+        handshakes = sum(float(item.handshake_ms[home, k]) for item, home, k in pairs)
+        head = float(self._items[-1].ms[solution.homes[-1], 0])
+        layers_ms = sum(use.ms for use in uses)
+        times = PartTimes(
+            attention=attention,
+            ffn=layers_ms - attention - handshakes,
+            handshakes=handshakes + moves * self._problem.switch_ms,
+            head=head,
+        )
+        reading = {
+            way: prefill_ms(self.parts, placement, self.machine, self.prompt, way) for way in ColdPrefill
+        }
+        uses_gpu = solution.bytes > 0  # otherwise there are no buffers to stream to
+        cold_prefill = min(reading, key=lambda way: reading[way]) if uses_gpu else ColdPrefill.CPU
+        return Plan(
+            placement=placement,
+            budget=budget,
+            context=self.context,
+            prompt=self.prompt,
+            layers=tuple(uses),
+            head_bytes=self.parts.head_bytes * placement.head,
+            working_bytes=self.working_bytes if uses_gpu else 0,
+            times=times,
+            ms=solution.ms,
+            bound_ms=solution.bound,
+            cold_prefill=cold_prefill,
+            stream_from=self._stream_from(placement) if uses_gpu else None,
+            first_token_ms=reading[cold_prefill] + head,
+        )
+
+    def _stream_from(self, placement: Placement) -> int | None:
+        """The processor's time grows with each token; what streaming takes is the same for a whole slice.
+
+        Up to `DENSE_TOKENS` the processor may leave out neurons, which streaming cannot.
+        """
+
+        def streams(tokens: int) -> bool:
+            by_way = [
+                prefill_ms(self.parts, placement, self.machine, tokens, way)
+                for way in (ColdPrefill.STREAM, ColdPrefill.CPU)
+            ]
+            return by_way[0] < by_way[1]
+
+        least, most = DENSE_TOKENS + 1, SLICE
+        if not streams(most):
+            return None
+        while least < most:
+            middle = (least + most) // 2
+            least, most = (least, middle) if streams(middle) else (middle + 1, most)
+        return least
+
+    def _use(self, number: int, home: int, option: int) -> LayerUse:
+        item, layer = self._items[number], self.parts.layers[number]
+        hot, split = int(item.hot[option]), 0 < item.hot[option] < layer.ffn.size
+        attention, kv = layer.attention_bytes, layer.kv_position_bytes * self.context
+        predictor = layer.ffn.predictor_bytes if split else 0
+        neurons = int(item.bytes[HOST, option]) - predictor
+        ffn = round(layer.ffn.size * layer.ffn.neuron_bytes) + layer.ffn.fixed_bytes
+        on_device = home == DEVICE
+        on_host = ffn - round(hot * layer.ffn.neuron_bytes) if hot < layer.ffn.size else 0
+        return LayerUse(
+            placement=LayerPlacement(on_device, hot),
+            attention_bytes=attention if on_device else 0,
+            kv_bytes=kv if on_device else 0,
+            neuron_bytes=neurons,
+            predictor_bytes=predictor,
+            host_bytes=on_host
+            + (layer.ffn.predictor_bytes if hot == 0 else 0)
+            + (0 if on_device else attention + kv),
+            ms=float(item.ms[home, option]),
+        )
+
+
+def working_bytes(parts: ModelParts) -> int:
+    """The GPU's buffers, estimated: activations of a slice of a prompt, logits, and streamed cold weights.
+
+    A slice's activations, in float32, are four hidden vectors a token (input, sum, norm and what is added),
+    queries, keys, values and the attention's output, and gate and up. Two pieces of cold weights take turns,
+    and to lay one out takes up to four times its size (reckoned from the bytes of its intermediate tensors).
+    """
+    config = parts.config
+    heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
+    numbers = SLICE * (4 * config.hidden_size + heads + 2 * config.ffn_size) + config.vocab_size
+    largest = max(math.ceil(layer.ffn.size * layer.ffn.neuron_bytes) for layer in parts.layers)
+    return 4 * numbers + 6 * min(largest, PIECE_BYTES)

@@ -1,0 +1,1 @@
+"""Answers requests: loads a model, schedules, samples, streams tokens."""

@@ -1,0 +1,166 @@
+"""One model answering requests, one after the other.
+
+Knows nothing of files, terminals or how a model computes. A request goes: text to ids, the ids' logits, and
+then, token by token, a choice, its text, and its logits.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from hotset.backends.contract import F32, KVCache
+from hotset.core.config import Way
+from hotset.core.errors import RequestError
+from hotset.serve.load import Progress, load_model
+from hotset.serve.loaded import Model
+from hotset.serve.request import FinishReason, Request, StopStrings, Token, check_stop
+from hotset.serve.sampler import Sampler, Sampling, logprobs
+
+_GREEDY = Sampling()
+
+
+class Engine:
+    """A model, its KV cache and the tokens in it.
+
+    What a request has in common with the start of the one before is not computed again. An engine serves one
+    request at a time: to start another while one is unfinished is a `RequestError`, from whatever thread.
+    """
+
+    def __init__(self, model: Model, kv: KVCache) -> None:
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.kv = kv
+        # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.
+        self._vocab_size = min(model.config.vocab_size, model.tokenizer.vocab_size)
+        # The first kv.length of these are in the cache; an interrupted call may leave more of them.
+        self._ids: list[int] = []
+        self._busy = Lock()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        kv_type: str = "f16",
+        ffn: Way | None = None,
+        vram: int | None = None,
+        progress: Progress | None = None,
+    ) -> "Engine":
+        """Load a model and make room for a context.
+
+        `model` is a path, ``hf:org/repo[:file]`` or None for the demo model. `threads` None means one a
+        physical core. `context` is in tokens; None means what the model was trained for, at most 4096.
+        `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
+        stored by neuron. `vram` is how many bytes may lie on the GPU; None: all is the CPU's.
+        `progress(done, total)` is told of the model's parts.
+        Raises `HotsetError`.
+        """
+        loaded = load_model(
+            model, threads=threads, ffn=ffn, vram=vram, context=context, kv_type=kv_type, progress=progress
+        )
+        return cls(loaded, loaded.kv_cache(context, kv_type))
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.kv.capacity
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Generator[Token, None, None]:
+        """Continue a text, or token ids as they are; an iterator of tokens.
+
+        The answer ends with the model's end token, before the first of the `stop` strings, or after
+        `max_tokens` (None: when the context is full); its last token has the reason. Raises `RequestError` at
+        once for a request that cannot be served.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        return self._start(ids, max_tokens, sampling, stop)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = _GREEDY,
+        stop: Sequence[str] = (),
+    ) -> Generator[Token, None, None]:
+        """Answer `messages`, each with a ``role`` and ``content``, by the model's chat template.
+
+        Otherwise as `generate`.
+        """
+        ids = self.tokenizer.encode_chat(messages)
+        return self._start(ids, max_tokens, sampling, stop)
+
+    def _start(
+        self, prompt: Sequence[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]
+    ) -> Generator[Token, None, None]:
+        """Check what only the engine can, that the tokens exist and that all fits the context; then go."""
+        ids = tuple(int(token) for token in prompt)
+        vocab_size = self._vocab_size
+        if not ids:
+            raise RequestError("the prompt is empty: expected at least one token")
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"the prompt holds token {token}: this model has tokens 0 to {vocab_size - 1}"
+                )
+        if max_tokens is not None and max_tokens < 1:
+            raise RequestError(f"max_tokens is {max_tokens}: expected 1 or more")
+        wanted = 1 if max_tokens is None else max_tokens
+        if len(ids) + wanted > self.context:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens and the answer up to {wanted}, but the context has room "
+                f"for {self.context} in all: shorten one of them or ask for more room (--context)"
+            )
+        request = Request(ids, max_tokens or self.context - len(ids), sampling, check_stop(stop))
+        return self._stream(request, Sampler(sampling, vocab_size, ids))
+
+    def _stream(self, request: Request, sampler: Sampler) -> Generator[Token, None, None]:
+        if not self._busy.acquire(blocking=False):
+            raise RequestError("this engine is busy with another request: finish or close that one first")
+        try:
+            text = self.tokenizer.stream()
+            stops = StopStrings(request.stop)
+            logits = self._prefill(request.prompt)
+            for left in range(request.max_tokens - 1, -1, -1):
+                token = sampler.sample(logits)
+                ended = token in self.tokenizer.end_ids
+                piece = stops.push("" if ended else text.push(token))
+                reason: FinishReason | None = None
+                if left == 0 or ended or stops.stopped:
+                    piece += stops.push(text.flush()) + stops.flush()
+                    reason = "stop" if ended or stops.stopped else "length"
+                wanted = request.sampling.logprobs
+                yield Token(token, piece, None if wanted is None else logprobs(logits, token, wanted), reason)
+                if reason:
+                    return
+                logits = self._extend([token])
+        finally:
+            self._busy.release()
+
+    def _prefill(self, prompt: Sequence[int]) -> F32:
+        """The logits (V,) after the prompt, computing only what the cache does not hold."""
+        cached = self._ids[: self.kv.length]
+        # The last token is always computed: its logits are wanted, and the cache has none.
+        limit = min(len(cached), len(prompt) - 1)
+        common = next((i for i in range(limit) if cached[i] != prompt[i]), limit)
+        self.kv.truncate(common)
+        del self._ids[common:]
+        return self._extend(prompt[common:], prompt=True)
+
+    def _extend(self, ids: Sequence[int], prompt: bool = False) -> F32:
+        """Append tokens to the cache: the logits (V,) after the last."""
+        # Tokens that an interrupted call left behind never reached the cache.
+        self._ids[self.kv.length :] = ids
+        logits = self.model.transformer.forward(np.array(ids, np.int32), self.kv, prompt=prompt)
+        return logits[0, : self._vocab_size]

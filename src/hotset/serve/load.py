@@ -1,0 +1,140 @@
+"""The one place that knows everything: from a model's name to a model that runs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hotset.backends.contract import F32
+from hotset.core.config import FFNPlan, Way
+from hotset.core.errors import HotsetError, RequestError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.model.reading import traffic
+from hotset.serve.loaded import Model, check_context
+from hotset.state.kv_types import check_kv_type
+
+if TYPE_CHECKING:
+    from hotset.hybrid.device import Device
+    from hotset.placing.machine import MachineProfile
+
+Progress = Callable[[int, int], None]
+"""Told (done, total) while a model's parts are built."""
+
+
+def load_model(
+    model: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    ffn: Way | FFNPlan | None = None,
+    vram: int | None = None,
+    context: int | None = None,
+    kv_type: str = "f16",
+    device: "Device | None" = None,
+    machine: "MachineProfile | None" = None,
+    progress: Progress | None = None,
+) -> Model:
+    """Find, open and build a model for the CPU, or with `vram` for a GPU and the CPU.
+
+    `model` is a path, ``hf:org/repo[:file]`` or None for the demo model; `threads` None means one a physical
+    core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how
+    many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
+    GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which it is
+    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, and `DeviceMemoryError`
+    where the GPU has too little memory.
+    """
+    from hotset.backends.cpu import CpuBackend
+    from hotset.model.build import build_transformer
+    from hotset.tokenizer import Tokenizer
+
+    checkpoint = with_plan(open_model(model), ffn)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    if vram and device is None:
+        device = _gpu()
+    backend = CpuBackend(threads=threads)
+    if device is None:
+        transformer = build_transformer(checkpoint, backend, progress)
+        return Model(checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint))
+
+    from hotset.placing.doctor import gpu_machine
+    from hotset.placing.place import place
+
+    context = check_context(checkpoint.config, context)
+    frequency = neuron_frequency(checkpoint, threads=threads, progress=progress)
+    placed = place(
+        checkpoint,
+        device,
+        backend,
+        device.free_bytes() if vram is None else vram,
+        machine=machine or gpu_machine(progress),
+        context=context,
+        kv_type=check_kv_type(kv_type),
+        frequency=frequency,
+        progress=progress,
+    )
+    return Model(
+        checkpoint.path,
+        placed.transformer,
+        tokenizer,
+        backend,
+        traffic(checkpoint),
+        placed.plan,
+        placed.notes,
+    )
+
+
+def _gpu() -> "Device":
+    from hotset.placing.doctor import no_gpu
+
+    if reason := no_gpu():
+        raise HotsetError(f"{reason}; without --vram the CPU does all")
+    from hotset.hybrid.cuda import CudaDevice
+
+    return CudaDevice()
+
+
+def neuron_frequency(
+    checkpoint: Checkpoint, *, threads: int | None = None, progress: Progress | None = None
+) -> F32 | None:
+    """How often neurons fire (L, F), where a placement needs to know and the file does not say; else None.
+
+    A few hundred tokens of built-in text are read, by the CPU.
+    """
+    from hotset.placing.costs import needs_profile
+
+    if not needs_profile(checkpoint):
+        return None
+    from hotset.activations.quick_profile import quick_frequency
+
+    model = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, progress=progress)
+    return quick_frequency(model.transformer, model.tokenizer, checkpoint, progress)
+
+
+def open_model(model: str | Path | None = None) -> Checkpoint:
+    """Find a model by its name, as `load_model`, and read its headers."""
+    from hotset.formats import locate, open_checkpoint
+
+    return open_checkpoint(locate(None if model is None else str(model)))
+
+
+def with_plan(checkpoint: Checkpoint, plan: Way | FFNPlan | None) -> Checkpoint:
+    """The checkpoint with one plan for all layers stored by neuron; None: the file's own.
+
+    As a way alone, dense always does and exact where the activation produces zeros; the others need
+    cut-offs, which a file's own plan has: `RequestError`.
+    """
+    if plan is None:
+        return checkpoint
+    config = checkpoint.config
+    if isinstance(plan, Way):
+        if plan not in (Way.DENSE, Way.EXACT):
+            raise RequestError(
+                f"ffn is {plan.value!r}: expected dense, exact or nothing, the file's plan (--ffn)"
+            )
+        plan = FFNPlan(plan)
+    if plan.way is Way.EXACT and not config.activation.zero_producing:
+        raise RequestError(
+            f"exact needs an activation that produces zeros: {checkpoint.path} has "
+            f"{config.activation.value}; calibrate thresholds instead (hotset calibrate)"
+        )
+    layers = tuple(replace(layer, ffn=layer.ffn and plan) for layer in config.layers)
+    return replace(checkpoint, config=replace(config, layers=layers))

@@ -1,0 +1,78 @@
+"""What one generation asks for and gives back. Knows nothing of models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hotset.core.errors import RequestError
+from hotset.serve.sampler import Logprobs, Sampling
+
+FinishReason = Literal["stop", "length"]
+"""``stop``: the model ended its answer or wrote a stop string; ``length``: no room for more tokens."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: ``prompt`` is not empty, and prompt and ``max_tokens`` together fit the context."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. The last of an answer has a finish reason, and may be the model's end token."""
+
+    id: int
+    text: str
+    """Text certain with this token: empty within a character, or while a stop string may be forming."""
+    logprobs: Logprobs | None = None
+    """Given when `Sampling.logprobs` asks for them."""
+    finish_reason: FinishReason | None = None
+
+
+class StopStrings:
+    """Cuts streamed text before the stop string that is completed first; of several, before the longest.
+
+    Text that may be the beginning of a stop string is held back, so the result does not depend on where the
+    text is split into pieces.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._longest = max(map(len, stops), default=0)
+        self._held = ""
+        self.stopped = False
+        """Whether a stop string was found; everything pushed from then on is dropped."""
+
+    def push(self, piece: str) -> str:
+        """Take the next piece of text, give what is certain to stand before any stop string."""
+        if self.stopped:
+            return ""
+        text = self._held + piece
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        keep = min(self._longest - 1, len(text))
+        while keep > 0 and not any(stop.startswith(text[-keep:]) for stop in self._stops):
+            keep -= 1
+        split = len(text) - max(keep, 0)
+        self._held = text[split:]
+        return text[:split]
+
+    def flush(self) -> str:
+        """Give what was held back, once the text is over."""
+        held, self._held = self._held, ""
+        return held
+
+
+def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
+    """The stop strings as a tuple; `RequestError` if one is empty or no string."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for text in stops:
+        if not isinstance(text, str) or not text:
+            raise RequestError(f"stop holds {text!r}: expected strings that are not empty")
+    return stops

@@ -1,0 +1,1 @@
+"""What to skip: predictors and thresholds, and the trials that choose them."""

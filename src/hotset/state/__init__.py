@@ -1,0 +1,1 @@
+"""What a sequence remembers: keys and values, and how much room they take."""

@@ -1,0 +1,1 @@
+"""Devices that stand in for a GPU in tests."""

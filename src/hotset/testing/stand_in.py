@@ -1,0 +1,129 @@
+"""The CPU in the GPU's role: the same executor, splits, flags and copies on a machine without a GPU.
+
+Its stream is the calling thread, so everything is done as soon as it is said; the host's worker runs beside
+it on a thread of its own, as it would beside a GPU. Only the time it takes means nothing.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from hotset import _native
+from hotset.backends.contract import F32, AttentionSpec, FFNSpec, Head, HeadSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.cpu import CpuBackend, CpuHead, CpuNeuronFFN
+from hotset.backends.reference import normalise, predict, predictor_matrices
+from hotset.core.config import Score
+from hotset.hybrid.device import Flag
+from hotset.testing.host_stream import HostStream, Memory
+
+_Spec = TypeVar("_Spec")
+_Part = TypeVar("_Part")
+
+_NUMBER_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
+
+
+class _MeteredBackend(CpuBackend):
+    """Counts what its parts would take of a device's memory."""
+
+    def __init__(self, memory: Memory, threads: int) -> None:
+        super().__init__(threads=threads)
+        self._memory = memory
+
+    def attention(self, spec: AttentionSpec) -> _native.Attention:
+        """See `CpuBackend`."""
+        return self._built("attention", super().attention, spec, (spec.q, spec.k, spec.v, spec.output))
+
+    def ffn(self, spec: FFNSpec) -> _native.FFN:
+        """See `CpuBackend`."""
+        return self._built("an FFN", super().ffn, spec, (spec.gate, spec.up, spec.down))
+
+    def neuron_ffn(self, spec: NeuronFFNSpec, *, scores_given: bool = False) -> CpuNeuronFFN:
+        """See `CpuBackend`."""
+        return self._built("an FFN", super().neuron_ffn, spec, (spec.gate, spec.up, spec.down_t))
+
+    def head(self, spec: HeadSpec) -> CpuHead:
+        """See `CpuBackend`."""
+        return self._built("the head", super().head, spec, (spec.output,))
+
+    def kv_cache(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
+    ) -> _native.KVCache:
+        """See `CpuBackend`."""
+        nbytes = int(2 * n_layers * n_kv_heads * head_dim * capacity * _NUMBER_BYTES.get(type, 0))
+        self._memory.check("the KV cache", nbytes)
+        kv = super().kv_cache(
+            n_layers=n_layers, n_kv_heads=n_kv_heads, head_dim=head_dim, capacity=capacity, type=type
+        )
+        self._memory.hold(kv, nbytes)
+        return kv
+
+    def _built(
+        self, what: str, build: Callable[[_Spec], _Part], spec: _Spec, linears: tuple[Linear | None, ...]
+    ) -> _Part:
+        nbytes = sum(linear.weight.nbytes for linear in linears if linear is not None)
+        self._memory.check(what, nbytes)
+        part = build(spec)
+        self._memory.hold(part, nbytes)
+        return part
+
+
+class StandInDevice(HostStream):
+    """A device of `vram` bytes, of which only weights and KV caches are counted; see `Device`."""
+
+    name = "stand-in"
+
+    def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
+        super().__init__()
+        self.memory = Memory(vram)
+        self.backend = _MeteredBackend(self.memory, threads)
+
+    def free_bytes(self) -> int:
+        """See `Device`."""
+        return self.memory.capacity - self.memory.used
+
+    def empty(self, shape: tuple[int, ...]) -> F32:
+        """See `Device`."""
+        return np.empty(shape, np.float32)
+
+    def upload(self, x: F32, out: F32) -> None:
+        """See `Device`."""
+        np.copyto(out, x)
+
+    download = upload
+    assign = upload
+
+    def zero(self, out: F32) -> None:
+        """See `Device`."""
+        out.fill(0)
+
+    def add(self, x: F32, out: F32) -> None:
+        """See `Device`."""
+        out += x
+
+    def normed_adder(self, norm: Norm) -> Callable[[F32, F32], None]:
+        """See `Device`."""
+
+        def add(x: F32, out: F32) -> None:
+            out += normalise(x, norm)
+
+        return add
+
+    def logits(self, head: Head, x: F32) -> F32:
+        """See `Device`."""
+        return head.forward(x)
+
+    def receive(self, flag: Flag, x: F32, out: F32, *, add: bool) -> None:
+        """See `Device`."""
+        self.take_flag(flag)
+        (self.add if add else self.upload)(x, out)
+
+    def predictor(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
+        """See `Device`."""
+        matrices, rectified = predictor_matrices(spec), spec.plan.score is Score.LOW_RANK_RELU
+
+        def scores(x: F32) -> F32:
+            read = x if spec.plan.raw_input else normalise(x, spec.norm)
+            return np.ascontiguousarray(predict(matrices, read, rectified))
+
+        return scores
