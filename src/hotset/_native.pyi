@@ -1,4 +1,4 @@
-"""Types of the native module; the definitions are in csrc/bindings*.cpp."""
+"""Types of the native module; the definitions are in csrc/bindings/."""
 
 from collections.abc import Sequence
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <thread>
 
-#include "cold_worker.h"
+#include "worker/cold_worker.h"
 
 using namespace hotset;
 

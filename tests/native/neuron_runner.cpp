@@ -12,7 +12,7 @@
 #include <new>
 #include <vector>
 
-#include "kernels.h"
+#include "kernels/kernels.h"
 
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)

@@ -15,7 +15,7 @@
 #include <random>
 #include <vector>
 
-#include "thread_pool.h"
+#include "runtime/thread_pool.h"
 
 using namespace hotset;
 

@@ -20,7 +20,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def compile_program(*flags: str) -> Path:
         program = tmp_path_factory.mktemp("worker") / "cold_worker_stress"
-        files = [HERE / "cold_worker_stress.cpp", SOURCES / "cold_worker.cpp"]
+        files = [HERE / "cold_worker_stress.cpp", SOURCES / "worker/cold_worker.cpp"]
         command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES}", "-pthread"]
         subprocess.run([*command, *map(str, files), "-o", str(program)], check=True)
         return program

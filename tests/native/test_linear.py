@@ -55,7 +55,7 @@ def dequantise(type: TensorType, data: NDArray[np.uint8], rows: int) -> F64:
 
 
 def quantise_activations(x: NDArray[np.float32]) -> F64:
-    """What the int8 kernels see of x (..., cols): the formulas of csrc/linear_activations.h."""
+    """What the int8 kernels see of x (..., cols): the formulas of csrc/kernels/linear_activations.h."""
     blocks = x.reshape(*x.shape[:-1], -1, 16)
     row_max = np.abs(x).max(axis=-1)[..., None, None]
     factor = row_max / np.float32(127 * 32767)

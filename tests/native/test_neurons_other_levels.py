@@ -19,7 +19,7 @@ SHAPES = [(1, 1, 1, 1), (9, 3, 1, 5), (70, 19, 3, 33), (37, 32, 8, 37)]
 @pytest.fixture(scope="module", params=LEVELS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the level's kernels."""
-    sources = [SOURCES / "neurons.cpp", RUNNERS / "neuron_runner.cpp"]
+    sources = [SOURCES / "kernels/neurons.cpp", RUNNERS / "neuron_runner.cpp"]
     return build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 

@@ -18,7 +18,7 @@ SHAPES = [(1, 1, 2), (5, 3, 1), (37, 9, 19)]
 @pytest.fixture(scope="module", params=LEVELS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the level's kernels."""
-    sources = [SOURCES / "linear.cpp", RUNNERS / "linear_runner.cpp"]
+    sources = [SOURCES / "kernels/linear.cpp", RUNNERS / "linear_runner.cpp"]
     return build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
 
 

@@ -20,7 +20,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def compile_program(*flags: str) -> Path:
         program = tmp_path_factory.mktemp("pool") / "pool_stress"
-        files = [HERE / "pool_stress.cpp", SOURCES / "thread_pool.cpp", SOURCES / "memory.cpp"]
+        files = [
+            HERE / "pool_stress.cpp",
+            SOURCES / "runtime/thread_pool.cpp",
+            SOURCES / "runtime/memory.cpp",
+        ]
         command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES}", "-pthread"]
         subprocess.run([*command, *map(str, files), "-o", str(program)], check=True)
         return program

@@ -56,7 +56,7 @@ class Runner:
 
 @pytest.fixture(scope="module", params=LEVELS)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    names = ("vector.cpp", "attention.cpp", "memory.cpp")
+    names = ("kernels/vector.cpp", "kernels/attention.cpp", "runtime/memory.cpp")
     sources = [*(SOURCES / name for name in names), RUNNERS / "vector_runner.cpp"]
     command = build_runner(request.param, sources, tmp_path_factory.mktemp(request.param))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

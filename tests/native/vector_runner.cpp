@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "attention_arrays.h"
+#include "bindings/attention_arrays.h"
 
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)

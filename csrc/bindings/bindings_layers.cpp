@@ -1,0 +1,358 @@
+// Python's view of the layers. Calls check their arguments, let go of the interpreter and run;
+// backends/cpu.py builds the parts. Arrays are taken by the buffer protocol, which costs a tenth of
+// nanobind's own array type.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "layers/layers.h"
+#include "layers/neuron_ffn.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace hotset;
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using RuntimePtr = std::shared_ptr<Runtime>;
+using MatrixPtr = std::shared_ptr<Matrix>;
+using NormPtr = std::shared_ptr<Norm>;
+using RowsPtr = std::shared_ptr<NeuronRows>;
+using StorePtr = std::shared_ptr<NeuronStore>;
+
+[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
+
+void expect(const char* name, const char* what, int64_t found, int64_t expected) {
+  if (found == expected) return;
+  refuse(std::string(name) + ": expected " + std::to_string(expected) + " " + what + ", found " +
+         std::to_string(found));
+}
+
+// A C-contiguous float32 array (rows, cols), borrowed from Python for the length of a call.
+class Rows {
+ public:
+  Rows(const char* name, nb::handle array, int64_t cols, bool writable) {
+    const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(array.ptr(), &view_, flags) != 0) throw nb::python_error();
+    const bool floats = view_.format && view_.format[0] == 'f' && view_.format[1] == 0;
+    if (!floats || view_.ndim != 2 || view_.shape[1] != cols) {
+      PyBuffer_Release(&view_);
+      refuse(std::string(name) + ": expected a C-contiguous float32 array (T, " + std::to_string(cols) + ")");
+    }
+  }
+  ~Rows() { PyBuffer_Release(&view_); }
+  Rows(const Rows&) = delete;
+  Rows& operator=(const Rows&) = delete;
+
+  float* data() const { return static_cast<float*>(view_.buf); }
+  int64_t rows() const { return view_.shape[0]; }
+
+ private:
+  Py_buffer view_;
+};
+
+RuntimePtr new_runtime(int threads, const std::string& level) {
+  for (auto kernels = available_kernels(); *kernels; ++kernels) {
+    if (level == (*kernels)->name) return std::make_shared<Runtime>(threads, **kernels);
+  }
+  refuse("level: " + level + " is not in kernel_levels()");
+}
+
+MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, Bytes data, bool from_file,
+                     std::optional<Numbers> bias) {
+  if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
+  if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), rows);
+  const nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(std::move(runtime), static_cast<Type>(type), rows, cols,
+                                  static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
+                                  bias ? bias->data() : nullptr);
+}
+
+NormPtr new_norm(bool layer, float eps, Numbers weight, std::optional<Numbers> bias) {
+  auto norm = std::make_shared<Norm>(Norm{layer, eps, {}, {}});
+  norm->weight.assign(weight.data(), weight.data() + weight.size());
+  if (bias) {
+    expect("bias", "numbers", static_cast<int64_t>(bias->size()), norm->size());
+    norm->bias.assign(bias->data(), bias->data() + bias->size());
+  }
+  return norm;
+}
+
+std::shared_ptr<KvCache> new_kv_cache(RuntimePtr runtime, int type, int64_t n_layers, int64_t n_heads,
+                                      int64_t head_dim, int64_t capacity) {
+  return std::make_shared<KvCache>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads, head_dim,
+                                   capacity);
+}
+
+void advance_cache(KvCache& kv, int64_t count) {
+  if (count < 0 || count > kv.capacity - kv.length) refuse("count: there is no room for so many positions");
+  kv.length += count;
+}
+
+void truncate_cache(KvCache& kv, int64_t length) {
+  if (length < 0 || length > kv.length) refuse("length: expected 0 to the present length");
+  const nb::gil_scoped_release release;
+  kv.truncate(length);
+}
+
+std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, MatrixPtr q, MatrixPtr k,
+                                         MatrixPtr v, MatrixPtr output, int64_t n_heads, int64_t n_kv_heads,
+                                         int64_t head_dim, float scale, std::optional<int64_t> window,
+                                         std::shared_ptr<Rope> rope, NormPtr q_norm, NormPtr k_norm,
+                                         NormPtr post_norm) {
+  auto layer = std::make_shared<Attention>();
+  layer->runtime = std::move(runtime);
+  layer->norm = *norm;
+  layer->q = std::move(q);
+  layer->k = std::move(k);
+  layer->v = std::move(v);
+  layer->output = std::move(output);
+  layer->n_heads = n_heads;
+  layer->n_kv_heads = n_kv_heads;
+  layer->head_dim = head_dim;
+  layer->scale = scale;
+  layer->window = window.value_or(std::numeric_limits<int64_t>::max());
+  layer->rope = std::move(rope);
+  layer->q_norm = std::move(q_norm);
+  layer->k_norm = std::move(k_norm);
+  layer->post_norm = std::move(post_norm);
+  return layer;
+}
+
+void attention_forward(const Attention& layer, nb::handle x, nb::handle out, KvCache& kv, int64_t index) {
+  const Rows from("x", x, layer.q->cols(), false), to("out", out, layer.output->rows(), true);
+  expect("out", "rows", to.rows(), from.rows());
+  expect("kv", "heads", kv.n_heads, layer.n_kv_heads);
+  expect("kv", "numbers in a head", kv.head_dim, layer.head_dim);
+  if (index < 0 || index >= kv.n_layers) refuse("layer: the cache has none of this number");
+  if (from.rows() > kv.capacity - kv.length) refuse("x: the cache has no room for so many tokens");
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows(), kv, index);
+}
+
+std::shared_ptr<Ffn> new_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr gate, MatrixPtr up, MatrixPtr down,
+                             int activation, NormPtr post_norm) {
+  auto layer = std::make_shared<Ffn>();
+  layer->runtime = std::move(runtime);
+  layer->norm = *norm;
+  layer->gate = std::move(gate);
+  layer->up = std::move(up);
+  layer->down = std::move(down);
+  layer->activation = static_cast<Activation>(activation);
+  layer->post_norm = std::move(post_norm);
+  return layer;
+}
+
+void ffn_forward(const Ffn& layer, nb::handle x, nb::handle out, bool /*dense*/) {
+  const Rows from("x", x, layer.up->cols(), false), to("out", out, layer.down->rows(), true);
+  expect("out", "rows", to.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows());
+}
+
+void ffn_neurons(const Ffn& layer, nb::handle x, nb::handle gate, nb::handle h) {
+  const Rows from("x", x, layer.up->cols(), false);
+  const Rows pre("gate", gate, layer.up->rows(), true), values("h", h, layer.up->rows(), true);
+  expect("gate", "rows", pre.rows(), from.rows());
+  expect("h", "rows", values.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.neurons(from.data(), from.rows(), pre.data(), values.data());
+}
+
+Type row_type(int type) {
+  if (type != kF16 && type != kQ8_0 && type != kQ4_0 && type != kQ4_1) refuse("type: no rows of this type");
+  return static_cast<Type>(type);
+}
+
+StorePtr new_neuron_store(RuntimePtr runtime, int64_t neurons, int64_t cols, const std::vector<int>& types) {
+  if (neurons < 1 || cols < 1) refuse("neurons, cols: expected at least one");
+  std::vector<Type> row_types;
+  for (const int type : types) row_types.push_back(row_type(type));
+  return std::make_shared<NeuronStore>(std::move(runtime), neurons, cols, std::move(row_types));
+}
+
+std::shared_ptr<NeuronRows> new_neuron_rows(StorePtr store, int type, bool added, int64_t rows, int64_t cols,
+                                            Bytes data, bool from_file, std::optional<Numbers> bias) {
+  if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
+  if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), added ? cols : rows);
+  const nb::gil_scoped_release release;
+  return std::make_shared<NeuronRows>(std::move(store), row_type(type), added ? kNeuronAdd : kNeuronDot, rows,
+                                      cols, static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
+                                      bias ? bias->data() : nullptr);
+}
+
+std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr first,
+                                          RowsPtr first_rows, MatrixPtr second, RowsPtr second_rows,
+                                          RowsPtr down, int activation, int way, int score, float cutoff,
+                                          std::vector<MatrixPtr> predictor, bool raw_input,
+                                          std::optional<Numbers> factors, NormPtr post_norm, float recall,
+                                          int64_t audit_period, int64_t audit_offset) {
+  NeuronFfnParts parts;
+  parts.runtime = std::move(runtime);
+  parts.norm = *norm;
+  parts.first = std::move(first);
+  parts.first_rows = std::move(first_rows);
+  parts.second = std::move(second);
+  parts.second_rows = std::move(second_rows);
+  parts.down = std::move(down);
+  parts.activation = static_cast<Activation>(activation);
+  parts.way = static_cast<Way>(way);
+  parts.score = static_cast<Score>(score);
+  parts.predictor.assign(predictor.begin(), predictor.end());
+  parts.raw_input = raw_input;
+  if (factors) parts.factors.assign(factors->data(), factors->data() + factors->size());
+  parts.post_norm = std::move(post_norm);
+  parts.recall = recall;
+  parts.audit_period = std::max<int64_t>(1, audit_period);
+  parts.audit_offset = audit_offset;
+  return std::make_shared<NeuronFfn>(std::move(parts), cutoff);
+}
+
+void neuron_ffn_forward(NeuronFfn& layer, nb::handle x, nb::handle out, bool dense) {
+  const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true);
+  expect("out", "rows", to.rows(), from.rows());
+  if (from.rows() == 0) return;
+  if (layer.wants_scores(from.rows(), dense)) refuse("x: this layer needs scores, see forward_scored");
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows(), dense);
+}
+
+void neuron_ffn_forward_scored(NeuronFfn& layer, nb::handle x, nb::handle out, nb::handle scores) {
+  const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true),
+      given("scores", scores, layer.neurons(), false);
+  expect("out", "rows", to.rows(), from.rows());
+  expect("scores", "rows", given.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows(), false, given.data());
+}
+
+void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, nb::handle h) {
+  const Rows from("x", x, layer.hidden(), false), pre("gate", gate, layer.neurons(), true),
+      values("h", h, layer.neurons(), true);
+  expect("gate", "rows", pre.rows(), from.rows());
+  expect("h", "rows", values.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.neurons(from.data(), from.rows(), pre.data(), values.data());
+}
+
+std::shared_ptr<Head> new_head(RuntimePtr runtime, NormPtr norm, MatrixPtr output) {
+  return std::make_shared<Head>(Head{std::move(runtime), *norm, std::move(output)});
+}
+
+void head_forward(const Head& layer, nb::handle x, nb::handle logits) {
+  const Rows from("x", x, layer.output->cols(), false), to("logits", logits, layer.output->rows(), true);
+  expect("logits", "rows", to.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), from.rows());
+}
+
+void gather(int type, Bytes data, int64_t rows, Indices indices, nb::handle out, int64_t cols) {
+  const Rows to("out", out, cols, true);
+  expect("out", "rows", to.rows(), static_cast<int64_t>(indices.size()));
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const int64_t row = indices.data()[i];
+    if (row < 0 || row >= rows) throw nb::index_error(std::to_string(row).c_str());
+  }
+  const nb::gil_scoped_release release;
+  const int64_t row_bytes = static_cast<int64_t>(data.size()) / rows;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    dequantise(static_cast<Type>(type), data.data() + indices.data()[i] * row_bytes, cols,
+               to.data() + static_cast<int64_t>(i) * cols);
+  }
+}
+
+}  // namespace
+
+void bind_layers(nb::module_& m) {
+  nb::class_<Runtime>(m, "Runtime", "The threads, kernels and weight memory that a model's parts share.")
+      .def(nb::new_(&new_runtime), "threads"_a, "level"_a)
+      .def(
+          "memory_bandwidth",
+          [](Runtime& runtime, int64_t bytes, int repeats) {
+            const nb::gil_scoped_release release;
+            return memory_bandwidth(runtime, static_cast<size_t>(bytes), repeats);
+          },
+          "bytes"_a, "repeats"_a, "Bytes a second at which all threads together read memory.");
+
+  nb::class_<Matrix>(m, "Linear", "A packed weight matrix with its bias.")
+      .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
+           "bias"_a.none());
+  nb::class_<Norm>(m, "Norm", "A normalisation.")
+      .def(nb::new_(&new_norm), "layer"_a, "eps"_a, "weight"_a, "bias"_a.none());
+  nb::class_<Rope>(m, "Rope", "A rotary embedding; layers share one to share its table.")
+      .def(nb::init<std::vector<double>, double, bool>(), "inverse_frequencies"_a, "magnitude"_a,
+           "interleaved"_a);
+
+  nb::class_<KvCache>(m, "KVCache", nb::is_weak_referenceable(),
+                      "Keys and values of one sequence, for every layer.")
+      .def(nb::new_(&new_kv_cache), "runtime"_a, "type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
+           "capacity"_a)
+      .def_ro("length", &KvCache::length, "Positions filled so far.")
+      .def_ro("capacity", &KvCache::capacity, "Positions there is room for.")
+      .def("advance", &advance_cache, "count"_a, "Count `count` more positions as filled.")
+      .def("truncate", &truncate_cache, "length"_a, "Forget every position from `length` on.");
+
+  nb::class_<Attention>(m, "Attention", nb::is_weak_referenceable(), "One layer's attention.")
+      .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a, "v"_a, "output"_a,
+           "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(), "rope"_a.none(),
+           "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none())
+      .def("forward", &attention_forward, "x"_a, "out"_a, "kv"_a, "layer"_a,
+           "Add the attention of x (T, D) to out (T, D), which may be x itself.");
+  nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")
+      .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,
+           "activation"_a, "post_norm"_a.none())
+      .def("forward", &ffn_forward, "x"_a, "out"_a, "dense"_a = false,
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself. It is always dense.")
+      .def("neurons", &ffn_neurons, "x"_a, "gate"_a, "h"_a,
+           "Write the gate's pre-activations (up's, where there is no gate) of x (T, D) to gate (T, F), the "
+           "neurons' values to h (T, F).");
+  nb::class_<NeuronStore>(m, "NeuronStore", "Memory for a neuron's rows of several matrices, side by side.")
+      .def(nb::new_(&new_neuron_store), "runtime"_a, "neurons"_a, "cols"_a, "types"_a);
+  nb::class_<NeuronRows>(m, "NeuronRows", "A matrix stored by neuron, of which single rows are read.")
+      .def(nb::new_(&new_neuron_rows), "store"_a, "type"_a, "added"_a, "rows"_a, "cols"_a, "data"_a,
+           "from_file"_a, "bias"_a.none());
+  nb::class_<NeuronFfn>(m, "NeuronFFN", "One layer's feed-forward network, stored by neuron.")
+      .def(nb::new_(&new_neuron_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "first"_a.none(),
+           "first_rows"_a.none(), "second"_a.none(), "second_rows"_a.none(), "down"_a, "activation"_a,
+           "way"_a, "score"_a, "cutoff"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(),
+           "post_norm"_a.none(), "recall"_a, "audit_period"_a, "audit_offset"_a)
+      .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "dense"_a = false,
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself. With `dense` only zeros are left "
+           "out.")
+      .def("forward_scored", &neuron_ffn_forward_scored, "x"_a, "out"_a, "scores"_a,
+           "The same, choosing neurons by predicted scores (T, F) where it chooses any.")
+      .def("neurons", &neuron_ffn_neurons, "x"_a, "gate"_a, "h"_a,
+           "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).")
+      .def(
+          "counts",
+          [](const NeuronFfn& layer) { return nb::make_tuple(layer.tokens(), layer.read(), layer.fired()); },
+          "Tokens in calls that were not dense, rows of down read for them, values that were not zero.")
+      .def_prop_rw("cutoff", &NeuronFfn::cutoff, &NeuronFfn::set_cutoff,
+                   "The score that a neuron must reach.")
+      .def_prop_ro("recall_seen", &NeuronFfn::recall_seen,
+                   "Share of the firing neurons that audits found predicted, a running mean; NaN at first.");
+  nb::class_<Head>(m, "Head", "The final norm and the output projection.")
+      .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a)
+      .def("forward", &head_forward, "x"_a, "logits"_a, "Write the logits of x (T, D) to logits (T, V).");
+
+  m.def("gather", &gather, "type"_a, "data"_a, "rows"_a, "indices"_a, "out"_a, "cols"_a,
+        "Write the rows of a tensor (rows, cols) that `indices` (T,) name to out (T, cols); IndexError if "
+        "there is none.");
+}

@@ -1,0 +1,90 @@
+// The table of linear kernels of one instruction set: compiled once for each, with HOTSET_LEVEL naming it.
+#include "kernels/linear_activations.h"
+#include "kernels/linear_float.h"
+#include "kernels/linear_int8.h"
+#include "kernels/linear_pack.h"
+
+namespace hotset {
+namespace {
+
+ActivationFormat activation_format(Type type) { return is_float(type) ? kActF32 : kActInt8; }
+
+int64_t panel_bytes(Type type, int64_t cols) {
+  if (is_float(type)) return float_panel_bytes(type, cols);
+  return with_format(type, [&](auto format) { return decltype(format)::panel_bytes(cols); });
+}
+
+void pack_panel(Type type, const uint8_t* src, int64_t rows, int64_t cols, uint8_t* panel) {
+  if (rows < kLanes) memset(panel, 0, panel_bytes(type, cols));
+  for (int64_t row = 0; row < rows; row++) {
+    if (type == kF32) {
+      pack_float_row<float>(src + row * cols * 4, cols, row, panel);
+    } else if (is_float(type)) {
+      pack_float_row<uint16_t>(src + row * cols * 2, cols, row, panel);
+    } else {
+      with_format(type, [&](auto format) {
+        using F = decltype(format);
+        int64_t row_bytes = cols / kBlock / F::Meta::kBlocks * GgufOf<F>::kBytes;
+        pack_row<F>(src + row * row_bytes, cols, row, panel);
+      });
+    }
+  }
+}
+
+int64_t activation_bytes(ActivationFormat format, int64_t rows, int64_t cols) {
+  int64_t n = tile_tokens(rows);
+  return (rows + n - 1) / n * tile_bytes(format, n, cols);
+}
+
+void pack_activations(ActivationFormat format, const float* x, int64_t ldx, int64_t rows, int64_t cols,
+                      int64_t first, int64_t last, void* out) {
+  int64_t n = tile_tokens(rows);
+  int64_t bytes = tile_bytes(format, n, cols);
+  for (int64_t t = first; t < last; t++) {
+    uint8_t* tile = static_cast<uint8_t*>(out) + t / n * bytes;
+    if (t % n == 0 && last - t < n) memset(tile, 0, bytes);
+    if (format == kActF32) {
+      pack_float_activations(x + t * ldx, cols, n, t % n, tile);
+    } else if (n == 1) {
+      pack_int8_row<1>(x + t * ldx, cols, 0, tile);
+    } else {
+      pack_int8_row<kTile>(x + t * ldx, cols, t % n, tile);
+    }
+  }
+}
+
+void matvec(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, float* y) {
+  if (is_float(w->type)) {
+    with_weight(w->type, [&](auto weight) {
+      matvec_float<decltype(weight)>(w, panel0, panel1, static_cast<const float*>(x), y);
+    });
+  } else {
+    with_format(w->type, [&](auto format) {
+      matvec_int8<decltype(format)>(w, panel0, panel1, static_cast<const uint8_t*>(x), y);
+    });
+  }
+}
+
+void matmul(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, int64_t rows, int64_t row0,
+            int64_t row1, float* y, int64_t ldy) {
+  if (rows == 1) return matvec(w, panel0, panel1, x, y);
+  const uint8_t* tiles = static_cast<const uint8_t*>(x);
+  if (is_float(w->type)) {
+    with_weight(w->type, [&](auto weight) {
+      matmul_float<decltype(weight)>(w, panel0, panel1, tiles, row0, row1, y, ldy);
+    });
+  } else {
+    with_format(w->type, [&](auto format) {
+      matmul_int8<decltype(format)>(w, panel0, panel1, tiles, row0, row1, y, ldy);
+    });
+  }
+}
+
+}  // namespace
+
+extern const LinearKernels HOTSET_TABLE(linear);
+const LinearKernels HOTSET_TABLE(linear) = {
+    kLanes, activation_format, panel_bytes, pack_panel, activation_bytes, pack_activations, matvec, matmul,
+};
+
+}  // namespace hotset

@@ -1,0 +1,145 @@
+// Re-lays GGUF's blocks as panels (linear_formats.h says how those look).
+#pragma once
+
+#include "kernels/linear_formats.h"
+
+namespace hotset {
+namespace {
+
+// A block as it lies in a GGUF file: its bytes, where the f16 numbers and the words of scales are that a
+// panel keeps as they are, and words(): the codes of part `part` of it (32 columns), as Codes4 to Codes8 read
+// them.
+
+HOTSET_INLINE uint32_t load_u32(const uint8_t* p) {
+  uint32_t word;
+  memcpy(&word, p, 4);
+  return word;
+}
+
+struct Gguf {
+  static constexpr int kScales = 0;
+  static constexpr int half_at(int k) { return 2 * k; }
+};
+template <int header>
+struct Gguf4 : Gguf {
+  static constexpr int kBytes = header + 16;
+  HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) {
+    memcpy(words, block + header, 16);
+  }
+};
+template <int header>
+struct Gguf5 : Gguf {
+  static constexpr int kBytes = header + 20;
+  HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) {
+    memcpy(words, block + header + 4, 16);
+    const uint32_t fifth = load_u32(block + header);  // bit i of column i
+    words[4] = 0;
+    for (int b = 0; b < 4; b++) {
+      uint32_t bits = fifth >> b & 0x11111111;  // of columns b, b + 4 ...
+      bits = (bits | bits >> 3) & 0x03030303;
+      bits = (bits | bits >> 6) & 0x000f000f;
+      words[4] |= ((bits | bits >> 12) & 0xff) << 8 * b;
+    }
+  }
+};
+struct Gguf8 : Gguf {
+  static constexpr int kBytes = 34;
+  HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) {
+    memcpy(words, block + 2, 32);
+  }
+};
+// 32 nibbles, the low or high ones of 32 bytes.
+HOTSET_INLINE void nibble_words(const uint8_t* q, int shift, uint32_t* words) {
+  for (int i = 0; i < 4; i++) {
+    const uint32_t low = load_u32(q + 4 * i) >> shift & 0x0f0f0f0f;
+    const uint32_t high = load_u32(q + 4 * i + 16) >> shift & 0x0f0f0f0f;
+    words[i] = low | high << 4;
+  }
+}
+struct Gguf4K : Gguf {
+  static constexpr int kBytes = 144, kScales = 4;
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    nibble_words(block + 16 + part / 2 * 32, part % 2 * 4, words);
+  }
+};
+struct Gguf5K : Gguf {
+  static constexpr int kBytes = 176, kScales = 4;
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    nibble_words(block + 48 + part / 2 * 32, part % 2 * 4, words);
+    words[4] = 0;
+    for (int i = 0; i < kQuads; i++) words[4] |= (load_u32(block + 16 + 4 * i) >> part & 0x01010101) << i;
+  }
+};
+struct Gguf6K : Gguf {
+  static constexpr int kBytes = 210, kScales = 192;
+  static constexpr int half_at(int) { return 208; }
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    nibble_words(block + part / 4 * 64 + part % 2 * 32, part % 4 / 2 * 4, words);
+    const uint8_t* top = block + 128 + part / 4 * 32;
+    words[4] = words[5] = 0;
+    for (int i = 0; i < kQuads; i++) {
+      words[4 + i / 4] |= (load_u32(top + 4 * i) >> part % 4 * 2 & 0x03030303) << i % 4 * 2;
+    }
+  }
+};
+
+// Not GGUF's: the codes are words already.
+struct Block2 : Gguf {
+  static constexpr int kBytes = 10;
+  HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) { memcpy(words, block + 2, 8); }
+};
+
+template <class>
+struct GgufOf;
+template <>
+struct GgufOf<FormatQ2> : Block2 {};
+template <>
+struct GgufOf<FormatQ4_0> : Gguf4<2> {};
+template <>
+struct GgufOf<FormatQ4_1> : Gguf4<4> {};
+template <>
+struct GgufOf<FormatQ5_0> : Gguf5<2> {};
+template <>
+struct GgufOf<FormatQ5_1> : Gguf5<4> {};
+template <>
+struct GgufOf<FormatQ8_0> : Gguf8 {};
+template <>
+struct GgufOf<FormatQ4_K> : Gguf4K {};
+template <>
+struct GgufOf<FormatQ5_K> : Gguf5K {};
+template <>
+struct GgufOf<FormatQ6_K> : Gguf6K {};
+
+template <class F>
+void pack_row(const uint8_t* src, int64_t cols, int64_t row, uint8_t* panel) {
+  using Block = GgufOf<F>;
+  using Meta = typename F::Meta;
+  uint8_t* meta = panel;
+  uint8_t* codes = panel + F::codes_start(cols) + 4 * row;
+  for (int64_t b = 0; b < cols / kBlock / Meta::kBlocks; b++, src += Block::kBytes, meta += F::kMetaBytes) {
+    for (int k = 0; k < Meta::kHalves; k++) memcpy(meta + 2 * (k * kLanes + row), src + Block::half_at(k), 2);
+    uint8_t* words_at = meta + 2 * Meta::kHalves * kLanes + 4 * row;
+    for (int k = 0; k < Meta::kWords; k++) memcpy(words_at + k * kWordBytes, src + Block::kScales + 4 * k, 4);
+    for (int part = 0; part < Meta::kBlocks; part++, codes += F::kCodeBytes) {
+      uint32_t words[F::Codes::kWords];
+      Block::words(src, part, words);
+      for (int k = 0; k < F::Codes::kWords; k++) memcpy(codes + k * kWordBytes, &words[k], 4);
+    }
+  }
+}
+
+// Floats: column by column, one number of every row.
+HOTSET_INLINE int64_t float_bytes(Type type) { return type == kF32 ? 4 : 2; }
+HOTSET_INLINE int64_t float_panel_bytes(Type type, int64_t cols) {
+  return (cols * kLanes * float_bytes(type) + 63) / 64 * 64;
+}
+template <class T>
+void pack_float_row(const uint8_t* src, int64_t cols, int64_t row, uint8_t* panel) {
+  for (int64_t k = 0; k < cols; k++)
+    memcpy(panel + (k * kLanes + row) * sizeof(T), src + k * sizeof(T), sizeof(T));
+}
+
+HOTSET_INLINE bool is_float(Type type) { return type == kF32 || type == kF16 || type == kBF16; }
+
+}  // namespace
+}  // namespace hotset

@@ -1,0 +1,100 @@
+#include "layers/layers.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace hotset {
+
+namespace {
+
+Activations pack_for_neurons(Session& session, const Ffn& ffn, const float* x, int64_t rows) {
+  return ffn.gate ? pack(session, *ffn.runtime, x, rows, &ffn.norm, {ffn.gate.get(), ffn.up.get()})
+                  : pack(session, *ffn.runtime, x, rows, &ffn.norm, {ffn.up.get()});
+}
+
+}  // namespace
+
+void Ffn::forward(const float* x, float* out, int64_t rows) const {
+  Session session(runtime->pool);
+  const Activations normed = pack_for_neurons(session, *this, x, rows);
+  auto* h = session.allocate<float>(rows * up->rows());
+  multiply_neurons(session, *runtime, normed, gate.get(), *up, activation, h);
+  const Activations neurons = pack(session, *runtime, h, rows, nullptr, {down.get()});
+  multiply_residual(session, *runtime, neurons, *down, post_norm.get(), out);
+}
+
+void Ffn::neurons(const float* x, int64_t rows, float* pre, float* h) const {
+  Session session(runtime->pool);
+  const Activations normed = pack_for_neurons(session, *this, x, rows);
+  multiply_neurons_apart(session, *runtime, normed, gate.get(), *up, activation, pre, h);
+}
+
+void Head::forward(const float* x, float* logits, int64_t rows) const {
+  Session session(runtime->pool);
+  const Activations normed = pack(session, *runtime, x, rows, &norm, {output.get()});
+  multiply(session, *runtime, normed, {{output.get(), logits, output->rows()}}, false);
+}
+
+namespace {
+
+// Touches every cache line once. Several streams with prefetches keep the most requests to memory in flight.
+struct ReadJob {
+  static constexpr int64_t kLineWords = 8, kStreams = 4, kAheadWords = 64;
+
+  const uint64_t* data;
+  int64_t words;  // to a chunk
+  uint64_t* digest;
+
+  size_t scratch_bytes() const { return sizeof(uint64_t); }
+
+  void compute(int64_t chunk, void* scratch) const {
+    const uint64_t* p = data + chunk * words;
+    const int64_t stream = words / kStreams;
+    uint64_t sums[kStreams] = {};
+    for (int64_t i = 0; i < stream; i += kLineWords) {
+      for (int64_t s = 0; s < kStreams; ++s) {
+        __builtin_prefetch(p + s * stream + i + kAheadWords);
+        sums[s] += p[s * stream + i];
+      }
+    }
+    *static_cast<uint64_t*>(scratch) = sums[0] + sums[1] + sums[2] + sums[3];
+  }
+
+  void commit(int64_t chunk, void* scratch) const { digest[chunk] = *static_cast<uint64_t*>(scratch); }
+};
+
+struct WriteJob {
+  uint64_t* data;
+  int64_t words;
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+  void commit(int64_t chunk, void*) const {
+    for (int64_t i = 0; i < words; ++i) data[chunk * words + i] = static_cast<uint64_t>(i);
+  }
+};
+
+}  // namespace
+
+double memory_bandwidth(Runtime& runtime, size_t bytes, int repeats) {
+  constexpr int64_t kWords = 128 << 10;
+  const auto chunks = static_cast<int64_t>(bytes / sizeof(uint64_t) / kWords);
+  const Buffer buffer(bytes, Pages::kHuge);
+  auto* data = reinterpret_cast<uint64_t*>(buffer.data());
+  std::vector<uint64_t> digest(static_cast<size_t>(chunks));
+  double best = 0;
+  {
+    Session session(runtime.pool);
+    session.run(chunks, WriteJob{data, kWords});
+    for (int i = 0; i < repeats; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      session.run(chunks, ReadJob{data, kWords, digest.data()});
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+      best = std::max(best, static_cast<double>(chunks * kWords) * sizeof(uint64_t) / seconds.count());
+    }
+  }
+  runtime.pool.quiesce();
+  return best;
+}
+
+}  // namespace hotset

@@ -1,0 +1,130 @@
+// Rows of embedding tables: tensors of every type as floats, in the order of operations of GGUF's reference,
+// so that the results are the same to the last bit.
+#include <cstring>
+
+#include "layers/layers.h"
+
+namespace hotset {
+namespace {
+
+template <class T>
+T read(const uint8_t* p) {
+  T value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+
+float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+float half(const uint8_t* p) {
+  const uint32_t h = read<uint16_t>(p), sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
+  // The exponent's bias differs by 112; a multiplication also makes subnormal halves right.
+  const float value =
+      (h & 0x7c00) == 0x7c00 ? bits_to_float(rest | 0x7f800000) : bits_to_float(rest) * 0x1p112f;
+  return bits_to_float(sign | read<uint32_t>(reinterpret_cast<const uint8_t*>(&value)));
+}
+
+// Blocks of 32: nibbles, 16 low ones before 16 high ones, with fifth bits in qh.
+template <class Value>
+void nibbles(const uint8_t* qs, uint32_t qh, float* out, Value value) {
+  for (int i = 0; i < 16; ++i) {
+    out[i] = value(static_cast<int>((qs[i] & 15) | (qh >> i & 1) << 4));
+    out[i + 16] = value(static_cast<int>((qs[i] >> 4) | (qh >> (i + 16) & 1) << 4));
+  }
+}
+
+// The 6-bit scale and minimum of sub-block i of Q4_K and Q5_K.
+void scale_and_min(const uint8_t* packed, int i, float* scale, float* min) {
+  if (i < 4) {
+    *scale = packed[i] & 63;
+    *min = packed[i + 4] & 63;
+  } else {
+    *scale = (packed[i + 4] & 15) | (packed[i - 4] >> 6) << 4;
+    *min = (packed[i + 4] >> 4) | (packed[i] >> 6) << 4;
+  }
+}
+
+// 256 numbers in 8 sub-blocks of 32, each with a scale and a minimum; qh holds fifth bits or is null.
+void sub_blocks(const uint8_t* head, const uint8_t* qh, const uint8_t* qs, float* out) {
+  const float d = half(head), dmin = half(head + 2);
+  for (int i = 0; i < 8; ++i) {
+    float scale, min;
+    scale_and_min(head + 4, i, &scale, &min);
+    const float step = d * scale, offset = dmin * min;
+    for (int j = 0; j < 32; ++j) {
+      const int nibble = qs[i / 2 * 32 + j] >> (i % 2 * 4) & 15;
+      const int fifth = qh ? (qh[j] >> i & 1) << 4 : 0;
+      *out++ = step * static_cast<float>(nibble | fifth) - offset;
+    }
+  }
+}
+
+void q6_k(const uint8_t* block, float* out) {
+  const uint8_t *ql = block, *qh = block + 128, *scales = block + 192;
+  const float d = half(block + 208);
+  for (int i = 0; i < 256; ++i) {
+    const int part = i / 128, j = i % 128;
+    const int low = ql[part * 64 + j % 64] >> (j / 64 * 4) & 15;
+    const int high = qh[part * 32 + j % 32] >> (j / 32 * 2) & 3;
+    const float step = d * static_cast<float>(static_cast<int8_t>(scales[i / 16]));
+    out[i] = step * static_cast<float>((low | high << 4) - 32);
+  }
+}
+
+template <class Block>
+void blocks(const uint8_t* data, int64_t count, int64_t size, int64_t bytes, float* out, Block block) {
+  for (int64_t i = 0; i < count; i += size, data += bytes, out += size) block(data, out);
+}
+
+}  // namespace
+
+void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
+  switch (type) {
+    case kF32:
+      std::memcpy(out, data, static_cast<size_t>(count) * 4);
+      return;
+    case kF16:
+      return blocks(data, count, 1, 2, out, [](const uint8_t* b, float* y) { *y = half(b); });
+    case kBF16:
+      return blocks(data, count, 1, 2, out, [](const uint8_t* b, float* y) {
+        *y = bits_to_float(static_cast<uint32_t>(read<uint16_t>(b)) << 16);
+      });
+    case kQ4_0:
+      return blocks(data, count, 32, 18, out, [](const uint8_t* b, float* y) {
+        nibbles(b + 2, 0, y, [d = half(b)](int q) { return d * static_cast<float>(q - 8); });
+      });
+    case kQ4_1:
+      return blocks(data, count, 32, 20, out, [](const uint8_t* b, float* y) {
+        nibbles(b + 4, 0, y, [d = half(b), m = half(b + 2)](int q) { return d * static_cast<float>(q) + m; });
+      });
+    case kQ5_0:
+      return blocks(data, count, 32, 22, out, [](const uint8_t* b, float* y) {
+        nibbles(b + 6, read<uint32_t>(b + 2), y,
+                [d = half(b)](int q) { return d * static_cast<float>(q - 16); });
+      });
+    case kQ5_1:
+      return blocks(data, count, 32, 24, out, [](const uint8_t* b, float* y) {
+        nibbles(b + 8, read<uint32_t>(b + 4), y,
+                [d = half(b), m = half(b + 2)](int q) { return d * static_cast<float>(q) + m; });
+      });
+    case kQ8_0:
+      return blocks(data, count, 32, 34, out, [](const uint8_t* b, float* y) {
+        const float d = half(b);
+        for (int i = 0; i < 32; ++i) y[i] = d * static_cast<float>(static_cast<int8_t>(b[2 + i]));
+      });
+    case kQ4_K:
+      return blocks(data, count, 256, 144, out,
+                    [](const uint8_t* b, float* y) { sub_blocks(b, nullptr, b + 16, y); });
+    case kQ5_K:
+      return blocks(data, count, 256, 176, out,
+                    [](const uint8_t* b, float* y) { sub_blocks(b, b + 16, b + 48, y); });
+    case kQ6_K:
+      return blocks(data, count, 256, 210, out, q6_k);
+  }
+}
+
+}  // namespace hotset
