@@ -7,6 +7,7 @@ then, token by token, a choice, its text, and its logits.
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -88,17 +89,20 @@ class Engine:
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         max_tokens: int | None = None,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
     ) -> Generator[Token, None, None]:
         """Answer `messages`, each with a ``role`` and ``content``, by the model's chat template.
 
-        Otherwise as `generate`.
+        `tools` are JSON schemas of functions that the model may call; `template_variables` go to the template
+        as they are, such as ``{"enable_thinking": False}``. Otherwise as `generate`.
         """
-        ids = self.tokenizer.encode_chat(messages)
+        ids = self.tokenizer.encode_chat(messages, tools=tools, **(template_variables or {}))
         return self._start(ids, max_tokens, sampling, stop)
 
     def _start(

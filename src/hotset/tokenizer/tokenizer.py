@@ -66,7 +66,12 @@ class Tokenizer:
         return [*self._vocabulary.prefix, *ids, *self._vocabulary.suffix] if add_special else ids
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> list[int]:
         """Token ids of a conversation, written out by the model's chat template.
 
@@ -79,7 +84,9 @@ class Tokenizer:
             )
         mask = SpecialTextMask(self._control)
         text = self.chat_template.render(
-            mask.hide(messages), add_generation_prompt=add_generation_prompt, **mask.hide(variables)
+            mask.hide(messages),
+            add_generation_prompt=add_generation_prompt,
+            **mask.hide({"tools": tools} | variables),
         )
         if not mask.used:
             return self.encode(text, add_special=False)
