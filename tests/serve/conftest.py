@@ -76,7 +76,7 @@ class FakeTokenizer:
     def encode(self, text):
         return list(text.encode())
 
-    def encode_chat(self, messages):
+    def encode_chat(self, messages, **_variables):
         return self.encode("".join(m["content"] for m in messages) + "|")
 
     def stream(self):
