@@ -13,6 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hotset.formats.output import written
+
 VECTOR_FLAGS = (
     "avx2",
     "fma",
@@ -135,12 +137,10 @@ def report(benchmark: str, arguments: dict[str, Any], results: Any) -> dict[str,
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write the document, by a temporary file and a rename; of a path only the file's name."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(
-        json.dumps(document, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8"
-    )
-    partial.replace(path)
+    """Write the document, whole or not at all; of a path only the file's name."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, default=_plain) + "\n"
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

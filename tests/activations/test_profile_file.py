@@ -173,7 +173,7 @@ def test_what_is_no_profile(tmp_path):
 
 
 def test_what_cannot_be_written(tmp_path):
-    with pytest.raises(HotsetError, match="cannot be written: No such file"):
+    with pytest.raises(HotsetError, match="cannot be written: there is no directory"):
         some_profile().save(tmp_path / "missing" / "p.npz")
     path = tmp_path / "p.npz"
     some_profile().save(path)

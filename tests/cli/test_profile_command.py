@@ -44,8 +44,8 @@ def test_what_goes_wrong_leaves_nothing(hotset, demo, text, tmp_path):
         (("--text", text), "0 windows of 512 tokens: expected two or more"),
         (("--text", text, "--context", "64", "--tokens", "100"), "1 windows of 64 tokens"),
         (("--text", text, "--context", "9000"), "8192"),
-        (("--text", text, "-o", tmp_path / "missing" / "p.npz"), "no directory that can be written to"),
-        (("--text", text, "-o", tmp_path), "is a directory"),
+        (("--text", text, "-o", tmp_path / "missing" / "p.npz"), "there is no directory"),
+        (("--text", text, "-o", tmp_path), "expected a file, found a directory"),
         (("--import", tmp_path), "has no activation_0.pt"),
     ):
         given = options if "-o" in options else (*options, "-o", tmp_path / "p.npz")

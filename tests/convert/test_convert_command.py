@@ -53,7 +53,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ((model, "--profile", tmp_path / "none.npz", "-o", out), "none.npz: cannot be read"),
         ((model, "--profile", model, "-o", out), "m.gguf is no activation profile"),
         ((other, "--profile", tmp_path / "p.npz", "-o", out), "does not belong to"),
-        ((model, "--profile", tmp_path / "p.npz", "-o", model), "is the model itself"),
+        ((model, "--profile", tmp_path / "p.npz", "-o", model), "is one of the files to be read"),
         ((model, "--profile", tmp_path / "p.npz", "-o", out, "--ffn", "q6_k"), "q6_k"),
         ((model, "--profile", tmp_path / "p.npz", "-o", out, "--text", out), "o.gguf cannot be read"),
     ]:

@@ -258,7 +258,7 @@ def test_command_and_its_mistakes(model, tmp_path, capsys):
         ((model, "-o", out), "--type"),
         ((model, "--type", "q6_k", "-o", out), "q6_k"),
         ((model, "--type", "q4_0"), "--output"),
-        ((model, "--type", "q4_0", "-o", model), "is the model itself"),
+        ((model, "--type", "q4_0", "-o", model), "is one of the files to be read"),
         ((model, "--type", "q4_0", "-o", tmp_path / "none" / "q.gguf"), "cannot be written"),
         ((model, "--type", "q4_0", "-o", out, "--text", tmp_path / "none.txt"), "none.txt cannot be read"),
         ((tmp_path / "none.gguf", "--type", "q4_0", "-o", out), "none.gguf"),

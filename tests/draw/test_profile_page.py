@@ -1,12 +1,12 @@
 """Summaries of profiles, and the pictures and the page drawn from them."""
 
 import re
-import resource
 import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from helpers.small_disk import small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -115,13 +115,9 @@ def test_without_matplotlib(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # the page is larger
-    try:
-        with pytest.raises(HotsetError, match="the report cannot be written: File too large"):
+    with small_disk(50_000):  # the page is larger
+        with pytest.raises(HotsetError, match=r"report/.+: cannot be written: File too large"):
             write_report(profile(), tmp_path / "report")
         with pytest.raises(HotsetError, match=r"p\.npz: cannot be written: File too large"):
             profile(neurons=9000).save(tmp_path / "p.npz")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

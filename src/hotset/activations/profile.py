@@ -4,7 +4,6 @@ A profile is made by `hotset.activations.collect` and stored as an ``.npz`` file
 without pickles, with the facts in one string of JSON (``meta``). The same profile always has the same bytes.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +20,7 @@ from hotset.backends.contract import F32
 from hotset.core.config import Activation
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.output import written
 
 SCHEMA = 1
 _SAMPLES = 64
@@ -176,21 +176,12 @@ def fingerprint(checkpoint: Checkpoint) -> F32:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write an ``.npz`` file through ``NAME.new`` and a rename; equal arrays give equal bytes."""
-    new = path.with_name(path.name + ".new")
-    try:
-        with zipfile.ZipFile(new, "w") as archive:
-            for name, values in arrays.items():
-                member = zipfile.ZipInfo(f"{name}.npy")  # of 1980: a zip's dates would tell runs apart
-                with archive.open(member, "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
-        new.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise HotsetError(f"{path}: cannot be written: {error.strerror or error}") from None
-        raise
+    """Write an ``.npz`` file, whole or not at all; equal arrays give equal bytes."""
+    with written(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, values in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")  # of 1980: a zip's dates would tell runs apart
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -206,6 +197,15 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise HotsetError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # whatever zip and NumPy make of other files
         raise HotsetError(f"{path} is no activation profile, or is damaged: {error}") from None
+
+
+def is_arrays_file(path: Path) -> bool:
+    """Whether a file looks like one of `write_arrays`: a profile, or the sums of an unfinished one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(name.endswith(".npy") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _shape(activation: str, layers: int, neurons: int) -> str:

@@ -1,36 +1,39 @@
 """The command line: one file a command. Nothing heavy is imported before a command needs it."""
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
+
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
     0: done; 1: nobody reads stdout any more; 2: something the user can mend, one line says what; 130: Ctrl-C;
-    143: ended from outside (SIGTERM).
+    128 + n: ended from outside by signal n (SIGTERM, SIGHUP).
     """
-    signal.signal(signal.SIGTERM, _end)
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, _end)
     sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _end(signum: int, _: object) -> None:
-    """End as by an error, so that nothing half-written stays behind."""
+    """End as by an error, so that nothing half-written stays behind; once, whatever else is sent."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + signum)
 
 
 def _exit_code(arguments: list[str]) -> int:
+    from hotset.cli.streams import abandon_output, prepare_streams
+
+    prepare_streams()
     try:
         from hotset.cli.app import run_command
         from hotset.core.errors import HotsetError
 
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(
-                    errors="replace"
-                )  # a terminal that cannot show a character shows something else
         try:
             code = run_command(arguments)
             sys.stdout.flush()
@@ -42,9 +45,9 @@ def _exit_code(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader (`head`, a pager) has gone. Python flushes stdout once more on exit: let it go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader (`head`, a pager) has gone
+    finally:
+        abandon_output()
 
 
 def _fail(message: str) -> int:

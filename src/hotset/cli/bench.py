@@ -50,6 +50,10 @@ def bench(
         raise RequestError("--plot and --text need --sweep density or --trace")
     if text and not trace:
         raise RequestError("--text needs --trace")
+    if plot:
+        from hotset.draw.picture import check_picture
+
+        check_picture(plot, text or ())
     if sweep:
         _sweep(model, threads, plot, as_json)
     elif trace:

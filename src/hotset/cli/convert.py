@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotset.cli import options
+from hotset.cli.outputs import check_model_output
 from hotset.cli.text import read_text
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def convert(
     Only then can single neurons be skipped. Models with a ReLU, ReGLU or squared ReLU skip exactly what is
     zero; for SiLU and GELU go on with hotset calibrate.
     """
+    check_model_output(output, [model, profile, *(text or ())])
     written = "\n".join(read_text(path) for path in text) if text else ""
 
     from hotset.activations.profile import load_profile
@@ -61,6 +63,7 @@ def convert(
     from hotset.serve.load import open_model
 
     checkpoint = open_model(model)
+    check_model_output(output, checkpoint.files())
     loaded_profile = load_profile(profile)
     with progress("Converting") as converting:
         conversion = convert_model(

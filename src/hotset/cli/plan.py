@@ -49,12 +49,14 @@ def plan(
 
     budget = options.parse_size(vram)
     if plot:
-        from hotset.draw.plots import check_drawing
+        from hotset.draw.picture import check_picture
 
-        check_drawing()
+        check_picture(plot, [machine] if machine else ())
     profile = _machine(machine)
     gpu_of(profile)
     checkpoint = open_model(model)
+    if plot:
+        check_picture(plot, checkpoint.files())
     context = check_context(checkpoint.config, context)
     frequency, heat = _heat(checkpoint)
     planner = Planner(

@@ -1,7 +1,7 @@
 """`hotset profile`: which neurons a text makes fire."""
 
 import json
-import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotset.cli import options
+from hotset.cli.outputs import check_profile_output
 from hotset.cli.text import read_text
 from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.activations.profile import ActivationProfile
+    from hotset.formats.checkpoint import Checkpoint
 
 _WINDOW = 512
 
@@ -62,11 +64,12 @@ def profile(
     """
     if text and import_from:
         raise RequestError("--text and --import: expected one of them")
+    if output:
+        check_profile_output(output, [Path(model)] if model else ())
     if report:
-        from hotset.draw.profile_page import check_drawing
+        from hotset.draw.profile_page import check_report
 
-        check_drawing()
-        _check_directory(report if report.exists() else report.absolute().parent)
+        check_report(report, text or ())
     if text:
         made, path = _from_text(model, text, output, tokens, context, threads)
     elif import_from:
@@ -107,7 +110,9 @@ def _from_text(
     from hotset.serve.loaded import check_context
 
     checkpoint = open_model(model)
-    path = _output(output, checkpoint.path)
+    path = _output(output, checkpoint, text)
+    partial = path.with_name(path.name + ".partial")
+    check_profile_output(partial, [path])
     window = check_context(checkpoint.config, context or min(_WINDOW, checkpoint.config.context_length))
     with progress("Loading") as loading:
         loaded = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, progress=loading)
@@ -117,7 +122,6 @@ def _from_text(
             f"the text has {len(windows)} windows of {window} tokens: expected two or more; give more text "
             "(--text, --tokens) or smaller windows (--context)"
         )
-    partial = path.with_name(path.name + ".partial")
     with progress("Profiling") as profiling:
         made = collect(
             loaded.transformer,
@@ -140,7 +144,7 @@ def _from_powerinfer(
     from hotset.serve.load import open_model
 
     checkpoint = open_model(model)
-    path = _output(output, checkpoint.path)
+    path = _output(output, checkpoint, directory.iterdir() if directory.is_dir() else ())
     made = import_profile(directory, checkpoint, tokens)
     made.save(path)
     return made, path
@@ -156,18 +160,11 @@ def _existing(path: Path) -> "ActivationProfile":
         raise HotsetError(f"{error}; to profile a model, name a text with --text FILE") from None
 
 
-def _output(output: Path | None, model: Path) -> Path:
-    """Where the profile goes; its folder must be there before the work begins."""
-    path = output or Path(f"{model.absolute().name.removesuffix('.gguf')}.profile.npz")
-    _check_directory(path.absolute().parent)
-    if path.is_dir():
-        raise RequestError(f"{path} is a directory: expected a file to write (--output)")
+def _output(output: Path | None, checkpoint: "Checkpoint", reading: Iterable[Path]) -> Path:
+    """Where the profile goes; checked before the work begins."""
+    path = output or Path(f"{checkpoint.path.absolute().name.removesuffix('.gguf')}.profile.npz")
+    check_profile_output(path, [*checkpoint.files(), *reading])
     return path
-
-
-def _check_directory(directory: Path) -> None:
-    if not directory.is_dir() or not os.access(directory, os.W_OK):
-        raise RequestError(f"{directory} is no directory that can be written to")
 
 
 def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
+from hotset.cli.outputs import check_model_output
 from hotset.cli.text import read_text
 from hotset.core.errors import RequestError
 
@@ -42,6 +43,7 @@ def quantize(
     biases are F32; matrices whose rows are no multiple of 32 stay. From a Hugging Face directory the
     tokenizer is stored in Hugging Face's form, which only Hotset reads.
     """
+    check_model_output(output, [model, *(text or ())])
     texts = [read_text(path) for path in text or ()]
 
     from hotset.activations.corpus import corpus_windows
@@ -53,6 +55,7 @@ def quantize(
     from hotset.tokenizer import Tokenizer
 
     checkpoint = open_model(model)
+    check_model_output(output, checkpoint.files())
     windows = []
     if texts:
         length = min(_WINDOW, checkpoint.config.context_length)

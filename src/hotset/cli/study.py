@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotset.cli.convert import FFNType
+from hotset.cli.outputs import check_model_output
 from hotset.cli.text import read_text
 from hotset.core.config import FFNPlan
-from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.activations.profile import ActivationProfile
@@ -66,8 +66,7 @@ def opened(
     plan: FFNPlan,
 ) -> Iterator[Opened]:
     """Check all that the user named, cheapest first, then load and store the model as `plan` asks for."""
-    if not out.absolute().parent.is_dir():
-        raise RequestError(f"{out}: there is no directory {out.parent}")
+    check_model_output(out, [model, profile, *text, *(held_out or ())])
     written = [read_text(path) for path in text]
     judging = [read_text(path) for path in held_out or ()]
 
@@ -78,6 +77,7 @@ def opened(
     from hotset.sparsify.study import WINDOW, split, study
 
     checkpoint = open_model(model)
+    check_model_output(out, checkpoint.files())
     activation_profile = load_profile(profile)
     activation_profile.check(checkpoint)
     with progress("Loading") as loading:

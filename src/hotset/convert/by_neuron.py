@@ -18,11 +18,12 @@ from hotset.activations.profile import ActivationProfile
 from hotset.backends.blocks import dequantise, round_to_nearest
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import HotsetError
-from hotset.formats.as_gguf import as_gguf, check_config, check_places
+from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import CUTOFF, RECALL, plan_keys
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
+from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.formats.tensor_table import split_name
 
@@ -93,7 +94,7 @@ def convert(
     Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
     type that does not fit, and a source stored by neuron that would lose accuracy.
     """
-    check_places(checkpoint, out)
+    check_output(out, checkpoint.files())
     profile.check(checkpoint)
     if plans is None:
         plans, predictors = default_plans(checkpoint), source_predictors(checkpoint)

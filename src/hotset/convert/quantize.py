@@ -16,10 +16,11 @@ from hotset import _native
 from hotset.activations.moments import F64, input_moments
 from hotset.backends.contract import F32
 from hotset.core.errors import CheckpointError
-from hotset.formats.as_gguf import as_gguf, check_config, check_places
+from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, write_gguf
+from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import split_name
 
@@ -53,7 +54,7 @@ def quantise_model(
     quantised says `new_type`. `progress(done, total)` counts bytes. Nothing half-written is left, whatever
     happens. Raises `HotsetError` for numbers that are not finite.
     """
-    check_places(checkpoint, out)
+    check_output(out, checkpoint.files())
     metadata, tensors = as_gguf(checkpoint)
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     moments = _Moments(input_moments(checkpoint, windows) if windows else iter(()))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.core.errors import HotsetError
+from hotset.draw.picture import check_drawing, save
 from hotset.measure.sweep import SweepPoint
 from hotset.measure.trace import TracePoint
 from hotset.placing.planner import Plan, Planner
@@ -38,7 +38,7 @@ def plot_sweep(points: Sequence[SweepPoint], title: str, path: Path) -> None:
     )
     axis.set(xlabel="neurons computed, %", ylabel="decoded tokens/s", title=title, ylim=(0, None))
     axis.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_trace(points: Sequence[TracePoint], title: str, path: Path) -> None:
@@ -60,7 +60,7 @@ def plot_trace(points: Sequence[TracePoint], title: str, path: Path) -> None:
             points[i].subject, (tokens[i], 1), (3, -3), xycoords=("data", "axes fraction"),
             textcoords="offset points", va="top", fontsize=8,
         )  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_plan(planner: Planner, plan: Plan, title: str, path: Path) -> None:
@@ -98,15 +98,7 @@ def plot_plan(planner: Planner, plan: Plan, title: str, path: Path) -> None:
         textcoords="offset points", fontsize=8,
     )  # fmt: skip
     curve.set(xlabel="budget, GiB", ylabel="predicted tokens/s", xlim=(0, None), ylim=(0, None))
-    _save(figure, path)
-
-
-def check_drawing() -> None:
-    """Raise `HotsetError` if nothing can be drawn here."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise HotsetError("pictures need matplotlib: pip install 'hotset[plots]'") from None
+    save(figure, path)
 
 
 def _figure(rows: int, shared: bool = True) -> tuple[Any, Any]:
@@ -119,13 +111,3 @@ def _figure(rows: int, shared: bool = True) -> tuple[Any, Any]:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        figure.savefig(partial, dpi=150, format=path.suffix.removeprefix(".") or "png")
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise HotsetError(f"{path}: cannot be written: {error}") from None

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from hotset.activations.profile import ActivationProfile
 from hotset.activations.summary import PART, TOP, LayerSummary, cumulated, summarise
 from hotset.backends.contract import F32
 from hotset.core.errors import HotsetError
+from hotset.draw.picture import check_drawing, is_picture
+from hotset.formats.output import check_output, written
 
 PAGE = "index.html"
+_PICTURES = ("power-law", "heat", "agreement", "density")
 _DPI = 150
 _HEAT_COLUMNS = 400
 """Columns of the heat map: more neurons than these share one, by their mean."""
@@ -66,12 +69,22 @@ code {{ overflow-wrap: anywhere; }}
 """
 
 
-def check_drawing() -> None:
-    """Raise `HotsetError` if nothing can be drawn here."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise HotsetError("drawing needs matplotlib: pip install 'hotset[plots]'") from None
+def check_report(directory: Path, reading: Iterable[Path] = ()) -> None:
+    """Raise `HotsetError`, before any work is done for it, if no report can be drawn into a directory."""
+    check_drawing()
+    if not directory.exists():
+        check_output(directory)  # it is made: its parent must be there
+        return
+    if not directory.is_dir():
+        raise HotsetError(f"{directory} is no directory: name one, or what is to become one (--report)")
+    reading = list(reading)
+    check_output(directory / PAGE, reading, kind="profile's page", replaces=_is_page)
+    for name in _PICTURES:
+        check_output(directory / f"{name}.png", reading, kind="picture", replaces=is_picture)
+
+
+def _is_page(path: Path) -> bool:
+    return b"<title>Activation profile of " in path.read_bytes()[:1000]
 
 
 def write_report(profile: ActivationProfile, directory: Path) -> Path:
@@ -98,20 +111,16 @@ def write_report(profile: ActivationProfile, directory: Path) -> Path:
 
 def _write(directory: Path, files: dict[str, bytes]) -> None:
     """All files or none; older ones stay until all new ones stand."""
-    new = {directory / name: directory / f"{name}.new" for name in files}
     existed = directory.exists()
     try:
         directory.mkdir(exist_ok=True)
-        for path, partial in new.items():
-            partial.write_bytes(files[path.name])
-        for path, partial in new.items():
-            partial.replace(path)
+        with contextlib.ExitStack() as stack:
+            new = {name: stack.enter_context(written(directory / name)) for name in files}
+            for name, temporary in new.items():
+                temporary.write_bytes(files[name])
     except OSError as error:
         raise HotsetError(f"{directory}: the report cannot be written: {error.strerror or error}") from None
     finally:
-        for partial in new.values():
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         if not existed:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # which it refuses where the report stands

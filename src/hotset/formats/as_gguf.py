@@ -6,7 +6,6 @@ description) has tokenizer.json, and ``hotset.huggingface.NAME`` the small files
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hotset.architectures.table import ARCHITECTURES, Architecture
 from hotset.core.config import ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.gguf_file import read_gguf, split_parts
+from hotset.formats.gguf_file import read_gguf
 from hotset.formats.gguf_writer import same_metadata
 from hotset.formats.mapped import read_bytes
 from hotset.formats.rope import F32, plain_frequencies
@@ -60,14 +59,6 @@ def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor
         metadata["hotset.activation"] = checkpoint.config.activation.value
     metadata.setdefault("general.quantization_version", 2)
     return metadata, tensors
-
-
-def check_places(checkpoint: Checkpoint, out: Path) -> None:
-    """Raise `CheckpointError` if a file to be written is one of those that the model is read from."""
-    for part in split_parts(checkpoint.path.name):
-        path = checkpoint.path.with_name(part)
-        if out.exists() and path.exists() and out.samefile(path):
-            raise CheckpointError(f"{out} is the model itself: name another file with -o")
 
 
 def check_config(expected: ModelConfig, found: ModelConfig) -> None:

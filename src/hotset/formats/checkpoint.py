@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hotset.core.config import ModelConfig
+from hotset.formats.gguf_file import split_parts
 from hotset.formats.tensor import Tensor
+
+_DIRECTORY_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,9 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """GGUF's key-values; for a Hugging Face directory the parsed ``config.json``."""
+
+    def files(self) -> list[Path]:
+        """The files that the model is read from: all parts of a split one, all of a directory's own kinds."""
+        if self.path.is_dir():
+            return [file for file in self.path.iterdir() if file.suffix in _DIRECTORY_SUFFIXES]
+        return [self.path.with_name(part) for part in split_parts(self.path.name)]

@@ -4,7 +4,6 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Key-values of
 their bytes, so that their types stay and a long vocabulary costs nothing.
 """
 
-import contextlib
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.core.errors import CheckpointError
+from hotset.core.errors import HotsetError
 from hotset.formats.gguf_file import Metadata, read_gguf
 from hotset.formats.keys import shown
+from hotset.formats.output import written
 from hotset.formats.tensor import Tensor, TensorType
 
 _ALIGNMENT = 32
@@ -44,6 +44,7 @@ _ARRAY_TYPES = {
     "<f8": 12,
 }
 _LAID_OUT_ANEW = ("general.alignment", "split.")
+_WRITTEN_HERE = ("hotset.convert.", "hotset.quantize.")
 
 
 @dataclass(frozen=True)
@@ -88,30 +89,29 @@ def write_gguf(
     progress: Callable[[int, int], None] | None = None,
     finish: Callable[[Path], None] | None = None,
 ) -> int:
-    """Write `path` through ``NAME.partial`` beside it and a rename; its size in bytes.
+    """Write `path`, whole or not at all (`hotset.formats.output.written`); its size in bytes.
 
     Values are `Raw`, str, bool, int (the first of UINT32, INT32, UINT64, INT64 that holds it), float
     (FLOAT32), ``list[str]`` or one-dimensional NumPy arrays, whose dtype is the entries' type.
     `progress(done, total)` counts bytes of tensors. `finish` is given the whole file before it gets its name:
-    it may read it, and `overwrite` values. Whatever goes wrong, Ctrl-C included, no half-written
-    file is left and an older `path` stays. What the system refuses is a `CheckpointError`; what `chunks`
-    raises is passed on.
+    it may read it, and `overwrite` values. What the system refuses is a `HotsetError`; what `chunks` raises
+    is passed on.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
+    with written(path) as temporary:
+        with temporary.open("wb") as file:
             _write(file, metadata, tensors, progress)
             size = file.tell()
         if finish:
-            finish(partial)
-        partial.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
-        raise
+            finish(temporary)
     return size
+
+
+def is_written_here(path: Path) -> bool:
+    """Whether a file is a GGUF file that `hotset convert`, `quantize` or their like have written."""
+    try:
+        return any(key.startswith(_WRITTEN_HERE) for key in read_gguf(path).metadata)
+    except HotsetError:
+        return False
 
 
 def overwrite(path: Path, values: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ def _write(
 
 
 def _string(text: str) -> bytes:
-    data = text.encode()
+    data = text.encode(errors="replace")  # names of files need not be UTF-8
     return struct.pack("<Q", len(data)) + data
 
 

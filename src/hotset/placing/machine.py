@@ -5,7 +5,6 @@ Every number is stored with its unit and with where it comes from: ``measured â€
 (``benchmarks/machines/``).
 """
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hotset.core.errors import HotsetError
+from hotset.formats.output import written
 
 SCHEMA = 1
 
@@ -82,14 +82,9 @@ class MachineProfile:
 
     def save(self, path: Path) -> None:
         """Write the profile, whole or not at all; `HotsetError` for what the system refuses."""
-        new = path.with_name(path.name + ".new")
-        try:
-            new.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            new.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-            raise HotsetError(f"{path}: cannot be written: {error.strerror or error}") from None
+        text = json.dumps(self.as_json(), indent=1, ensure_ascii=False) + "\n"
+        with written(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def as_json(self) -> dict[str, Any]:
         """The document that `load_machine` reads."""

@@ -1,6 +1,5 @@
 """What choosing neurons starts from: a model, the same stored by neuron, and texts cut into three parts."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.output import scratch
 from hotset.formats.tensor import TensorType
 from hotset.model.build import neuron_ffn_spec
 from hotset.model.transformer import Transformer
@@ -125,8 +125,8 @@ def study(
         raise HotsetError(
             f"{checkpoint.path} is stored by neuron already: name the model that it was converted from"
         )
-    with tempfile.TemporaryDirectory(prefix=".hotset-", dir=out.parent) as directory:
-        path = Path(directory) / "by-neuron.gguf"
+    with scratch(out) as directory:
+        path = directory / "by-neuron.gguf"
         plans = [plan] * checkpoint.config.n_layers
         with stage("Storing by neuron") as bar:
             convert(checkpoint, path, profile, plans, ffn_type=ffn_type, progress=bar)
