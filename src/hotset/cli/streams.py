@@ -26,6 +26,9 @@ def prepare_streams() -> None:
         sys.stdout = _text(_Output(1, "w", closefd=False), sys.__stdout__)
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         sys.stderr = _text(_Messages(2, "w", closefd=False), sys.__stderr__)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
 
 
 def abandon_output() -> None:
@@ -55,11 +58,10 @@ class _Messages(io.FileIO):
 
 
 def _text(raw: io.FileIO, old: Any) -> io.TextIOWrapper:
-    """A stream of text, buffered as the old one; what a terminal cannot show is shown as something else."""
+    """A stream of text, buffered as the old one."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(old, "encoding", "utf-8"),
-        errors="replace",
         line_buffering=getattr(old, "line_buffering", True),
         write_through=getattr(old, "write_through", False),
     )
