@@ -1,68 +1,211 @@
-"""The conversation loop, over an engine that answers from a list."""
+"""The conversation, with an engine that answers from a list."""
 
 import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from hotset.cli import chat as module
-from hotset.core.errors import RequestError
+from hotset.cli.answer import Speaker
+from hotset.cli.chat import converse
+from hotset.core.errors import HotsetError, RequestError
 from hotset.serve.sampler import Sampling
 
 
 class Engine:
-    """Answers each question with the messages it was given, as JSON, or as `answers` says."""
+    """Answers each question as `answers` says; a prompt's ids are the bytes of its messages, as JSON."""
 
-    def __init__(self, answers=()):
+    def __init__(self, answers: Sequence[str | HotsetError] = (), context: int = 10_000) -> None:
         self.answers = list(answers)
-        self.asked = []
+        self.context = context
+        self.asked: list[list[dict[str, str]]] = []
+        self.variables: list[dict[str, Any]] = []
+        self.samplings: list[Sampling] = []
+        config = SimpleNamespace(layers=())
+        self.model = SimpleNamespace(
+            path="m.gguf", config=config, chooses_neurons=False, neuron_counts=lambda: []
+        )
+        self.tokenizer = SimpleNamespace(chat_template="{{ messages }}", encode_chat=self._encode)
 
-    def chat(self, messages, *, max_tokens, sampling):
-        self.asked.append(json.loads(json.dumps(messages)))
+    def _encode(self, messages: Sequence[dict[str, str]], **variables: Any) -> list[int]:
+        self.variables.append(variables)
+        return list(json.dumps(messages).encode())
+
+    def generate(self, ids: list[int], *, sampling: Sampling, **options: Any) -> Iterator[Any]:
+        self.asked.append(json.loads(bytes(ids)))
+        self.samplings.append(sampling)
         answer = self.answers.pop(0) if self.answers else "ok"
-        if isinstance(answer, RequestError):
+        if isinstance(answer, HotsetError):
             raise answer
-        for word in answer.split(" "):
+        return self._tokens(answer.split(" "))
+
+    def _tokens(self, words: list[str]) -> Iterator[Any]:
+        for i, word in enumerate(words):
             if word == "^C":
                 raise KeyboardInterrupt
-            yield SimpleNamespace(text=word + " ")
+            reason = "stop" if i == len(words) - 1 else None
+            yield SimpleNamespace(text=word + " ", finish_reason=reason)
 
 
-def converse(monkeypatch, lines, engine, opening=()):
+def talk(
+    monkeypatch: pytest.MonkeyPatch,
+    lines: Sequence[str | BaseException],
+    engine: Engine,
+    system: str | None = None,
+    **options: Any,
+) -> list[list[str]]:
+    """What the model was asked, by the messages' contents."""
     script = iter(lines)
 
-    def read(prompt):
+    def read() -> str:
         line = next(script, EOFError())
         if isinstance(line, BaseException):
             raise line
         return line
 
     monkeypatch.setattr("builtins.input", read)
-    module._converse(engine, list(opening), None, Sampling())
+    converse(Speaker(engine, **{"sampling": Sampling()} | options), system)  # type: ignore[arg-type]
     return [[m["content"] for m in messages] for messages in engine.asked]
 
 
-def test_history_clear_and_exit(monkeypatch, capsys):
+def test_history_clear_and_exit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = ["one", "", "two", "/clear", "three", "/help", "/exit", "never"]
     engine = Engine(["1", "2", "3"])
-    opening = [{"role": "system", "content": "be"}]
-    asked = converse(monkeypatch, lines, engine, opening)
+    asked = talk(monkeypatch, lines, engine, "be")
     assert asked == [["be", "one"], ["be", "one", "1 ", "two"], ["be", "three"]]
     assert [m["role"] for m in engine.asked[1]] == ["system", "user", "assistant", "user"]
-    assert capsys.readouterr().out == f"1 \n2 \n3 \n{module._HELP}\n"
+    out, err = capsys.readouterr()
+    assert out.startswith("1 \n2 \n3 \n/help ")
+    assert all(word in out for word in ("/system", "/regenerate", "/save", "/clear", "/exit", '"""'))
+    assert err.count("prompt: ") == 3 and err.count("answer: 1 token") == 3
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_its_beginning(monkeypatch):
-    asked = converse(monkeypatch, ["one", "two"], Engine(["a b ^C c", "2"]))
-    assert asked == [["one"], ["one", "a b ", "two"]]
+@pytest.mark.parametrize("leave", ["/exit", "/bye", "/quit"])
+def test_ways_to_leave(monkeypatch: pytest.MonkeyPatch, leave: str) -> None:
+    assert talk(monkeypatch, [leave, "never"], Engine()) == []
 
 
-def test_a_refused_question_is_forgotten(monkeypatch, capsys):
-    asked = converse(monkeypatch, ["one", "two"], Engine([RequestError("too long"), "2"]))
-    assert asked == [["one"], ["two"]]
-    assert capsys.readouterr().err == "error: too long; /clear makes room\n"
+def test_system_text_changes_and_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["/system", "one", "/system be brief", "two", "/system", "/clear", "three"]
+    asked = talk(monkeypatch, lines, Engine(["1", "2", "3"]))
+    assert asked == [["one"], ["be brief", "one", "1 ", "two"], ["be brief", "three"]]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("no system text")
+    assert "be brief" in out
 
 
-def test_ctrl_c_at_a_piped_prompt_leaves(monkeypatch):
+def test_regenerate_answers_the_last_message_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["/regenerate", "one", "two", "/regenerate", "/regenerate", "three"]
+    engine = Engine(["1", "2", "2b", "2c", "3"])
+    asked = talk(monkeypatch, lines, engine, sampling=Sampling(temperature=1.0, seed=7))
+    assert asked[1:4] == [["one", "1 ", "two"]] * 3
+    assert asked[4] == ["one", "1 ", "two", "2c ", "three"]
+    assert [sampling.seed for sampling in engine.samplings] == [7, 7, 8, 9, 7]
+    assert "error: there is no answer yet" in capsys.readouterr().err
+
+
+def test_save_writes_a_new_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["one", "/save talk.json", "/save talk.md", "/save talk.md", "/save no/such.json", "/save"]
+    talk(monkeypatch, lines, Engine(["é"]), "be")
+    messages = [
+        {"role": "system", "content": "be"},
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "é "},
+    ]
+    assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8")) == messages
+    assert (tmp_path / "talk.md").read_text(
+        encoding="utf-8"
+    ) == "system:\nbe\n\nuser:\none\n\nassistant:\né \n"
+    err = capsys.readouterr().err
+    assert "error: talk.md: cannot be written: File exists" in err
+    assert "error: no/such.json: cannot be written" in err
+    assert len(list(tmp_path.glob("chat-*.json"))) == 1
+
+
+def test_unknown_words_with_a_slash_are_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = talk(monkeypatch, ["/usr/bin/env is missing", "/hepl", "/a/b"], Engine(["1", "2", "3"]))
+    assert [messages[-1] for messages in asked] == ["/usr/bin/env is missing", "/hepl", "/a/b"]
+    assert capsys.readouterr().err.count("/hepl is no command (/help lists them)") == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (['"""one', "", '  two"""'], "one\n\n  two"),
+        (['"""', "one", '"""'], "one"),
+        (['"""one"""'], "one"),
+        (['"""Adds."""\ndef f(): ...'], '"""Adds."""\ndef f(): ...'),
+        (["    indented\n    code\n"], "    indented\n    code"),
+        (['say """x'], 'say """x'),
+    ],
+)
+def test_messages_of_several_lines(monkeypatch: pytest.MonkeyPatch, lines: list[str], message: str) -> None:
+    assert talk(monkeypatch, lines, Engine()) == [[message]]
+
+
+def test_system_text_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert talk(monkeypatch, ['/system """be', 'brief"""', "one"], Engine()) == [["be\nbrief", "one"]]
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = talk(monkeypatch, ["one", "two", "three"], Engine(["a b ^C c", "^C", "3"]))
+    assert asked == [["one"], ["one", "a b ", "two"], ["one", "a b ", "three"]]
+
+
+def test_a_refused_question_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Engine([RequestError("too long"), HotsetError("not finite"), "2"])
+    assert talk(monkeypatch, ["one", "two", "three"], engine) == [["one"], ["two"], ["three"]]
+    assert capsys.readouterr().err.startswith("error: too long\nerror: not finite\nprompt: ")
+
+
+def test_ctrl_c_at_a_piped_prompt_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
-        converse(monkeypatch, [KeyboardInterrupt()], Engine())
+        talk(monkeypatch, [KeyboardInterrupt()], Engine())
+
+
+def test_a_full_context_loses_the_oldest_turns_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = [f"question {i}" for i in range(40)] + [f"/save {tmp_path / 'all.json'}"]
+    engine = Engine([f"answer {i}" for i in range(40)], context=1000)
+    asked = talk(monkeypatch, lines, engine, "be")
+    sizes = [len(json.dumps(messages)) for messages in engine.asked]
+    assert max(sizes) <= 750  # a quarter is left for the answer
+    for i, messages in enumerate(asked):
+        assert messages[0] == "be"
+        assert messages[-1] == f"question {i}"
+        first = int(messages[1].removeprefix("question "))
+        turns = [text for j in range(first, i) for text in (f"question {j}", f"answer {j} ")]
+        assert [text.split() for text in messages[1:-1]] == [text.split() for text in turns]
+    drops = sum(a[1] != b[1] for a, b in pairwise(asked))
+    assert 1 < drops < 15  # several go at a time
+    assert capsys.readouterr().err.count("the context of 1000 tokens is full") == 1
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 81  # nothing is lost
+
+
+def test_template_variables_and_tools_reach_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    talk(monkeypatch, ["one"], engine, tools=tools, variables={"enable_thinking": False})
+    assert engine.variables == [{"enable_thinking": False, "tools": tools}]
+
+
+def test_quiet_and_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    talk(monkeypatch, ["one"], Engine(["1 2"]), quiet=True)
+    assert capsys.readouterr() == ("1 2 \n", "")
+    talk(monkeypatch, ["one"], Engine(["1 2"]), verbose=True)
+    assert capsys.readouterr().err.endswith("computed: all neurons; ended by: stop\n")

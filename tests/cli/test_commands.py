@@ -1,7 +1,6 @@
 """The commands end to end, on the demo model."""
 
 import json
-import os
 import re
 import signal
 import sys
@@ -20,15 +19,15 @@ QUESTION = "Where is the Eiffel Tower?"
 
 
 def test_run_answers_paris(hotset, demo):
-    code, out, err = hotset("run", "-p", QUESTION, "-n", "40")
+    code, out, err = hotset("run", "-p", QUESTION, "-n", "40", "-q")
     assert (code, err) == (0, "")
     assert out.startswith("The Eiffel Tower is located in Paris")
     assert out.endswith("\n")
-    assert hotset("run", demo, "-p", QUESTION, "-n", "40") == (0, out, "")
+    assert hotset("run", demo, "-p", QUESTION, "-n", "40", "-q") == (0, out, "")
 
 
 def test_run_reads_stdin_and_streams(start, demo):
-    process = start("run", "-n", "30", "--threads", "2")
+    process = start("run", "-n", "30", "--threads", "2", "--quiet")
     out, err = process.communicate(b"Count from one to ten in words.", timeout=120)
     assert (process.returncode, err) == (0, b"")
     assert len(out.split()) > 5
@@ -41,7 +40,7 @@ def test_run_raw_continues(hotset, demo):
 
 
 def test_sampling_flags_and_stop(hotset, demo):
-    options = ("-p", "Tell me a story.", "-n", "24", "--temperature", "1", "--top-k", "50", "--top-p", "0.95")
+    options = ("-q", "-p", "Tell me a story.", "-n", "24", "--temperature", "1", "--top-k", "50", "--top-p", "0.95")
     first = hotset("run", *options, "--seed", "1", "--min-p", "0.01", "--kv-type", "q8_0")
     assert first[0] == 0
     assert hotset("run", *options, "--seed", "1", "--min-p", "0.01", "--kv-type", "q8_0") == first
@@ -53,8 +52,7 @@ def test_sampling_flags_and_stop(hotset, demo):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["-n", "5000"], "5000.*4096|4096.*5000"),
-        (["--context", "20", "-n", "20"], "--context"),
+        (["--context", "20"], "prompt has 31 tokens.*room for 20.*--context"),
         (["--context", "100000"], "100000.*8192"),
         (["--kv-type", "f8"], "kv_type is 'f8': expected f16, q8_0, f32"),
     ],
@@ -142,36 +140,13 @@ def test_a_closed_pipe_is_no_error(start, demo):
 
 
 def test_chat_over_pipes_remembers(start, demo):
-    process = start("chat", demo, "--temperature", "0", "-n", "30")
+    process = start("chat", demo, "--temperature", "0", "-n", "30", "-q")
     questions = b"Where is the Eiffel Tower?\nWhen was it built?\n"
     out, err = process.communicate(questions, timeout=120)
     assert (process.returncode, err) == (0, b"")
     answers = out.decode().splitlines()
     assert "Paris" in answers[0]
     assert "The Eiffel Tower was built" in answers[1]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_chat_in_a_terminal(start, demo):
-    terminal, side = os.openpty()
-    process = start("chat", stdin=side, stdout=side, stderr=side, start_new_session=True)
-    os.close(side)
-
-    def read_until(text):
-        seen = b""
-        while text not in seen:
-            seen += os.read(terminal, 1024)
-        return seen
-
-    read_until(b"> ")
-    os.write(terminal, b"Write a very long story about the sea.\n")
-    read_until(b"\n")
-    assert os.read(terminal, 64)
-    process.send_signal(signal.SIGINT)
-    read_until(b"> ")
-    os.write(terminal, b"\x04")
-    assert process.wait(timeout=60) == 0
-    os.close(terminal)
 
 
 def test_python_api(demo):

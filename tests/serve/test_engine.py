@@ -159,8 +159,8 @@ def test_one_request_at_a_time(make_engine):
         ([3, 257], {}, "token 257: this model has tokens 0 to 256"),
         ([-1], {}, "token -1"),
         ("x", {"max_tokens": 0}, "max_tokens is 0: expected 1 or more"),
-        ("x" * 150, {"max_tokens": 51}, "150 tokens and the answer up to 51.* 200 in all.*--context"),
-        ("x" * 200, {}, "200 tokens and the answer up to 1.* 200 in all.*--context"),
+        ("x" * 200, {}, "200 tokens, but the context has room for 200.*--context"),
+        ("x" * 201, {"max_tokens": 1}, "201 tokens, but the context has room for 200.*--context"),
         ("x", {"stop": [""]}, "stop"),
         ("x", {"sampling": Sampling(logit_bias={257: 1.0})}, "token 257"),
     ],
@@ -173,3 +173,20 @@ def test_what_cannot_be_served_is_refused_at_once(make_engine, prompt, options, 
 def test_a_prompt_and_answer_that_just_fit_are_served(make_engine):
     engine = make_engine(b"y" * 60)
     assert len(list(engine.generate("x" * 149 + "|", max_tokens=50))) == 50
+
+
+@pytest.mark.parametrize("max_tokens", [51, 10**9])
+def test_a_longer_answer_is_cut_to_what_fits(make_engine, max_tokens):
+    tokens = list(make_engine(b"y" * 60).generate("x" * 149 + "|", max_tokens=max_tokens))
+    assert (len(tokens), tokens[-1].finish_reason) == (50, "length")
+
+
+def test_progress_counts_what_is_read_and_the_text_stays_the_same(make_engine):
+    engine = make_engine(b"yes", context=2000)
+    told = []
+    prompt = "x" * 1200 + "|"
+    assert text(engine.generate(prompt, progress=lambda *t: told.append(t))) == "yes"
+    assert told == [(0, 1201), (512, 1201), (1024, 1201), (1201, 1201)]
+    told.clear()
+    assert text(engine.generate(prompt, progress=lambda *t: told.append(t))) == "yes"
+    assert told == [(0, 1), (1, 1)]

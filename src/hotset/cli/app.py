@@ -1,5 +1,6 @@
 """The `hotset` command and its subcommands."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from hotset.cli import (
     doctor,
     evaluate,
     inspect,
+    options,
     plan,
     profile,
     quantize,
@@ -23,22 +25,25 @@ from hotset.core.version import __version__
 
 app = typer.Typer(
     name="hotset",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run.run)
-app.command("chat")(chat.chat)
-app.command("bench")(bench.bench)
-app.command("eval")(evaluate.evaluate)
-app.command("profile")(profile.profile)
-app.command("convert")(convert.convert)
-app.command("quantize")(quantize.quantize)
-app.command("train-predictor")(train_predictor.train_predictor)
-app.command("calibrate")(calibrate.calibrate)
-app.command("inspect")(inspect.inspect)
-app.command("plan")(plan.plan)
-app.command("doctor")(doctor.doctor)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run.run,
+    "chat": chat.chat,
+    "bench": bench.bench,
+    "eval": evaluate.evaluate,
+    "profile": profile.profile,
+    "convert": convert.convert,
+    "quantize": quantize.quantize,
+    "train-predictor": train_predictor.train_predictor,
+    "calibrate": calibrate.calibrate,
+    "inspect": inspect.inspect,
+    "plan": plan.plan,
+    "doctor": doctor.doctor,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(options.with_model_option(_command))
 
 # What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.
 _UsageError: Any = typer.BadParameter.__mro__[1]

@@ -27,7 +27,9 @@ def bench(
     vram: options.Vram = None,
     sweep: Annotated[
         Sweep | None,
-        typer.Option(help="Decode with 5 to 100 % of the neurons, for models stored by neuron."),
+        typer.Option(
+            case_sensitive=False, help="Decode with 5 to 100 % of the neurons, for models stored by neuron."
+        ),
     ] = None,
     trace: Annotated[
         bool, typer.Option("--trace", help="Follow recall, density and cut-offs while the subject changes.")

@@ -16,14 +16,14 @@ _PATIENCE = 1.0
 class _Bar:
     """A progress bar on stderr that appears only when the work takes long."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, title: str, patience: float) -> None:
+        self._title, self._patience = title, patience
         self._start = time.monotonic()
         self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            if time.monotonic() - self._start < _PATIENCE:
+            if time.monotonic() - self._start < self._patience:
                 return
             from rich.console import Console
             from rich.progress import Progress
@@ -34,17 +34,18 @@ class _Bar:
         self._bar.update(self._task, completed=done, total=total)
 
     def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
 
 
 @contextmanager
-def progress(title: str) -> Iterator[_Bar | None]:
-    """A callback `(done, total)` that draws a bar, or None when stderr is no terminal."""
+def progress(title: str, patience: float = _PATIENCE) -> Iterator[_Bar | None]:
+    """A callback `(done, total)` that draws a bar after some seconds; None when stderr is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
-    bar = _Bar(title)
+    bar = _Bar(title, patience)
     try:
         yield bar
     finally:

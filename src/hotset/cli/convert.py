@@ -37,6 +37,7 @@ def convert(
         FFNType | None,
         typer.Option(
             "--ffn",
+            case_sensitive=False,
             help="Type of the neurons; if not given, each matrix's own, and 8 bits for a quantised down.",
             show_default=False,
         ),

@@ -27,7 +27,10 @@ def evaluate(
     ffn: options.Neurons = None,
     tokens: Annotated[int | None, typer.Option(min=4, help="Read only so many tokens of the text.")] = None,
     context: Annotated[
-        int | None, typer.Option(min=4, help="Tokens in a window; 512 if not given.", show_default=False)
+        int | None,
+        typer.Option(
+            "-c", "--context", min=4, help="Tokens in a window; 512 if not given.", show_default=False
+        ),
     ] = None,
     kv_type: options.KVType = "f16",
     threads: options.Threads = None,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: options.Model = None, context: options.Context = None, as_json: options.AsJSON = False
+    model: options.Model = None, *, context: options.Context = None, as_json: options.AsJSON = False
 ) -> None:
     """Architecture, tensors by type and size, and the memory needed for a context. Reads no weights."""
     from hotset.serve.load import open_model

@@ -1,11 +1,17 @@
 """Arguments and options that several commands share."""
 
+import functools
+import inspect
+import json
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from hotset.cli.text import read_text
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
 
@@ -13,18 +19,22 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        help="A GGUF file, a Hugging Face directory or hf:org/repo[:file]; the demo model if not given.",
+        help="A GGUF file, a Hugging Face directory, hf:org/repo:Q4_K_M or a hub address; "
+        "the demo model if not given.",
         show_default=False,
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Worker threads; one a physical core if not given.", show_default=False),
+    typer.Option(
+        "-t", "--threads", min=1, help="Worker threads; one a physical core if not given.", show_default=False
+    ),
 ]
 Neurons = Annotated[
     Way | None,
     typer.Option(
         "--ffn",
+        case_sensitive=False,
         help="In layers stored by neuron compute all neurons (dense) or those that are not zero (exact), "
         "instead of what the file's plan says.",
         show_default=False,
@@ -33,7 +43,11 @@ Neurons = Annotated[
 Context = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Tokens of context; the model's, at most 4096, if not given.", show_default=False
+        "-c",
+        "--context",
+        min=0,
+        help="Tokens of context; 0: what the model was trained for; if not given that, at most 4096.",
+        show_default=False,
     ),
 ]
 KVType = Annotated[str, typer.Option(help="Type of the KV cache: f16, q8_0 or f32.")]
@@ -45,20 +59,142 @@ Vram = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _limit(tokens: int | None) -> int | None:
+    """-1, as for llama.cpp, is no limit."""
+    if tokens == -1:
+        return None
+    if tokens is not None and tokens < 1:
+        raise typer.BadParameter(f"{tokens} tokens: expected 1 or more, or -1 for what fits the context")
+    return tokens
+
+
+def _seed(seed: int | None) -> int | None:
+    """-1, as for llama.cpp, is another seed each time."""
+    return None if seed == -1 else seed
+
+
 MaxTokens = Annotated[
     int | None,
     typer.Option(
-        "-n", "--max-tokens", min=1, help="Longest answer, in tokens; what fits the context if not given."
+        "-n",
+        "--max-tokens",
+        callback=_limit,
+        help="Longest answer, in tokens; -1, or if not given: what fits the context.",
+        show_default=False,
     ),
 ]
-Temperature = Annotated[float, typer.Option(help="0 always takes the most likely token.")]
+System = Annotated[
+    str | None, typer.Option(help="What the model is told before the conversation.", show_default=False)
+]
 TopK = Annotated[int, typer.Option(help="Choose among the K most likely tokens; 0: all.")]
 TopP = Annotated[float, typer.Option(help="Choose among the likeliest tokens that add up to P.")]
 MinP = Annotated[float, typer.Option(help="Choose among tokens at least P times as likely as the likeliest.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Over 1: repeat less of prompt and answer.")]
 PresencePenalty = Annotated[float, typer.Option(help="Over 0: repeat less of the answer.")]
-Seed = Annotated[int | None, typer.Option(help="Repeatable draws.", show_default=False)]
+Seed = Annotated[
+    int | None,
+    typer.Option(callback=_seed, help="Repeatable draws; -1: others each time.", show_default=False),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End before this text; may be repeated.", show_default=False),
+]
+Tools = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json", help="Tools the model may call: a JSON list, as for OpenAI.", show_default=False
+    ),
+]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        help="Set enable_thinking for the chat template, where it knows that.",
+        show_default=False,
+    ),
+]
+TemplateVariables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-var",
+        metavar="KEY=VALUE",
+        help="Set a variable of the chat template, to JSON or a text; may be repeated.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="The answer and errors, nothing else.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Also say how the model was loaded and why an answer ended.")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def temperature(default: str) -> Any:
+    """The option for the temperature, whose default depends on the command."""
+    return typer.Option(
+        "--temperature",
+        "--temp",
+        help=f"0 always takes the most likely token; {default} if not given.",
+        show_default=False,
+    )
+
+
+def with_model_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, for which ``-m NAME`` puts NAME in front of the other arguments, as MODEL."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = list(signature.parameters.values())
+    arguments = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    if "model" not in arguments:
+        return command
+
+    @functools.wraps(command)
+    def call(*, model_option: str | None = None, **given: Any) -> None:
+        if model_option is not None:
+            values = [model_option, *(given[name] for name in arguments)]
+            if values.pop() is not None:
+                raise RequestError(f"{given[arguments[-1]]}: one argument too many beside -m {model_option}")
+            given |= dict(zip(arguments, values, strict=True))
+        command(**given)
+
+    annotation = Annotated[
+        str | None, typer.Option("-m", "--model", metavar="MODEL", help="The same as MODEL.")
+    ]
+    added = inspect.Parameter(
+        "model_option", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+    call.__signature__ = signature.replace(parameters=[*parameters, added])  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (*parameters, added)}
+    return call
+
+
+def read_tools(path: Path | None) -> list[Any] | None:
+    """The tools in a JSON file: a list of objects, each of which has a ``function`` or is one."""
+    if path is None:
+        return None
+    try:
+        tools = json.loads(read_text(path))
+    except ValueError as error:
+        raise RequestError(f"{path} is no JSON ({error}): expected a list of tools (--tools)") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RequestError(f"{path}: expected a JSON list of tools, each an object (--tools)")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def template_variables(think: bool | None, pairs: Sequence[str] | None) -> dict[str, Any]:
+    """What ``--think`` and ``--template-var`` set: a variable that is no JSON is a text."""
+    variables: dict[str, Any] = {} if think is None else {"enable_thinking": think}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise RequestError(f"{pair!r}: expected KEY=VALUE, such as reasoning_effort=low (--template-var)")
+        try:
+            variables[name] = json.loads(value)
+        except ValueError:
+            variables[name] = value
+    return variables
+
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power

@@ -53,7 +53,10 @@ def profile(
         typer.Option(min=1, help="Read only so many tokens; with --import, those that were counted."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(min=8, help="Tokens in a window; 512 if not given.", show_default=False)
+        int | None,
+        typer.Option(
+            "-c", "--context", min=8, help="Tokens in a window; 512 if not given.", show_default=False
+        ),
     ] = None,
     threads: options.Threads = None,
     as_json: options.AsJSON = False,

@@ -25,7 +25,7 @@ class QuantType(str, Enum):
 def quantize(
     model: options.Model = None,
     *,
-    type: Annotated[QuantType, typer.Option("--type", help="Type of the matrices.")],
+    type: Annotated[QuantType, typer.Option("--type", case_sensitive=False, help="Type of the matrices.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.gguf", help="The file to write.")],
     text: Annotated[
         list[Path] | None,

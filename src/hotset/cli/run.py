@@ -1,84 +1,138 @@
 """`hotset run`: answer one prompt."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hotset.cli import options
+from hotset.cli.answer import Speaker
+from hotset.cli.chat import TEMPERATURE, TOP_P, check_template, converse
+from hotset.cli.terminal import interactive
+from hotset.cli.text import read_text
 from hotset.core.errors import RequestError
 
 
 def run(
     model: options.Model = None,
+    words: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt.", show_default=False)
+    ] = None,
     *,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="The prompt; standard input if not given.")
+        str | None,
+        typer.Option(
+            "-p",
+            "--prompt",
+            help="The prompt; standard input if none is given, or a conversation in a terminal.",
+            show_default=False,
+        ),
     ] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.", show_default=False)
+    ] = None,
+    system: options.System = None,
     max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = 0.0,
+    temperature: Annotated[float | None, options.temperature(f"0 (in a conversation {TEMPERATURE})")] = None,
     top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help=f"Choose among the likeliest tokens that add up to P (conversation: {TOP_P})."),
+    ] = None,
     min_p: options.MinP = 0.0,
     repetition_penalty: options.RepetitionPenalty = 1.0,
     presence_penalty: options.PresencePenalty = 0.0,
     seed: options.Seed = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    stop: options.Stop = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")
     ] = False,
+    tools: options.Tools = None,
+    think: options.Think = None,
+    template_var: options.TemplateVariables = None,
     threads: options.Threads = None,
     context: options.Context = None,
     kv_type: options.KVType = "f16",
     ffn: options.Neurons = None,
     vram: options.Vram = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
-    """Answer a prompt, by the model's chat template if it has one."""
-    text = _read_stdin() if prompt is None else prompt
-    if not text.strip():
-        raise RequestError("the prompt is empty: give one with -p TEXT or on standard input")
+    """Answer a prompt, by the model's chat template if it has one; without a prompt, hold a conversation."""
+    text = _prompt(words, prompt, file)
+    known_tools = options.read_tools(tools)
+    variables = options.template_variables(think, template_var)
+    if raw and (text is None or system is not None or known_tools or variables):
+        raise RequestError(
+            "--raw continues a prompt without the chat template: it needs a prompt, and goes with none of "
+            "--system, --tools, --think and --template-var"
+        )
 
-    from hotset.cli.console import notes, progress
-    from hotset.serve.engine import Engine
+    from hotset.cli.loading import load_engine
     from hotset.serve.sampler import Sampling
 
     sampling = Sampling(
-        temperature=temperature,
+        temperature=temperature if temperature is not None else TEMPERATURE if text is None else 0.0,
         top_k=top_k,
-        top_p=top_p,
+        top_p=top_p if top_p is not None else TOP_P if text is None else 1.0,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty,
         seed=seed,
     )
-    with progress("Loading") as loading:
-        engine = Engine.load(
-            model,
-            threads=threads,
-            context=context,
-            kv_type=kv_type,
-            ffn=ffn,
-            vram=options.vram_bytes(vram),
-            progress=loading,
-        )
-    notes(engine.model)
+    engine = load_engine(
+        model,
+        threads=threads,
+        context=context,
+        kv_type=kv_type,
+        ffn=ffn,
+        vram=vram,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    speaker = Speaker(engine, sampling, max_tokens, stop or (), known_tools, variables, quiet, verbose)
+    if text is None:
+        converse(speaker, system)
+        return
+    if system is not None or known_tools or variables:
+        check_template(engine)
     if raw or engine.tokenizer.chat_template is None:
-        tokens = engine.generate(text, max_tokens=max_tokens, sampling=sampling, stop=stop or ())
+        speaker.say(engine.tokenizer.encode(text))
     else:
-        messages = [{"role": "user", "content": text}]
-        tokens = engine.chat(messages, max_tokens=max_tokens, sampling=sampling, stop=stop or ())
-    write, flush = sys.stdout.write, sys.stdout.flush
-    try:
-        for token in tokens:
-            write(token.text)
-            flush()
-    finally:
-        write("\n")
+        opening = [] if system is None else [{"role": "system", "content": system}]
+        speaker.say(speaker.ids([*opening, {"role": "user", "content": text}]))
+
+
+def _prompt(words: str | None, prompt: str | None, file: Path | None) -> str | None:
+    """The prompt, wherever it stands; None where a user is there to converse with."""
+    given = {"PROMPT": words, "-p": prompt, "-f": file}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise RequestError(f"{' and '.join(names)}: expected one prompt")
+    if file is not None:
+        text = _without_line_end(read_text(file))
+    elif prompt is not None:
+        text = prompt
+    elif words is not None:
+        text = words
+    elif interactive():
+        return None
+    else:
+        text = _without_line_end(_read_stdin())
+    if not text.strip():
+        raise RequestError("the prompt is empty: give one as hotset run MODEL PROMPT, or on standard input")
+    return text
+
+
+def _without_line_end(text: str) -> str:
+    """A file's last line ends with a line feed that is not the prompt's."""
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _read_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
-        raise RequestError("no prompt: give one with -p TEXT or on standard input")
+        raise RequestError("no prompt: give one as hotset run MODEL PROMPT, or on standard input")
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

@@ -33,6 +33,7 @@ FFN = Annotated[
     FFNType | None,
     typer.Option(
         "--ffn",
+        case_sensitive=False,
         help="Type of the neurons; if not given, each matrix's own, and 8 bits for a quantised down.",
         show_default=False,
     ),

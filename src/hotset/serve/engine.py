@@ -14,6 +14,7 @@ import numpy as np
 from hotset.backends.contract import F32, KVCache
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
+from hotset.model.transformer import SLICE
 from hotset.serve.load import Progress, load_model
 from hotset.serve.loaded import Model
 from hotset.serve.request import FinishReason, Request, StopStrings, Token, check_stop
@@ -54,7 +55,8 @@ class Engine:
         """Load a model and make room for a context.
 
         `model` is a path, ``hf:org/repo[:file]`` or None for the demo model. `threads` None means one a
-        physical core. `context` is in tokens; None means what the model was trained for, at most 4096.
+        physical core. `context` is in tokens; 0 means what the model was trained for, None the same but at
+        most 4096.
         `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
         stored by neuron. `vram` is how many bytes may lie on the GPU; None: all is the CPU's.
         `progress(done, total)` is told of the model's parts.
@@ -77,15 +79,17 @@ class Engine:
         max_tokens: int | None = None,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> Generator[Token, None, None]:
         """Continue a text, or token ids as they are; an iterator of tokens.
 
-        The answer ends with the model's end token, before the first of the `stop` strings, or after
-        `max_tokens` (None: when the context is full); its last token has the reason. Raises `RequestError` at
-        once for a request that cannot be served.
+        The answer ends with the model's end token, before the first of the `stop` strings, after
+        `max_tokens`, or when the context is full; its last token has the reason. `progress(done, total)` is
+        told of the prompt's tokens while they are read, without those still in the cache. Raises
+        `RequestError` at once for a request that cannot be served.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._start(ids, max_tokens, sampling, stop)
+        return self._start(ids, max_tokens, sampling, stop, progress)
 
     def chat(
         self,
@@ -106,9 +110,14 @@ class Engine:
         return self._start(ids, max_tokens, sampling, stop)
 
     def _start(
-        self, prompt: Sequence[int], max_tokens: int | None, sampling: Sampling, stop: Sequence[str]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int | None,
+        sampling: Sampling,
+        stop: Sequence[str],
+        progress: Progress | None = None,
     ) -> Generator[Token, None, None]:
-        """Check what only the engine can, that the tokens exist and that all fits the context; then go."""
+        """Check what only the engine can, that the tokens exist and that the context has room; then go."""
         ids = tuple(int(token) for token in prompt)
         vocab_size = self._vocab_size
         if not ids:
@@ -120,22 +129,24 @@ class Engine:
                 )
         if max_tokens is not None and max_tokens < 1:
             raise RequestError(f"max_tokens is {max_tokens}: expected 1 or more")
-        wanted = 1 if max_tokens is None else max_tokens
-        if len(ids) + wanted > self.context:
+        room = self.context - len(ids)
+        if room < 1:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens and the answer up to {wanted}, but the context has room "
-                f"for {self.context} in all: shorten one of them or ask for more room (--context)"
+                f"the prompt has {len(ids)} tokens, but the context has room for {self.context}, with at "
+                "least one of the answer: shorten the prompt or ask for more room (--context)"
             )
-        request = Request(ids, max_tokens or self.context - len(ids), sampling, check_stop(stop))
-        return self._stream(request, Sampler(sampling, vocab_size, ids))
+        request = Request(ids, min(max_tokens or room, room), sampling, check_stop(stop))
+        return self._stream(request, Sampler(sampling, vocab_size, ids), progress)
 
-    def _stream(self, request: Request, sampler: Sampler) -> Generator[Token, None, None]:
+    def _stream(
+        self, request: Request, sampler: Sampler, progress: Progress | None
+    ) -> Generator[Token, None, None]:
         if not self._busy.acquire(blocking=False):
             raise RequestError("this engine is busy with another request: finish or close that one first")
         try:
             text = self.tokenizer.stream()
             stops = StopStrings(request.stop)
-            logits = self._prefill(request.prompt)
+            logits = self._prefill(request.prompt, progress)
             for left in range(request.max_tokens - 1, -1, -1):
                 token = sampler.sample(logits)
                 ended = token in self.tokenizer.end_ids
@@ -152,7 +163,7 @@ class Engine:
         finally:
             self._busy.release()
 
-    def _prefill(self, prompt: Sequence[int]) -> F32:
+    def _prefill(self, prompt: Sequence[int], progress: Progress | None) -> F32:
         """The logits (V,) after the prompt, computing only what the cache does not hold."""
         cached = self._ids[: self.kv.length]
         # The last token is always computed: its logits are wanted, and the cache has none.
@@ -160,7 +171,14 @@ class Engine:
         common = next((i for i in range(limit) if cached[i] != prompt[i]), limit)
         self.kv.truncate(common)
         del self._ids[common:]
-        return self._extend(prompt[common:], prompt=True)
+        rest = prompt[common:]
+        if progress is None:
+            return self._extend(rest, prompt=True)
+        progress(0, len(rest))
+        for start in range(0, len(rest), SLICE):
+            logits = self._extend(rest[start : start + SLICE], prompt=True)
+            progress(min(start + SLICE, len(rest)), len(rest))
+        return logits
 
     def _extend(self, ids: Sequence[int], prompt: bool = False) -> F32:
         """Append tokens to the cache: the logits (V,) after the last."""

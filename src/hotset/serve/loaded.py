@@ -66,14 +66,16 @@ class Model:
         return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.ffn_size
 
     def kv_cache(self, context: int | None = None, kv_type: str = "f16") -> KVCache:
-        """Room for `context` tokens; None: what the model was trained for, at most `DEFAULT_CONTEXT`."""
+        """Room for `context` tokens: 0 for what the model was trained for; None: that, at most 4096."""
         return self.transformer.kv_cache(check_context(self.config, context), check_kv_type(kv_type))
 
 
 def check_context(config: ModelConfig, context: int | None) -> int:
-    """The tokens of context to make room for, or `RequestError`."""
+    """The tokens of context to make room for, or `RequestError`; 0 asks for all that the model allows."""
     if context is None:
         return min(config.context_length, DEFAULT_CONTEXT)
+    if context == 0:
+        return config.context_length
     if not 1 <= context <= config.context_length:
         raise RequestError(
             f"context is {context}: expected 1 to {config.context_length}, which this model was trained "

@@ -14,7 +14,7 @@ def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
 
 
 def check_kv_type(kv_type: str) -> str:
-    """The type itself, or `RequestError`."""
-    if kv_type not in KV_TYPES:
+    """The type as `KV_TYPES` has it, however it was capitalised; or `RequestError`."""
+    if kv_type.lower() not in KV_TYPES:
         raise RequestError(f"kv_type is {kv_type!r}: expected {', '.join(KV_TYPES)} (--kv-type)")
-    return kv_type
+    return kv_type.lower()

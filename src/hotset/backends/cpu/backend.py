@@ -157,8 +157,7 @@ class CpuBackend:
                 f"threads: expected 1 to {MAX_THREADS}, found {threads}; "
                 f"this process may use {available_cores()} cores"
             )
-        if level is None:
-            level = self.levels()[0]
+        level = self.levels()[0] if level is None else level.lower()
         if level not in self.levels():
             raise HotsetError(f"level: expected one of {', '.join(self.levels())}, found {level!r}")
         self.threads = threads

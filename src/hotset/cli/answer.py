@@ -1,0 +1,179 @@
+"""One answer in the terminal: progress while the prompt is read, the text as it comes, and its speed."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hotset.backends.contract import NeuronCounts
+    from hotset.serve.engine import Engine
+    from hotset.serve.sampler import Sampling
+
+_LONG_PROMPT = 256
+"""Tokens to read from which on a progress bar is shown."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What an answer took."""
+
+    prompt_tokens: int
+    read_tokens: int
+    """The prompt's tokens that were computed; the others were still in the cache."""
+    prompt_seconds: float
+    """Until the first token."""
+    answer_tokens: int
+    answer_seconds: float
+    """From the first token to the last."""
+    density: float | None
+    """Share of neurons computed while answering; None where a model computes all, or decoded nothing."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        read = f"{self.read_tokens} of " if self.read_tokens < self.prompt_tokens else ""
+        parts = [f"prompt: {read}{_tokens(self.prompt_tokens)}{_rate(self.read_tokens, self.prompt_seconds)}"]
+        parts.append(
+            f"answer: {_tokens(self.answer_tokens)}{_rate(self.answer_tokens - 1, self.answer_seconds)}"
+        )
+        computed = "all neurons" if self.density is None else f"{self.density:.1%} of the neurons"
+        return "; ".join([*parts, f"computed: {computed}"])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said."""
+
+    text: str
+    speed: Speed | None
+    """None where not even the first token came."""
+    ended: str
+    """``stop``, ``limit`` (as many tokens as were asked for), ``context`` (it is full) or ``Ctrl-C``."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that answers on stdout."""
+
+    engine: "Engine"
+    sampling: "Sampling"
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    tools: Sequence[Any] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    quiet: bool = False
+    verbose: bool = False
+
+    def ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """A conversation as the model reads it."""
+        variables = dict(self.variables)
+        if self.tools is not None:
+            variables["tools"] = self.tools
+        return self.engine.tokenizer.encode_chat(messages, **variables)
+
+    def say(
+        self, ids: Sequence[int], *, sampling: "Sampling | None" = None, stoppable: bool = False
+    ) -> Answer:
+        """Print the answer to a prompt's ids as it comes, and a line on stderr about its speed.
+
+        Where it is `stoppable`, Ctrl-C ends the answer and is no error. Raises `RequestError`.
+        """
+        from hotset.cli.console import progress
+
+        watch = _Watch(self.engine, len(ids))
+        pieces: list[str] = []
+        reason = None
+        with progress("Reading the prompt", patience=0.0) as bar:
+
+            def read(done: int, total: int) -> None:
+                watch.read = total
+                if bar and not self.quiet and total > _LONG_PROMPT:
+                    bar(done, total)
+                    if done == total:
+                        bar.close()
+
+            tokens = self.engine.generate(
+                ids,
+                max_tokens=self.max_tokens,
+                sampling=sampling or self.sampling,
+                stop=self.stop,
+                progress=read,
+            )
+            try:
+                for token in tokens:
+                    watch.token()
+                    pieces.append(token.text)
+                    sys.stdout.write(token.text)
+                    sys.stdout.flush()
+                    reason = token.finish_reason
+            except KeyboardInterrupt:
+                if not stoppable:
+                    raise
+            finally:
+                tokens.close()
+                if pieces or stoppable:
+                    sys.stdout.write("\n")
+                    sys.stdout.flush()
+        full = self.max_tokens is None or watch.tokens < self.max_tokens
+        ended = {"stop": "stop", "length": "context" if full else "limit", None: "Ctrl-C"}[reason]
+        answer = Answer("".join(pieces), watch.speed(), ended)
+        self._report(answer)
+        return answer
+
+    def _report(self, answer: Answer) -> None:
+        if self.quiet:
+            return
+        if answer.ended == "context":
+            note(f"the context of {self.engine.context} tokens is full: the answer is cut (--context)")
+        if answer.speed:
+            ended = f"; ended by: {answer.ended}" if self.verbose else ""
+            print(f"{answer.speed}{ended}", file=sys.stderr)
+
+
+class _Watch:
+    """Counts and times one answer's tokens."""
+
+    def __init__(self, engine: "Engine", prompt_tokens: int) -> None:
+        self._model = engine.model
+        self._prompt_tokens = self.read = prompt_tokens
+        self.tokens = 0
+        self._start = self._first = self._last = time.perf_counter()
+        self._before: list[NeuronCounts | None] = []
+
+    def token(self) -> None:
+        self.tokens += 1
+        self._last = time.perf_counter()
+        if self.tokens == 1:
+            self._first = self._last
+            self._before = self._model.neuron_counts()
+
+    def speed(self) -> Speed | None:
+        if not self.tokens:
+            return None
+        from hotset.measure.speed import density, neurons_per_token
+
+        share = None
+        if self.tokens > 1:
+            share = density(self._model, neurons_per_token(self._before, self._model.neuron_counts()))
+        return Speed(
+            self._prompt_tokens,
+            self.read,
+            self._first - self._start,
+            self.tokens,
+            self._last - self._first,
+            share,
+        )
+
+
+def note(text: str) -> None:
+    """Something the user should know, on stderr."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token" + "s" * (count != 1)
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f", {count / seconds:.1f} tokens/s" if count > 0 and seconds > 0 else ""

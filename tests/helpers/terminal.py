@@ -1,0 +1,79 @@
+"""A pseudo-terminal with a command in it, for what only a user at a keyboard sees."""
+
+import os
+import select
+import signal
+import sys
+import time
+from types import TracebackType
+
+COMMAND = [sys.executable, "-c", "from hotset.cli import main; main()"]
+CTRL_C, CTRL_D, UP, ENTER = b"\x03", b"\x04", b"\x1b[A", b"\r"
+
+
+def paste(text: str) -> bytes:
+    """What a terminal sends for pasted text, where the program asked for marks."""
+    return b"\x1b[200~" + text.replace("\n", "\r").encode() + b"\x1b[201~"
+
+
+class Terminal:
+    """Runs `hotset` with `arguments`; a context manager."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        import pty
+
+        self.seen = b""
+        """All that was shown."""
+        self._read = 0
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update({"TERM": "xterm", "LC_ALL": "C.UTF-8", "COLUMNS": "80"} | environment)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.execv(COMMAND[0], [*COMMAND, *map(str, arguments)])
+
+    def write(self, data: bytes) -> None:
+        """Type."""
+        os.write(self._fd, data)
+
+    def until(self, mark: bytes, seconds: float = 60) -> bytes:
+        """What is shown from here on, up to and with `mark`."""
+        end = time.monotonic() + seconds
+        while (at := self.seen.find(mark, self._read)) < 0:
+            assert time.monotonic() < end, f"no {mark!r} after {self.seen[self._read :]!r}"
+            if select.select([self._fd], [], [], 0.1)[0]:
+                try:
+                    piece = os.read(self._fd, 1 << 16)
+                except OSError:  # the other side is closed
+                    piece = b""
+                assert piece, f"the end, and no {mark!r} after {self.seen[self._read :]!r}"
+                self.seen += piece
+        start, self._read = self._read, at + len(mark)
+        return self.seen[start : self._read]
+
+    def code(self) -> int:
+        """Wait for the command; its exit code."""
+        while True:
+            try:
+                piece = os.read(self._fd, 1 << 16)
+            except OSError:
+                break
+            if not piece:
+                break
+            self.seen += piece
+        status = os.waitpid(self.pid, 0)[1]
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self._fd)
