@@ -40,7 +40,19 @@ def test_run_raw_continues(hotset, demo):
 
 
 def test_sampling_flags_and_stop(hotset, demo):
-    options = ("-q", "-p", "Tell me a story.", "-n", "24", "--temperature", "1", "--top-k", "50", "--top-p", "0.95")
+    options = (
+        "-q",
+        "-p",
+        "Tell me a story.",
+        "-n",
+        "24",
+        "--temperature",
+        "1",
+        "--top-k",
+        "50",
+        "--top-p",
+        "0.95",
+    )
     first = hotset("run", *options, "--seed", "1", "--min-p", "0.01", "--kv-type", "q8_0")
     assert first[0] == 0
     assert hotset("run", *options, "--seed", "1", "--min-p", "0.01", "--kv-type", "q8_0") == first

@@ -140,7 +140,7 @@ def test_version_and_help(hotset):
 def test_nothing_heavy_is_imported_before_it_is_needed():
     script = (
         "import sys, hotset.cli.app\n"
-        "heavy = {'numpy', 'rich', 'tokenizers', 'jinja2', 'gguf', 'hotset.serve.engine'}\n"
+        "heavy = {'numpy', 'rich', 'prompt_toolkit', 'tokenizers', 'jinja2', 'gguf', 'hotset.serve.engine'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[]\n"

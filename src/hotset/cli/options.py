@@ -187,7 +187,7 @@ def template_variables(think: bool | None, pairs: Sequence[str] | None) -> dict[
     variables: dict[str, Any] = {} if think is None else {"enable_thinking": think}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not name.isidentifier() or name in ("messages", "tools"):
             raise RequestError(f"{pair!r}: expected KEY=VALUE, such as reasoning_effort=low (--template-var)")
         try:
             variables[name] = json.loads(value)

@@ -100,6 +100,7 @@ class Engine:
         stop: Sequence[str] = (),
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> Generator[Token, None, None]:
         """Answer `messages`, each with a ``role`` and ``content``, by the model's chat template.
 
@@ -107,7 +108,7 @@ class Engine:
         as they are, such as ``{"enable_thinking": False}``. Otherwise as `generate`.
         """
         ids = self.tokenizer.encode_chat(messages, tools=tools, **(template_variables or {}))
-        return self._start(ids, max_tokens, sampling, stop)
+        return self._start(ids, max_tokens, sampling, stop, progress)
 
     def _start(
         self,
@@ -115,7 +116,7 @@ class Engine:
         max_tokens: int | None,
         sampling: Sampling,
         stop: Sequence[str],
-        progress: Progress | None = None,
+        progress: Progress | None,
     ) -> Generator[Token, None, None]:
         """Check what only the engine can, that the tokens exist and that the context has room; then go."""
         ids = tuple(int(token) for token in prompt)
