@@ -54,7 +54,7 @@ def test_rendering_equals_transformers(name: str, add_generation_prompt: bool) -
         eos_token="<|im_end|>",
         **variables,
     )
-    template = ChatTemplate(TEMPLATES[name], bos_token="<|begin|>", eos_token="<|im_end|>")
+    template = ChatTemplate(TEMPLATES[name], {"bos_token": "<|begin|>", "eos_token": "<|im_end|>"})
     assert template.render(MESSAGES, add_generation_prompt=add_generation_prompt, **variables) == theirs[0]
 
 
@@ -130,8 +130,7 @@ def test_messages_cannot_write_control_tokens(texts: list[str]) -> None:
     whole = [{"role": "user", "content": "".join(texts)}]
     ids = chat(CHATML).encode_chat(whole, add_generation_prompt=False)
     assert [id for id in ids if id in control] == [1, 2]
-    shown = "".join(texts).replace("\ufdd0", "")
-    assert chat(CHATML).decode(ids) == f"user\n{shown}\n"
+    assert chat(CHATML).decode(ids) == f"user\n{''.join(texts)}\n"
 
     parts = [{"role": "user", "content": [{"type": "text", "text": text} for text in texts]}]
     ids = chat(PARTS).encode_chat(parts, tools=[{"description": "".join(texts)}])

@@ -79,13 +79,11 @@ def test_damaged_metadata_never_crash(kind: str) -> None:
         ("gpt2", "model", "t5", "found 't5'"),
         ("gpt2", "pre", None, "missing key tokenizer.ggml.pre"),
         ("gpt2", "tokens", None, "tokenizer.ggml.tokens: expected a list of strings"),
-        ("gpt2", "tokens", ["a", "b", "a"], "tokenizer.ggml.tokens: 0 and 2 are both 'a'"),
         ("gpt2", "tokens", ["a", 1], "tokenizer.ggml.tokens: expected a list of strings"),
         ("gpt2", "merges", None, "tokenizer.ggml.merges: expected a list of strings"),
         ("gpt2", "merges", ["Ġt h"] * 2 + ["nothere x"], "merges do not fit its tokens"),
         ("gpt2", "merges", ["abc"], "merges do not fit its tokens"),
         ("gpt2", "token_type", np.ones(3, np.int32), "expected a number a token (1500), found 3"),
-        ("gpt2", "bos_token_id", 1500, "tokenizer.ggml.bos_token_id: expected an id below 1500, found 1500"),
         ("gpt2", "eos_token_id", "2", "tokenizer.ggml.eos_token_id: expected int, found str"),
         ("gpt2", "add_bos_token", 1, "tokenizer.ggml.add_bos_token: expected bool, found int"),
         ("llama", "scores", None, "missing key tokenizer.ggml.scores"),
@@ -97,6 +95,45 @@ def test_each_fault_is_named(kind: str, key: str, value: Any, message: str) -> N
         from_metadata({**SOURCES[kind](), f"tokenizer.ggml.{key}": value})
     assert str(error.value).startswith("model.gguf: ")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_several_empty_or_doubled_tokens_are_no_fault(kind: str) -> None:
+    """Converters leave such holes in a vocabulary; text is encoded and decoded as before."""
+    whole = SOURCES[kind]()
+    tokens = list(whole["tokenizer.ggml.tokens"])
+    types = np.array(whole["tokenizer.ggml.token_type"])
+    spare = [id for id, token in enumerate(tokens) if len(token) > 6 and types[id] == 1][-4:]
+    tokens[spare[0]] = tokens[spare[1]] = ""
+    tokens[spare[2]] = tokens[spare[3]] = "<|im_end|>"
+    types[spare[0]] = 3
+    metadata = {**whole, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    if kind == "gpt2":
+        metadata["tokenizer.ggml.merges"] = [
+            merge
+            for merge in whole["tokenizer.ggml.merges"]
+            if {*merge.split(" "), merge.replace(" ", "")} <= set(tokens)
+        ]
+    ours = from_metadata(metadata)
+    text = "The end <b"
+    assert ours.decode(ours.encode(text, add_special=False)) == text
+    end = tokens.index("<|im_end|>")
+    assert ours.encode("<|im_end|>", add_special=False)[-1:] == [end]
+    assert {end, *spare[2:]} <= ours.end_ids
+    assert ours.token_bytes(spare[0]) == b""
+
+
+@pytest.mark.parametrize("id", [1500, -7, 2**31])
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "eot_token_id", "unknown_token_id"])
+def test_a_special_id_that_is_no_token_is_ignored_with_a_warning(
+    key: str, id: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {**byte_level(), f"tokenizer.ggml.{key}": id, "tokenizer.chat_template": "x"}
+    ours = from_metadata({**metadata, "tokenizer.ggml.add_bos_token": True})
+    assert ours.decode(ours.encode("hello")) == "hello"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"model.gguf: tokenizer.ggml.{key}: expected an id below 1500, found {id}; the key is ignored"
+    ]
 
 
 def test_a_begin_token_that_is_asked_for_must_be_named() -> None:

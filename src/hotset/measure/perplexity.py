@@ -58,10 +58,10 @@ class Evaluation:
 
 def tokenize(text: str, model: Model, against: Model | None = None, limit: int | None = None) -> list[int]:
     """The text's first `limit` token ids; `RequestError` if `against` has another vocabulary."""
-    ids = list(model.tokenizer.encode(text, add_special=True))
+    ids = list(model.tokenizer.encode(text, parse_special=False))
     if against is not None:
         sizes = model.config.vocab_size, against.config.vocab_size
-        if sizes[0] != sizes[1] or ids != list(against.tokenizer.encode(text, add_special=True)):
+        if sizes[0] != sizes[1] or ids != list(against.tokenizer.encode(text, parse_special=False)):
             raise RequestError(
                 f"{against.path} has another vocabulary than {model.path} ({sizes[1]} and {sizes[0]} "
                 "tokens): compare models with the same tokenizer"

@@ -43,7 +43,7 @@ def trace(
     """
     if not model.chooses_neurons:
         raise RequestError(f"{model.path} computes all its neurons: there is nothing to trace")
-    tokens = {name: model.tokenizer.encode(text)[:limit] for name, text in texts.items()}
+    tokens = {name: model.tokenizer.encode(text, parse_special=False)[:limit] for name, text in texts.items()}
     for name, ids in tokens.items():
         if len(ids) < EVERY:
             raise RequestError(f"{name}: {len(ids)} tokens of text: expected at least {EVERY}")

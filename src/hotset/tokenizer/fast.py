@@ -1,15 +1,21 @@
 """The `tokenizers` library behind this package's two needs: encode text, and name one token's bytes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from secrets import token_hex
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.tokenizer.pretokenizers import PreTokenizer
+from hotset.tokenizer.vocabulary import Allowed
 
 if TYPE_CHECKING:
     import tokenizers
+
+
+# No text can have it: drawn anew in every process, 128 bits between private-use characters.
+_ALIAS = f"\ue000{token_hex(16)}\ue000"
 
 
 @contextmanager
@@ -26,16 +32,78 @@ def rust_errors(error: type[HotsetError], what: str) -> Iterator[None]:
 class FastEncoder:
     """Encodes with a `tokenizers.Tokenizer`; may be shared by threads."""
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer") -> None:
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", control: Collection[int]) -> None:
+        """``control`` are the ids of the tokenizer's special tokens."""
         self._tokenizer = tokenizer
+        self._control = frozenset(control)
+        # Another name that no text has for each control token that needed one; whose the names' ids are.
+        self._alias: dict[int, str] = {}
+        self._of_alias: dict[int, int] = {}
         self._lock = Lock()
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Token ids of ``text``, with no begin or end token added."""
+    def encode(self, text: str, control: bool | Allowed) -> list[int]:
+        """See `Encoder`."""
         # Whether special tokens are found in text is a state of the Rust object, hence the lock.
         with rust_errors(RequestError, "the text cannot be tokenised"), self._lock:
-            self._tokenizer.encode_special_tokens = not parse_special
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            if isinstance(control, bool):
+                return self._encode(text, control).ids
+            found = self._encode(text, True)
+            tokens = [self._span(found, i, text) for i, id in enumerate(found.ids) if id in self._control]
+            allowed = [token for token in tokens if control(*token[1:])]
+            return found.ids if len(allowed) == len(tokens) else self._encode_only(allowed, text)
+
+    def _encode(self, text: str, control: bool) -> "tokenizers.Encoding":
+        self._tokenizer.encode_special_tokens = not control
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _span(self, encoding: "tokenizers.Encoding", index: int, text: str) -> tuple[int, int, int]:
+        """A control token's id and where its own text begins and ends, without spaces that it swallowed."""
+        id = encoding.ids[index]
+        start, end = encoding.token_to_chars(index) or (0, 0)
+        name = self._tokenizer.id_to_token(id) or ""
+        at = text.find(name, start, end)
+        return (id, start, end) if at < 0 else (id, at, at + len(name))
+
+    def _encode_only(self, tokens: Sequence[tuple[int, int, int]], text: str) -> list[int]:
+        """Encode with no control tokens but these (id, start, end).
+
+        The library finds all in a text or none. So none is to be found, and those that are wanted stand under
+        other names, as tokens that are found in every text: all rules about what is around them still hold.
+        """
+        parts: list[str] = []
+        at = 0
+        for id, start, end in tokens:
+            parts += [text[at:start], self._alias_of(id)]
+            at = end
+        ids = self._encode("".join([*parts, text[at:]]), False).ids
+        if sum(id in self._of_alias for id in ids) != len(tokens) or not self._control.isdisjoint(ids):
+            raise RequestError("the text of a control token in a message cannot be kept apart from the token")
+        return [self._of_alias.get(id, id) for id in ids]
+
+    def _alias_of(self, id: int) -> str:
+        from tokenizers import AddedToken
+
+        if id not in self._alias:
+            token = self._tokenizer.get_added_tokens_decoder()[id]
+            alias = f"{_ALIAS}{id}{_ALIAS}"
+            self._tokenizer.add_tokens(
+                [
+                    AddedToken(
+                        alias,
+                        single_word=token.single_word,
+                        lstrip=token.lstrip,
+                        rstrip=token.rstrip,
+                        normalized=token.normalized,
+                        special=False,
+                    )
+                ]
+            )
+            made = self._tokenizer.token_to_id(alias)
+            if made is None:
+                raise RequestError("the tokenizer takes no further tokens")
+            self._alias[id] = alias
+            self._of_alias[made] = id
+        return self._alias[id]
 
 
 def byte_level_bpe(
@@ -72,7 +140,7 @@ def byte_level_bpe(
         )
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
         tokenizer.add_tokens([AddedToken(text, normalized=False) for text in user_defined])
-    return FastEncoder(tokenizer)
+    return FastEncoder(tokenizer, [ids[text] for text in control])
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -1,5 +1,7 @@
 """A tokenizer from GGUF's ``tokenizer.*`` metadata (github.com/ggml-org/ggml, docs/gguf.md)."""
 
+import logging
+import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -13,9 +15,11 @@ from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.fast import byte_level_bpe, byte_level_decoder
 from hotset.tokenizer.pretokenizers import PRE_TOKENIZERS
 from hotset.tokenizer.sentencepiece import SPACE, SentencePieceEncoder
-from hotset.tokenizer.vocabulary import END_OF_TURN, Encoder, Vocabulary
+from hotset.tokenizer.vocabulary import Encoder, Vocabulary, end_of_turn
 
 _T = TypeVar("_T")
+_LOOKS_CONTROL = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>", re.DOTALL)
+_log = logging.getLogger(__name__)
 
 
 class TokenType(IntEnum):
@@ -48,14 +52,16 @@ class _Reader:
         if model not in ("gpt2", "llama"):
             raise self._error(f"tokenizer.ggml.model: expected gpt2 or llama, found {shown(model)}")
         self._tokens = self._strings("tokens")
-        self._ids = dict(zip(self._tokens, range(len(self._tokens)), strict=True))
-        if len(self._ids) < len(self._tokens):
-            second = next(id for id, token in enumerate(self._tokens) if self._ids[token] != id)
-            first = self._ids[self._tokens[second]]
-            raise self._error(
-                f"tokenizer.ggml.tokens: {second} and {first} are both {shown(self._tokens[first])}"
-            )
         self._types = self._token_types()
+        self._ends = end_of_turn(self._tokens)
+        self._control = self._control_tokens()
+        self._user_defined = {
+            text: id
+            for text, id in self._of_type(TokenType.USER_DEFINED).items()
+            if text not in self._control
+        }
+        # Of several tokens with one text the last is met in text; a text that is empty is met nowhere.
+        self._ids = {text: id for id, text in enumerate(self._tokens) if text} | self._control
         return self._byte_level() if model == "gpt2" else self._sentencepiece()
 
     def _byte_level(self) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
@@ -73,8 +79,8 @@ class _Reader:
             self._ids,
             self._strings("merges"),
             pre_tokenizer,
-            control=list(self._control()),
-            user_defined=list(self._of_type(TokenType.USER_DEFINED)),
+            control=list(self._control),
+            user_defined=list(self._user_defined),
             name=self._name,
         )
         decode = byte_level_decoder()
@@ -90,14 +96,14 @@ class _Reader:
                 "Hotset needs byte fallback"
             )
         pieces = self._ids.copy()
-        for text in self._control().keys() | self._of_type(TokenType.BYTE).keys() | byte_of.keys():
+        for text in self._control.keys() | self._of_type(TokenType.BYTE).keys() | byte_of.keys():
             pieces.pop(text, None)
         encoder = SentencePieceEncoder(
             pieces=pieces,
             scores=self._scores(),
             byte_ids=byte_ids,
-            control=self._control(),
-            user_defined=self._of_type(TokenType.USER_DEFINED),
+            control=self._control,
+            user_defined=self._user_defined,
             add_space_prefix=space_prefixed,
             remove_extra_whitespaces=self._flag("remove_extra_whitespaces", False),
         )
@@ -119,55 +125,62 @@ class _Reader:
         space_prefixed: bool,
     ) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
         """``add_bos``, ``bos`` and ``eos`` are the model's defaults where the file has no such key."""
-        control = self._control()
-        verbatim = frozenset(control.values()) | frozenset(self._of_type(TokenType.USER_DEFINED).values())
+        verbatim = {*self._control.values(), *self._user_defined.values()}
         tokens = self._tokens
 
         def token_bytes(id: int) -> bytes:
             return tokens[id].encode() if id in verbatim else decode(tokens[id])
 
         bos_id, eos_id = self._id("bos_token_id", bos), self._id("eos_token_id", eos)
-        ends = {eos_id, self._id("eot_token_id"), self._id("eom_token_id")} - {None}
+        ends = (eos_id, self._id("eot_token_id"), self._id("eom_token_id"))
         vocabulary = Vocabulary(
             size=len(tokens),
             token_bytes=token_bytes,
-            control=control,
+            control=self._control,
             bos_id=bos_id,
             end_ids={id for id in ends if id is not None}
-            | {control[text] for text in END_OF_TURN & control.keys()},
-            prefix=self._added("add_bos_token", add_bos, "bos_token_id", bos_id),
-            suffix=self._added("add_eos_token", False, "eos_token_id", eos_id),
+            | {id for id, text in enumerate(tokens) if text in self._ends},
+            prefix=self._begin(bos_id, add_bos),
             space_prefixed=space_prefixed,
         )
-        source = self._metadata.get("tokenizer.chat_template")
-        if source is None:
-            return encoder, vocabulary, None
-        if not isinstance(source, str):
-            raise self._error(f"tokenizer.chat_template: expected a string, found {type(source).__name__}")
-        return (
-            encoder,
-            vocabulary,
-            ChatTemplate(
-                source,
-                bos_token="" if bos_id is None else tokens[bos_id],
-                eos_token="" if eos_id is None else tokens[eos_id],
-            ),
-        )
+        return encoder, vocabulary, self._template(bos_id, eos_id)
 
-    def _control(self) -> dict[str, int]:
-        return self._of_type(TokenType.CONTROL) | self._of_type(TokenType.UNKNOWN)
+    def _template(self, bos: int | None, eos: int | None) -> ChatTemplate | None:
+        source, tool_use = (self._text(f"tokenizer.chat_template{name}") for name in ("", ".tool_use"))
+        if source is None:
+            return None
+        ids = {
+            "bos_token": bos,
+            "eos_token": eos,
+            "unk_token": self._id("unknown_token_id"),
+            "pad_token": self._id("padding_token_id"),
+        }
+        tokens = {name: "" if id is None else self._tokens[id] for name, id in ids.items()}
+        return ChatTemplate(source, tokens, tool_use=tool_use)
+
+    def _control_tokens(self) -> dict[str, int]:
+        """Id by text. Converters of early 2024 stored control tokens as user-defined or normal ones."""
+        by_name = {text: id for id, text in enumerate(self._tokens) if text in self._ends}
+        by_shape = {
+            text: id
+            for text, id in self._of_type(TokenType.USER_DEFINED).items()
+            if _LOOKS_CONTROL.fullmatch(text)
+        }
+        return by_name | by_shape | self._of_type(TokenType.UNKNOWN) | self._of_type(TokenType.CONTROL)
 
     def _of_type(self, type: TokenType) -> dict[str, int]:
         """The tokens of a type, id by text; an empty text cannot be found in any other and is left out."""
         ids = np.flatnonzero(self._types == type).tolist()
         return {self._tokens[id]: id for id in ids if self._tokens[id]}
 
-    def _added(self, flag: str, default: bool, key: str, id: int | None) -> list[int]:
-        if not self._flag(flag, default):
+    def _begin(self, bos: int | None, default: bool) -> list[int]:
+        if not self._flag("add_bos_token", default):
             return []
-        if id is None:
-            raise self._error(f"missing key tokenizer.ggml.{key}: tokenizer.ggml.{flag} asks for that token")
-        return [id]
+        if bos is None and self._get("bos_token_id", int) is None:
+            raise self._error(
+                "missing key tokenizer.ggml.bos_token_id: tokenizer.ggml.add_bos_token asks for that token"
+            )
+        return [] if bos is None else [bos]
 
     def _error(self, text: str) -> CheckpointError:
         return CheckpointError(f"{self._name}: {text}")
@@ -183,13 +196,26 @@ class _Reader:
         return default if value is None else value
 
     def _id(self, key: str, default: int | None = None) -> int | None:
+        """The token id that a key names, else ``default`` if there is such a token."""
+        default = None if default is None or default >= len(self._tokens) else default
         value = self._get(key, int)
         if value is None:
-            return default if default is not None and default < len(self._tokens) else None
-        if not 0 <= value < len(self._tokens):
-            raise self._error(
-                f"tokenizer.ggml.{key}: expected an id below {len(self._tokens)}, found {value}"
-            )
+            return default
+        if 0 <= value < len(self._tokens):
+            return value
+        _log.warning(
+            "%s: tokenizer.ggml.%s: expected an id below %d, found %d; the key is ignored",
+            self._name,
+            key,
+            len(self._tokens),
+            value,
+        )
+        return default
+
+    def _text(self, key: str) -> str | None:
+        value = self._metadata.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self._error(f"{key}: expected a string, found {type(value).__name__}")
         return value
 
     def _strings(self, key: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hotset.core.errors import CheckpointError
 from hotset.formats.as_gguf import BESIDE, TOKENIZER
@@ -12,7 +12,13 @@ from hotset.formats.keys import shown
 from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.fast import FastEncoder, byte_level_decoder, rust_errors
 from hotset.tokenizer.sentencepiece import SPACE
-from hotset.tokenizer.vocabulary import END_OF_TURN, Encoder, Vocabulary
+from hotset.tokenizer.vocabulary import Encoder, Vocabulary, end_of_turn
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,13 @@ def read_files(
     from tokenizers import Tokenizer
 
     file = files.name("tokenizer.json")
+    special = files.json("special_tokens_map.json") | files.json("tokenizer_config.json")
     _check_merges(files)
     with rust_errors(CheckpointError, f"{file} cannot be read as a tokenizer"):
         tokenizer = Tokenizer.from_buffer(files.read("tokenizer.json") or b"")
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        _add_tokens(tokenizer, special)
         decoder = _TokenDecoder(
             json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else None, file
         )
@@ -91,12 +99,9 @@ def read_files(
         added = tokenizer.get_added_tokens_decoder()
         size = max([tokenizer.get_vocab_size(with_added_tokens=False) - 1, *added]) + 1
 
-    special = {
-        **files.json("special_tokens_map.json"),
-        **files.json("tokenizer_config.json"),
-    }
     generation = files.json("generation_config.json")
-    bos_text, eos_text = (_token_text(special.get(key)) for key in ("bos_token", "eos_token"))
+    named = {key: text for key in _NAMED if (text := _token_text(special.get(key))) is not None}
+    bos_text, eos_text = named.get("bos_token"), named.get("eos_token")
     control = {token.content: id for id, token in added.items() if token.special and token.content}
     texts = {id: token.content.encode() for id, token in added.items()}
 
@@ -106,28 +111,62 @@ def read_files(
         token = tokenizer.id_to_token(id)
         return b"" if token is None else decoder(token)
 
-    bos_id = tokenizer.token_to_id(bos_text) if bos_text else config.get("bos_token_id")
+    begins = _ids(tokenizer.token_to_id(bos_text) if bos_text else config.get("bos_token_id"))
+    bos_id = next((id for id in begins if id < size), None)
     ends = [
         *_ids(generation.get("eos_token_id")),
         *_ids(config.get("eos_token_id")),
         *_ids(tokenizer.token_to_id(eos_text) if eos_text else None),
-        *(control[text] for text in END_OF_TURN & control.keys()),
+        *(tokenizer.token_to_id(text) for text in end_of_turn(tokenizer.get_vocab())),
     ]
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
+    prefix = whole[:start]
+    if isinstance(wanted := special.get("add_bos_token"), bool):  # counts for more than tokenizer.json
+        prefix = [bos_id] if wanted and bos_id is not None else []
     vocabulary = Vocabulary(
         size=size,
         token_bytes=token_bytes,
         control=control,
-        bos_id=next((id for id in _ids(bos_id) if id < size), None),
-        end_ids={id for id in ends if id < size},
-        prefix=whole[:start],
-        suffix=whole[start + len(plain) :],
+        bos_id=bos_id,
+        end_ids={id for id in ends if id is not None and id < size},
+        prefix=prefix,
         space_prefixed=decoder.space_prefixed,
     )
-    named = files.json("chat_template.json") | special
-    source = _template(files, named.get("chat_template"))
-    template = source and ChatTemplate(source, bos_token=bos_text or "", eos_token=eos_text or "")
-    return FastEncoder(tokenizer), vocabulary, template or None
+    template = _template(files, files.json("chat_template.json") | special, named)
+    return FastEncoder(tokenizer, control.values()), vocabulary, template
+
+
+def _add_tokens(tokenizer: "tokenizers.Tokenizer", special: Mapping[str, Any]) -> None:
+    """Add the tokens that the small files alone name, as transformers does.
+
+    Those with a part to play, and whatever ends a turn by its name, are special in any case.
+    """
+    from tokenizers import AddedToken
+
+    def add(text: str, flags: Mapping[str, Any]) -> None:
+        tokenizer.add_tokens([AddedToken(text, **flags)])
+
+    listed = special.get("added_tokens_decoder")
+    listed = listed if isinstance(listed, dict) else {}
+    lists = [special.get(key) for key in ("extra_special_tokens", "additional_special_tokens")]
+    lists = [list(group.values()) if isinstance(group, dict) else group for group in lists]
+    entries = [
+        *(listed[id] for id in sorted(listed, key=lambda id: (len(id), id))),
+        *(special.get(key) for key in _NAMED),
+        *(entry for group in lists if isinstance(group, list) for entry in group),
+    ]
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for entry in entries:
+        text = _token_text(entry)
+        if text and text not in known:
+            given = entry if isinstance(entry, dict) else {}
+            flags = {key: given[key] for key in _FLAGS if isinstance(given.get(key), bool)}
+            add(text, {"special": True, "normalized": False} | flags)
+            known.add(text)
+    named = end_of_turn(known) | {_token_text(special.get(key)) for key in _NAMED}
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.content in named and not token.special:
+            add(token.content, {key: getattr(token, key) for key in _FLAGS} | {"special": True})
 
 
 class _TokenDecoder:
@@ -197,15 +236,31 @@ def _ids(value: Any) -> list[int]:
     return [id for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0]
 
 
-def _template(files: TokenizerFiles, configured: Any) -> str | None:
-    """``chat_template.jinja``, else what the JSON files say: a string, or a list with one named default."""
-    template = files.read("chat_template.jinja")
-    if template is not None:
-        try:
-            return template.decode()
-        except UnicodeDecodeError as reason:
-            raise CheckpointError(f"{files.name('chat_template.jinja')} cannot be read: {reason}") from None
-    if isinstance(configured, list):
-        named = {entry.get("name"): entry.get("template") for entry in configured if isinstance(entry, dict)}
-        configured = named.get("default")
-    return configured if isinstance(configured, str) else None
+def _template(
+    files: TokenizerFiles, configured: Mapping[str, Any], tokens: Mapping[str, str]
+) -> ChatTemplate | None:
+    """``chat_template.jinja``, else what the JSON files say: a string, or a list of named ones."""
+    entry = configured.get("chat_template")
+    if isinstance(entry, list):
+        named = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}
+    else:
+        named = {"default": entry}
+    default, tool_use = (
+        _text(files, file) or named.get(name)
+        for file, name in (
+            ("chat_template.jinja", "default"),
+            ("additional_chat_templates/tool_use.jinja", "tool_use"),
+        )
+    )
+    if not isinstance(default, str) or not default:
+        return None
+    tokens = {"bos_token": "", "eos_token": ""} | dict(tokens)
+    return ChatTemplate(default, tokens, tool_use=tool_use if isinstance(tool_use, str) else None)
+
+
+def _text(files: TokenizerFiles, file: str) -> str | None:
+    data = files.read(file)
+    try:
+        return None if data is None else data.decode()
+    except UnicodeDecodeError as reason:
+        raise CheckpointError(f"{files.name(file)} cannot be read: {reason}") from None

@@ -58,35 +58,72 @@ _DEEPSEEK_LETTERS = (
 _DEEPSEEK_CJK = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
 _DEEPSEEK_PUNCTUATION = r"!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}"
 
+_DEEPSEEK3_REST = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN35 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SEED = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|"
+    r" ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BLOOM = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+"
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_AFMOE_SCRIPTS = (
+    r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{F900}-\x{FAFF}\x{3040}-\x{30FF}\x{FF65}-\x{FF9F}"
+    r"\x{2F00}-\x{2FDF}\x{E40}-\x{EFF}\x{1780}-\x{17FF}\x{1000}-\x{109F}\x{AA60}-\x{AA7F}"
+    r"\x{A9E0}-\x{A9FF}\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}]+"
+)
+# Digits in threes, counted from the right.
+_THREES = r"\d{1,3}(?=(?:\d{3})*(?!\d))"
+_THREES_OF_NUMBERS = r"\d{1,3}(?=(?:\d{3})*\b)"
+
+_PLAIN_GPT2 = PreTokenizer((_GPT2,))
+_GPT2_NFC = PreTokenizer((_GPT2,), nfc=True)
 _GPT2_DIGITS = PreTokenizer((r"\p{N}", _GPT2))
-_QWEN2_NFC = PreTokenizer((_QWEN2,), nfc=True)
+_PLAIN_LLAMA3 = PreTokenizer((_LLAMA3,))
+_LLAMA3_WORDS = PreTokenizer((_LLAMA3,), ignore_merges=True)
 _LLAMA3_BOS = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
+_PLAIN_QWEN2 = PreTokenizer((_QWEN2,))
+_QWEN2_NFC = PreTokenizer((_QWEN2,), nfc=True)
+_O200K = PreTokenizer((_GPT4O,))
+_O200K_THREES = PreTokenizer((_THREES_OF_NUMBERS, _GPT4O))
+_PLAIN_BLOOM = PreTokenizer((_BLOOM,))
+_PLAIN_BAILING = PreTokenizer((_BAILING,))
+_DEEPSEEK3 = PreTokenizer(
+    (r"\p{N}{1,3}", r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+", _DEEPSEEK3_REST)
+)
 
 PRE_TOKENIZERS = {
     "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": PreTokenizer((_GPT2,)),
-    "phi-2": PreTokenizer((_GPT2,)),
-    "mpt": PreTokenizer((_GPT2,), nfc=True),
-    "olmo": PreTokenizer((_GPT2,), nfc=True),
-    "smollm": _GPT2_DIGITS,
-    "starcoder": _GPT2_DIGITS,
-    "refact": _GPT2_DIGITS,
+    **dict.fromkeys(("gpt-2", "phi-2", "jais", "trillion", "exaone4", "gigachat"), _PLAIN_GPT2),
+    **dict.fromkeys(("a.x-4.0", "mellum", "granite-docling"), _PLAIN_GPT2),
+    **dict.fromkeys(("mpt", "olmo"), _GPT2_NFC),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "exaone", "minerva-7b", "codeshell"), _GPT2_DIGITS),
+    "mellum2": _GPT2_DIGITS,
     "command-r": PreTokenizer((r"\p{N}", _GPT2), nfc=True),
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2, r"[0-9][0-9][0-9]")),
-    "llama-bpe": _LLAMA3_BOS,
-    "llama3": _LLAMA3_BOS,
-    "llama-v3": _LLAMA3_BOS,
-    "falcon3": _LLAMA3_BOS,
-    "falcon-h1": _LLAMA3_BOS,
-    "pixtral": _LLAMA3_BOS,
-    "dbrx": PreTokenizer((_LLAMA3,)),
-    "smaug-bpe": PreTokenizer((_LLAMA3,)),
-    "qwen2": _QWEN2_NFC,
-    "deepseek-r1-qwen": _QWEN2_NFC,
-    "stablelm2": PreTokenizer((_QWEN2,)),
+    **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), _PLAIN_BLOOM),
+    "viking": PreTokenizer((_BLOOM, r"\p{N}")),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral"), _LLAMA3_BOS),
+    **dict.fromkeys(("lfm2", "midm-2.0", "jina-v5-nano"), _LLAMA3_BOS),
+    "glm4": _LLAMA3_WORDS,
+    **dict.fromkeys(("chatglm-bpe", "glm5", "dbrx", "smaug-bpe"), _PLAIN_LLAMA3),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_NFC),
+    **dict.fromkeys(("stablelm2", "kormo", "f2llmv2", "megrez", "hunyuan"), _PLAIN_QWEN2),
+    **dict.fromkeys(("solar-open", "grok-2"), _PLAIN_QWEN2),
+    "qwen35": PreTokenizer((_QWEN35,), nfc=True),
+    "laguna": PreTokenizer((r"\n+", _QWEN2)),
+    "seed-coder": PreTokenizer((_SEED,)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
-    "gpt-4o": PreTokenizer((_GPT4O,)),
-    "llama4": PreTokenizer((_GPT4O,)),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), _O200K),
+    **dict.fromkeys(("tiny_aya", "cohere2moe"), _O200K_THREES),
     "deepseek-llm": PreTokenizer(
         (
             r"[\r\n]",
@@ -98,13 +135,8 @@ PRE_TOKENIZERS = {
         )
     ),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")),
-    "deepseek-v3": PreTokenizer(
-        (
-            r"\p{N}{1,3}",
-            r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+",
-            r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
-            r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        )
-    ),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), _DEEPSEEK3),
+    "afmoe": PreTokenizer((_THREES, _AFMOE_SCRIPTS, _DEEPSEEK3_REST)),
+    **dict.fromkeys(("bailingmoe", "bailingmoe2", "llada-moe"), _PLAIN_BAILING),
 }
 """By the value of ``tokenizer.ggml.pre``."""

@@ -7,7 +7,7 @@ a merge table for the `tokenizers` library would take Gemma's 262,144 pieces som
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.tokenizer.special_tokens import SpecialTokens
+from hotset.tokenizer.vocabulary import Allowed
 
 SPACE = "\u2581"
 """Stands for a space inside pieces."""
@@ -44,6 +45,7 @@ class SentencePieceEncoder:
         self._pieces = pieces
         self._costs = np.negative(scores, dtype=np.float32).tolist()
         self._byte_ids = byte_ids
+        self._user_defined_texts = frozenset(user_defined)
         self._user_defined = SpecialTokens(user_defined)
         self._all_special = SpecialTokens(control | user_defined)
         self._add_space_prefix = add_space_prefix
@@ -51,16 +53,21 @@ class SentencePieceEncoder:
         self._word_start = _word_start(pieces)
         self._words: dict[str, list[int]] = {}
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Token ids of ``text``, with no begin or end token added."""
+    def encode(self, text: str, control: bool | Allowed) -> list[int]:
+        """See `Encoder`."""
+        special_tokens = self._all_special if control else self._user_defined
+        allowed = None if isinstance(control, bool) else self._or_user_defined(control)
         ids: list[int] = []
-        for fragment, special in (self._all_special if parse_special else self._user_defined).split(text):
+        for fragment, special in special_tokens.split(text, allowed):
             if special is not None:
                 ids.append(special)
                 continue
             for word in self._word_start.split(self._normalise(fragment)):
                 ids += self._word(word)
         return ids
+
+    def _or_user_defined(self, control: Allowed) -> Callable[[str, int, int], bool]:
+        return lambda token, start, end: token in self._user_defined_texts or control(start, end)
 
     def _normalise(self, text: str) -> str:
         if self._remove_extra_whitespaces:

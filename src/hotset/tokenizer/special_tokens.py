@@ -1,7 +1,7 @@
 """Finds special tokens written out in text: from left to right, the longest at each place."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 
 class SpecialTokens:
@@ -19,13 +19,18 @@ class SpecialTokens:
         heads = sorted(self._lengths, key=len, reverse=True)
         self._heads = re.compile("|".join(map(re.escape, heads))) if heads else None
 
-    def split(self, text: str) -> Iterator[tuple[str, int | None]]:
-        """Yield ``text`` in order as (plain text, None), never empty, and (token text, token id)."""
+    def split(
+        self, text: str, allowed: Callable[[str, int, int], bool] | None = None
+    ) -> Iterator[tuple[str, int | None]]:
+        """Yield ``text`` in order as (plain text, None), never empty, and (token text, token id).
+
+        ``allowed(token, start, end)`` is whether the text there may be that token; None: all may.
+        """
         start = 0
         at = 0
         while self._heads and (head := self._heads.search(text, at)):
             at = head.start()
-            token = self._token_at(text, at)
+            token = self._token_at(text, at, allowed)
             if token is None:
                 at += 1
                 continue
@@ -36,20 +41,10 @@ class SpecialTokens:
         if start < len(text):
             yield text[start:], None
 
-    def unfinished(self, text: str) -> int:
-        """Where the longest end of ``text`` begins that is the start of a token, spaces after it aside."""
-        stripped = text.rstrip()
-        longest = max(map(len, self._ids), default=0)
-        for at in range(max(0, len(stripped) - longest + 1), len(stripped)):
-            end = stripped[at:]
-            known_head = len(end) < 2 or end[:2] in self._lengths
-            if known_head and any(token.startswith(end) for token in self._ids):
-                return at
-        return len(text)
-
-    def _token_at(self, text: str, at: int) -> str | None:
+    def _token_at(self, text: str, at: int, allowed: Callable[[str, int, int], bool] | None) -> str | None:
         for head in (text[at : at + 2], text[at]):
             for length in self._lengths.get(head, ()):
-                if text[at : at + length] in self._ids:
-                    return text[at : at + length]
+                token = text[at : at + length]
+                if token in self._ids and (allowed is None or allowed(token, at, at + length)):
+                    return token
         return None

@@ -9,8 +9,6 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.gguf import read_metadata
 from hotset.tokenizer.huggingface import directory_files, embedded_files, read_files
-from hotset.tokenizer.masking import SpecialTextMask
-from hotset.tokenizer.special_tokens import SpecialTokens
 from hotset.tokenizer.streaming import StreamDecoder
 from hotset.tokenizer.vocabulary import Encoder, Vocabulary
 
@@ -28,7 +26,6 @@ class Tokenizer:
         self._encoder = encoder
         self._vocabulary = vocabulary
         self._hidden = frozenset(vocabulary.control.values())
-        self._control = SpecialTokens(vocabulary.control)
         self.vocab_size = vocabulary.size
         self.bos_id = vocabulary.bos_id
         self.end_ids = frozenset(vocabulary.end_ids)
@@ -52,18 +49,13 @@ class Tokenizer:
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_special`` adds what the model wants around a text (most often a begin token). With
-        ``parse_special`` control tokens that are written out in the text become those tokens; without, they
-        are text like any other, which is what text from outside should be.
+        ``add_special`` puts before the text what the model wants there (most often a begin token). An end
+        token is not added, even where the file asks for one (``add_eos_token``): a text is to be continued.
+        With ``parse_special`` control tokens that are written out in the text become those tokens; without,
+        they are text like any other, which is what text from outside should be.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as reason:
-            raise RequestError(
-                f"the text is not Unicode: lone surrogate at character {reason.start}; was it read as UTF-8?"
-            ) from None
-        ids = self._encoder.encode(text, parse_special)
-        return [*self._vocabulary.prefix, *ids, *self._vocabulary.suffix] if add_special else ids
+        ids = self._encoder.encode(_unicode(text), parse_special)
+        return [*self._vocabulary.prefix, *ids] if add_special else ids
 
     def encode_chat(
         self,
@@ -73,30 +65,21 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> list[int]:
-        """Token ids of a conversation, written out by the model's chat template.
+        """Token ids of a conversation, written out by the model's chat template (`ChatTemplate.render`).
 
-        Control tokens come from the template alone: where a message has the text of one, it stays text, so
-        that nobody can put words into another's mouth. Raises `RequestError` where there is no chat template.
+        They are those of the whole text. Control tokens come from the template alone: where a message, a tool
+        or a variable has the text of one, it stays text, so that nobody can put words into another's mouth.
+        A begin token, too, comes from the template or not at all, whatever the file says of plain text.
+        Raises `RequestError` where there is no chat template.
         """
         if self.chat_template is None:
             raise RequestError(
                 "this model has no chat template: use plain completion, or an instruction-tuned model"
             )
-        mask = SpecialTextMask(self._control)
-        text = self.chat_template.render(
-            mask.hide(messages),
-            add_generation_prompt=add_generation_prompt,
-            **mask.hide({"tools": tools} | variables),
+        text = self.chat_template.write(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
         )
-        if not mask.used:
-            return self.encode(text, add_special=False)
-        ids: list[int] = []
-        for part, special in self._control.split(text):
-            plain = mask.reveal(part)
-            ids += (
-                self.encode(plain, add_special=False, parse_special=False) if special is None else [special]
-            )
-        return ids
+        return self._encoder.encode(_unicode(text), text.is_template)
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes of one token: a part of a character perhaps, or a control token's name."""
@@ -120,3 +103,14 @@ class Tokenizer:
 
     def _visible_bytes(self, id: int) -> bytes:
         return b"" if id in self._hidden else self.token_bytes(id)
+
+
+def _unicode(text: str) -> str:
+    """``text`` as a plain string; `RequestError` where it is no Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as reason:
+        raise RequestError(
+            f"the text is not Unicode: lone surrogate at character {reason.start}; was it read as UTF-8?"
+        ) from None
+    return str.__str__(text)

@@ -1,32 +1,53 @@
 """What every source of a tokenizer is read into."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-END_OF_TURN = frozenset(
+_END_OF_TURN = frozenset(
     (
         *(
             "<|eot_id|>",
             "<|eom_id|>",
             "<|im_end|>",
             "<|end|>",
-            "<|endoftext|>",
-            "<|end_of_text|>",
             "<|return|>",
+            "<|call|>",
+            "<|calls|>",
+            "<|flush|>",
         ),
-        *("<|call|>", "<end_of_turn>", "<end_of_utterance>", "<turn|>", "<EOT>", "[EOT]", "[EOS]"),
-        "<｜end▁of▁sentence｜>",
+        *("<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<end_of_utterance>", "<turn|>"),
+        *("<|tool_response>", "</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~["),
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        # A model that fills in the middle of a file begins another file or repository with these.
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
     )
 )
-"""Control tokens that end a generation in the models that have them, beside those that a file names."""
+
+Allowed = Callable[[int, int], bool]
+"""Whether the control token that is written out from one character up to another may be that token."""
+
+
+def end_of_turn(texts: Iterable[str]) -> set[str]:
+    """Those of a vocabulary's ``texts`` that end an answer by their name, whatever their type."""
+    ends = set(_END_OF_TURN.intersection(texts))
+    if {"<|return|>", "<|call|>"} <= ends or {"<|calls|>", "<|flush|>"} <= ends:
+        ends -= {"<|end|>"}  # ends a message of several in one answer (gpt-oss)
+    if "<|tool_response>" in ends:
+        ends -= {"</s>"}  # HTML (Gemma 4)
+    return ends
 
 
 class Encoder(Protocol):
     """Cuts text into tokens."""
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Token ids of ``text``, with no begin or end token added."""
+    def encode(self, text: str, control: bool | Allowed) -> list[int]:
+        """Token ids of ``text``, with no begin or end token added.
+
+        ``control`` is whether control tokens that are written out in the text become those tokens: all, none,
+        or those that are allowed where they stand.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,5 @@ class Vocabulary:
     end_ids: Collection[int]
     prefix: Sequence[int]
     """Ids that ``add_special`` puts before the text."""
-    suffix: Sequence[int]
-    """Ids that ``add_special`` puts after the text."""
     space_prefixed: bool
     """Encoding puts a space before the text, so that decoding takes one away."""
