@@ -104,7 +104,7 @@ class Letters:
 
     bos_id = 1
 
-    def encode(self, text, *, add_special=False):
+    def encode(self, text, *, add_special=True, parse_special=True):
         return [1] * add_special + [ord(letter) for letter in text]
 
 

@@ -20,7 +20,7 @@ from hotset.serve.loaded import Model
 
 
 class Letters:
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, parse_special: bool = True) -> list[int]:
         return [ord(letter) % 53 for letter in text]
 
 
