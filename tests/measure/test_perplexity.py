@@ -45,7 +45,10 @@ class _KV:
 def model(seed, bos=None):
     tokenizer = SimpleNamespace(
         bos_id=bos,
-        encode=lambda text, add_special: ([] if bos is None else [bos]) + [ord(c) % VOCAB for c in text],
+        encode=lambda text, add_special=True, parse_special=True: (
+            ([] if bos is None else [bos])
+            + [ord(c) % VOCAB for c in (text.replace("<s>", "!") if parse_special else text)]
+        ),
     )
     return Model(Path(f"{seed}.gguf"), Table(seed), tokenizer, None, 0)
 
@@ -145,6 +148,7 @@ def test_progress_counts_tokens():
 def test_tokenize_takes_the_text_as_the_model_reads_texts():
     assert tokenize("abc", model(1, bos=3)) == [3, 7, 8, 9]
     assert tokenize("abc", model(1, bos=3), limit=2) == [3, 7]
+    assert len(tokenize("a<s>b", model(1))) == 5, "a special word in a text is text"
     with pytest.raises(RequestError, match=r"2\.gguf has another vocabulary than 1\.gguf"):
         tokenize("abc", model(1), model(2, bos=3))
 
