@@ -130,10 +130,10 @@ class Suite:
     def profile(self) -> dict[str, Any]:
         """The machine as `hotset doctor` measures it; the stand-in takes a published one."""
         from hotset.placing.doctor import measure_machine
-        from hotset.placing.machine import load_machine
+        from hotset.placing.machine import find_machine
 
         if self.stand_in:
-            self.machine = load_machine(ROOT / "benchmarks" / "machines" / "rtx-2080-ti-pc.json")
+            self.machine = find_machine("rtx-2080-ti")
         else:
             self.machine = measure_machine()
         self.machine.save(self.directory / "machine.json")

@@ -1,8 +1,8 @@
 """What the planner predicts for the machines of PowerInfer's paper, beside what the paper measured.
 
-Machines are files of published and assumed figures (``machines/``). Models are shapes without weights, whose
-neurons fire by a clipped power law with the paper's figures for sparsity and locality. Every speed of
-Hotset's in the table is predicted; none was measured on such a machine.
+Machines are files of published and assumed figures that come with Hotset (``hotset plan --machine``). Models
+are shapes without weights, whose neurons fire by a clipped power law with the paper's figures for sparsity
+and locality. Every speed of Hotset's in the table is predicted; none was measured on such a machine.
 
     python benchmarks/plan_published.py --check 10 --json results/plan-published.json
 """
@@ -22,7 +22,7 @@ from sparse_models import SPREAD, VARIANTS, probabilities
 from hotset.core.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, Score, Way
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType
-from hotset.placing.machine import load_machine
+from hotset.placing.machine import find_machine
 from hotset.placing.planner import Planner
 
 HERE = Path(__file__).parent
@@ -72,10 +72,10 @@ MODELS = (
     Model("Falcon-40B F16", config(60, 8192, 32768, 128, 8, 65024, False), TensorType.F16, 0.05, 0.26, 1024),
     Model("Llama-2-70B Q4_0", config(80, 8192, 28672, 64, 8, 32000, True), TensorType.Q4_0, 0.18, 0.43, 1536),
 )
-PCS = ("rtx-4090-pc", "rtx-2080-ti-pc")
+PCS = ("rtx-4090", "rtx-2080-ti")
 PUBLISHED = {
-    ("rtx-4090-pc", TensorType.F16): "8.32 on average, 16.06 at most, over models",
-    ("rtx-4090-pc", TensorType.Q4_0): "13.20 on average, 29.08 at most, over models",
+    ("rtx-4090", TensorType.F16): "8.32 on average, 16.06 at most, over models",
+    ("rtx-4090", TensorType.Q4_0): "13.20 on average, 29.08 at most, over models",
 }
 """PowerInfer's tokens/s; for single models none is published."""
 WAYS = {
@@ -120,7 +120,7 @@ def frequency(model: Model) -> NDArray[np.float64]:
 
 def predict(model: Model, pc: str, way: str, seconds: float) -> dict[str, Any]:
     """One row of the table; HiGHS has so many seconds to find something better."""
-    machine = load_machine(HERE / "machines" / f"{pc}.json")
+    machine = find_machine(pc)
     assert machine.gpu
     budget = int(machine.gpu.vram_bytes) - LEFT_TO_OTHERS
     planner = Planner(

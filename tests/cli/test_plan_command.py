@@ -74,12 +74,18 @@ def test_what_does_not_fit_is_refused(
     assert named in err and err.count("\n") == 1
 
 
-def test_without_a_gpu_a_machine_must_be_named(
+def test_a_plan_without_a_gpu_is_for_a_known_machine(
     hotset: Any, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "no_gpu", lambda: "this machine has no GPU")
-    code, _, err = hotset("plan", demo, "--vram", "1GiB")
-    assert code == 2 and "--machine FILE" in err and err.count("\n") == 1
+    code, out, err = hotset("plan", demo, "--vram", "8GiB", "--json")
+    assert (code, err) == (0, "note: this machine has no GPU: this is a plan for --machine rtx-4060\n")
+    assert json.loads(out)["machine"].startswith("RTX 4060")
+    code, named, err = hotset("plan", demo, "--vram", "8GiB", "--json", "--machine", "RTX-4060")
+    assert (code, err) == (0, "")
+    assert json.loads(named)["layers"] == json.loads(out)["layers"]
+    code, _, err = hotset("plan", demo, "--vram", "8GiB", "--machine", "rtx-1")
+    assert code == 2 and "no machine rtx-1" in err and "rtx-4090" in err
     machine(gpu=False).save(tmp_path / "cpu.json")
     code, _, err = hotset("plan", demo, "--vram", "1GiB", "--machine", tmp_path / "cpu.json")
     assert code == 2 and "no GPU" in err

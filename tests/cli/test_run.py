@@ -121,13 +121,14 @@ def test_tools_and_variables_reach_the_template(
     }
 
 
-@pytest.mark.parametrize("command", ["bench", "eval", "inspect", "profile", "convert", "quantize"])
+@pytest.mark.parametrize("command", ["bench", "eval", "inspect", "profile", "convert", "quantize", "plan"])
 def test_every_command_takes_its_model_as_an_option_too(hotset: Any, command: str) -> None:
     needed = {
         "eval": ["--text", __file__],
         "profile": ["--text", __file__],
         "convert": ["--profile", "x", "-o", "x"],
         "quantize": ["--type", "Q4_0", "-o", "x"],
+        "plan": ["--vram", "1GiB", "--machine", "rtx-4090"],
     }.get(command, [])
     code, out, err = hotset(command, "-m", "no-such.gguf", *needed)
     assert (code, out) == (2, "")

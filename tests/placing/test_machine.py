@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotset.core.errors import HotsetError
-from hotset.placing.machine import load_machine
+from hotset.placing.machine import find_machine, known_machines, load_machine, smallest_machine
 
 
 @pytest.mark.parametrize("gpu", [True, False])
@@ -79,7 +79,27 @@ def test_rubbish_is_refused(tmp_path_factory: pytest.TempPathFactory, content: b
 
 
 def test_published_machines_load() -> None:
-    for path in (Path(__file__).parents[2] / "benchmarks" / "machines").glob("*.json"):
+    for path in known_machines().values():
         profile = load_machine(path)
         assert profile.gpu
         assert {source.split(":")[0] for source in profile.sources.values()} == {"published", "assumed"}
+        assert profile.sources["gpu.stream"].startswith("published: NVIDIA")
+
+
+def test_machines_have_names(tmp_path: Path) -> None:
+    for name in ("rtx-4090", "RTX 4090", "Rtx-4090"):
+        assert find_machine(name).gpu == load_machine(known_machines()["rtx-4090"]).gpu
+    machine().save(tmp_path / "mine.json")
+    assert find_machine(str(tmp_path / "mine.json")) == machine()
+    with pytest.raises(HotsetError, match=r"no machine rtx-9090: .* rtx-2080-ti, rtx-3060, .* rtx-4090"):
+        find_machine("rtx-9090")
+    with pytest.raises(HotsetError, match=r"mine\.json: cannot be read"):
+        find_machine("mine.json")
+
+
+@pytest.mark.parametrize(
+    ("gib", "name"),
+    [(8, "rtx-4060"), (9, "rtx-2080-ti"), (12, "rtx-3060"), (16, "rtx-4080"), (80, "rtx-5090")],
+)
+def test_the_smallest_machine_for_a_budget(gib: int, name: str) -> None:
+    assert smallest_machine(gib << 30) == name

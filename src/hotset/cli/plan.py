@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 _PROMPT = 512
 
 
+def _known(begun: str) -> list[str]:
+    """Names of machines, for the shell to complete."""
+    from hotset.placing.machine import known_machines
+
+    return [name for name in known_machines() if name.startswith(begun)]
+
+
 def plan(
     model: options.Model = None,
     *,
@@ -32,8 +40,14 @@ def plan(
         typer.Option(min=1, help="Tokens of the prompt; 512, at most the context, if not given."),
     ] = None,
     machine: Annotated[
-        Path | None,
-        typer.Option(help="A machine's profile (hotset doctor --json); this one's if not given."),
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=_known,
+            help="Another machine, such as rtx-4090, or a profile's file (hotset doctor --json); this one if "
+            "not given.",
+            show_default=False,
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the plan: a PNG or SVG file.", show_default=False)
@@ -51,8 +65,8 @@ def plan(
     if plot:
         from hotset.draw.picture import check_picture
 
-        check_picture(plot, [machine] if machine else ())
-    profile = _machine(machine)
+        check_picture(plot, [Path(machine)] if machine else ())
+    profile = _machine(machine, budget)
     gpu_of(profile)
     checkpoint = open_model(model)
     if plot:
@@ -76,13 +90,17 @@ def plan(
         _print(facts, found.layers)
 
 
-def _machine(path: Path | None) -> "MachineProfile":
-    if path:
-        from hotset.placing.machine import load_machine
+def _machine(name: str | None, budget: int) -> "MachineProfile":
+    """The machine named; else this one, or where it has no GPU, the smallest known one for the budget."""
+    from hotset.placing.doctor import gpu_machine, no_gpu
+    from hotset.placing.machine import find_machine, smallest_machine
 
-        return load_machine(path)
+    if name is None and (reason := no_gpu()):
+        name = smallest_machine(budget)
+        print(f"note: {reason}: this is a plan for --machine {name}", file=sys.stderr)
+    if name is not None:
+        return find_machine(name)
     from hotset.cli.console import progress
-    from hotset.placing.doctor import gpu_machine
 
     with progress("Measuring this machine") as measuring:
         return gpu_machine(measuring)

@@ -187,7 +187,7 @@ def gpu_of(machine: MachineProfile) -> GpuRates:
     if machine.gpu is None:
         raise HotsetError(
             f"the machine {machine.name} has no GPU to place anything on: give a profile of one that has, "
-            "as --machine FILE"
+            "as --machine NAME or FILE"
         )
     return machine.gpu
 

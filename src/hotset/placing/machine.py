@@ -1,8 +1,8 @@
 """What a machine can do, in the numbers that a placement is reckoned from; a JSON file.
 
 Every number is stored with its unit and with where it comes from: ``measured …``, ``published …`` or
-``assumed …``. `hotset doctor` measures a profile of the machine it runs on; others can be written by hand
-(``benchmarks/machines/``).
+``assumed …``. `hotset doctor` measures a profile of the machine it runs on; those of some PCs, from published
+figures and assumptions, come with Hotset (``machines/``); others can be written by hand.
 """
 
 import json
@@ -99,6 +99,31 @@ class MachineProfile:
                 for f in fields(rates)
             }
         return document
+
+
+def known_machines() -> dict[str, Path]:
+    """The profiles that come with Hotset, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "machines").glob("*.json"))}
+
+
+def find_machine(name: str) -> MachineProfile:
+    """The profile of that name among those that come with Hotset, or in a file; else `HotsetError`."""
+    known = known_machines()
+    path = known.get(name.lower().replace(" ", "-"), Path(name))
+    if not path.exists() and path.suffix != ".json":
+        raise HotsetError(
+            f"there is no machine {name}: expected a profile's file (hotset doctor --json), or one of "
+            f"{', '.join(known)}"
+        )
+    return load_machine(path)
+
+
+def smallest_machine(vram: int) -> str:
+    """The known machine whose GPU has the least memory that holds `vram` bytes; else the one with most."""
+    profiles = {name: load_machine(path) for name, path in known_machines().items()}
+    memories = {name: profile.gpu.vram_bytes for name, profile in profiles.items() if profile.gpu}
+    enough = {name: memory for name, memory in memories.items() if memory >= vram}
+    return min(enough, key=enough.__getitem__) if enough else max(memories, key=memories.__getitem__)
 
 
 def load_machine(path: Path) -> MachineProfile:
