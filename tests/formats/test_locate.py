@@ -23,6 +23,7 @@ BIG = np.random.default_rng(0).bytes(3_000_000)
 def test_paths_and_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("some/where.gguf") == Path("some/where.gguf")
     assert locate("~/x.gguf") == Path.home() / "x.gguf"
+    assert locate("~nobody-here/x.gguf") == Path("~nobody-here/x.gguf")
     with pytest.raises(CheckpointError, match=r"to download it from the hub, write hf:org/model"):
         locate("org/model")
     assert open_checkpoint(locate(None)).config.hidden_size == 576
@@ -136,6 +137,14 @@ def test_damaged_partial_file_is_found_out(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"hf:org/model:big.gguf: the download is damaged"):
             hub.locate(f"{REPO}:big.gguf")
         assert hub.locate(f"{REPO}:big.gguf").read_bytes() == BIG
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with fake_hub(REPO, {"big.gguf": BIG}) as server:
+        message = r"big\.gguf: the cache cannot be written: .*/file/cache.*: Not a directory; set HF_HOME"
+        with pytest.raises(CheckpointError, match=message):
+            Hub(server.endpoint, tmp_path / "file" / "cache").locate(f"{REPO}:big.gguf")
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

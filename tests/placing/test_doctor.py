@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from hotset.cli import main
 from hotset.placing import doctor, doctor_cpu, doctor_gpu
 from hotset.placing.machine import load_machine
 
@@ -18,6 +19,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor_gpu, "_COPY_BYTES", 1 << 16)
     monkeypatch.setattr(doctor_gpu, "_MATRIX", 64)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
 
 def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +38,34 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "__version__", "another")
     with pytest.raises(pytest.fail.Exception):
         doctor.this_machine()
+
+
+def test_caches_are_where_the_user_wants_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert doctor.cache_path().parent == tmp_path / ".cache" / "hotset"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert doctor.cache_path().parent == tmp_path / "caches" / "hotset"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which the specification says to ignore
+    assert doctor.cache_path().parent == tmp_path / ".cache" / "hotset"
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert doctor.cache_path().parent.is_absolute()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "no_gpu", lambda: "none here")
+    (tmp_path / ".cache").write_text("a file, where a directory should be")
+    machine = doctor.this_machine()
+    assert machine.cpu.stream > 0
+    monkeypatch.setattr(doctor, "measure_machine", lambda progress: machine)
+    with pytest.raises(SystemExit) as exit:
+        main(["doctor"])
+    assert exit.value.code == 0
+    assert "not kept: " in capsys.readouterr().out
 
 
 def test_a_damaged_cache_is_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ def calibrate(
     A neuron is skipped where its contribution is below its layer's cut-off. Prompts are computed densely; a
     layer in which skipping is not clearly faster on this computer stays dense.
     """
-    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
     from hotset.convert.by_neuron import convert
+    from hotset.core.limits import available_cores
     from hotset.sparsify.calibrate import calibrate as calibrate_model
     from hotset.sparsify.threshold import Budget
 

@@ -57,9 +57,9 @@ def convert(
     written = "\n".join(read_text(path) for path in text) if text else ""
 
     from hotset.activations.profile import load_profile
-    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
     from hotset.convert.by_neuron import convert as convert_model
+    from hotset.core.limits import available_cores
     from hotset.formats import TensorType
     from hotset.serve.load import open_model
 

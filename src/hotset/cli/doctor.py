@@ -43,7 +43,9 @@ def doctor(
     if as_json:
         print(json.dumps(document, indent=2))
         return
-    table([("machine", machine.name), ("profile", str(cache_path()))])
+    path = cache_path()
+    kept = str(path) if path.is_file() else f"not kept: {path} cannot be written (set XDG_CACHE_HOME)"
+    table([("machine", machine.name), ("profile", kept)])
     for side, title in (("cpu", "processor"), ("gpu", "GPU")):
         print()
         if document[side] is None:

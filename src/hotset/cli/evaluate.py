@@ -52,21 +52,26 @@ def evaluate(
     from hotset.measure.perplexity import evaluate as evaluate_model
     from hotset.serve.load import load_model
 
+    window = context or DEFAULT_WINDOW
     with progress("Loading") as loading:
         loaded = load_model(
             model,
             threads=threads,
             ffn=ffn,
             vram=options.vram_bytes(vram),
-            context=context or DEFAULT_WINDOW,
+            context=window,
             kv_type=kv_type,
             progress=loading,
         )
         reference = None
         if against_dense:
-            reference = load_model(model, threads=threads, ffn=Way.DENSE, progress=loading)
+            reference = load_model(
+                model, threads=threads, ffn=Way.DENSE, context=window, kv_type=kv_type, progress=loading
+            )
         elif against:
-            reference = load_model(against, threads=threads, progress=loading)
+            reference = load_model(
+                against, threads=threads, context=window, kv_type=kv_type, progress=loading
+            )
     notes(loaded)
     ids = tokenize(written, loaded, reference, limit=tokens)
     with progress("Evaluating") as evaluating:

@@ -26,7 +26,7 @@ def inspect(
 
 def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
     from hotset.serve.loaded import check_context
-    from hotset.state.kv_types import KV_TYPES, kv_cache_bytes
+    from hotset.state.kv_types import KV_TYPES, kv_cache_bytes, kv_types
 
     config = checkpoint.config
     context = check_context(config, context)
@@ -37,7 +37,8 @@ def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
         group["parameters"] += math.prod(tensor.shape)
         group["bytes"] += tensor.nbytes
     weights = sum(group["bytes"] for group in by_type.values())
-    kv_bytes = {kv_type: kv_cache_bytes(config, context, kv_type) for kv_type in KV_TYPES}
+    fitting = kv_types(config)
+    kv_bytes = {t: kv_cache_bytes(config, context, t) if t in fitting else None for t in KV_TYPES}
     return {
         "model": str(checkpoint.path),
         "architecture": config.architecture,
@@ -58,7 +59,7 @@ def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
             "context": context,
             "weights_bytes": weights,
             "kv_cache_bytes": kv_bytes,
-            "total_bytes": {kv_type: weights + size for kv_type, size in kv_bytes.items()},
+            "total_bytes": {t: None if size is None else weights + size for t, size in kv_bytes.items()},
         },
     }
 
@@ -150,6 +151,8 @@ def _print(facts: dict[str, Any]) -> None:
     table(
         [
             (kv_type, size(memory["weights_bytes"]), size(kv), size(memory["total_bytes"][kv_type]))
+            if kv is not None
+            else (kv_type, "", f"not for heads of {facts['head_dim']}", "")
             for kv_type, kv in memory["kv_cache_bytes"].items()
         ],
         header=("KV cache", "weights", f"cache of {memory['context']} tokens", "together"),

@@ -3,7 +3,9 @@
 import functools
 import inspect
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +16,7 @@ import typer
 from hotset.cli.text import read_text
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
+from hotset.core.limits import available_cores
 
 Model = Annotated[
     str | None,
@@ -24,10 +27,26 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+
+
+def _bound_others(threads: int | None) -> int | None:
+    """Bound the threads of NumPy's and torch's libraries too, which read this when they are imported."""
+    if not {"numpy", "torch"} & sys.modules.keys():
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            if threads or name not in os.environ:
+                os.environ[name] = str(threads or available_cores())
+    return threads
+
+
 Threads = Annotated[
     int | None,
     typer.Option(
-        "-t", "--threads", min=1, help="Worker threads; one a physical core if not given.", show_default=False
+        "-t",
+        "--threads",
+        min=1,
+        help="Worker threads; one a physical core if not given.",
+        show_default=False,
+        callback=_bound_others,
     ),
 ]
 Neurons = Annotated[

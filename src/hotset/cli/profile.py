@@ -118,7 +118,7 @@ def _from_text(
     check_profile_output(partial, [path])
     window = check_context(checkpoint.config, context or min(_WINDOW, checkpoint.config.context_length))
     with progress("Loading") as loading:
-        loaded = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, progress=loading)
+        loaded = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, context=window, progress=loading)
     windows = corpus_windows(loaded.tokenizer, texts, window, tokens)
     if len(windows) < 2:
         raise RequestError(

@@ -47,9 +47,9 @@ def quantize(
     texts = [read_text(path) for path in text or ()]
 
     from hotset.activations.corpus import corpus_windows
-    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress, size, table
     from hotset.convert.quantize import quantise_model
+    from hotset.core.limits import available_cores
     from hotset.formats import TensorType
     from hotset.serve.load import open_model
     from hotset.tokenizer import Tokenizer

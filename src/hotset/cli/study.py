@@ -82,9 +82,9 @@ def opened(
     activation_profile = load_profile(profile)
     activation_profile.check(checkpoint)
     with progress("Loading") as loading:
-        loaded = load_model(model, threads=threads, progress=loading)
+        window = min(WINDOW, checkpoint.config.context_length)
+        loaded = load_model(model, threads=threads, context=window, progress=loading)
     encode = loaded.tokenizer.encode
-    window = min(WINDOW, loaded.config.context_length)
     opening = loaded.tokenizer.bos_id if loaded.tokenizer.bos_id in encode("") else None
     windows = split(
         [encode(words) for words in written], [encode(words) for words in judging], window, opening, tokens

@@ -47,9 +47,9 @@ def train_predictor(
         raise RequestError(f"target is {target:g}: expected 0.5 to under 1, such as 0.99 (--target)")
     share = _share(budget)
 
-    from hotset.backends.cpu import available_cores
     from hotset.cli.console import progress
     from hotset.convert.by_neuron import convert
+    from hotset.core.limits import available_cores
     from hotset.sparsify.low_rank import import_torch
     from hotset.sparsify.train import train_predictors
 

@@ -29,6 +29,7 @@ _PREFERRED = (
     "BF16",
     "F32",
 )
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -216,6 +217,10 @@ def _explained(error: Exception, what: str, repo: str, *, reached: bool = False)
         reason = "not in the cache, and HF_HUB_OFFLINE is set"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = "the disk is full; what was downloaded is kept: free some space and start again"
+    elif isinstance(error, OSError) and error.errno in _NOT_WRITABLE and error.filename:
+        reason = (
+            f"the cache cannot be written: {error.filename}: {error.strerror}; set HF_HOME to another place"
+        )
     else:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         failure = "the download failed, start it again to go on with it"

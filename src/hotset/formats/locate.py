@@ -21,7 +21,10 @@ def locate(name: str | None) -> Path:
         from hotset.formats.hub import Hub
 
         return Hub().locate(name.removeprefix("hf:"))
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        path = Path(name)  # the home of a user who is not there
     if len(name) < 200 and _REPOSITORY.fullmatch(name) and not path.exists():
         raise CheckpointError(
             f"{name}: no such file or directory; to download it from the hub, write hf:{name}"

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -23,14 +24,18 @@ Progress = Callable[[int, int], None]
 
 
 def this_machine(*, again: bool = False, progress: Progress | None = None) -> MachineProfile:
-    """This machine's profile, measured if there is none yet or it is wanted anew."""
+    """This machine's profile, measured if there is none yet or it is wanted anew.
+
+    It is kept at `cache_path` where that can be written.
+    """
     path = cache_path()
     if not again and path.is_file():
         with contextlib.suppress(HotsetError):  # of another version, or damaged: measured anew
             return load_machine(path)
     profile = measure_machine(progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profile.save(path)
+    with contextlib.suppress(HotsetError, OSError):  # it is measured again the next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profile.save(path)
     return profile
 
 
@@ -63,7 +68,16 @@ def cache_path() -> Path:
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     facts += [_text(path) for path in gpus]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
-    return Path.home() / ".cache" / "hotset" / f"machine-{key}.json"
+    return _cache_directory() / f"machine-{key}.json"
+
+
+def _cache_directory() -> Path:
+    """Where the user's caches are, by https://specifications.freedesktop.org/basedir-spec/."""
+    wanted = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (wanted if wanted.is_absolute() else Path.home() / ".cache") / "hotset"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "hotset"
 
 
 def measure_machine(progress: Progress | None = None) -> MachineProfile:

@@ -10,7 +10,8 @@ from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.reading import traffic
-from hotset.serve.loaded import Model, check_context
+from hotset.serve.loaded import DEFAULT_CONTEXT, Model, check_context
+from hotset.serve.memory import check_memory
 from hotset.state.kv_types import check_kv_type
 
 if TYPE_CHECKING:
@@ -39,14 +40,19 @@ def load_model(
     core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how
     many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
     GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which it is
-    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, and `DeviceMemoryError`
-    where the GPU has too little memory.
+    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, `HotsetError` where main
+    memory has too little room for the weights and a KV cache of `context` tokens, and `DeviceMemoryError`
+    where the GPU has.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
     from hotset.tokenizer import Tokenizer
 
     checkpoint = with_plan(open_model(model), ffn)
+    kv_type = check_kv_type(kv_type, checkpoint.config)
+    longest = checkpoint.config.context_length
+    room = min(DEFAULT_CONTEXT if context is None else context or longest, longest)
+    check_memory(checkpoint, room, kv_type, vram=vram or 0)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
         device = _gpu()
@@ -67,7 +73,7 @@ def load_model(
         device.free_bytes() if vram is None else vram,
         machine=machine or gpu_machine(progress),
         context=context,
-        kv_type=check_kv_type(kv_type),
+        kv_type=kv_type,
         frequency=frequency,
         progress=progress,
     )

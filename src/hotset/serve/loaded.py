@@ -67,7 +67,9 @@ class Model:
 
     def kv_cache(self, context: int | None = None, kv_type: str = "f16") -> KVCache:
         """Room for `context` tokens: 0 for what the model was trained for; None: that, at most 4096."""
-        return self.transformer.kv_cache(check_context(self.config, context), check_kv_type(kv_type))
+        return self.transformer.kv_cache(
+            check_context(self.config, context), check_kv_type(kv_type, self.config)
+        )
 
 
 def check_context(config: ModelConfig, context: int | None) -> int:

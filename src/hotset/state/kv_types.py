@@ -5,16 +5,32 @@ from hotset.core.errors import RequestError
 
 KV_TYPES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
 """Types of the KV cache and the bytes of one number."""
+_BLOCK = 32
+"""Numbers of a head that share a scale in q8_0."""
+
+
+def kv_types(config: ModelConfig) -> list[str]:
+    """The types that a model's keys and values may be kept in: its heads must be whole blocks of the type."""
+    return [name for name in KV_TYPES if name != "q8_0" or config.head_dim % _BLOCK == 0]
 
 
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Bytes of a KV cache of `context` tokens."""
     numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context
-    return int(numbers * KV_TYPES[check_kv_type(kv_type)])
+    return int(numbers * KV_TYPES[check_kv_type(kv_type, config)])
 
 
-def check_kv_type(kv_type: str) -> str:
-    """The type as `KV_TYPES` has it, however it was capitalised; or `RequestError`."""
-    if kv_type.lower() not in KV_TYPES:
+def check_kv_type(kv_type: str, config: ModelConfig) -> str:
+    """The type as `KV_TYPES` has it, however it was capitalised.
+
+    Raises `RequestError` if there is none such, or the model's heads do not take it.
+    """
+    name = kv_type.lower()
+    if name not in KV_TYPES:
         raise RequestError(f"kv_type is {kv_type!r}: expected {', '.join(KV_TYPES)} (--kv-type)")
-    return kv_type.lower()
+    if name == "q8_0" and name not in kv_types(config):
+        raise RequestError(
+            f"kv_type q8_0 needs heads of a multiple of {_BLOCK} numbers, and this model's have "
+            f"{config.head_dim}: use f16 (--kv-type)"
+        )
+    return name

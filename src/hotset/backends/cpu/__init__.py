@@ -5,8 +5,7 @@ from hotset.backends.cpu.backend import (
     CpuEmbedding,
     CpuHead,
     CpuNeuronFFN,
-    available_cores,
     cache_bytes,
 )
 
-__all__ = ["CpuBackend", "CpuEmbedding", "CpuHead", "CpuNeuronFFN", "available_cores", "cache_bytes"]
+__all__ = ["CpuBackend", "CpuEmbedding", "CpuHead", "CpuNeuronFFN", "cache_bytes"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import mmap
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from hotset.backends.contract import (
 from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
+from hotset.core.limits import available_cores
 from hotset.formats.tensor import Tensor, TensorType
 
 MAX_THREADS = 512
@@ -381,26 +381,6 @@ class CpuBackend:
         if rope not in self._ropes:
             self._ropes[rope] = _native.Rope(rope.inverse_frequencies, rope.magnitude, rope.interleaved)
         return self._ropes[rope]
-
-
-def available_cores() -> int:
-    """Physical cores that this process may use, by its affinity and its control group's quota."""
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = {
-        _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus
-    }
-    quota, period = (_read("/sys/fs/cgroup/cpu.max") or "max 1").split()
-    if quota == "max":  # the control groups' first version
-        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") or "-1"
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "1"
-    return max(1, min(len(cores), int(quota) // int(period))) if int(quota) > 0 else len(cores)
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
 
 
 def _row_lengths(tensor: Tensor) -> F32:

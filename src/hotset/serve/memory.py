@@ -1,0 +1,31 @@
+"""Whether a model fits into the memory that there is: looked at before it is loaded."""
+
+from hotset.core.errors import HotsetError
+from hotset.core.limits import available_memory
+from hotset.formats.checkpoint import Checkpoint
+from hotset.model.reading import traffic
+from hotset.state.kv_types import kv_cache_bytes, kv_types
+
+
+def check_memory(checkpoint: Checkpoint, context: int, kv_type: str, *, vram: int = 0) -> None:
+    """Raise `HotsetError` if the weights and the KV cache of `context` tokens do not fit into main memory.
+
+    `vram` bytes of them lie on a GPU. What is needed besides, some tens of megabytes, is not counted.
+    """
+    available = available_memory()
+    weights, cache = traffic(checkpoint).dense, kv_cache_bytes(checkpoint.config, context, kv_type)
+    needed = weights + cache - vram
+    if available is None or needed <= available.free:
+        return
+    remedies = ["a smaller quantisation (hotset quantize)", "a smaller --context"]
+    if kv_type != "q8_0" and "q8_0" in kv_types(checkpoint.config):
+        remedies.append("--kv-type q8_0")
+    raise HotsetError(
+        f"{checkpoint.path} needs {_size(needed)} of memory (weights {_size(weights)}, KV cache of {context} "
+        f"tokens {_size(cache)}{f', {_size(vram)} of them on the GPU' if vram else ''}), but "
+        f"{_size(available.free)} are free {available.bound}: try {' or '.join(remedies)}"
+    )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
