@@ -14,7 +14,9 @@ from huggingface_hub import constants
 
 from hotset.core.errors import CheckpointError
 from hotset.formats import locate, open_checkpoint
-from hotset.formats.hub import Hub, choose_files
+from hotset.formats.hub import Hub
+from hotset.formats.hub_choice import choose_files
+from hotset.formats.hub_name import HubName
 
 REPO = "org/model"
 BIG = np.random.default_rng(0).bytes(3_000_000)
@@ -55,16 +57,16 @@ def test_names_that_are_no_repository(name: str) -> None:
     ],
 )
 def test_choice_of_files(files: list[str], chosen: list[str]) -> None:
-    assert choose_files(files, REPO) == chosen
+    assert choose_files(files, HubName(REPO)) == chosen
 
 
 def test_no_choice() -> None:
     with pytest.raises(
         CheckpointError, match=r"several models; name one, such as hf:org/model:a-IQ2_XS.gguf"
     ):
-        choose_files(["b-IQ3_S.gguf", "a-IQ2_XS.gguf"], REPO)
+        choose_files(["b-IQ3_S.gguf", "a-IQ2_XS.gguf"], HubName(REPO))
     with pytest.raises(CheckpointError, match=r"expected a .gguf file, or config.json and model"):
-        choose_files(["config.json", "pytorch_model.bin"], REPO)
+        choose_files(["config.json", "pytorch_model.bin"], HubName(REPO))
 
 
 def parts(hub: FakeHub) -> list[str]:

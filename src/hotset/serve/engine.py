@@ -54,9 +54,9 @@ class Engine:
     ) -> "Engine":
         """Load a model and make room for a context.
 
-        `model` is a path, ``hf:org/repo[:file]`` or None for the demo model. `threads` None means one a
-        physical core. `context` is in tokens; 0 means what the model was trained for, None the same but at
-        most 4096.
+        `model` is a path, a name on the hub, such as ``hf:org/repo:Q4_K_M``, or None for the demo model.
+        `threads` None means one a physical core. `context` is in tokens; 0 means what the model was trained
+        for, None the same but at most 4096.
         `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
         stored by neuron. `vram` is how many bytes may lie on the GPU; None: all is the CPU's.
         `progress(done, total)` is told of the model's parts.

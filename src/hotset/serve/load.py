@@ -36,13 +36,13 @@ def load_model(
 ) -> Model:
     """Find, open and build a model for the CPU, or with `vram` for a GPU and the CPU.
 
-    `model` is a path, ``hf:org/repo[:file]`` or None for the demo model; `threads` None means one a physical
-    core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how
-    many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
-    GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which it is
-    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, `HotsetError` where main
-    memory has too little room for the weights and a KV cache of `context` tokens, and `DeviceMemoryError`
-    where the GPU has.
+    `model` is a path, a name on the hub (see `locate`) or None for the demo model; `threads` None means one a
+    physical core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`.
+    `vram` is how many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them;
+    `device` takes the GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`),
+    by which it is chosen what lies there. Raises `CheckpointError` for what cannot be read or run,
+    `HotsetError` where main memory has too little room for the weights and a KV cache of `context` tokens,
+    and `DeviceMemoryError` where the GPU has.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
