@@ -102,7 +102,7 @@ def test_a_file_without_a_profile_is_profiled(
     layers = tuple(replace(layer, ffn=FFNPlan(Way.EXACT)) for layer in config.layers)
     tensors = {name.replace("ffn_down.", "ffn_down_t."): t for name, t in checkpoint.tensors.items()}
     by_neuron = replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
-    monkeypatch.setattr(load, "open_model", lambda model: by_neuron)
+    monkeypatch.setattr(load, "open_model", lambda *_: by_neuron)
     loaded = SimpleNamespace(transformer=object(), tokenizer=object())
     monkeypatch.setattr(load, "load_model", lambda path, **options: loaded)
 
@@ -111,8 +111,10 @@ def test_a_file_without_a_profile_is_profiled(
         return np.tile(np.linspace(0.5, 0, config.ffn_size), (config.n_layers, 1))
 
     monkeypatch.setattr(quick_profile, "quick_frequency", quick)
-    code, out, _ = hotset("plan", demo, "--vram", "100MiB", "--machine", gpu_machine, "--json")
+    code, out, err = hotset("plan", demo, "--vram", "100MiB", "--machine", gpu_machine, "--json")
     assert code == 0
+    assert "not sorted by how often they fire" in err
+    assert "hotset profile and hotset convert" in err
     facts = json.loads(out)
     assert "built-in text" in facts["profile"]
     assert facts["device_bytes"]["neurons"] > 0

@@ -185,7 +185,7 @@ def test_predictors_move_with_their_neurons(relu: Checkpoint, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["llama", "falcon", "opt"])
-def test_a_powerinfer_file_becomes_an_exact_one(name: str, tmp_path: Path) -> None:
+def test_a_powerinfer_file_keeps_its_predictors(name: str, tmp_path: Path) -> None:
     model = random_model(name, activation="relu")
     if name == "opt":  # whose context they count otherwise, and whose epsilon they leave out
         keys = {key: value for key, value in model.keys.items() if not key.endswith("epsilon")}
@@ -195,8 +195,9 @@ def test_a_powerinfer_file_becomes_an_exact_one(name: str, tmp_path: Path) -> No
     source = open_checkpoint(file)
     convert(source, tmp_path / "o.gguf", random_profile(source))
     converted = open_checkpoint(tmp_path / "o.gguf")
-    assert [layer.ffn for layer in converted.config.layers] == [EXACT] * 2
-    assert "blk.0.fc1.weight" not in converted.tensors
+    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, 0.0, float(np.float32(0.99)), raw_input=True)
+    assert [layer.ffn for layer in converted.config.layers] == [plan] * 2
+    assert np.array_equal(converted.tensors["blk.0.fc1.weight"].data, source.tensors["blk.0.fc1.weight"].data)
     assert_close(logits(converted), logits(source), 1e-5)
 
 
@@ -243,7 +244,7 @@ def test_bad_input_is_refused_before_anything_is_written(relu: Checkpoint, tmp_p
     other = open_checkpoint(write_plain(tmp_path / "other.gguf", random_model("llama", ffn=128)))
     narrow = open_checkpoint(write_plain(tmp_path / "narrow.gguf", random_model("qwen2", hidden=48)))
     converted = tmp_path / "converted.gguf"
-    convert(relu, converted, profile)
+    convert(relu, converted, profile, ffn_type=TensorType.Q8_0)
     by_neuron = open_checkpoint(converted)
     own = random_profile(by_neuron)
     huge = replace(profile, fingerprint=profile.fingerprint[:, ::-1].copy())
@@ -259,7 +260,7 @@ def test_bad_input_is_refused_before_anything_is_written(relu: Checkpoint, tmp_p
         ),
         (
             lambda: convert(by_neuron, out, own, ffn_type=TensorType.Q4_0),
-            "layer 0 is stored by neuron already, as F16: .* convert the original",
+            "layer 0 is stored by neuron already, as Q8_0: .* convert the original",
         ),
         (lambda: convert(by_neuron, out, own, [EXACT, None]), "layer 1 is stored by neuron already"),
         (lambda: convert(other, out, random_profile(other), [EXACT] * 2), "layer 0 is exact, which needs"),

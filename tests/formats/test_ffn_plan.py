@@ -32,8 +32,8 @@ def write(path: Path, keys: dict[str, Any], changes: dict[str, Any] | None = Non
     writer.add_uint32("llama.attention.head_count", 2)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     for key, value in keys.items():
-        kind = {str: writer.add_string, float: writer.add_float32, list: writer.add_array}[type(value)]
-        kind(key, value)  # type: ignore[operator]
+        kind = {str: writer.add_string, float: writer.add_float32}.get(type(value), writer.add_array)
+        kind(key, value.tolist() if isinstance(value, np.ndarray) else value)  # type: ignore[operator]
     for name, shape in shapes.items():
         if shape:
             writer.add_tensor(f"{name}.weight", np.zeros(shape, np.float32))
@@ -82,7 +82,7 @@ def test_powerinfer_files_are_read(tmp_path: Path) -> None:
     file.write_bytes(b"PWRI" + file.read_bytes()[4:])
     model = open_checkpoint(file)
     assert model.config.activation is Activation.RELU
-    assert plans(model) == [FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, -0.5, raw_input=True)] * 2
+    assert plans(model) == [FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, -0.5, 0.99, raw_input=True)] * 2
 
 
 DAMAGE = {

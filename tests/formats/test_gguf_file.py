@@ -88,7 +88,7 @@ def line(name: str, **changes: object) -> TensorLine:
 
 
 ARRAY, STRING, U32 = (struct.pack("<I", kind) for kind in (9, 8, 4))
-HUGE = struct.pack("<Q", 2**63)
+HUGE, ONE = struct.pack("<Q", 2**63), struct.pack("<Q", 1)
 
 DAMAGE = {
     "magic": (GGUFBytes({}, magic=b"GGML"), r"expected it to begin with GGUF, found b'GGML'"),
@@ -100,7 +100,10 @@ DAMAGE = {
     "long string": (GGUFBytes({"a": STRING + HUGE}), r"announces 9223372036854775808"),
     "long array": (GGUFBytes({"a": ARRAY + U32 + HUGE}), r"announces 9223372036854775808"),
     "long strings": (GGUFBytes({"a": ARRAY + STRING + struct.pack("<Q", 1) + HUGE + b"x"}), r"truncated"),
-    "nested array": (GGUFBytes({"a": ARRAY + ARRAY + struct.pack("<Q", 0)}), r"'a' has arrays of arrays"),
+    "deep array": (
+        GGUFBytes({"a": ARRAY + (ARRAY + ONE) * 5 + bytes(12)}),
+        r"'a' has arrays more than 4 deep",
+    ),
     "value type": (GGUFBytes({"a": struct.pack("<I", 77)}), r"'a' has value type 77"),
     "key twice": (GGUFBytes([("a", 1), ("a", 2)]), r"key 'a' is there twice"),
     "key not UTF-8": (GGUFBytes([(b"\xff", 1)]), r"not UTF-8"),  # type: ignore[list-item]

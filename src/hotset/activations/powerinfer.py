@@ -75,7 +75,14 @@ def _read(path: Path, neurons: int) -> NDArray[np.float64]:
         raise HotsetError(f"{path}: expected a number for each of {neurons} neurons, found {found}")
     if tensor.is_complex():
         raise HotsetError(f"{path}: expected counts or frequencies, found complex numbers")
-    values: NDArray[np.float64] = tensor.double().numpy().copy()
+    try:
+        # An `nn.Parameter` wants a gradient, and quantised and sparse tensors have no plain array of numbers.
+        values: NDArray[np.float64] = tensor.detach().double().numpy().copy()
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise HotsetError(
+            f"{path}: expected counts or frequencies, found a tensor of others: {reason}"
+        ) from None
     if not np.isfinite(values).all() or values.min() < 0:
         raise HotsetError(f"{path}: expected counts or frequencies, found negative or infinite numbers")
     return values

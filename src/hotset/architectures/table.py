@@ -109,6 +109,15 @@ class Architecture:
     """RoPE's base in windowed layers, unscaled, where it differs (default)."""
     gguf_hidden_scaled_depth: int | None = None
     """A GGUF model this deep scales q.k by (hidden / heads) ** -0.5; GGUF has no key for it (Gemma 3 27B)."""
+    gguf_also: Mapping[str, str] = field(default_factory=dict)
+    """llama.cpp's name of a GGUF key, the architecture's prefix left out -> Ollama's."""
+    gguf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of absent GGUF keys (Ollama's converter leaves out a family's defaults)."""
+    gguf_depth_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """More of them, for models with so many layers."""
+    default_pre: Mapping[str, str] = field(default_factory=dict)
+    """Pre-tokenizer of byte-level files that name none: a token that only its vocabulary has (empty: none is
+    needed) -> its name. Files from before spring 2024 and PowerInfer's are such."""
     hf_keys: Mapping[str, str] = field(default_factory=dict)
     """Llama's name of a config.json key (``norm_eps`` for ``rms_norm_eps``) -> this family's."""
     hf_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -213,6 +222,7 @@ _LLAMA = Architecture(
     tensors=_LLAMA_TENSORS,
     biases={"attention_bias": _ATTENTION, "mlp_bias": _FFN},
     gguf_rope_interleaved=True,
+    default_pre={"<|begin_of_text|>": "llama-bpe"},
 )
 _MISTRAL = replace(
     _LLAMA,
@@ -240,6 +250,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         tensors=_LLAMA_TENSORS,
         biases={"attention_bias": _QKV},
         windows=Windows.LATE,
+        default_pre={"": "qwen2"},
         hf_defaults={"attention_bias": True, "max_position_embeddings": 32768},
     ),
     Architecture(
@@ -249,6 +260,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         tensors={**_LLAMA_TENSORS, **_QK_NORMS},
         biases={"attention_bias": _ATTENTION},
         windows=Windows.LATE,
+        default_pre={"": "qwen2"},
         hf_defaults={"head_dim": 128, "max_position_embeddings": 32768},
     ),
     Architecture(
@@ -262,14 +274,21 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         windows=Windows.PATTERN,
         local_rope_theta=1e4,
         gguf_hidden_scaled_depth=62,
+        gguf_also={"rope.freq_base": "rope.global.freq_base", "rope.freq_base_swa": "rope.local.freq_base"},
+        gguf_defaults={"attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e6},
+        # The 4B, 12B and 27B.
+        gguf_depth_defaults={layers: {"rope.scaling.factor": 8.0} for layers in (34, 48, 62)},
         hf_keys={"hidden_act": "hidden_activation"},
         hf_defaults={
             "head_dim": 256,
             "max_position_embeddings": 131072,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
             "query_pre_attn_scalar": 256,
             "rope_theta": 1e6,
             "sliding_window": 4096,
             "tie_word_embeddings": True,
+            "vocab_size": 262208,
         },
     ),
     Architecture(
@@ -282,6 +301,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         biases={"bias": (*_QKV, "attn_output", "ffn_up", "ffn_down")},
         optional=frozenset({"output", "attn_norm_2"}),
         fused_qkv=True,
+        default_pre={"": "falcon"},
         hf_keys={
             "intermediate_size": "ffn_hidden_size",
             "num_key_value_heads": "num_kv_heads",
@@ -300,6 +320,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         norm=NormKind.LAYER,
         biases={"enable_bias": (*_ATTENTION, "ffn_up", "ffn_down")},
         position_offset=2,
+        default_pre={"": "gpt-2"},
         hf_keys={"intermediate_size": "ffn_dim", "hidden_act": "activation_function"},
         hf_defaults={"enable_bias": True, "norm_eps": 1e-5, "tie_word_embeddings": True},
         hf_required={

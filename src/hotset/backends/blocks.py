@@ -5,8 +5,23 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.contract import F32
-from hotset.core.errors import CheckpointError
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor, TensorType
+
+NEURON_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
+"""Types of which single neurons can be computed."""
+_NEAREST = {
+    TensorType.F32: TensorType.F16,
+    TensorType.BF16: TensorType.F16,
+    TensorType.Q4_K: TensorType.Q4_1,
+}
+"""For other types one of `NEURON_TYPES` with as many bits or more, whatever the blocks; Q8_0 for the rest."""
+
+
+def neuron_type(type: TensorType, columns: int) -> TensorType:
+    """The nearest type of which single neurons can be computed, for rows of so many numbers."""
+    nearest = type if type in NEURON_TYPES else _NEAREST.get(type, TensorType.Q8_0)
+    return nearest if columns % nearest.block_size == 0 else TensorType.F16
 
 
 def dequantise(tensor: Tensor, rows: NDArray[np.integer] | None = None) -> F32:
@@ -30,3 +45,16 @@ def round_to_nearest(name: str, values: F32, type: TensorType, threads: int = 1)
     except ValueError as error:
         raise CheckpointError(f"{name} cannot be stored as {type.name}: {error}") from None
     return Tensor(name, type, values.shape, out)
+
+
+def store_as(name: str, values: F32, type: TensorType, threads: int = 1) -> Tensor:
+    """A matrix (n, k) as one of `NEURON_TYPES`, k in whole blocks; `HotsetError` for numbers beyond it."""
+    if type is not TensorType.F16:
+        return round_to_nearest(name, values, type, threads)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise HotsetError(
+            f"{name} has numbers beyond 65504, which f16 cannot hold: use hotset convert --ffn q8_0"
+        )
+    return Tensor(name, type, values.shape, halves.reshape(-1).view(np.uint8))

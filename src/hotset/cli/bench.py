@@ -4,13 +4,16 @@ import dataclasses
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotset.cli import options
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from hotset.formats.checkpoint import Checkpoint
 
 
 class Sweep(str, Enum):
@@ -25,6 +28,7 @@ def bench(
     threads: options.Threads = None,
     ffn: options.Neurons = None,
     vram: options.Vram = None,
+    override: options.Override = None,
     sweep: Annotated[
         Sweep | None,
         typer.Option(
@@ -56,15 +60,21 @@ def bench(
         from hotset.draw.picture import check_picture
 
         check_picture(plot, text or ())
+
+    from hotset.serve.load import open_model
+
+    checkpoint = open_model(model, options.overrides(override))
     if sweep:
-        _sweep(model, threads, plot, as_json)
+        _sweep(checkpoint, threads, plot, as_json)
     elif trace:
-        _trace(model, threads, ffn, text or [], plot, as_json)
+        _trace(checkpoint, threads, ffn, text or [], plot, as_json)
     else:
-        _speed(model, threads, ffn, options.vram_bytes(vram), as_json)
+        _speed(checkpoint, threads, ffn, options.vram_bytes(vram), as_json)
 
 
-def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | None, as_json: bool) -> None:
+def _speed(
+    model: "Checkpoint", threads: int | None, ffn: Way | None, vram: int | None, as_json: bool
+) -> None:
     from hotset.cli.console import notes, progress, table
     from hotset.measure.speed import PREFILL_TOKENS, measure
     from hotset.serve.load import load_model
@@ -101,7 +111,7 @@ def _speed(model: str | None, threads: int | None, ffn: Way | None, vram: int | 
     )
 
 
-def _sweep(model: str | None, threads: int | None, plot: Path | None, as_json: bool) -> None:
+def _sweep(model: "Checkpoint", threads: int | None, plot: Path | None, as_json: bool) -> None:
     from hotset.cli.console import progress, table
     from hotset.measure.sweep import PLAN, sweep
     from hotset.serve.load import load_model
@@ -132,7 +142,7 @@ def _sweep(model: str | None, threads: int | None, plot: Path | None, as_json: b
 
 
 def _trace(
-    model: str | None,
+    model: "Checkpoint",
     threads: int | None,
     ffn: Way | None,
     files: list[Path],

@@ -28,6 +28,7 @@ def calibrate(
     tokens: shared.Tokens = 8192,
     ffn: shared.FFN = None,
     threads: options.Threads = None,
+    override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Find the fastest cut-offs within a budget on held-out text, and store the model by neuron with them.
@@ -44,6 +45,7 @@ def calibrate(
     allowed = Budget.parse(budget)
     with shared.opened(
         model,
+        override=override,
         profile=profile,
         text=text,
         held_out=held_out,

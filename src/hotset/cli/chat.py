@@ -60,6 +60,7 @@ def chat(
     vram: options.Vram = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    override: options.Override = None,
 ) -> None:
     """Talk with a model. /help lists the commands, Ctrl-D leaves, Ctrl-C stops an answer."""
     known_tools = options.read_tools(tools)
@@ -84,6 +85,7 @@ def chat(
         kv_type=kv_type,
         ffn=ffn,
         vram=vram,
+        override=override,
         quiet=quiet,
         verbose=verbose,
     )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hotset.formats.checkpoint import Checkpoint
     from hotset.serve.loaded import Model
 
 _PATIENCE = 1.0
@@ -52,9 +53,9 @@ def progress(title: str, patience: float = _PATIENCE) -> Iterator[_Bar | None]:
         bar.close()
 
 
-def notes(model: "Model") -> None:
-    """Say on stderr what the user should know about how a model was loaded."""
-    for note in model.notes:
+def notes(model: "Model | Checkpoint", *more: str) -> None:
+    """Say on stderr what the user should know about how a model was read or loaded, and `more`."""
+    for note in (*model.notes, *more):
         print(f"note: {note}", file=sys.stderr)
 
 

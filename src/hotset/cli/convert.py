@@ -47,6 +47,7 @@ def convert(
         typer.Option(help="UTF-8 text on which to measure what storing down anew has changed."),
     ] = None,
     threads: options.Threads = None,
+    override: options.Override = None,
 ) -> None:
     """Store a model by neuron: hottest first, down transposed, with its plan and profile, as a GGUF file.
 
@@ -57,14 +58,15 @@ def convert(
     written = "\n".join(read_text(path) for path in text) if text else ""
 
     from hotset.activations.profile import load_profile
-    from hotset.cli.console import progress
+    from hotset.cli.console import notes, progress
     from hotset.convert.by_neuron import convert as convert_model
     from hotset.core.limits import available_cores
     from hotset.formats import TensorType
     from hotset.serve.load import open_model
 
-    checkpoint = open_model(model)
+    checkpoint = open_model(model, options.overrides(override))
     check_model_output(output, checkpoint.files())
+    notes(checkpoint)
     loaded_profile = load_profile(profile)
     with progress("Converting") as converting:
         conversion = convert_model(
@@ -73,13 +75,13 @@ def convert(
             loaded_profile,
             ffn_type=TensorType[ffn.name] if ffn else None,
             threads=threads or available_cores(),
-            measure=(lambda path: _divergence(path, model, written, threads)) if written else None,
+            measure=(lambda path: _divergence(path, checkpoint, written, threads)) if written else None,
             progress=converting,
         )
     _print(checkpoint, output, conversion)
 
 
-def _divergence(path: Path, source: str | None, text: str, threads: int | None) -> float:
+def _divergence(path: Path, source: "Checkpoint", text: str, threads: int | None) -> float:
     """Mean KL divergence of a converted model, all its neurons computed, from its source."""
     from hotset.cli.console import progress
     from hotset.core.config import Way
@@ -105,6 +107,9 @@ def _print(checkpoint: "Checkpoint", out: Path, conversion: "Conversion") -> Non
         ("written", f"{out.name}, {size(conversion.size)}"),
         ("layers", ", ".join(f"{count} {way}" for way, count in ways.items())),
     ]
+    if conversion.changed:
+        types = ", ".join(f"{old.name} as {new.name}" for old, new in conversion.changed)
+        rows.append(("neurons rounded anew", types))
     if any(conversion.down_error):
         rows.append(
             ("error of down, stored anew", f"{max(conversion.down_error):.2%} (relative, largest layer)")

@@ -35,6 +35,7 @@ def evaluate(
     kv_type: options.KVType = "f16",
     threads: options.Threads = None,
     vram: options.Vram = None,
+    override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Perplexity of a text, and the divergence from a second model.
@@ -50,12 +51,13 @@ def evaluate(
     from hotset.cli.console import notes, progress, table
     from hotset.measure.perplexity import DEFAULT_WINDOW, tokenize
     from hotset.measure.perplexity import evaluate as evaluate_model
-    from hotset.serve.load import load_model
+    from hotset.serve.load import load_model, open_model
 
+    checkpoint = open_model(model, options.overrides(override))
     window = context or DEFAULT_WINDOW
     with progress("Loading") as loading:
         loaded = load_model(
-            model,
+            checkpoint,
             threads=threads,
             ffn=ffn,
             vram=options.vram_bytes(vram),
@@ -66,7 +68,7 @@ def evaluate(
         reference = None
         if against_dense:
             reference = load_model(
-                model, threads=threads, ffn=Way.DENSE, context=window, kv_type=kv_type, progress=loading
+                checkpoint, threads=threads, ffn=Way.DENSE, context=window, kv_type=kv_type, progress=loading
             )
         elif against:
             reference = load_model(

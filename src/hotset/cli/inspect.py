@@ -12,12 +12,19 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: options.Model = None, *, context: options.Context = None, as_json: options.AsJSON = False
+    model: options.Model = None,
+    *,
+    context: options.Context = None,
+    override: options.Override = None,
+    as_json: options.AsJSON = False,
 ) -> None:
     """Architecture, tensors by type and size, and the memory needed for a context. Reads no weights."""
+    from hotset.cli.console import notes
     from hotset.serve.load import open_model
 
-    facts = _facts(open_model(model), context)
+    checkpoint = open_model(model, options.overrides(override))
+    notes(checkpoint)
+    facts = _facts(checkpoint, context)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -79,8 +86,9 @@ def _neurons(checkpoint: "Checkpoint") -> dict[str, Any] | None:
     predictors = [f"blk.{i}.{part}.weight" for i in range(config.n_layers) for part in ("fc1", "fc2")]
     provenance = {
         key.removeprefix("hotset."): value if isinstance(value, str | int | float) else float(np.max(value))
-        for key, value in checkpoint.metadata.items()
+        for key in checkpoint.metadata
         if key.startswith(("hotset.profile.", "hotset.convert."))
+        for value in [checkpoint.metadata[key]]
     }
     return {
         "hottest_first": bool(counts) and all((np.diff(frequency) <= 0).all() for frequency in counts),

@@ -19,6 +19,7 @@ def load_engine(
     kv_type: str,
     ffn: Way | None,
     vram: str | None,
+    override: list[str] | None,
     quiet: bool,
     verbose: bool,
 ) -> "Engine":
@@ -35,6 +36,7 @@ def load_engine(
             kv_type=kv_type,
             ffn=ffn,
             vram=options.vram_bytes(vram),
+            overrides=options.overrides(override),
             progress=None if quiet else loading,
         )
     if quiet:

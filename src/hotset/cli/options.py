@@ -27,6 +27,16 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        metavar="KEY=VALUE",
+        help="Put a value in the place of what the model's file says, such as tokenizer.ggml.pre=falcon "
+        "(config.json's keys for a directory); may be repeated.",
+        show_default=False,
+    ),
+]
 
 
 def _bound_others(threads: int | None) -> int | None:
@@ -220,6 +230,45 @@ _UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("ib", 1024), ("i", 1024), ("b", 1000))
 }
+
+
+_TRUTH = {"true": True, "false": False}
+_TYPES: dict[str, Callable[[str], str | int | float | bool]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: _TRUTH[text.lower()],
+    "str": str,
+}
+
+
+def overrides(override: Sequence[str] | None) -> dict[str, str | int | float | bool]:
+    """The values of ``--override KEY=VALUE``: integers, numbers, true, false, or else text.
+
+    A type may be named, as in ``KEY=str:7``. Raises `RequestError` for what has another form.
+    """
+    values: dict[str, str | int | float | bool] = {}
+    for text in override or ():
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise RequestError(f"{text!r}: expected KEY=VALUE (--override)")
+        named, colon, rest = value.partition(":")
+        if not colon or named not in _TYPES:
+            named, rest = _type_name(value), value
+        try:
+            values[key] = _TYPES[named](rest)
+        except (ValueError, KeyError):
+            raise RequestError(f"{text!r}: expected {named}, found {rest!r} (--override)") from None
+    return values
+
+
+def _type_name(value: str) -> str:
+    """The type that a value without one is taken for."""
+    if value.lower() in _TRUTH:
+        return "bool"
+    if re.fullmatch(r"[+-]?\d+", value, re.ASCII):
+        return "int"
+    number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value, re.ASCII | re.IGNORECASE)
+    return "float" if number else "str"
 
 
 def vram_bytes(vram: str | None) -> int | None:

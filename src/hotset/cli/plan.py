@@ -52,10 +52,12 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Draw the plan: a PNG or SVG file.", show_default=False)
     ] = None,
+    override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Choose what lies on the GPU, layer by layer, and predict the speed. Runs nothing there."""
-    from hotset.cli.console import progress
+    from hotset.cli.console import notes, progress
+    from hotset.model.reading import order_notes
     from hotset.placing.costs import gpu_of
     from hotset.placing.planner import Planner
     from hotset.serve.load import open_model
@@ -68,7 +70,7 @@ def plan(
         check_picture(plot, [Path(machine)] if machine else ())
     profile = _machine(machine, budget)
     gpu_of(profile)
-    checkpoint = open_model(model)
+    checkpoint = open_model(model, options.overrides(override))
     if plot:
         check_picture(plot, checkpoint.files())
     context = check_context(checkpoint.config, context)
@@ -77,6 +79,8 @@ def plan(
         checkpoint, profile, context=context, prompt=prompt or min(_PROMPT, context), frequency=frequency
     )
     found = planner.plan(budget)
+    split = any(0 < layer.hot < checkpoint.config.ffn_size for layer in found.placement.layers)
+    notes(checkpoint, *(order_notes(checkpoint) if split else ()))
     with progress("Checking"):
         checked = planner.checked(found)
     if plot:

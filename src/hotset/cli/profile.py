@@ -59,6 +59,7 @@ def profile(
         ),
     ] = None,
     threads: options.Threads = None,
+    override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Count how often each neuron fires on a text. Interrupted, it goes on where it was when run again.
@@ -74,11 +75,11 @@ def profile(
 
         check_report(report, text or ())
     if text:
-        made, path = _from_text(model, text, output, tokens, context, threads)
+        made, path = _from_text(model, override, text, output, tokens, context, threads)
     elif import_from:
-        made, path = _from_powerinfer(model, import_from, output, tokens)
+        made, path = _from_powerinfer(model, override, import_from, output, tokens)
     else:
-        given = {"--output": output, "--tokens": tokens, "--context": context}
+        given = {"--output": output, "--tokens": tokens, "--context": context, "--override": override or None}
         unused = ", ".join(name for name, value in given.items() if value is not None)
         if model is None or unused:
             raise RequestError(
@@ -96,6 +97,7 @@ def profile(
 
 def _from_text(
     model: str | None,
+    override: list[str] | None,
     text: list[Path],
     output: Path | None,
     tokens: int | None,
@@ -107,18 +109,19 @@ def _from_text(
     from hotset.activations.collect import collect
     from hotset.activations.corpus import corpus_windows
     from hotset.activations.profile import fingerprint
-    from hotset.cli.console import progress
+    from hotset.cli.console import notes, progress
     from hotset.core.config import Way
     from hotset.serve.load import load_model, open_model
     from hotset.serve.loaded import check_context
 
-    checkpoint = open_model(model)
+    checkpoint = open_model(model, options.overrides(override))
     path = _output(output, checkpoint, text)
     partial = path.with_name(path.name + ".partial")
     check_profile_output(partial, [path])
     window = check_context(checkpoint.config, context or min(_WINDOW, checkpoint.config.context_length))
     with progress("Loading") as loading:
-        loaded = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, context=window, progress=loading)
+        loaded = load_model(checkpoint, threads=threads, ffn=Way.DENSE, context=window, progress=loading)
+    notes(loaded)
     windows = corpus_windows(loaded.tokenizer, texts, window, tokens)
     if len(windows) < 2:
         raise RequestError(
@@ -141,12 +144,12 @@ def _from_text(
 
 
 def _from_powerinfer(
-    model: str | None, directory: Path, output: Path | None, tokens: int | None
+    model: str | None, override: list[str] | None, directory: Path, output: Path | None, tokens: int | None
 ) -> "tuple[ActivationProfile, Path]":
     from hotset.activations.powerinfer import import_profile
     from hotset.serve.load import open_model
 
-    checkpoint = open_model(model)
+    checkpoint = open_model(model, options.overrides(override))
     path = _output(output, checkpoint, directory.iterdir() if directory.is_dir() else ())
     made = import_profile(directory, checkpoint, tokens)
     made.save(path)

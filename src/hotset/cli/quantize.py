@@ -35,6 +35,7 @@ def quantize(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Read so many tokens of the texts, at most.")] = 8192,
     threads: options.Threads = None,
+    override: options.Override = None,
 ) -> None:
     """Store a model in fewer bits, as a GGUF file that llama.cpp reads too.
 
@@ -47,15 +48,16 @@ def quantize(
     texts = [read_text(path) for path in text or ()]
 
     from hotset.activations.corpus import corpus_windows
-    from hotset.cli.console import progress, size, table
+    from hotset.cli.console import notes, progress, size, table
     from hotset.convert.quantize import quantise_model
     from hotset.core.limits import available_cores
     from hotset.formats import TensorType
     from hotset.serve.load import open_model
     from hotset.tokenizer import Tokenizer
 
-    checkpoint = open_model(model)
+    checkpoint = open_model(model, options.overrides(override))
     check_model_output(output, checkpoint.files())
+    notes(checkpoint)
     windows = []
     if texts:
         length = min(_WINDOW, checkpoint.config.context_length)

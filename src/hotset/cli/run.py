@@ -58,6 +58,7 @@ def run(
     vram: options.Vram = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    override: options.Override = None,
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one; without a prompt, hold a conversation."""
     text = _prompt(words, prompt, file)
@@ -88,6 +89,7 @@ def run(
         kv_type=kv_type,
         ffn=ffn,
         vram=vram,
+        override=override,
         quiet=quiet,
         verbose=verbose,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotset.cli import options
 from hotset.cli.convert import FFNType
 from hotset.cli.outputs import check_model_output
 from hotset.cli.text import read_text
@@ -57,6 +58,7 @@ class Opened:
 def opened(
     model: str | None,
     *,
+    override: Sequence[str] | None,
     profile: Path,
     text: Sequence[Path],
     held_out: Sequence[Path] | None,
@@ -72,18 +74,19 @@ def opened(
     judging = [read_text(path) for path in held_out or ()]
 
     from hotset.activations.profile import load_profile
-    from hotset.cli.console import progress
+    from hotset.cli.console import notes, progress
     from hotset.formats import TensorType
     from hotset.serve.load import load_model, open_model
     from hotset.sparsify.study import WINDOW, split, study
 
-    checkpoint = open_model(model)
+    checkpoint = open_model(model, options.overrides(override))
     check_model_output(out, checkpoint.files())
     activation_profile = load_profile(profile)
     activation_profile.check(checkpoint)
     with progress("Loading") as loading:
         window = min(WINDOW, checkpoint.config.context_length)
-        loaded = load_model(model, threads=threads, context=window, progress=loading)
+        loaded = load_model(checkpoint, threads=threads, context=window, progress=loading)
+    notes(loaded)
     encode = loaded.tokenizer.encode
     opening = loaded.tokenizer.bos_id if loaded.tokenizer.bos_id in encode("") else None
     windows = split(

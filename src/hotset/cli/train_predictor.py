@@ -36,6 +36,7 @@ def train_predictor(
     tokens: shared.Tokens = 16384,
     ffn: shared.FFN = None,
     threads: options.Threads = None,
+    override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Find a predictor for every layer and store the model by neuron with the fastest that keep the target.
@@ -56,6 +57,7 @@ def train_predictor(
     import_torch()
     with shared.opened(
         model,
+        override=override,
         profile=profile,
         text=text,
         held_out=held_out,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.activations.profile import ActivationProfile
-from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.backends.blocks import NEURON_TYPES, dequantise, neuron_type, store_as
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
@@ -26,19 +26,6 @@ from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_
 from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.formats.tensor_table import split_name
-
-NEURON_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
-"""Types of which single neurons can be computed."""
-_NEAREST = {
-    TensorType.F32: TensorType.F16,
-    TensorType.BF16: TensorType.F16,
-    TensorType.Q4_K: TensorType.Q4_1,
-    TensorType.Q5_0: TensorType.Q8_0,
-    TensorType.Q5_1: TensorType.Q8_0,
-    TensorType.Q5_K: TensorType.Q8_0,
-    TensorType.Q6_K: TensorType.Q8_0,
-}
-"""For other types one of `NEURON_TYPES` with as many bits or more, whatever the blocks."""
 
 _FOUR_BITS = (TensorType.Q4_0, TensorType.Q4_1)
 """Rounding to these a second time costs much: perplexity rises by 8 % on SmolLM2-135M, with Q8_0 by 0.2 %."""
@@ -66,6 +53,9 @@ class Conversion:
     """Relative error of each layer's down, root mean square over all its numbers; 0 where it is unchanged."""
     kl: float | None
     """Mean KL divergence of the file, all neurons computed, from its source; None where not measured."""
+    changed: tuple[tuple[TensorType, TensorType], ...] = ()
+    """Types of rows that were rounded anew (single neurons of these cannot be computed, or the user asked for
+    another type), each with the one that took its place."""
 
 
 def convert(
@@ -132,20 +122,16 @@ def convert(
 
     size = write_gguf(out, metadata, tensors, progress, finish)
     errors = tuple(layer.down_error for layer in layers)
-    return Conversion(size, plans, errors, kl[0] if kl else None)
+    changed = sorted({pair for layer in layers for pair in layer.changed})
+    return Conversion(size, plans, errors, kl[0] if kl else None, tuple(changed))
 
 
 def default_plans(checkpoint: Checkpoint) -> list[FFNPlan | None]:
-    """A file's own plans where it is stored by neuron; otherwise exact where that is lossless, else dense.
-
-    PowerInfer's predictors, which read the input before the norm, give way to exact.
-    """
+    """A file's own plans where it is stored by neuron; otherwise exact where that is lossless, else dense."""
     config = checkpoint.config
     usual = FFNPlan(Way.EXACT if config.activation.zero_producing else Way.DENSE)
     plans = [layer.ffn for layer in config.layers]
-    if not any(plans):
-        return [usual] * config.n_layers
-    return [usual if plan and plan.raw_input else plan for plan in plans]
+    return plans if any(plans) else [usual] * config.n_layers
 
 
 def source_predictors(checkpoint: Checkpoint) -> dict[int, Predictor]:
@@ -181,12 +167,13 @@ class _Layer:
         self.ffn_type = ffn_type
         # Where only rows of down are skipped, gate and up are read whole: any type will do.
         self.keeps_types = bool(plan and plan.score is Score.DOWN and not ffn_type)
+        self.changed: set[tuple[TensorType, TensorType]] = set()
         turned = source.get(f"blk.{number}.ffn_down_t.weight")
-        if turned is not None and (plan is None or ffn_type not in (None, turned.type)):
+        if turned is not None and (plan is None or _rounded_again(turned.type, ffn_type)):
             asked = "as it was" if plan is None else f"as {_name(ffn_type)}"
             raise HotsetError(
                 f"layer {number} is stored by neuron already, as {turned.type.name}: storing it {asked} "
-                "would lose accuracy; convert the original model"
+                "would lose accuracy; convert the original model, or leave --ffn out"
             )
         if ffn_type and self.hidden % ffn_type.block_size:
             raise HotsetError(
@@ -202,12 +189,25 @@ class _Layer:
             return None
         if part == "ffn_down.weight":
             return [self._turned(tensor)]
-        if part in ("ffn_gate.bias", "ffn_up.bias", "ffn_down_t.weight"):
+        if part in ("ffn_gate.bias", "ffn_up.bias"):
             return [_reordered(tensor, self.order, tensor.type)]
-        if part in ("ffn_gate.weight", "ffn_up.weight"):
-            kind = tensor.type if self.keeps_types else self._type(tensor.type)
-            return [_reordered(tensor, self.order, kind, threads=self.threads)]
+        if part in ("ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight"):
+            return [self._sorted(tensor, is_down=part == "ffn_down_t.weight")]
         return None
+
+    def _sorted(self, tensor: Tensor, *, is_down: bool) -> NewTensor:
+        """A matrix (F, D) whose rows are put in order, in a type of which single ones can be computed."""
+        kind = tensor.type if self.keeps_types and not is_down else self._type(tensor.type)
+        if kind is not tensor.type:
+            self.changed.add((tensor.type, kind))
+        if kind is tensor.type or not is_down:
+            return _reordered(tensor, self.order, kind, threads=self.threads)
+        ffn = len(self.order)
+        return self._down(
+            tensor.name,
+            kind,
+            lambda: (dequantise(tensor, self.order[part]) for part in _slices(ffn, self.hidden)),
+        )
 
     def additions(self) -> list[NewTensor]:
         """Tensors that the source has no place for."""
@@ -220,10 +220,7 @@ class _Layer:
         return added
 
     def _type(self, source: TensorType) -> TensorType:
-        if self.ffn_type:
-            return self.ffn_type
-        nearest = source if source in NEURON_TYPES else _NEAREST[source]
-        return nearest if self.hidden % nearest.block_size == 0 else TensorType.F16
+        return self.ffn_type or neuron_type(source, self.hidden)
 
     def _turned_type(self, source: TensorType) -> TensorType:
         kind = self._type(source)
@@ -231,33 +228,37 @@ class _Layer:
 
     def _turned(self, down: Tensor) -> NewTensor:
         """Down (D, F) as (F, D): the one matrix that is held as float32 while it is written."""
-        kind = self._turned_type(down.type)
-        hidden, ffn = down.shape
+        ffn = down.shape[1]
+
+        def rows() -> Iterator[NDArray[np.float32]]:
+            values = dequantise(down)
+            for part in _slices(ffn, self.hidden):
+                yield np.ascontiguousarray(values[:, self.order[part]].T)
+
+        return self._down(down.name, self._turned_type(down.type), rows)
+
+    def _down(
+        self, source: str, kind: TensorType, rows: Callable[[], Iterator[NDArray[np.float32]]]
+    ) -> NewTensor:
+        """Down by neuron, rounded anew, and by how much that changed it; `source` names it in errors."""
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
-            values = dequantise(down)
             error = total = 0.0
-            for part in _slices(ffn, hidden):
-                rows = np.ascontiguousarray(values[:, self.order[part]].T)
-                stored = _stored(down.name, rows, kind, self.threads)
-                difference = dequantise(stored) - rows
+            for exact in rows():
+                stored = store_as(source, exact, kind, self.threads)
+                difference = dequantise(stored) - exact
                 error += float(np.square(difference).sum(dtype=np.float64))
-                total += float(np.square(rows).sum(dtype=np.float64))
+                total += float(np.square(exact).sum(dtype=np.float64))
                 yield stored.data
-            self.down_error = math.sqrt(error / total) if total else 0.0
+            self.down_error = math.hypot(self.down_error, math.sqrt(error / total) if total else 0.0)
 
-        return NewTensor(f"blk.{self.number}.ffn_down_t.weight", (ffn, hidden), kind, chunks)
+        name = f"blk.{self.number}.ffn_down_t.weight"
+        return NewTensor(name, (len(self.order), self.hidden), kind, chunks)
 
 
-def _stored(name: str, values: NDArray[np.float32], kind: TensorType, threads: int) -> Tensor:
-    """Rows (n, k) as `kind`; `HotsetError` for numbers that it cannot hold."""
-    if kind is not TensorType.F16:
-        return round_to_nearest(name, values, kind, threads)
-    with np.errstate(over="ignore"):
-        halves = values.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise HotsetError(f"{name} has numbers beyond 65504, which f16 cannot hold: use --ffn q8_0")
-    return Tensor(name, kind, values.shape, halves.reshape(-1).view(np.uint8))
+def _rounded_again(stored: TensorType, asked: TensorType | None) -> bool:
+    """Whether rows that are rounded already, and could stay as they are, would be rounded to another type."""
+    return asked not in (None, stored) and stored in NEURON_TYPES and stored is not TensorType.F16
 
 
 def _reordered(
@@ -271,7 +272,7 @@ def _reordered(
             if kind is tensor.type:
                 yield rows[order[part]].reshape(-1)
             else:
-                yield _stored(tensor.name, dequantise(tensor, order[part]), kind, threads).data
+                yield store_as(tensor.name, dequantise(tensor, order[part]), kind, threads).data
 
     return NewTensor(name or tensor.name, tensor.shape, kind, chunks)
 

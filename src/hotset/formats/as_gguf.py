@@ -4,6 +4,7 @@ Hugging Face models keep their tokenizer as it is: ``tokenizer.huggingface.json`
 description) has tokenizer.json, and ``hotset.huggingface.NAME`` the small files beside it.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from hotset.architectures.table import ARCHITECTURES, Architecture
 from hotset.core.config import ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.ffn_plan import plan_keys
 from hotset.formats.gguf_file import read_gguf
 from hotset.formats.gguf_writer import same_metadata
 from hotset.formats.mapped import read_bytes
@@ -46,7 +48,7 @@ def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor
         tensors: Mapping[str, Tensor] = _Tensors(checkpoint, architecture)
     else:
         file = read_gguf(checkpoint.path)
-        metadata = same_metadata(file.metadata)
+        metadata = same_metadata(checkpoint.metadata)
         tensors = {}
         for name, tensor in file.tensors.items():
             named = name.replace("ffn_down_t.bias", "ffn_down.bias")  # PowerInfer's name
@@ -54,6 +56,8 @@ def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor
         if file.powerinfer:  # whose OPT files leave out the one and count more in the other
             metadata |= _norm_key(checkpoint.config)
             metadata[f"{architecture.name}.context_length"] = checkpoint.config.context_length
+            metadata.pop("powerinfer.sparse_threshold", None)
+            metadata |= plan_keys([layer.ffn for layer in checkpoint.config.layers])
     # PowerInfer's models have ReLU whatever their architecture; a plain GGUF has to say it.
     if checkpoint.config.activation is not architecture.activation:
         metadata["hotset.activation"] = checkpoint.config.activation.value
@@ -107,6 +111,8 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
         keys["attention.scale"] = c.attention_scale
     if windows := [layer.window for layer in c.layers if layer.window]:
         keys["attention.sliding_window"] = windows[0]
+        if len(windows) < c.n_layers:
+            keys["attention.sliding_window_pattern"] = np.array([bool(layer.window) for layer in c.layers])
     full, local = _ropes(c)
     if full:
         keys["rope.dimension_count"] = full.dim
@@ -119,7 +125,9 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
     metadata |= {f"{name}.{key}": value for key, value in keys.items()} | _norm_key(c)
     for key, file in [(TOKENIZER, "tokenizer.json"), *((BESIDE + file, file) for file in BESIDE_FILES)]:
         path = checkpoint.path / file
-        if path.is_file():
+        if key == BESIDE + "config.json":
+            metadata[key] = json.dumps(checkpoint.metadata, ensure_ascii=False)  # with what was overridden
+        elif path.is_file():
             try:
                 metadata[key] = read_bytes(path).decode()
             except UnicodeDecodeError:

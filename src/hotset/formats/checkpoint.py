@@ -27,10 +27,17 @@ class Checkpoint:
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """GGUF's key-values; for a Hugging Face directory the parsed ``config.json``."""
+    """GGUF's key-values; for a Hugging Face directory the parsed ``config.json``. Overrides are in them."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the files were read, a line each."""
 
     def files(self) -> list[Path]:
         """The files that the model is read from: all parts of a split one, all of a directory's own kinds."""
         if self.path.is_dir():
             return [file for file in self.path.iterdir() if file.suffix in _DIRECTORY_SUFFIXES]
         return [self.path.with_name(part) for part in split_parts(self.path.name)]
+
+
+def without_images(count: int) -> str:
+    """Say that tensors of a multimodal model have been left out."""
+    return f"{count} tensors for images and sound are left out: only the text part of the model is run"

@@ -1,5 +1,6 @@
 """How a GGUF file says which neurons of each layer are computed: Hotset's keys, and PowerInfer's."""
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -13,8 +14,14 @@ from hotset.formats.gguf_file import GGUFFile
 from hotset.formats.keys import Keys
 from hotset.formats.tensor_table import TensorTable
 
-WAY, SCORE, CUTOFF, RECALL = (f"hotset.ffn.{key}" for key in ("way", "score", "cutoff", "recall"))
-"""Keys: each layer's way, score (empty for none), cut-off and recall."""
+WAY, SCORE, CUTOFF, RECALL, RAW_INPUT = (
+    f"hotset.ffn.{key}" for key in ("way", "score", "cutoff", "recall", "raw_input")
+)
+"""Keys: each layer's way, score (empty for none), cut-off, recall, and whether its predictor reads the FFN's
+input before the norm (PowerInfer's; absent: none does)."""
+
+POWERINFER_RECALL = 0.99
+"""Share of the firing neurons that audits hold in PowerInfer's files, which do not say."""
 
 _SCORES = {
     Way.DENSE: (None,),
@@ -32,8 +39,7 @@ def read_plans(
     """Each layer's plan; None where its down is not stored by neuron."""
     keys = Keys(file.metadata, str(path))
     if file.powerinfer:
-        cutoff = keys.number("powerinfer.sparse_threshold", 0.0, low=-1e30)
-        plans = [FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, cutoff, raw_input=True)] * layers
+        plans = _powerinfer_plans(keys, table, layers)
     elif WAY in file.metadata:
         plans = _stated_plans(keys, layers)
     else:
@@ -49,14 +55,36 @@ def read_plans(
     return [plan if table.by_neuron(layer) else None for layer, plan in enumerate(plans)]
 
 
-def plan_keys(plans: Sequence[FFNPlan]) -> dict[str, Any]:
-    """The key-values that `read_plans` reads."""
-    return {
-        WAY: [plan.way.value for plan in plans],
-        SCORE: [plan.score.value if plan.score else "" for plan in plans],
-        CUTOFF: [plan.cutoff for plan in plans],
-        RECALL: [plan.recall for plan in plans],
+def plan_keys(plans: Sequence[FFNPlan | None]) -> dict[str, Any]:
+    """The key-values that `read_plans` reads; a layer without a plan is dense."""
+    stated = [plan or FFNPlan(Way.DENSE) for plan in plans]
+    keys: dict[str, Any] = {
+        WAY: [plan.way.value for plan in stated],
+        SCORE: [plan.score.value if plan.score else "" for plan in stated],
+        CUTOFF: np.array([plan.cutoff for plan in stated], np.float32),
+        RECALL: np.array([plan.recall for plan in stated], np.float32),
     }
+    if any(plan.raw_input for plan in stated):
+        keys[RAW_INPUT] = np.array([plan.raw_input for plan in stated])
+    return keys
+
+
+def plan_notes(file: GGUFFile, plans: Sequence[FFNPlan | None]) -> list[str]:
+    """What the user should know about the plans of a file, a line each."""
+    exact = [str(layer) for layer, plan in enumerate(plans) if plan and plan.way is Way.EXACT]
+    if not file.powerinfer or not exact:
+        return []
+    return [f"layers without a predictor compute every neuron that is not zero: {', '.join(exact)}"]
+
+
+def _powerinfer_plans(keys: Keys, table: TensorTable, layers: int) -> list[FFNPlan]:
+    """By predictor where a layer has one; its converter drops all that come after a missing file."""
+    largest = float(np.finfo(np.float32).max)
+    cutoff = keys.number("powerinfer.sparse_threshold", 0.0, low=-math.inf, high=math.inf)
+    cutoff = min(max(cutoff, -largest), largest)  # no score is beyond
+    predicted = FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, cutoff, POWERINFER_RECALL, raw_input=True)
+    names = [[f"blk.{layer}.{part}.weight" for part in ("fc1", "fc2")] for layer in range(layers)]
+    return [predicted if all(name in table for name in pair) else FFNPlan(Way.EXACT) for pair in names]
 
 
 def _stated_plans(keys: Keys, layers: int) -> list[FFNPlan]:
@@ -65,14 +93,18 @@ def _stated_plans(keys: Keys, layers: int) -> list[FFNPlan]:
     cutoffs, recalls = _numbers(keys, CUTOFF, layers), _numbers(keys, RECALL, layers)
     if min(recalls) < 0 or max(recalls) > 1:
         raise keys.refuse(RECALL, "numbers from 0 to 1", np.array(recalls))
+    raw = keys.get(RAW_INPUT, np.zeros(layers, bool))
+    if not isinstance(raw, np.ndarray) or raw.shape != (layers,) or raw.dtype != bool:
+        raise keys.refuse(RAW_INPUT, f"true or false for each of {layers} layers", raw)
     plans = []
-    for way, score, cutoff, recall in zip(ways, scores, cutoffs, recalls, strict=True):
+    for way, score, cutoff, recall, unnormed in zip(ways, scores, cutoffs, recalls, raw, strict=True):
         if way is None or score not in _SCORES[way]:
             expected = ", ".join(choice.value for choice in _SCORES[way or Way.DENSE] if choice) or "none"
             raise keys.refuse(
                 SCORE, f"{expected} where the way is {way and way.value}", score and score.value
             )
-        plans.append(FFNPlan(way, score, cutoff, recall if way is Way.PREDICTOR else 0.0))
+        predicted = way is Way.PREDICTOR
+        plans.append(FFNPlan(way, score, cutoff, recall if predicted else 0.0, predicted and bool(unnormed)))
     return plans
 
 

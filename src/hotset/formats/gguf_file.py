@@ -21,6 +21,9 @@ from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import map_file
 from hotset.formats.tensor import Tensor, TensorType
 
+LAID_OUT_ANEW = ("general.alignment", "split.")
+"""Beginnings of keys that say how a file lies, not what the model is."""
+
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRUCTS = {kind: struct.Struct("<" + code) for kind, code in _SCALARS.items()}
@@ -28,20 +31,29 @@ _U32, _U64 = _STRUCTS[4], _STRUCTS[10]
 _MAX_NAME = 65535  # the format's limit for keys
 _MAX_DIMS = 4
 _MAX_ENTRIES = 1 << 20  # key-values, tensors
+_MAX_DEPTH = 4  # of arrays in arrays
 _MAX_STRINGS = 1 << 24  # in one array: sixty times the largest vocabulary
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(?!00000)(\d{5})\.gguf")
 
 
 class Metadata(Mapping[str, Any]):
-    """GGUF's key-values: Python scalars, ``list[str]``, NumPy arrays; these are decoded at look-up."""
+    """GGUF's key-values: Python scalars, ``list[str]``, NumPy arrays; these are decoded at look-up.
+
+    Looking up a value that cannot be read (text that is not UTF-8, arrays of arrays) is a `CheckpointError`;
+    as long as nobody needs it, it is no reason to refuse the file.
+    """
 
     def __init__(self, cursor: "_Cursor") -> None:
         self._cursor = cursor
         self._values: dict[str, Any] = {}
         self._spans: dict[str, tuple[int, int]] = {}
+        self.changed: dict[str, Any] = {}
+        """Values that have taken the place of the file's, or that it does not have."""
 
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
+        if isinstance(value, _Unreadable):
+            raise self._cursor.error(f"key {shown(key)} {value.problem}")
         if isinstance(value, _Array):
             value = self._values[key] = self._cursor.decode(value, key)
         return value
@@ -71,6 +83,10 @@ class Metadata(Mapping[str, Any]):
     def span(self, key: str) -> tuple[int, int]:
         """Where in the file `raw` lies: its first byte, and the one behind its last."""
         return self._spans[key]
+
+    def change(self, key: str, value: Any) -> None:
+        """Put a value in the place of the file's, or add it."""
+        self._values[key] = self.changed[key] = value
 
     def insert(self, key: str, value: Any, start: int, end: int) -> None:
         """Take in a value just read from these bytes of the file."""
@@ -211,6 +227,13 @@ class _Array:
 
 
 @dataclass(frozen=True)
+class _Unreadable:
+    """A value that Hotset cannot read, and why."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
 class _Entry:
     """A tensor's line in the header; ``offset`` counts from the start of the data."""
 
@@ -250,27 +273,36 @@ class _Cursor:
         return count
 
     def string(self, limit: int | None = None) -> str:
+        try:
+            return str(self._string_bytes(limit), "utf-8")
+        except UnicodeDecodeError:
+            raise self.error("a name in the header is not UTF-8: the file is damaged") from None
+
+    def _string_bytes(self, limit: int | None = None) -> memoryview:
         length = self.count(1, limit)
         start = self.position
         self.position += length
-        return self._text(self._view[start : self.position], "a string in the header")
-
-    def _text(self, raw: "memoryview | bytes", what: str) -> str:
-        try:
-            return str(raw, "utf-8")
-        except UnicodeDecodeError:
-            raise self.error(f"{what} is not UTF-8: the file is damaged") from None
+        return self._view[start : self.position]
 
     def value(self, key: str) -> Any:
         kind = self.number(_U32)
         if kind in _STRUCTS:
             return self.number(_STRUCTS[kind])
         if kind == _STRING:
-            return self.string()
+            raw = self._string_bytes()
+            try:
+                return str(raw, "utf-8")
+            except UnicodeDecodeError:
+                return _Unreadable("has text that is not UTF-8")
         if kind != _ARRAY:
             raise self.error(
                 f"key {shown(key)} has value type {kind}, which GGUF does not know: it is damaged"
             )
+        array = self._array(key, 0)
+        return _Unreadable("has arrays of arrays, which Hotset does not read") if array is None else array
+
+    def _array(self, key: str, depth: int) -> "_Array | None":
+        """Where an array lies; None for one of arrays. The position is then behind it."""
         kind = self.number(_U32)
         if kind in _STRUCTS:
             count = self.count(_STRUCTS[kind].size)
@@ -280,9 +312,13 @@ class _Cursor:
             count = self.count(_U64.size, _MAX_STRINGS)
             start = self.position
             self.position = self._skip_strings(start, count)
+        elif kind == _ARRAY and depth < _MAX_DEPTH:
+            for _ in range(self.count(_U32.size + _U64.size, _MAX_ENTRIES)):
+                self._array(key, depth + 1)
+            return None
         else:
-            what = "arrays of arrays" if kind == _ARRAY else f"entries of type {kind}"
-            raise self.error(f"key {shown(key)} has {what}, which Hotset does not read")
+            what = f"arrays more than {_MAX_DEPTH} deep" if kind == _ARRAY else f"entries of type {kind}"
+            raise self.error(f"key {shown(key)} has {what}, which GGUF does not know: it is damaged")
         return _Array(kind, count, start, self.position)
 
     def _skip_strings(self, position: int, count: int) -> int:

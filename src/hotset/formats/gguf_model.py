@@ -10,10 +10,11 @@ import numpy as np
 from hotset.architectures.table import ARCHITECTURES, Architecture, Windows
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.ffn_plan import read_plans
-from hotset.formats.gguf_file import GGUFFile, read_gguf
+from hotset.formats.checkpoint import Checkpoint, without_images
+from hotset.formats.ffn_plan import plan_notes, read_plans
+from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
 from hotset.formats.keys import REQUIRED, Keys
+from hotset.formats.overrides import Overrides, check_overrides, override_metadata
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
@@ -31,15 +32,21 @@ _NEUTRAL: Mapping[str, Any] = {
     "embedding_scale": 0,
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
 _GEMMA3_PATTERN = 6
 
 
-def open_gguf(path: Path) -> Checkpoint:
-    """Open a GGUF file, or all parts of a split one."""
+def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
+    """Open a GGUF file, or all parts of a split one, these `overrides` in the place of its metadata."""
     file = read_gguf(path)
+    override_metadata(file.metadata, overrides or {})
     architecture, keys = _architecture(file, path)
+    check_overrides(overrides or {}, architecture.name)
     keys.require(_NEUTRAL)
-    tensors = dict(file.tensors)
+    tensors = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(_NO_TEXT)}
+    notes = [*_name_pre_tokenizer(file.metadata, architecture)]
+    if left_out := len(file.tensors) - len(tensors):
+        notes.append(without_images(left_out))
     factors = tensors.pop(_ROPE_FACTORS, None)
     sizes = _sizes(keys, architecture, tensors, path)
     context = keys.integer("context_length")
@@ -56,6 +63,7 @@ def open_gguf(path: Path) -> Checkpoint:
 
     activation = _activation(file, path, architecture)
     plans = read_plans(file, path, activation, table, sizes.layers)
+    notes += plan_notes(file, plans)
     layers = _layers(keys, architecture, sizes, _factors(path, factors))
     config = ModelConfig(
         architecture=architecture.name,
@@ -80,7 +88,7 @@ def open_gguf(path: Path) -> Checkpoint:
         raise keys.refuse(
             "context_length", f"{sizes.positions} as in position_embd.weight, or 2 less", context
         )
-    return Checkpoint(path, config, table, file.metadata)
+    return Checkpoint(path, config, table, file.metadata, tuple(notes))
 
 
 def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
@@ -91,17 +99,40 @@ def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
     name = keys.text("general.architecture")
     for architecture in ARCHITECTURES:
         if name == architecture.name:
-            return architecture, Keys(file.metadata, str(path), prefix=f"{name}.")
+            layers = file.metadata.get(f"{name}.block_count")
+            own = architecture.gguf_depth_defaults.get(layers, {}) if isinstance(layers, int) else {}
+            defaults = {**architecture.gguf_defaults, **own}
+            prefix, also = f"{name}.", architecture.gguf_also
+            return architecture, Keys(file.metadata, str(path), prefix=prefix, also=also, defaults=defaults)
     known = ", ".join(dict.fromkeys(architecture.name for architecture in ARCHITECTURES))
     raise keys.refuse("general.architecture", f"one of {known}", name)
+
+
+def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[str]:
+    """Put in the key that byte-level files from before spring 2024 lack; a note, if that is a guess."""
+    if "tokenizer.ggml.pre" in metadata or metadata.get("tokenizer.ggml.model") != "gpt2":
+        return []
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    for token, name in architecture.default_pre.items():
+        if not token or (isinstance(tokens, list) and token in tokens):
+            metadata.change("tokenizer.ggml.pre", name)
+            return []
+    metadata.change("tokenizer.ggml.pre", "default")
+    return [
+        "the file does not say how its tokenizer cuts text into words (tokenizer.ggml.pre): default is taken "
+        "and may make answers worse; if you know the name, add --override tokenizer.ggml.pre=NAME"
+    ]
 
 
 def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
     hidden = keys.integer("embedding_length")
     heads = keys.integer("attention.head_count")
-    if keys.get("attention.key_length") is None and hidden % heads:
+    norm = tensors.get(
+        "blk.0.attn_q_norm.weight"
+    )  # which tells the size where no key does (Ollama's Gemma 3)
+    if norm is None and keys.get("attention.key_length") is None and hidden % heads:
         raise keys.refuse("attention.head_count", f"a divisor of embedding_length {hidden}", heads)
-    head_dim = keys.integer("attention.key_length", hidden // heads)
+    head_dim = keys.integer("attention.key_length", norm.shape[0] if norm else hidden // heads)
     if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:
         raise keys.refuse("attention.value_length", f"{head_dim} like the key's", value_dim)
     sizes = Sizes(
@@ -184,11 +215,21 @@ def _layers(
 ) -> tuple[LayerConfig, ...]:
     full, local = _ropes(keys, architecture, sizes, factors)
     window = keys.integer("attention.sliding_window", 0, low=0)
-    sliding = [True] * sizes.layers
-    if architecture.windows is Windows.PATTERN:
-        pattern = keys.integer("attention.sliding_window_pattern", _GEMMA3_PATTERN)
-        sliding = [(layer + 1) % pattern != 0 for layer in range(sizes.layers)]
+    sliding = _sliding(keys, architecture, sizes.layers)
     return tuple(LayerConfig(local if s else full, window or None if s else None) for s in sliding)
+
+
+def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
+    """Which layers attend to a window: as stated for each, or all but every so many-th (0: all)."""
+    key = "attention.sliding_window_pattern"
+    usual = _GEMMA3_PATTERN if architecture.windows is Windows.PATTERN else 0
+    pattern = keys.get(key, usual)
+    if isinstance(pattern, np.ndarray):
+        if pattern.shape != (layers,) or not np.isin(pattern, (0, 1)).all():
+            raise keys.refuse(key, f"true or false for each of {layers} layers, or a number", pattern)
+        return [bool(windowed) for windowed in pattern]
+    period = keys.integer(key, usual, low=0)
+    return [period == 0 or (layer + 1) % period != 0 for layer in range(layers)]
 
 
 def _ropes(

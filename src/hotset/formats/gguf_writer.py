@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.errors import HotsetError
-from hotset.formats.gguf_file import Metadata, read_gguf
+from hotset.formats.gguf_file import LAID_OUT_ANEW, Metadata, read_gguf
 from hotset.formats.keys import shown
 from hotset.formats.output import written
 from hotset.formats.tensor import Tensor, TensorType
@@ -43,7 +43,6 @@ _ARRAY_TYPES = {
     "<i8": 11,
     "<f8": 12,
 }
-_LAID_OUT_ANEW = ("general.alignment", "split.")
 _WRITTEN_HERE = ("hotset.convert.", "hotset.quantize.")
 
 
@@ -79,7 +78,12 @@ def same_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """An opened GGUF's key-values, in order, to change and write; without what a split file's parts have."""
     if not isinstance(metadata, Metadata):
         raise TypeError("only a GGUF file's metadata has GGUF's types")
-    return {key: Raw(metadata.raw(key)) for key in metadata if not key.startswith(_LAID_OUT_ANEW)}
+    changed = metadata.changed
+    return {
+        key: changed[key] if key in changed else Raw(metadata.raw(key))
+        for key in metadata
+        if not key.startswith(LAID_OUT_ANEW)
+    }
 
 
 def write_gguf(

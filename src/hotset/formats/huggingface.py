@@ -1,15 +1,18 @@
 """Hugging Face directories: config.json and safetensors, whole or in shards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hotset.architectures.table import ARCHITECTURES, Architecture, Windows
 from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.checkpoint import Checkpoint, without_images
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes
+from hotset.formats.overrides import Overrides, override_config
 from hotset.formats.rope import rope_from_config
 from hotset.formats.safetensors import parse_json, read_safetensors
 from hotset.formats.tensor import Tensor
@@ -26,16 +29,26 @@ _NEUTRAL: Mapping[str, Any] = {
     "num_experts": None,
 }
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
+_NO_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.")
+_COMPARED = 1 << 24
+"""Bytes compared at a time."""
 
 
-def open_huggingface(directory: Path) -> Checkpoint:
-    """Open a directory with config.json and model.safetensors or its index."""
+def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Checkpoint:
+    """Open a directory with config.json and model.safetensors or its index.
+
+    `overrides` take the place of values in config.json. Of a multimodal model the text part is taken.
+    """
     path = directory / "config.json"
     if not path.exists():
         models = sorted(file.name for file in directory.glob("*.gguf"))
         hint = f"; name the file to open {models[0]}" if models else ""
         raise CheckpointError(f"{directory}: expected a model's directory with config.json, found none{hint}")
     raw = parse_json(read_bytes(path), str(path))
+    multimodal = isinstance(raw.get("text_config"), dict)
+    if multimodal:
+        raw = {**raw, **raw.pop("text_config")}
+    override_config(raw, overrides or {})
     architecture = _architecture(raw, path)
     adapted = architecture.hf_adapt(raw)
     names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
@@ -44,7 +57,17 @@ def open_huggingface(directory: Path) -> Checkpoint:
     keys.require(architecture.hf_required)
     files = _read_tensors(directory)
     sizes = _sizes(keys, architecture, len(files))
-    table = _table(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
+    notes = []
+    if multimodal:
+        text = {name: tensor for name, tensor in files.items() if not _is_for_images(name)}
+        if left_out := len(files) - len(text):
+            notes.append(without_images(left_out))
+        files = text
+    table, untied = _table(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
+    if untied:
+        notes.append(
+            "config.json says tie_word_embeddings, but lm_head.weight is another matrix: that one is used"
+        )
     table.check(architecture, sizes)
     _check_flags(keys, architecture, table)
 
@@ -68,7 +91,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
         embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
         position_offset=architecture.position_offset,
     )
-    return Checkpoint(directory, config, table, raw)
+    return Checkpoint(directory, config, table, raw, tuple(notes))
 
 
 def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
@@ -146,10 +169,14 @@ def _is_shard_name(name: object) -> bool:
     return Path(name).name == name and name.endswith(".safetensors")
 
 
+def _is_for_images(name: str) -> bool:
+    return name.removeprefix("model.").startswith(_NO_TEXT)
+
+
 def _table(
     directory: Path, files: Mapping[str, Tensor], architecture: Architecture, sizes: Sizes, *, tied: bool
-) -> TensorTable:
-    """Give the tensors their final names."""
+) -> tuple[TensorTable, bool]:
+    """Give the tensors their final names; whether the output is another matrix although it should be tied."""
     table = TensorTable(str(directory))
     targets: dict[str, tuple[str, int, str]] = {}
     for part, modules in architecture.tensors.items():
@@ -157,20 +184,46 @@ def _table(
             for layer in range(1 if is_global(part) else sizes.layers):
                 for suffix in ("weight", "bias"):
                     targets[f"{module.format(layer)}.{suffix}"] = part, layer, suffix
+    ends = {}  # the embedding and the output
     for name, tensor in files.items():
-        part, layer, suffix = targets.get(name, ("", 0, ""))
+        known = next((spelling for spelling in _spellings(name) if spelling in targets), "")
+        part, layer, suffix = targets.get(known, ("", 0, ""))
         target = f"{part}.{suffix}" if is_global(part) else f"blk.{layer}.{part}.{suffix}"
         if not part:
             table.add(name, tensor)  # the check will name it
-        elif part == "output" and tied:
-            pass  # a copy of the embedding
+        elif tied and target in ("token_embd.weight", "output.weight") and target not in ends:
+            ends[target] = tensor
         elif part == "attn_qkv":
             table.add_fused(layer, suffix, tensor, sizes, grouped=True)
         elif architecture.norm_weight_plus_one and is_norm(part) and suffix == "weight":
             table.add_plus_one(target, tensor)
         else:
             table.add(target, tensor)
-    return table
+    if ends:
+        embedding = ends.get("token_embd.weight") or ends["output.weight"]
+        table.add("token_embd.weight", embedding)
+        output = ends.get("output.weight", embedding)
+        if not _same(output, embedding):
+            table.add("output.weight", output)
+    return table, tied and "output.weight" in table
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """What a tensor may be called in the table: base models and multimodal ones have other prefixes."""
+    yield name
+    bare = name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
+    yield from (bare, f"model.{bare}", f"transformer.{bare}")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same numbers, as bytes."""
+    if (one.type, one.shape) != (other.type, other.shape):
+        return False
+    starts = range(0, one.nbytes, _COMPARED)
+    return one is other or all(
+        np.array_equal(one.data[start : start + _COMPARED], other.data[start : start + _COMPARED])
+        for start in starts
+    )
 
 
 def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> None:

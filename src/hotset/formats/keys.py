@@ -24,8 +24,8 @@ def shown(value: object, limit: int = 60) -> str:
 class Keys:
     """Key-values of one file. ``prefix`` is put before every key, and ``names`` renames keys first.
 
-    An absent key has the value in ``defaults`` (by the caller's name), else the caller's default; null has
-    the latter.
+    ``also`` has second names, for where a key is there under that name alone. An absent key has the value in
+    ``defaults`` (by the caller's name), else the caller's default; null has the latter.
     """
 
     def __init__(
@@ -35,12 +35,14 @@ class Keys:
         *,
         prefix: str = "",
         names: Mapping[str, str] | None = None,
+        also: Mapping[str, str] | None = None,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._values = values
         self._where = where
         self._prefix = prefix
         self._names = names or {}
+        self._also = also or {}
         self._defaults = defaults or {}
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -54,7 +56,11 @@ class Keys:
 
     def name(self, key: str) -> str:
         """Return the name in the file."""
-        return self._prefix + self._names.get(key, key)
+        name = self._prefix + self._names.get(key, key)
+        second = self._also.get(key)
+        if second is None or name in self._values or self._prefix + second not in self._values:
+            return name
+        return self._prefix + second
 
     def refuse(self, key: str, expected: str, found: object) -> CheckpointError:
         """Build the error for a value that cannot be run."""

@@ -118,9 +118,9 @@ def rope_from_gguf(
     keys: Keys, dim: int, *, interleaved: bool, theta: float, context: int, factors: F32 | None
 ) -> RopeConfig:
     """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,), the tensor ``rope_freqs``, divide."""
-    legacy = keys.number("rope.scale_linear", 0.0, high=1e6)
-    kind = keys.text("rope.scaling.type", "linear" if legacy else "none")
-    factor = keys.number("rope.scaling.factor", legacy or 1.0, high=1e6) or 1.0
+    kind = keys.text("rope.scaling.type", "linear")
+    legacy = keys.number("rope.scale_linear", 1.0, high=1e6)
+    factor = keys.number("rope.scaling.factor", legacy, high=1e6) or 1.0
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
     if kind == "none":
         frequencies = plain_frequencies(theta, dim)

@@ -1,8 +1,11 @@
-"""How many bytes of weights one decoded token reads, each in its type's own size."""
+"""How a model's weights are read: bytes of each token, and what the user should know about neurons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from hotset.backends.blocks import neuron_type
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.formats.checkpoint import Checkpoint
 
@@ -59,3 +62,35 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
     return Traffic(always, tuple(by_neuron), config.ffn_size)
+
+
+def rounding_notes(checkpoint: Checkpoint) -> list[str]:
+    """A line about neurons in types of which single ones cannot be computed (in PowerInfer's files)."""
+    rounded = set()
+    for i, layer in enumerate(checkpoint.config.layers):
+        if layer.ffn:
+            tensor = checkpoint.tensors[f"blk.{i}.ffn_down_t.weight"]
+            if (nearest := neuron_type(tensor.type, tensor.shape[1])) is not tensor.type:
+                rounded.add(f"{tensor.type.name} as {nearest.name}")
+    if not rounded:
+        return []
+    return [
+        f"single neurons are computed in other types than the file's ({', '.join(sorted(rounded))}), rounded "
+        "anew at each start: hotset convert stores them so"
+    ]
+
+
+def order_notes(checkpoint: Checkpoint) -> list[str]:
+    """A line where what is taken for the hottest neurons is no hotter than others: they are not sorted."""
+    unsorted = 0
+    for i, layer in enumerate(checkpoint.config.layers):
+        if layer.ffn and layer.ffn.way is not Way.DENSE:
+            name = f"blk.{i}.ffn_profile.weight"
+            profile = checkpoint.tensors.get(name)
+            unsorted += profile is None or bool((np.diff(profile.to_float32()[0]) > 0).any())
+    if not unsorted:
+        return []
+    return [
+        f"the neurons of {unsorted} layers are not sorted by how often they fire, so those on the GPU are no "
+        "hotter than the others: sort them with hotset profile and hotset convert"
+    ]

@@ -14,6 +14,7 @@ import numpy as np
 from hotset.backends.contract import F32, KVCache
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
+from hotset.formats.overrides import Overrides
 from hotset.model.transformer import SLICE
 from hotset.serve.load import Progress, load_model
 from hotset.serve.loaded import Model
@@ -50,6 +51,7 @@ class Engine:
         kv_type: str = "f16",
         ffn: Way | None = None,
         vram: int | None = None,
+        overrides: Overrides | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
         """Load a model and make room for a context.
@@ -59,11 +61,19 @@ class Engine:
         for, None the same but at most 4096.
         `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
         stored by neuron. `vram` is how many bytes may lie on the GPU; None: all is the CPU's.
+        `overrides` are values to put in the place of the file's metadata (`hotset.serve.load.open_model`).
         `progress(done, total)` is told of the model's parts.
         Raises `HotsetError`.
         """
         loaded = load_model(
-            model, threads=threads, ffn=ffn, vram=vram, context=context, kv_type=kv_type, progress=progress
+            model,
+            overrides=overrides,
+            threads=threads,
+            ffn=ffn,
+            vram=vram,
+            context=context,
+            kv_type=kv_type,
+            progress=progress,
         )
         return cls(loaded, loaded.kv_cache(context, kv_type))
 

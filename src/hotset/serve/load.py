@@ -9,7 +9,8 @@ from hotset.backends.contract import F32
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
 from hotset.formats.checkpoint import Checkpoint
-from hotset.model.reading import traffic
+from hotset.formats.overrides import Overrides
+from hotset.model.reading import order_notes, rounding_notes, traffic
 from hotset.serve.loaded import DEFAULT_CONTEXT, Model, check_context
 from hotset.serve.memory import check_memory
 from hotset.state.kv_types import check_kv_type
@@ -23,8 +24,9 @@ Progress = Callable[[int, int], None]
 
 
 def load_model(
-    model: str | Path | None = None,
+    model: str | Path | Checkpoint | None = None,
     *,
+    overrides: Overrides | None = None,
     threads: int | None = None,
     ffn: Way | FFNPlan | None = None,
     vram: int | None = None,
@@ -36,19 +38,23 @@ def load_model(
 ) -> Model:
     """Find, open and build a model for the CPU, or with `vram` for a GPU and the CPU.
 
-    `model` is a path, a name on the hub (see `locate`) or None for the demo model; `threads` None means one a
-    physical core; `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`.
-    `vram` is how many bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them;
-    `device` takes the GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`),
-    by which it is chosen what lies there. Raises `CheckpointError` for what cannot be read or run,
-    `HotsetError` where main memory has too little room for the weights and a KV cache of `context` tokens,
-    and `DeviceMemoryError` where the GPU has.
+    `model` is a path, a name on the hub (see `locate`), None for the demo model, or one that is open;
+    `overrides` take the place of its metadata, see `open_model`. `threads` None means one a physical core;
+    `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how many
+    bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
+    GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which it is
+    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, `HotsetError` where main
+    memory has too little room for the weights and a KV cache of `context` tokens, and `DeviceMemoryError`
+    where the GPU has.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
     from hotset.tokenizer import Tokenizer
 
-    checkpoint = with_plan(open_model(model), ffn)
+    opened = model if isinstance(model, Checkpoint) else open_model(model, overrides)
+    checkpoint = with_plan(opened, ffn)
+    rounding = rounding_notes(checkpoint)
+    notes = [*checkpoint.notes, *rounding]
     kv_type = check_kv_type(kv_type, checkpoint.config)
     longest = checkpoint.config.context_length
     room = min(DEFAULT_CONTEXT if context is None else context or longest, longest)
@@ -59,11 +65,15 @@ def load_model(
     backend = CpuBackend(threads=threads)
     if device is None:
         transformer = build_transformer(checkpoint, backend, progress)
-        return Model(checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint))
+        return Model(
+            checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint), notes=tuple(notes)
+        )
 
     from hotset.placing.doctor import gpu_machine
     from hotset.placing.place import place
 
+    if rounding:
+        raise HotsetError(f"{checkpoint.path}: {rounding[0]} (with --vram, do that first)")
     context = check_context(checkpoint.config, context)
     frequency = neuron_frequency(checkpoint, threads=threads, progress=progress)
     placed = place(
@@ -77,6 +87,8 @@ def load_model(
         frequency=frequency,
         progress=progress,
     )
+    if any(0 < layer.hot < checkpoint.config.ffn_size for layer in placed.plan.placement.layers):
+        notes += order_notes(checkpoint)
     return Model(
         checkpoint.path,
         placed.transformer,
@@ -84,7 +96,7 @@ def load_model(
         backend,
         traffic(checkpoint),
         placed.plan,
-        placed.notes,
+        (*notes, *placed.notes),
     )
 
 
@@ -111,15 +123,19 @@ def neuron_frequency(
         return None
     from hotset.activations.quick_profile import quick_frequency
 
-    model = load_model(checkpoint.path, threads=threads, ffn=Way.DENSE, progress=progress)
+    model = load_model(checkpoint, threads=threads, ffn=Way.DENSE, progress=progress)
     return quick_frequency(model.transformer, model.tokenizer, checkpoint, progress)
 
 
-def open_model(model: str | Path | None = None) -> Checkpoint:
-    """Find a model by its name, as `load_model`, and read its headers."""
+def open_model(model: str | Path | None = None, overrides: Overrides | None = None) -> Checkpoint:
+    """Find a model by its name, as `load_model`, and read its headers.
+
+    `overrides` take the place of what the file says: values by GGUF's full keys, or by config.json's (with a
+    dot: those of a table in it).
+    """
     from hotset.formats import locate, open_checkpoint
 
-    return open_checkpoint(locate(None if model is None else str(model)))
+    return open_checkpoint(locate(None if model is None else str(model)), overrides)
 
 
 def with_plan(checkpoint: Checkpoint, plan: Way | FFNPlan | None) -> Checkpoint:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hotset.backends.blocks import NEURON_TYPES
 from hotset.backends.contract import F32, FFN, NeuronFFNSpec
 from hotset.backends.reference import ACTIVATIONS, normalise
-from hotset.convert.by_neuron import NEURON_TYPES
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import RequestError
 from hotset.sparsify.choice import F64, NEVER_SLOWER
