@@ -84,7 +84,7 @@ def test_bench_json(hotset, demo, monkeypatch):
     assert result["threads"] == 1
     assert result["model"] == str(demo)
     assert result["prefill_tokens_per_second"] > result["decode_tokens_per_second"] > 1
-    assert 0 < result["decode_gb_per_second"] < 1.2 * result["memory_gb_per_second"]
+    assert 0 < result["decode_gb_per_second"] <= result["memory_gb_per_second"]
     assert isinstance(result["level"], str)
 
 

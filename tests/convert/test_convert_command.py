@@ -30,6 +30,12 @@ def test_convert_and_inspect(
     assert f"2 {way}" in printed
     assert ("hotset calibrate" in printed) == (way == "dense")
 
+    assert (
+        hotset("convert", model, "--profile", tmp_path / "p.npz", "--ffn", "Q4_1", "-o", out, "--json") == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert (told["out"], told["out_bytes"], told["ways"]) == (str(out), out.stat().st_size, [way] * 2)
+
     assert hotset("inspect", out, "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["neurons"]["hottest_first"] is True

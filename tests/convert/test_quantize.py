@@ -1,5 +1,6 @@
 """Quantising: blocks against the `gguf` library's, files as it and llama.cpp read them, and mistakes."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,10 @@ def test_command_and_its_mistakes(model, tmp_path, capsys):
     out = tmp_path / "q.gguf"
     assert hotset("quantize", model, "--type", "q4_1", "-o", out, "--threads", 1) == 0
     assert "the weights alone" in capsys.readouterr().out
+    assert hotset("quantize", model, "--type", "Q4_1", "-o", out, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["out"], told["type"], told["text_tokens"]) == (str(out), "q4_1", 0)
+    assert 0 < told["out_bytes"] < told["model_bytes"]
     out.unlink()
     for arguments, message in [
         ((model, "-o", out), "--type"),

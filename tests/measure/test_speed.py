@@ -35,7 +35,7 @@ def test_rates(monkeypatch, context):
     transformer = Clocked(context)
     monkeypatch.setattr(module.time, "perf_counter", lambda: transformer.now)
     bandwidths = iter([40.0, 10.0, 50.0])
-    backend = SimpleNamespace(memory_bandwidth=lambda: next(bandwidths))
+    backend = SimpleNamespace(memory_bandwidth=lambda nbytes: next(bandwidths))
     tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
     model = Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
     told = []
@@ -44,6 +44,24 @@ def test_rates(monkeypatch, context):
     assert speed.prefill_tokens_per_second == pytest.approx(512 / 6.12 if context == 4096 else 50)
     assert speed.decode_tokens_per_second == pytest.approx(1 / 1.01)
     assert speed.decode_gb_per_second == pytest.approx(2 / 1.01)
-    assert speed.memory_gb_per_second == 40
-    assert speed.memory_share == pytest.approx(2 / 1.01 / 40)
+    assert speed.memory_gb_per_second == 50
+    assert speed.memory_share == pytest.approx(2 / 1.01 / 50)
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_decoding_never_reads_faster_than_the_memory(monkeypatch):
+    transformer = Clocked(100)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: transformer.now)
+    asked = []
+
+    def memory_bandwidth(nbytes):
+        asked.append(nbytes)
+        return 1.5  # a loop slower than decoding
+
+    backend = SimpleNamespace(memory_bandwidth=memory_bandwidth)
+    tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
+    model = Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
+    speed = measure(model)
+    assert speed.memory_gb_per_second == pytest.approx(2 / 1.01)
+    assert speed.memory_share <= 1
+    assert asked == [2 * 10**9] * 3  # as many bytes as a token reads

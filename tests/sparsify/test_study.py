@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from hotset.sparsify.study import split, study
 from hotset.sparsify.threshold import Budget
 from hotset.sparsify.train import CHOSEN, train_predictors
 from hotset.sparsify.trial import Trial, TrialFFN
+from hotset.tokenizer import Tokenizer
 
 EXACT = FFNPlan(Way.EXACT)
 
@@ -131,7 +133,8 @@ def test_calibration_keeps_its_budget(opened, monkeypatch, capsys):
         assert found.quality.kl <= Budget.parse(text).amount
         kls.append(found.quality.kl)
     assert 0 < kls[0] < kls[1]
-    facts = json.loads(json.dumps({"budget": "kl=0.01"} | calibration_facts(calibration, found)))
+    facts = {"budget": "kl=0.01", "out": str(out)} | calibration_facts(calibration, found)
+    facts = json.loads(json.dumps(facts))
     assert facts["ffn_ms"] < facts["ffn_dense_ms"] == LAYERS
     print_calibration(facts)
     assert f"{facts['density']:.1%}" in capsys.readouterr().out
@@ -201,3 +204,33 @@ def test_mistakes_are_one_line(command, tmp_path, capsys):
         assert message in printed.err
         assert printed.err.count("\n") == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["train-predictor", "calibrate"])
+def test_what_gains_nothing_writes_nothing_and_says_so(command, tmp_path, capsys, monkeypatch):
+    def no_faster(ffns, others, inputs, done=None):
+        return np.ones(len(ffns)), np.ones(len(ffns))
+
+    monkeypatch.setattr(calibrate_module, "measure_ms", no_faster)
+    monkeypatch.setattr(train_module, "measure_ms", no_faster)
+    tokenizer = SimpleNamespace(
+        bos_id=None, encode=lambda text, **options: [ord(letter) % VOCABULARY for letter in text]
+    )
+    monkeypatch.setattr(Tokenizer, "from_checkpoint", lambda checkpoint: tokenizer)
+    activation = "relu" if command == "train-predictor" else "silu"
+    model = write_plain(tmp_path / "m.gguf", random_model("llama", activation=activation), Q.F16)
+    profile, text, out = tmp_path / "p.npz", tmp_path / "text.txt", tmp_path / "out.gguf"
+    random_profile(open_checkpoint(model)).save(profile)
+    text.write_text("".join(map(chr, np.random.default_rng(0).integers(97, 122, 40 * CONTEXT))))
+    arguments = [command, str(model), "--profile", str(profile), "--text", str(text), "-o", str(out)]
+    for way in ([], ["--json"]):
+        with pytest.raises(SystemExit) as exit:
+            main([*arguments, *way])
+        printed, err = capsys.readouterr()
+        assert (exit.value.code, err) == (0, "")
+        if way:
+            assert json.loads(printed)["out"] is None
+        else:
+            words = " ".join(printed.split())
+            assert "written" in words and "nothing, for in no layer leaving out neurons is clearly" in words
+        assert {path.name for path in tmp_path.iterdir()} == {"m.gguf", "p.npz", "text.txt"}

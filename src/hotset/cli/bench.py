@@ -94,7 +94,7 @@ def _speed(
     neurons = [] if speed.density is None else [("neurons computed", f"{speed.density:.1%}")]
     bandwidth = [
         ("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"),
-        ("memory bandwidth", f"{speed.memory_gb_per_second:.1f} GB/s"),
+        ("memory bandwidth, the most seen", f"{speed.memory_gb_per_second:.1f} GB/s"),
         ("share of the bandwidth", f"{speed.memory_share:.0%}"),
     ]
     if loaded.plan:  # two memories, neither of which is read alone

@@ -34,7 +34,7 @@ def calibrate(
     """Find the fastest cut-offs within a budget on held-out text, and store the model by neuron with them.
 
     A neuron is skipped where its contribution is below its layer's cut-off. Prompts are computed densely; a
-    layer in which skipping is not clearly faster on this computer stays dense.
+    layer in which skipping is not clearly faster on this computer stays dense. If all do, nothing is written.
     """
     from hotset.cli.console import progress
     from hotset.convert.by_neuron import convert
@@ -57,18 +57,24 @@ def calibrate(
     ) as opened:
         calibration = calibrate_model(opened.study, opened.windows, progress)
         found = calibration.search(allowed, progress)
-        with progress("Writing") as writing:
-            convert(
-                opened.checkpoint,
-                out,
-                opened.profile,
-                found.plans,
-                ffn_type=opened.ffn_type,
-                provenance={"budget": budget, "held_out_kl": found.quality.kl},
-                threads=threads or available_cores(),
-                progress=writing,
-            )
-    facts = {"model": str(opened.checkpoint.path), "out": str(out), "budget": budget}
+        gains = any(found.plans)
+        if gains:
+            with progress("Writing") as writing:
+                convert(
+                    opened.checkpoint,
+                    out,
+                    opened.profile,
+                    found.plans,
+                    ffn_type=opened.ffn_type,
+                    provenance={"budget": budget, "held_out_kl": found.quality.kl},
+                    threads=threads or available_cores(),
+                    progress=writing,
+                )
+    facts = {
+        "model": str(opened.checkpoint.path),
+        "out": str(out) if gains else None,
+        "budget": budget,
+    }
     facts |= _facts(calibration, found)
     if as_json:
         print(json.dumps(facts, indent=2))
@@ -127,5 +133,6 @@ def _print(facts: dict[str, Any]) -> None:
             ("neurons read", f"{facts['density']:.1%}"),
             ("FFNs, one token", f"{facts['ffn_ms']:.2f} ms, dense {facts['ffn_dense_ms']:.2f} ms"),
             ("held-out predictions", str(facts["predictions"])),
+            ("written", facts["out"] or f"nothing, for {shared.NO_GAIN}; a larger --budget may find some"),
         ]
     )

@@ -1,9 +1,10 @@
 """`hotset convert`: store a model by neuron."""
 
+import json
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +49,7 @@ def convert(
     ] = None,
     threads: options.Threads = None,
     override: options.Override = None,
+    as_json: options.AsJSON = False,
 ) -> None:
     """Store a model by neuron: hottest first, down transposed, with its plan and profile, as a GGUF file.
 
@@ -78,7 +80,10 @@ def convert(
             measure=(lambda path: _divergence(path, checkpoint, written, threads)) if written else None,
             progress=converting,
         )
-    _print(checkpoint, output, conversion)
+    if as_json:
+        print(json.dumps(_facts(checkpoint, output, conversion), indent=2))
+    else:
+        _print(checkpoint, output, conversion)
 
 
 def _divergence(path: Path, source: "Checkpoint", text: str, threads: int | None) -> float:
@@ -95,6 +100,17 @@ def _divergence(path: Path, source: "Checkpoint", text: str, threads: int | None
     with progress("Measuring") as measuring:
         divergence = evaluate(converted, ids, against=reference, progress=measuring).divergence
     return divergence.kl_mean if divergence else 0.0
+
+
+def _facts(checkpoint: "Checkpoint", out: Path, conversion: "Conversion") -> dict[str, Any]:
+    return {
+        "model": str(checkpoint.path),
+        "out": str(out),
+        "out_bytes": conversion.size,
+        "ways": [plan.way.value if plan else None for plan in conversion.plans],
+        "down_error": list(conversion.down_error),
+        "kl": conversion.kl,
+    }
 
 
 def _print(checkpoint: "Checkpoint", out: Path, conversion: "Conversion") -> None:

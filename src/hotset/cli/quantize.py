@@ -1,5 +1,6 @@
 """`hotset quantize`: store a model in fewer bits."""
 
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,7 @@ def quantize(
     tokens: Annotated[int, typer.Option(min=1, help="Read so many tokens of the texts, at most.")] = 8192,
     threads: options.Threads = None,
     override: options.Override = None,
+    as_json: options.AsJSON = False,
 ) -> None:
     """Store a model in fewer bits, as a GGUF file that llama.cpp reads too.
 
@@ -75,6 +77,17 @@ def quantize(
         )
     before = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     read = sum(map(len, windows))
+    if as_json:
+        facts = {
+            "model": str(checkpoint.path),
+            "out": str(output),
+            "type": type.value,
+            "model_bytes": before,
+            "out_bytes": written,
+            "text_tokens": read,
+        }
+        print(json.dumps(facts, indent=2))
+        return
     table(
         [
             ("model", f"{checkpoint.path.name}, {size(before)}"),

@@ -42,6 +42,9 @@ FFN = Annotated[
 Tokens = Annotated[int, typer.Option(min=1, help="Tokens to use of all texts together, alike of each.")]
 
 
+NO_GAIN = "in no layer leaving out neurons is clearly faster on this computer"
+
+
 @dataclass(frozen=True)
 class Opened:
     """A model under study."""

@@ -42,7 +42,8 @@ def train_predictor(
     """Find a predictor for every layer and store the model by neuron with the fastest that keep the target.
 
     Copies of the gate in 4 and 2 bits, low-rank predictors and, for ReLU, computing the gate itself are timed
-    on this computer; where none is faster than the dense FFN, that stays. Needs the extra `train`.
+    on this computer; where none is faster than the dense FFN, that stays; if it stays everywhere, nothing is
+    written. Needs the extra `train`.
     """
     if not 0.5 <= target < 1:
         raise RequestError(f"target is {target:g}: expected 0.5 to under 1, such as 0.99 (--target)")
@@ -68,24 +69,26 @@ def train_predictor(
         plan=FFNPlan(Way.PREDICTOR, Score.GATE_Q4),
     ) as opened:
         training = train_predictors(opened.study, opened.windows, target=target, budget=share, stage=progress)
-        with progress("Writing") as writing:
-            convert(
-                opened.checkpoint,
-                out,
-                opened.profile,
-                training.plans,
-                training.predictors(opened.study),
-                ffn_type=opened.ffn_type,
-                provenance={"predictor_target": target, "predictor_tokens": tokens},
-                threads=threads or available_cores(),
-                progress=writing,
-            )
+        gains = any(training.plans)
+        if gains:
+            with progress("Writing") as writing:
+                convert(
+                    opened.checkpoint,
+                    out,
+                    opened.profile,
+                    training.plans,
+                    training.predictors(opened.study),
+                    ffn_type=opened.ffn_type,
+                    provenance={"predictor_target": target, "predictor_tokens": tokens},
+                    threads=threads or available_cores(),
+                    progress=writing,
+                )
     if as_json:
-        print(
-            json.dumps({"model": str(opened.checkpoint.path), "out": str(out), **_facts(training)}, indent=2)
-        )
+        facts = {"model": str(opened.checkpoint.path), "out": str(out) if gains else None}
+        print(json.dumps(facts | _facts(training), indent=2))
     else:
         _print(training)
+        print(f"\nwritten: {out if gains else f'nothing, for {shared.NO_GAIN}'}")
 
 
 def _share(budget: str) -> float:

@@ -28,7 +28,8 @@ class Speed:
     decode_gb_per_second: float
     """Bytes of weights that decoding reads, each in its type's own size."""
     memory_gb_per_second: float
-    """What the same threads read from memory when they do nothing else."""
+    """The most that the same threads read: in a loop that does nothing else, over as many bytes as a token
+    reads, so that caches help it as much as they help decoding; or in decoding, where that was faster."""
     density: float | None
     """Share of neurons computed in decoding; None where all are, by the model's plan."""
 
@@ -72,18 +73,19 @@ def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], No
     for done in range(repeats):
         prefills.append(prefill(n_prefill))
         decodes.append(decode(n_decode))
-        bandwidths.append(model.backend.memory_bandwidth())
+        read = model.traffic.bytes_per_token(neurons_per_token(before, model.neuron_counts()))
+        bandwidths += [model.backend.memory_bandwidth(int(read)), decodes[-1] * read / 1e9]
         if progress:
             progress(done + 1, repeats)
     computed = neurons_per_token(before, model.neuron_counts())
-    decoded = median(decodes)
+    decoded, gigabytes = median(decodes), model.traffic.bytes_per_token(computed) / 1e9
     return Speed(
         n_prefill,
         n_decode,
         median(prefills),
         decoded,
-        decoded * model.traffic.bytes_per_token(computed) / 1e9,
-        median(bandwidths),
+        decoded * gigabytes,
+        max(*bandwidths, decoded * gigabytes),
         density(model, computed),
     )
 

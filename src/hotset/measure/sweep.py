@@ -61,9 +61,9 @@ def sweep(
         cutoffs[layer] = np.median(scores, axis=1)
 
     capture(model.transformer, [ids], observe, skip=min(4, count - 1))
-    bandwidth = model.backend.memory_bandwidth()
     kv = model.kv_cache(count)
-    points = []
+    measured: list[tuple[float, float, float]] = []
+    bandwidths = []
     for step, wanted in enumerate(densities):
         if wanted < 1 and not all(cutoffs[i, step] > 0 for i in chosen):
             continue
@@ -80,14 +80,10 @@ def sweep(
         seconds = time.perf_counter() - start
         computed = neurons_per_token(before, model.neuron_counts())
         gigabytes = model.traffic.bytes_per_token(computed) / 1e9
-        points.append(
-            SweepPoint(
-                density(model, computed) or 0.0,
-                (min(17 + _TOKENS, count) - 17) / seconds,
-                gigabytes,
-                bandwidth / gigabytes,
-            )
-        )
+        speed = (min(17 + _TOKENS, count) - 17) / seconds
+        measured.append((density(model, computed) or 0.0, speed, gigabytes))
+        # What decoding itself reads the memory gives, too.
+        bandwidths += [model.backend.memory_bandwidth(int(gigabytes * 1e9)), speed * gigabytes]
         if progress:
             progress(step + 1, len(densities))
-    return points
+    return [SweepPoint(*point, max(bandwidths) / point[-1]) for point in measured]

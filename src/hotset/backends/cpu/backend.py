@@ -53,6 +53,8 @@ _Q8_BLOCK = 32
 
 _BANDWIDTH_BYTES = 256 << 20
 """At least so many are read to measure the memory, and far more than caches hold."""
+_LEAST_BANDWIDTH_BYTES = 16 << 20
+"""Fewer are read too fast to be timed."""
 
 
 def cache_bytes() -> int:
@@ -174,9 +176,14 @@ class CpuBackend:
         """Instruction sets with kernels that this CPU runs, best first."""
         return _native.kernel_levels()
 
-    def memory_bandwidth(self) -> float:
-        """GB/s (1e9 bytes) at which the backend's threads together read memory, the best of a few passes."""
-        return self._runtime.memory_bandwidth(max(_BANDWIDTH_BYTES, 4 * cache_bytes()), 5) / 1e9
+    def memory_bandwidth(self, nbytes: int | None = None) -> float:
+        """GB/s (1e9 bytes) at which the backend's threads together read memory, the best of a few passes.
+
+        Each pass reads `nbytes`, which caches may hold in part; None: far more than they do.
+        """
+        if nbytes is None:
+            nbytes = max(_BANDWIDTH_BYTES, 4 * cache_bytes())
+        return self._runtime.memory_bandwidth(max(nbytes, _LEAST_BANDWIDTH_BYTES), 5) / 1e9
 
     def copy(self, x: F32) -> F32:
         """See `Backend`."""
