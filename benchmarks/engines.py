@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.core.batch import Batch
 from hotset.model.transformer import SINK_TOKENS
 
 F32 = NDArray[np.float32]
@@ -55,26 +56,25 @@ class HotsetEngine:
         self.backend = CpuBackend(threads=threads)
         self.vocab_size = self.checkpoint.config.vocab_size
         self._transformer = build_transformer(self.checkpoint, self.backend)
-        self._kv = self._transformer.kv_cache(context, kv_type)
+        self._kv = self._transformer.sequence(context, kv_type)
 
     def density(self) -> float:
         """Share of neurons computed in decoding so far, over the layers stored by neuron; 1 without any."""
-        layers = zip(self.checkpoint.config.layers, self._transformer.layers, strict=True)
-        counts = [layer.ffn.counts() for config, layer in layers if config.ffn]
-        tokens = sum(count.tokens for count in counts)
-        return sum(c.read for c in counts) / tokens / self.checkpoint.config.ffn_size if tokens else 1.0
+        work = [chooser.work for chooser in self._kv.choosers if chooser]
+        rows = sum(w.rows for w in work)
+        return sum(w.read for w in work) / rows / self.checkpoint.config.ffn_size if rows else 1.0
 
     def clear(self) -> None:
         """Forget the sequence."""
-        self._kv.truncate(0)
+        self._kv.rewind(0)
 
     def step(self, tokens: Sequence[int]) -> None:
         """Append tokens, several being a prompt, and compute the logits after the last."""
-        self._transformer.forward(np.asarray(tokens, np.int32), self._kv, prompt=len(tokens) > 1)
+        self._transformer.forward(Batch.of(self._kv, np.asarray(tokens, np.int32), lossless=len(tokens) > 1))
 
     def logits(self, tokens: Sequence[int]) -> F32:
         """Append T tokens: the logits (T, V) after each."""
-        return self._transformer.forward(np.asarray(tokens, np.int32), self._kv, all_logits=True)
+        return self._transformer.forward(Batch.of(self._kv, np.asarray(tokens, np.int32), logits=None))
 
 
 class LlamaCppEngine:

@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from synthetic import TYPES, random_blocks
 
-from hotset.backends.contract import AttentionSpec, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.alone import view_alone
+from hotset.backends.contract import AttentionSpec, FFNSpec, Linear, NeuronFFNSpec, Norm, StateShape
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -177,11 +179,11 @@ class KernelSuite:
             for backend in (ReferenceBackend(), self.backend):
                 build = backend.neuron_ffn if isinstance(spec, NeuronFFNSpec) else backend.ffn
                 layers.append(build(spec))
-            layers[0].forward(x, expected)
+            layers[0].forward(x, expected, view_alone(ReferenceBackend(), 1, [0.0], lossless=True))
             on_gpu, out = self.backend.gpu.upload(x), self.backend.gpu.upload(np.zeros_like(x))
-            layers[1].forward(on_gpu, out)
+            layers[1].forward(on_gpu, out, None)
             off = error(out, expected)
-            seconds = self.clock.seconds([lambda f=layers[1], a=on_gpu, b=out: f.forward(a, b)])
+            seconds = self.clock.seconds([lambda f=layers[1], a=on_gpu, b=out: f.forward(a, b, None)])
             rows.append(
                 self.figure(name, seconds, 3 * gate.weight.nbytes, off, note="may lie in the L2 cache")
             )
@@ -202,21 +204,22 @@ class KernelSuite:
         results, x = [], numbers(6, s.context, s.hidden)
         nbytes = spec.q.weight.nbytes * 2 + spec.k.weight.nbytes * 2 + 2 * s.context * kv_size * 2
         for backend in (ReferenceBackend(), self.backend):
-            shape = {"n_layers": 1, "n_kv_heads": s.kv_heads, "head_dim": head, "capacity": s.context}
-            kv = backend.kv_cache(**shape, type="f16")
+            kv = backend.sequence(StateShape(1, s.kv_heads, head), s.context, "f16")
             layer = backend.attention(spec)
             last = s.context - 1
             for start in range(0, last, 512):
                 part = x[start : min(start + 512, last)]
                 upload = self.backend.gpu.upload if backend is self.backend else np.copy
-                layer.forward(upload(part), upload(np.zeros_like(part)), kv, 0)
+                view = backend.view(Batch.of(kv, np.zeros(len(part), np.int32)))
+                layer.forward(upload(part), upload(np.zeros_like(part)), view)
                 kv.advance(len(part))
             token, out = upload(x[last:]), upload(np.zeros_like(x[last:]))
-            layer.forward(token, out, kv, 0)
+            view = backend.view(Batch.of(kv, np.zeros(1, np.int32)))
+            layer.forward(token, out, view)
             results.append(out)
         before = self.backend.gpu.upload(np.zeros_like(x[last:]))
         off = error(results[1], results[0])
-        seconds = self.clock.seconds([lambda: layer.forward(token, before, kv, 0)])
+        seconds = self.clock.seconds([lambda: layer.forward(token, before, view)])
         return [self.figure(f"attention Q4_0, {s.context} positions", seconds, nbytes, off)]
 
     def predictor(self) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ import synthetic
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.core.config import LayerPlacement, Placement, Way
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
@@ -102,20 +103,20 @@ def speeds(model: Transformer, run: Run) -> dict[str, float]:
     """Tokens/s of a prompt and of single tokens after 32 others; the best of two prompts, all of decoding."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, model.config.vocab_size, run.context).astype(np.int32)
-    kv = model.kv_cache(run.context)
+    kv = model.sequence(run.context)
     seconds = math.inf
     for _ in range(2):
-        kv.truncate(0)
+        kv.rewind(0)
         start = time.perf_counter()
-        model.forward(ids[: run.prompt], kv)
+        model.forward(Batch.of(kv, ids[: run.prompt], lossless=True))
         seconds = min(seconds, time.perf_counter() - start)
-    kv.truncate(0)
+    kv.rewind(0)
     warm = min(32, run.context // 2)
     for i in range(warm):
-        model.forward(ids[i : i + 1], kv)
+        model.forward(Batch.of(kv, ids[i : i + 1]))
     start = time.perf_counter()
     for i in range(warm, warm + run.tokens):
-        model.forward(ids[i : i + 1], kv)
+        model.forward(Batch.of(kv, ids[i : i + 1]))
     return {
         "prefill_tokens_per_second": run.prompt / seconds,
         "decode_tokens_per_second": run.tokens / (time.perf_counter() - start),

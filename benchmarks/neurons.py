@@ -31,6 +31,7 @@ from machine import report, write_json
 from sparse_models import HOT_SHARE, probabilities
 from synthetic import random_blocks
 
+from hotset.backends.alone import view_alone
 from hotset.backends.contract import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
 from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
@@ -84,6 +85,7 @@ def measure(
     down = Linear(tensor("down", type, HIDDEN, FFN_SIZE, rng))
     sparse_spec = NeuronFFNSpec(norm, gate, up, down_t, Activation.SILU, plan)
     dense_spec = FFNSpec(norm, gate, up, down, Activation.SILU)
+    view = view_alone(backend, 1, [plan.cutoff])
     # The same numbers, but memory of their own.
     sparse = [backend.neuron_ffn(sparse_spec, scores_given=True) for _ in range(n_layers)]
     dense = [backend.ffn(dense_spec) for _ in range(n_layers)]
@@ -92,12 +94,12 @@ def measure(
 
     def of_sparse(scores: list[F32]) -> float:
         def call(i: int) -> None:
-            sparse[i % n_layers].forward_scored(inputs[i % len(inputs)], out, scores[i % len(inputs)])
+            sparse[i % n_layers].forward(inputs[i % len(inputs)], out, view, scores[i % len(inputs)])
 
         return seconds(call, calls)
 
     def of_dense() -> float:
-        return seconds(lambda i: dense[i % n_layers].forward(inputs[i % len(inputs)], out), calls)
+        return seconds(lambda i: dense[i % n_layers].forward(inputs[i % len(inputs)], out, None), calls)
 
     nothing = [np.zeros((1, FFN_SIZE), np.float32)] * len(inputs)
 

@@ -304,6 +304,8 @@ void bind_layers(nb::module_& m) {
                       "Keys and values of one sequence, for every layer.")
       .def(nb::new_(&new_kv_cache), "runtime"_a, "type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
            "capacity"_a)
+      .def("fork", &KvCache::fork, nb::call_guard<nb::gil_scoped_release>(),
+           "A copy of what is filled, with room for as much.")
       .def_ro("length", &KvCache::length, "Positions filled so far.")
       .def_ro("capacity", &KvCache::capacity, "Positions there is room for.")
       .def("advance", &advance_cache, "count"_a, "Count `count` more positions as filled.")

@@ -1,6 +1,7 @@
 // The attention block and its cache.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <new>
 
 #include "layers/layers.h"
@@ -196,6 +197,22 @@ void KvCache::truncate(int64_t new_length) {
   // Positions after it will be written again, which nobody may be reading then.
   if (new_length < length) runtime_->pool.quiesce();
   length = new_length;
+}
+
+std::shared_ptr<KvCache> KvCache::fork() const {
+  auto copy = std::make_shared<KvCache>(runtime_, type, n_layers, n_heads, head_dim, capacity);
+  const AttentionKernels& kernels = runtime_->attention;
+  const auto key_bytes = static_cast<size_t>(ceil_div(length, kernels.key_block) *
+                                             kernels.key_block_bytes(type, head_dim));
+  const auto value_bytes = static_cast<size_t>(length * kernels.value_row_bytes(type, head_dim));
+  for (int64_t layer = 0; layer < n_layers; ++layer) {
+    for (int64_t head = 0; head < n_heads; ++head) {
+      std::memcpy(copy->keys(layer, head), keys(layer, head), key_bytes);
+      std::memcpy(copy->values(layer, head), values(layer, head), value_bytes);
+    }
+  }
+  copy->length = length;
+  return copy;
 }
 
 void Attention::forward(const float* x, float* out, int64_t rows, KvCache& kv, int64_t layer) const {

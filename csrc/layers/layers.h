@@ -54,6 +54,9 @@ class KvCache {
 
   void truncate(int64_t new_length);
 
+  // A copy of what is filled, with room for as much.
+  std::shared_ptr<KvCache> fork() const;
+
   const KvType type;
   const int64_t n_layers, n_heads, head_dim, capacity;
   int64_t length = 0;

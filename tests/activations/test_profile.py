@@ -12,6 +12,7 @@ from hotset.activations.collect import collect
 from hotset.activations.profile import fingerprint
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, Way
 from hotset.core.errors import HotsetError
 from hotset.model.build import build_transformer
@@ -24,7 +25,7 @@ def values(model, windows, skip=0):
     """(L, T, F) values of all neurons, token by token: no batches, no skipping."""
     everything = [[] for _ in model.layers]
     for window in windows:
-        kv = model.kv_cache(len(window))
+        kv = model.sequence(len(window))
         for position, token in enumerate(window):
             seen = []
             capture_one(model, kv, token, seen)
@@ -36,14 +37,16 @@ def values(model, windows, skip=0):
 
 def capture_one(model, kv, token, seen):
     """One token by hand, through the model's own parts."""
-    x = model.embedding.forward(np.array([token], np.int32), kv.length)
-    for i, layer in enumerate(model.layers):
+    batch = Batch.of(kv, np.array([token], np.int32), lossless=True)
+    view = model.backend.view(batch)
+    x = model.embedding.forward(batch.tokens, batch.positions)
+    for layer in model.layers:
         out = x.copy() if model.config.parallel else x
-        layer.attention.forward(x, out, kv, i)
+        layer.attention.forward(x, out, view)
         gate, h = np.empty((2, 1, model.config.ffn_size), np.float32)
         layer.ffn.neurons(x, gate, h)
         seen.append(h[0])
-        layer.ffn.forward(x, out)
+        layer.ffn.forward(x, out, view)
         x = out
     kv.advance(1)
 

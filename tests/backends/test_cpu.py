@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parts import attend, attention_state
 from numpy.typing import NDArray
 
 from hotset.backends.contract import (
@@ -19,6 +20,7 @@ from hotset.backends.contract import (
     HeadSpec,
     Linear,
     Norm,
+    StateShape,
 )
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
@@ -88,19 +90,13 @@ LENGTHS = (1, 1, 5, 17, 1, 130, 1, 70, 3, 1)
 def run_attention(
     backend: Any, spec: AttentionSpec, kv_type: str = "f32", lengths: Any = LENGTHS
 ) -> list[F32]:
-    kv = backend.kv_cache(
-        n_layers=2,
-        n_kv_heads=spec.n_kv_heads,
-        head_dim=spec.head_dim,
-        capacity=sum(lengths),
-        type=kv_type,
-    )
-    layer, outputs = backend.attention(spec), []
+    shape = StateShape(2, spec.n_kv_heads, spec.head_dim)
+    kv = backend.sequence(shape, sum(lengths), kv_type)
+    layer, outputs = backend.attention(spec, 1), []
     for i, length in enumerate(lengths):
         x = numbers(100 + i, length, HIDDEN)
         out = numbers(200 + i, length, HIDDEN)
-        layer.forward(x, out, kv, 1)
-        kv.advance(length)
+        attend(backend, layer, x, out, kv)
         outputs.append(out)
     return outputs
 
@@ -148,7 +144,7 @@ def test_ffn(backend: CpuBackend, activation: Activation, gated: bool) -> None:
     for length in (1, 2, 16, 33, 150):
         x = numbers(length, length, HIDDEN)
         found, expected = x.copy(), x.copy()
-        layer.forward(found, found)  # in place, as the decoder does
+        layer.forward(found, found, None)  # in place, as the decoder does
         reference.forward(x, expected)
         assert_close([found], [expected])
 
@@ -177,7 +173,7 @@ def test_embedding(type: TensorType) -> None:
     """To the last bit what `gguf` dequantises."""
     table = random_tensor(type, 9, 512)
     tokens = np.array([8, 0, 3, 3], np.int32)
-    found = CpuBackend(1).embedding(EmbeddingSpec(table, 1.5)).forward(tokens, 0)
+    found = CpuBackend(1).embedding(EmbeddingSpec(table, 1.5)).forward(tokens, np.arange(4, dtype=np.int32))
     np.testing.assert_array_equal(found, table.to_float32()[tokens] * np.float32(1.5))
 
 
@@ -190,14 +186,15 @@ def test_embedding_of_positions() -> None:
     )
     tokens = np.array([4, 0], np.int32)
     embedding = CpuBackend(1).embedding(spec)
+    positions = np.array([7, 6], np.int32)
     np.testing.assert_array_equal(
-        embedding.forward(tokens, 6), ReferenceBackend().embedding(spec).forward(tokens, 6)
+        embedding.forward(tokens, positions), ReferenceBackend().embedding(spec).forward(tokens, positions)
     )
     with pytest.raises(RequestError, match=r"^position 8: the model has 8 positions"):
-        embedding.forward(tokens, 7)
+        embedding.forward(tokens, positions + np.int32(1))
     for wrong in (5, -1):
         with pytest.raises(RequestError, match=rf"^token {wrong}: expected 0 to 4"):
-            embedding.forward(np.array([wrong], np.int32), 0)
+            embedding.forward(np.array([wrong], np.int32), positions[:1])
 
 
 def test_threads_do_not_change_results() -> None:
@@ -211,7 +208,7 @@ def test_threads_do_not_change_results() -> None:
         outputs = run_attention(backend, spec, "f16", (1, 40, 1, 600, 1, 2))
         for i in range(20):
             x = numbers(i, 1 + i % 3, HIDDEN)
-            backend.ffn(ffn).forward(x, x)
+            backend.ffn(ffn).forward(x, x, None)
             outputs.append(x)
         results.append(outputs)
     for outputs in results[1:]:
@@ -239,29 +236,28 @@ def test_several_callers_at_once() -> None:
             np.testing.assert_array_equal(a, b)
 
 
-def test_truncate() -> None:
+def test_rewind() -> None:
     """What is written again after going back is what counts."""
     backend, spec = CpuBackend(2), attention_spec()
-    kv = backend.kv_cache(n_layers=1, n_kv_heads=2, head_dim=20, capacity=40, type="f16")
+    kv = attention_state(backend, spec, 40, "f16")
     layer = backend.attention(spec)
 
     def append(seed: int, count: int) -> F32:
         x = numbers(seed, count, HIDDEN)
         out = np.zeros_like(x)
-        layer.forward(x, out, kv, 0)
-        kv.advance(count)
+        attend(backend, layer, x, out, kv)
         return out
 
     append(1, 10)
     expected = append(2, 5)
-    kv.truncate(10)
+    kv.rewind(10)
     append(3, 30)
     assert (kv.length, kv.capacity) == (40, 40)
-    kv.truncate(10)
+    kv.rewind(10)
     np.testing.assert_array_equal(append(2, 5), expected)
     for length in (-1, 16):
         with pytest.raises(ValueError, match="length"):
-            kv.truncate(length)
+            kv.rewind(length)
     with pytest.raises(ValueError, match="no room"):
         kv.advance(26)
     with pytest.raises(ValueError, match="no room"):
@@ -287,7 +283,7 @@ def test_memory(tmp_path: Path) -> None:
     head = backend.head(HeadSpec(norm(1, cols), Linear(weight)))
     assert resident_bytes() - before < 1.2 * data.nbytes
     assert not data[:: 1 << 20].any()  # still readable
-    kv = backend.kv_cache(n_layers=32, n_kv_heads=8, head_dim=128, capacity=1 << 17, type="f16")
+    kv = backend.sequence(StateShape(32, 8, 128), 1 << 17, "f16")
     assert resident_bytes() - before < 1.2 * data.nbytes
     del kv, head
     gc.collect()
@@ -303,17 +299,17 @@ def test_wrong_arguments() -> None:
     assert CpuBackend().threads >= 1
 
     backend = CpuBackend(1)
-    cache: dict[str, Any] = {"n_layers": 1, "n_kv_heads": 1, "head_dim": 20, "capacity": 8}
+    shape = StateShape(1, 1, 20)
     with pytest.raises(HotsetError, match="^KV cache type: expected one of f32, f16, q8_0, found 'q4_0'"):
-        backend.kv_cache(**cache, type="q4_0")
+        backend.sequence(shape, 8, "q4_0")
     with pytest.raises(
         HotsetError, match="^KV cache type q8_0: expected heads of a multiple of 32 numbers, found 20"
     ):
-        backend.kv_cache(**cache, type="q8_0")
+        backend.sequence(shape, 8, "q8_0")
     with pytest.raises(HotsetError, match="^context: expected at least 1"):
-        backend.kv_cache(**{**cache, "capacity": 0}, type="f16")
+        backend.sequence(shape, 0, "f16")
     with pytest.raises(HotsetError, match="^KV cache: no memory for 1000000000000000 positions"):
-        backend.kv_cache(**{**cache, "capacity": 10**15}, type="f16")
+        backend.sequence(shape, 10**15, "f16")
 
 
 def test_shapes_that_do_not_fit() -> None:

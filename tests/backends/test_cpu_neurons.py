@@ -6,14 +6,16 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from helpers.parts import LoneFFN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, Linear, NeuronCounts, NeuronFFN, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.low_bit import low_bit_copy, two_bit_blocks
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Work
 from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import Tensor, TensorType
@@ -73,7 +75,7 @@ def ffn(
     )
 
 
-def run(layer: NeuronFFN, x: F32, dense: bool = False) -> F32:
+def run(layer: LoneFFN, x: F32, dense: bool = False) -> F32:
     out = np.zeros_like(x)
     layer.forward(x.copy(), out, dense)
     return out
@@ -107,9 +109,9 @@ def test_exact_and_dense_against_the_reference(
 ) -> None:
     x = inputs(tokens, 96)
     spec = ffn(type, activation=activation, gated=gated, bias=tokens == 3, post_norm=tokens == 8)
-    expected = run(ReferenceBackend().neuron_ffn(spec), x)
+    expected = run(LoneFFN(ReferenceBackend(), spec), x)
     for plan in (EXACT, DENSE):
-        assert_close(run(backend.neuron_ffn(replace(spec, plan=plan)), x), expected, TOLERANCE[type])
+        assert_close(run(LoneFFN(backend, replace(spec, plan=plan)), x), expected, TOLERANCE[type])
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,10 +139,10 @@ def test_exact_is_dense_at_any_density_and_order(
         type, hidden=32 * blocks, size=size, activation=activation, gated=gated, shift=shift, seed=seed
     )
     x = inputs(tokens, 32 * blocks)
-    dense = run(backend.neuron_ffn(replace(spec, plan=DENSE)), x)
-    assert np.array_equal(run(backend.neuron_ffn(spec), x), dense)
+    dense = run(LoneFFN(backend, replace(spec, plan=DENSE)), x)
+    assert np.array_equal(run(LoneFFN(backend, spec), x), dense)
     order = np.random.default_rng(seed).permutation(size)
-    assert_close(run(backend.neuron_ffn(permuted(spec, order)), x), dense, 1e-4)
+    assert_close(run(LoneFFN(backend, permuted(spec, order)), x), dense, 1e-4)
 
 
 def permuted(spec: NeuronFFNSpec, order: NDArray[np.int64]) -> NeuronFFNSpec:
@@ -158,7 +160,7 @@ def permuted(spec: NeuronFFNSpec, order: NDArray[np.int64]) -> NeuronFFNSpec:
 def test_any_number_of_threads_gives_the_same_bits(type: TensorType) -> None:
     spec = ffn(type, hidden=320, size=901, plan=FFNPlan(Way.PREDICTOR, Score.LOW_RANK, -0.5), width=64)
     x = inputs(1, 320)
-    results = [run(CpuBackend(threads=n).neuron_ffn(spec), x) for n in (1, 2, 3)]
+    results = [run(LoneFFN(CpuBackend(threads=n), spec), x) for n in (1, 2, 3)]
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
 
@@ -185,16 +187,16 @@ def test_choices_against_the_reference(
     """In F16 scores are nearly the same numbers, so that the same neurons reach the cut-off."""
     spec = ffn(TensorType.F16, activation=activation, gated=gated, plan=plan, size=130, width=64)
     x = inputs(tokens, 96)
-    expected, layer = ReferenceBackend().neuron_ffn(spec), backend.neuron_ffn(spec)
+    expected, layer = LoneFFN(ReferenceBackend(), spec), LoneFFN(backend, spec)
     wanted, found = run(expected, x), run(layer, x)
-    dense = run(ReferenceBackend().neuron_ffn(replace(spec, plan=DENSE)), x)
+    dense = run(LoneFFN(ReferenceBackend(), replace(spec, plan=DENSE)), x)
     # The copies meet activations of eight bits: a neuron or two at the cut-off may differ.
     assert np.abs(found - wanted).max() < 0.35 * np.abs(dense).max()
     assert np.linalg.norm(found - wanted) < 0.12 * np.linalg.norm(dense)
     read = (expected.counts().read, layer.counts().read)
     if tokens == 1:
         assert abs(read[0] - read[1]) <= 3
-        assert layer.counts().tokens == 1
+        assert layer.counts().rows == 1
         assert 0 < layer.counts().fired <= read[1] < 130
 
 
@@ -202,7 +204,7 @@ def test_a_token_gets_only_its_own_neurons(backend: CpuBackend) -> None:
     """Of several tokens the union is computed, but each adds up only what it has chosen."""
     spec = ffn(TensorType.F16, plan=FFNPlan(Way.THRESHOLD, Score.DOWN, 3.0), activation=Activation.SILU)
     x = inputs(6, 96)
-    layer = backend.neuron_ffn(spec)
+    layer = LoneFFN(backend, spec)
     together = run(layer, x)
     alone = np.concatenate([run(layer, x[i : i + 1]) for i in range(6)])
     assert_close(together, alone, 1e-5)
@@ -222,35 +224,35 @@ def test_dense_calls_leave_nothing_out(
         spec = ffn(type, activation=activation, gated=gated, plan=plan, size=130, bias=tokens == 3)
         none, all = (replace(spec, plan=replace(plan, cutoff=cutoff)) for cutoff in (1e9, -1e9))
         dense = replace(spec, plan=DENSE)
-        layer = backend.neuron_ffn(none)
+        layer = LoneFFN(backend, none)
         found = run(layer, x, dense=True)
-        assert np.array_equal(found, run(backend.neuron_ffn(all), x))
-        expected = run(backend.neuron_ffn(dense), x)
+        assert np.array_equal(found, run(LoneFFN(backend, all), x))
+        expected = run(LoneFFN(backend, dense), x)
         assert_close(found, expected, 1e-4)
         if plan.score is Score.DOWN and not activation.zero_producing:  # what dense reads lies alike
             assert np.array_equal(found, expected)
-        assert layer.counts() == NeuronCounts(0, 0, 0)
+        assert layer.counts() == Work()
         assert np.abs(run(layer, x) - found).max() > 0.1
-        assert layer.counts().tokens == tokens
+        assert layer.counts().rows == tokens
 
-        reference = ReferenceBackend().neuron_ffn(none)
-        found, expected = run(reference, x, dense=True), run(ReferenceBackend().neuron_ffn(dense), x)
+        reference = LoneFFN(ReferenceBackend(), none)
+        found, expected = run(reference, x, dense=True), run(LoneFFN(ReferenceBackend(), dense), x)
         assert np.array_equal(found, expected)
-        assert reference.counts() == NeuronCounts(0, 0, 0)
+        assert reference.counts() == Work()
 
 
 def test_dense_calls_change_nothing_for_exact(backend: CpuBackend) -> None:
     spec, x = ffn(), inputs(1, 96)
     for made in (backend, ReferenceBackend()):
-        usual, dense = made.neuron_ffn(spec), made.neuron_ffn(spec)
+        usual, dense = LoneFFN(made, spec), LoneFFN(made, spec)
         assert np.array_equal(run(usual, x), run(dense, x, dense=True))
         assert 0 < usual.counts().read < 77
-        assert dense.counts() == NeuronCounts(0, 0, 0)
+        assert dense.counts() == Work()
 
 
 def test_dense_calls_are_not_audited(backend: CpuBackend) -> None:
     spec = ffn(TensorType.F16, plan=FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 5.0, recall=0.9))
-    layer = backend.neuron_ffn(spec)
+    layer = LoneFFN(backend, spec)
     for token in inputs(300, 96):
         run(layer, token[None], dense=True)
     assert layer.cutoff == 5.0
@@ -265,8 +267,8 @@ def test_neurons_for_profiles(backend: CpuBackend, type: TensorType, gated: bool
     for tokens in (1, 5, 33):
         x = inputs(tokens, 96)
         found, expected = (np.empty((2, tokens, 77), np.float32) for _ in range(2))
-        backend.neuron_ffn(spec).neurons(x, *found)
-        ReferenceBackend().neuron_ffn(spec).neurons(x, *expected)
+        LoneFFN(backend, spec).neurons(x, *found)
+        LoneFFN(ReferenceBackend(), spec).neurons(x, *expected)
         assert_close(found[0], expected[0], TOLERANCE[type])
         assert_close(found[1], expected[1], TOLERANCE[type])
 
@@ -275,7 +277,7 @@ def test_the_audit_holds_the_recall(backend: CpuBackend) -> None:
     """A cut-off that lets nearly nothing through comes down until the recall asked for is reached."""
     plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 5.0, recall=0.9)
     spec = ffn(TensorType.F16, plan=plan, size=300, width=64)
-    layer = backend.neuron_ffn(spec)
+    layer = LoneFFN(backend, spec)
     assert np.isnan(layer.recall_seen)
     rng = np.random.default_rng(3)
     for _ in range(128 * 60):
@@ -285,7 +287,7 @@ def test_the_audit_holds_the_recall(backend: CpuBackend) -> None:
     before = layer.counts()
     for token in x:
         run(layer, token[None])
-    truth = backend.neuron_ffn(replace(spec, plan=EXACT))
+    truth = LoneFFN(backend, replace(spec, plan=EXACT))
     for token in x:
         run(truth, token[None])
     # Fired neurons are those predicted that do fire.
@@ -306,7 +308,7 @@ def test_two_bit_copies_are_near_the_best() -> None:
 
 def refused(plan: FFNPlan = EXACT, **options: Any) -> str:
     with pytest.raises(CheckpointError) as error:
-        CpuBackend(threads=1).neuron_ffn(ffn(plan=plan, **options))
+        LoneFFN(CpuBackend(threads=1), ffn(plan=plan, **options))
     return str(error.value)
 
 
@@ -314,7 +316,7 @@ def test_what_cannot_run_is_refused() -> None:
     spec = ffn(TensorType.F16)
     wrong = Linear(matrix("down", np.zeros((77, 96), np.float32), TensorType.F32))
     with pytest.raises(CheckpointError, match="down: expected F16, Q8_0, .*found F32; write it anew"):
-        CpuBackend(threads=1).neuron_ffn(replace(spec, down_t=wrong))
+        LoneFFN(CpuBackend(threads=1), replace(spec, down_t=wrong))
     assert "silu is never zero" in refused(activation=Activation.SILU)
     assert "dReLU needs a gate" in refused(activation=Activation.DRELU, gated=False)
     assert "multiple of 32 numbers, found 40" in refused(

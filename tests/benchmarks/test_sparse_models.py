@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import sparse_models
 
-from hotset.backends.contract import NeuronFFN
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Way
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
@@ -37,11 +37,11 @@ def test_neurons_fire_through_the_real_gate(
 
     def density(plan: FFNPlan | None) -> float:
         transformer = build_transformer(with_plan(model, plan), ReferenceBackend())
-        kv = transformer.kv_cache(24, "f32")
+        kv = transformer.sequence(24, "f32")
         for token in np.arange(300, 324, dtype=np.int32):
-            transformer.forward(token[None], kv)
-        ffns: list[NeuronFFN] = [layer.ffn for layer in transformer.layers]  # type: ignore[misc]
-        return float(np.mean([ffn.counts().read / ffn.counts().tokens / small.ffn for ffn in ffns]))
+            transformer.forward(Batch.of(kv, token[None]))
+        work = [chooser.work for chooser in kv.choosers if chooser]
+        return float(np.mean([w.read / w.rows / small.ffn for w in work]))
 
     fired = density(FFNPlan(Way.EXACT))
     assert fired == pytest.approx(0.1, abs=0.02)

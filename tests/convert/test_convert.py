@@ -26,6 +26,7 @@ from hotset.backends.contract import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import DOWN_ERROR, KL, convert, source_predictors
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats import Checkpoint, TensorType, open_checkpoint
@@ -39,10 +40,10 @@ EXACT, DENSE = FFNPlan(Way.EXACT), FFNPlan(Way.DENSE)
 
 def logits(checkpoint: Checkpoint, backend: Backend = REFERENCE) -> F32:
     model = build_transformer(checkpoint, backend)
-    kv = model.kv_cache(len(TOKENS), "f32")
+    kv = model.sequence(len(TOKENS), "f32")
     # A prompt, whose neurons are all computed, and then token by token.
-    parts = [model.forward(TOKENS[:9], kv, all_logits=True)]
-    return np.concatenate([*parts, *(model.forward(token, kv) for token in TOKENS[9:, None])])
+    parts = [model.forward(Batch.of(kv, TOKENS[:9], logits=None))]
+    return np.concatenate([*parts, *(model.forward(Batch.of(kv, token)) for token in TOKENS[9:, None])])
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert
+from hotset.core.batch import Batch
 from hotset.core.errors import CheckpointError
 from hotset.formats import Checkpoint, open_checkpoint
 from hotset.model.build import build_transformer
@@ -22,7 +23,7 @@ from hotset.tokenizer import Tokenizer
 
 def logits(checkpoint: Checkpoint) -> NDArray[np.float32]:
     model = build_transformer(checkpoint, ReferenceBackend())
-    return model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    return model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None))
 
 
 @pytest.mark.parametrize("name", tiny_models())

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from hotset.backends.contract import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
 
@@ -49,17 +50,17 @@ def some_predictor(layer: int, hidden: int = 64) -> tuple[F32, F32]:
 def decode(path: Path, backend: Backend = REFERENCE) -> NDArray[np.float32]:
     """Logits after each token, read one by one."""
     model = build_transformer(open_checkpoint(path), backend)
-    kv = model.kv_cache(len(TOKENS), "f32")
-    return np.concatenate([model.forward(token, kv) for token in TOKENS[:, None]])
+    kv = model.sequence(len(TOKENS), "f32")
+    return np.concatenate([model.forward(Batch.of(kv, token)) for token in TOKENS[:, None]])
 
 
 def greedy(path: Path, backend: Backend = REFERENCE, length: int = 24) -> list[int]:
     model = build_transformer(open_checkpoint(path), backend)
-    kv = model.kv_cache(length + 2, "f32")
+    kv = model.sequence(length + 2, "f32")
     tokens = TOKENS[:1]
     text = []
     for _ in range(length):
-        tokens = model.forward(tokens, kv).argmax(axis=1).astype(np.int32)
+        tokens = model.forward(Batch.of(kv, tokens)).argmax(axis=1).astype(np.int32)
         text.append(int(tokens[0]))
     return text
 
@@ -142,9 +143,10 @@ def test_the_predictor_reads_the_input_before_the_norm(
         h = gate * (h if layout == "bamboo" else up)
     expected = (h * active) @ values["ffn_down_t.weight"] + values.get("ffn_down_t.bias", 0)
 
-    ffn = build_transformer(checkpoint, ReferenceBackend()).layers[1].ffn
+    model = build_transformer(checkpoint, ReferenceBackend())
     found = np.zeros_like(x)
-    ffn.forward(x, found)
+    batch = Batch.of(model.sequence(1, "f32"), np.zeros(1, np.int32))
+    model.layers[1].ffn.forward(x, found, batch)
     assert_close(found[0], expected.astype(np.float32), 1e-5)
 
 

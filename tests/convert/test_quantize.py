@@ -19,6 +19,7 @@ from hotset.activations.moments import input_moments
 from hotset.backends.reference import ReferenceBackend
 from hotset.cli import main
 from hotset.convert.quantize import new_type, quantise, quantise_model
+from hotset.core.batch import Batch
 from hotset.core.errors import CheckpointError
 from hotset.formats import TensorType, open_checkpoint
 from hotset.model.build import build_transformer
@@ -140,7 +141,7 @@ def model(tmp_path):
 
 def logits(path):
     transformer = build_transformer(open_checkpoint(path), ReferenceBackend())
-    return transformer.forward(TOKENS, transformer.kv_cache(len(TOKENS), "f32"), all_logits=True)
+    return transformer.forward(Batch.of(transformer.sequence(len(TOKENS), "f32"), TOKENS, logits=None))
 
 
 WINDOWS = [np.random.default_rng(i).integers(0, 48, 32).astype(np.int32) for i in range(40)]

@@ -18,9 +18,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from hotset.backends.contract import AttentionSpec, FFNSpec, HeadSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import (
+    AttentionSpec,
+    FFNSpec,
+    HeadSpec,
+    Linear,
+    NeuronFFNSpec,
+    Norm,
+    StateShape,
+)
 from hotset.backends.gpu.backend import GpuBackend
 from hotset.backends.gpu.device import Gpu
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -109,7 +118,7 @@ def norm(size: int, kind: NormKind = NormKind.RMS, bias: bool = False) -> Norm:
 
 def forward(layer: Any, *token_counts: int) -> None:
     for tokens in token_counts:
-        layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D))
+        layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D), None)
 
 
 def ffns(backend: GpuBackend, types: list[TensorType], token_counts: tuple[int, ...]) -> None:
@@ -140,10 +149,11 @@ def everything_else(backend: GpuBackend) -> None:
             linear(TensorType.Q6_K, kv_heads * head, D), linear(t, D, D), D // head, kv_heads, head, 0.1,
             **options,
         )  # fmt: skip
-        kv = backend.kv_cache(n_layers=1, n_kv_heads=kv_heads, head_dim=head, capacity=4096, type=kv_type)
+        kv = backend.sequence(StateShape(1, kv_heads, head), 4096, kv_type)
         layer = backend.attention(spec)
         for tokens in (1, 300):
-            layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D), kv, 0)
+            view = backend.view(Batch.of(kv, np.zeros(tokens, np.int32)))
+            layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D), view)
     spec = NeuronFFNSpec(
         norm(D), linear(TensorType.F16, F, D), linear(t, F, D), linear(t, F, D), Activation.RELU,
         FFNPlan(Way.PREDICTOR, Score.GATE_Q2),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.core.config import LayerPlacement, Placement
 from hotset.core.errors import HotsetError
 from hotset.hybrid.build import build_hybrid
@@ -132,9 +133,9 @@ TOKENS = np.arange(12, dtype=np.int32)
 
 
 def logits(model: Transformer, prompt: int, length: int) -> NDArray[np.float32]:
-    kv = model.kv_cache(32, "f32")
-    parts = [model.forward(TOKENS[:prompt], kv, all_logits=True)]
-    parts += [model.forward(TOKENS[i : i + 1], kv) for i in range(prompt, length)]
+    kv = model.sequence(32, "f32")
+    parts = [model.forward(Batch.of(kv, TOKENS[:prompt], logits=None))]
+    parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(prompt, length)]
     return np.concatenate(parts)
 
 

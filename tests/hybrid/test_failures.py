@@ -12,7 +12,9 @@ from helpers.placements import by_share, eager_machine
 from helpers.random_checkpoint import random_checkpoint
 from numpy.typing import NDArray
 
+from hotset.backends.contract import StateShape
 from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, LayerPlacement, Placement
 from hotset.core.errors import HotsetError
 from hotset.hybrid.build import build_hybrid
@@ -62,9 +64,9 @@ def build(device: StandInDevice, placement: Placement = MIXED, **options: Any) -
 
 
 def answer(model: Any, kv: Any = None) -> NDArray[np.float32]:
-    kv = kv or model.kv_cache(32, "f32")
-    kv.truncate(0)
-    return np.concatenate([model.forward(TOKENS[i : i + 1], kv) for i in range(5)])
+    kv = kv or model.sequence(32, "f32")
+    kv.rewind(0)
+    return np.concatenate([model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(5)])
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +109,10 @@ class FaultyDevice(StandInDevice):
 
 
 def calls_of_a_step(model: HybridTransformer, device: FaultyDevice) -> int:
-    kv = model.kv_cache(32, "f32")
-    model.forward(TOKENS[:1], kv)
+    kv = model.sequence(32, "f32")
+    model.forward(Batch.of(kv, TOKENS[:1]))
     device.calls = 0
-    model.forward(TOKENS[:1], kv)
+    model.forward(Batch.of(kv, TOKENS[:1]))
     return device.calls
 
 
@@ -121,8 +123,8 @@ def test_an_interruption_anywhere_in_a_token(expected: NDArray[np.float32]) -> N
     gc.collect()
     pinned = device.pinned_memory.used
     for at in range(1, calls_of_a_step(model, device) + 1):
-        kv = model.kv_cache(32, "f32")
-        model.forward(TOKENS[:1], kv)
+        kv = model.sequence(32, "f32")
+        model.forward(Batch.of(kv, TOKENS[:1]))
         device.calls = 0
 
         def interrupt(call: int, at: int = at) -> None:
@@ -131,7 +133,7 @@ def test_an_interruption_anywhere_in_a_token(expected: NDArray[np.float32]) -> N
 
         device.fault = interrupt
         with pytest.raises(KeyboardInterrupt):
-            within(30, lambda kv=kv: model.forward(TOKENS[1:2], kv))
+            within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS[1:2])))
         device.fault = None
         assert kv.length == 1
         logits = within(30, lambda kv=kv: answer(model, kv))
@@ -150,14 +152,14 @@ def test_ctrl_c_while_the_device_waits() -> None:
 
 def test_a_failing_worker(expected: NDArray[np.float32]) -> None:
     model = build(StandInDevice())
-    kv = model.kv_cache(32, "f32")
-    model.forward(TOKENS[:1], kv)
+    kv = model.sequence(32, "f32")
+    model.forward(Batch.of(kv, TOKENS[:1]))
     right = kv.on_host
-    kv.on_host = CpuBackend(threads=1).kv_cache(n_layers=1, n_kv_heads=2, head_dim=8, capacity=4, type="f32")
+    kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None, None)), 4, "f32")
     kv.on_host.advance(1)
     for _ in range(3):
         with pytest.raises(HotsetError, match="CPU's part of the model failed: the KV cache is another mod"):
-            within(30, lambda: model.forward(TOKENS[1:2], kv))
+            within(30, lambda: model.forward(Batch.of(kv, TOKENS[1:2])))
         assert kv.length == 1
     kv.on_host = right
     assert np.abs(within(30, lambda: answer(model, kv)) - expected).max() <= 1e-3 * np.abs(expected).max()
@@ -167,11 +169,11 @@ def test_a_worker_that_ends_in_mid_step(expected: NDArray[np.float32]) -> None:
     device = FaultyDevice()
     model = build(device)
     for at in range(1, calls_of_a_step(model, device) + 1):
-        kv = model.kv_cache(32, "f32")
+        kv = model.sequence(32, "f32")
         device.calls = 0
         device.fault = lambda call, at=at: model.close() if call == at else None
         try:
-            within(30, lambda kv=kv: model.forward(TOKENS[:1], kv))
+            within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS[:1])))
         except HotsetError as error:
             assert "stopped in mid-step" in str(error)
         device.fault = None
@@ -194,9 +196,9 @@ def test_many_threads_one_model(expected: NDArray[np.float32]) -> None:
 def test_nothing_is_left_of_a_model() -> None:
     device = StandInDevice()
     model = build(device, stream_from=9)
-    kv = model.kv_cache(32)
-    model.forward(TOKENS, kv)
-    model.forward(TOKENS[:1], kv)
+    kv = model.sequence(32)
+    model.forward(Batch.of(kv, TOKENS))
+    model.forward(Batch.of(kv, TOKENS[:1]))
     assert device.memory.used > 0
     assert device.pinned_memory.used > 0
     before = threading.active_count()
@@ -292,11 +294,11 @@ def test_no_room_to_stream_a_prompt(expected: NDArray[np.float32]) -> None:
     device = StandInDevice(vram=MODEL_BYTES)
     model = build(device, by_share(CHECKPOINT, 0.3, 64), stream_from=9)
     prompt = build_transformer(CHECKPOINT, CpuBackend(threads=1))
-    logits = prompt.forward(TOKENS, prompt.kv_cache(32, "f32"), all_logits=True)
+    logits = prompt.forward(Batch.of(prompt.sequence(32, "f32"), TOKENS, logits=None))
     for capacity in (MODEL_BYTES, device.memory.used + 12_000, MODEL_BYTES):
         device.memory.capacity = capacity + 32_000
-        kv = model.kv_cache(32, "f32")
+        kv = model.sequence(32, "f32")
         device.memory.capacity = capacity
-        found = within(30, lambda kv=kv: model.forward(TOKENS, kv, all_logits=True))
+        found = within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS, logits=None)))
         assert np.abs(found - logits).max() <= 1e-3 * np.abs(logits).max()
     assert_right(model, expected)

@@ -17,7 +17,9 @@ from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 from helpers.tiny_models import tiny_models
 from numpy.typing import NDArray
 
+from hotset.backends.contract import StateShape
 from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
@@ -55,9 +57,9 @@ def stored(plan: FFNPlan) -> Checkpoint:
 
 
 def logits(model: Transformer, prompt: int, length: int) -> NDArray[np.float32]:
-    kv = model.kv_cache(length, "f32")
-    parts = [model.forward(TOKENS[:prompt] % 53, kv, all_logits=True)]
-    parts += [model.forward(TOKENS[i : i + 1] % 53, kv) for i in range(prompt, length)]
+    kv = model.sequence(length, "f32")
+    parts = [model.forward(Batch.of(kv, TOKENS[:prompt] % 53, logits=None))]
+    parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1] % 53)) for i in range(prompt, length)]
     return np.concatenate(parts)
 
 
@@ -125,20 +127,20 @@ def test_failures_on_a_gpu(cuda: Device) -> None:
     placement = Placement((LayerPlacement(False, 32),), True)
     model = build_hybrid(checkpoint, placement, cuda, CpuBackend(threads=1))
     expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), 9, 30)
-    kv = model.kv_cache(30, "f32")
+    kv = model.sequence(30, "f32")
     for i in range(6):
-        model.forward(TOKENS[i : i + 1] % 53, kv)
+        model.forward(Batch.of(kv, TOKENS[i : i + 1] % 53))
     right = kv.on_host
-    kv.on_host = CpuBackend(threads=1).kv_cache(n_layers=1, n_kv_heads=2, head_dim=8, capacity=4, type="f32")
+    kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None, None)), 4, "f32")
     with pytest.raises(HotsetError, match="CPU's part"):
-        model.forward(TOKENS[6:7] % 53, kv)
+        model.forward(Batch.of(kv, TOKENS[6:7] % 53))
     kv.on_host = right
     for _ in range(20):
         stop = threading.Timer(0.0005, model.close)
         stop.start()
         try:
-            kv.truncate(3)
-            model.forward(TOKENS[3:4] % 53, kv)
+            kv.rewind(3)
+            model.forward(Batch.of(kv, TOKENS[3:4] % 53))
         except HotsetError as error:
             assert "stopped" in str(error)
         stop.join()

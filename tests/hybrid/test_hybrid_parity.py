@@ -13,6 +13,7 @@ from helpers.tiny_models import tiny_models
 from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import streaming
 from hotset.hybrid.build import build_hybrid
@@ -25,10 +26,10 @@ PROMPT = 19
 
 def logits(model: Transformer) -> NDArray[np.float32]:
     """A prompt, then token by token, then a few tokens at once."""
-    kv = model.kv_cache(LENGTH, "f32")
-    parts = [model.forward(TOKENS[:PROMPT], kv, all_logits=True)]
-    parts += [model.forward(TOKENS[i : i + 1], kv) for i in range(PROMPT, LENGTH - 4)]
-    parts += [model.forward(TOKENS[LENGTH - 4 :], kv, all_logits=True)]
+    kv = model.sequence(LENGTH, "f32")
+    parts = [model.forward(Batch.of(kv, TOKENS[:PROMPT], logits=None))]
+    parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(PROMPT, LENGTH - 4)]
+    parts += [model.forward(Batch.of(kv, TOKENS[LENGTH - 4 :], logits=None))]
     assert kv.length == LENGTH
     return np.concatenate(parts)
 

@@ -10,6 +10,7 @@ from helpers.placements import by_share, eager_machine
 from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 
 from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import RequestError
 from hotset.formats.tensor import TensorType
@@ -30,7 +31,7 @@ def test_the_demo_model_writes_the_same(demo: Path) -> None:
     texts = []
     for options in ({}, {"vram": 60 << 20, "device": StandInDevice(), "machine": eager_machine()}):
         model = load_model(demo, threads=1, context=64, **options)
-        engine = Engine(model, model.kv_cache(64))
+        engine = Engine(model, model.sequence(64))
         texts.append("".join(token.text for token in engine.generate(prompt, max_tokens=12)))
         if options:
             assert model.plan is not None
@@ -55,7 +56,7 @@ class InterruptedDevice(StandInDevice):
 def test_an_answer_that_is_interrupted(demo: Path) -> None:
     device = InterruptedDevice()
     model = load_model(demo, threads=1, context=64, vram=60 << 20, device=device, machine=eager_machine())
-    engine = Engine(model, model.kv_cache(64))
+    engine = Engine(model, model.sequence(64))
 
     def answer() -> list[int]:
         return [token.id for token in engine.generate("One, two, three,", max_tokens=8)]
@@ -98,12 +99,12 @@ def test_neurons_computed_are_counted_on_both_sides() -> None:
             traffic(stored),
             plan,
         )
-        kv = model.kv_cache(32)
+        kv = model.sequence(32)
         for i in range(8):
-            transformer.forward(tokens[i : i + 1], kv)
-        for layer, counts in zip(plan.placement.layers, model.neuron_counts(), strict=True):
+            transformer.forward(Batch.of(kv, tokens[i : i + 1]))
+        for layer, counts in zip(plan.placement.layers, model.work(kv), strict=True):
             assert counts
             if layer.hot < 256:
-                assert counts.tokens == 8
+                assert counts.rows == 8
                 assert 8 * layer.hot < counts.read < 8 * 256
         assert model.chooses_neurons == (share < 1)

@@ -15,6 +15,7 @@ from helpers.random_checkpoint import random_checkpoint
 from hotset.backends.contract import F32, FFN, FFNSpec
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceFFN
+from hotset.core.batch import Batch
 from hotset.core.config import Activation
 from hotset.hybrid.build import any_ffn_spec, build_hybrid
 from hotset.hybrid.slices import cold_slice, ffn_bytes
@@ -68,7 +69,7 @@ class LazyPart:
 
     def forward(self, x: F32, out: F32) -> None:
         def compute() -> None:
-            ReferenceFFN(self._spec).forward(x, out)
+            ReferenceFFN(self._spec).forward(x, out, None)
 
         self._device.stream.tell(compute)
 
@@ -178,7 +179,7 @@ def test_from_so_many_tokens_on(stream_from: int) -> None:
 
     device.backend.ffn = count  # type: ignore
     usual = build_transformer(CHECKPOINT, CpuBackend(threads=1))
-    expected = usual.forward(TOKENS, usual.kv_cache(40, "f32"), all_logits=True)
-    found = model.forward(TOKENS, model.kv_cache(40, "f32"), all_logits=True)
+    expected = usual.forward(Batch.of(usual.sequence(40, "f32"), TOKENS, logits=None))
+    found = model.forward(Batch.of(model.sequence(40, "f32"), TOKENS, logits=None))
     assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
     assert len(built) == (LAYERS if stream_from <= 40 else 0)

@@ -5,15 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.parts import LoneFFN
 from helpers.placements import by_share
 from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset.backends.contract import Linear, NeuronCounts, NeuronFFNSpec
+from hotset.backends.contract import Linear, NeuronFFNSpec
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch, Work
 from hotset.core.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
@@ -52,10 +54,10 @@ def stored_by_neuron(plan: FFNPlan, *, seed: int = 0, **options: object) -> Chec
 
 
 def logits(model: Transformer) -> NDArray[np.float32]:
-    kv = model.kv_cache(64, "f32")
-    parts = [model.forward(TOKENS[:12], kv, all_logits=True)]
-    parts += [model.forward(TOKENS[i : i + 1], kv) for i in range(12, 27)]
-    parts += [model.forward(TOKENS[27:], kv, all_logits=True)]
+    kv = model.sequence(64, "f32")
+    parts = [model.forward(Batch.of(kv, TOKENS[:12], logits=None))]
+    parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(12, 27)]
+    parts += [model.forward(Batch.of(kv, TOKENS[27:], logits=None))]
     return np.concatenate(parts)
 
 
@@ -179,11 +181,11 @@ def test_prompts_and_first_tokens_are_dense(
     )
     calls = [(prompt, True)] * (prompt > 0) + [(1, False)] * max(0, SINK_TOKENS - prompt)
     calls += [(3, True), (1, True), (1, False)]
-    caches = [model.kv_cache(32, "f32") for model in models]
+    caches = [model.sequence(32, "f32") for model in models]
     for at, (count, is_prompt) in enumerate(calls):
         tokens = TOKENS[caches[0].length :][:count]
         found, expected = (
-            model.forward(tokens, kv, prompt=is_prompt, all_logits=True)
+            model.forward(Batch.of(kv, tokens, lossless=is_prompt, logits=None))
             for model, kv in zip(models, caches, strict=True)
         )
         if at < len(calls) - 1:
@@ -192,8 +194,8 @@ def test_prompts_and_first_tokens_are_dense(
         elif hot[0] < 100:
             assert np.abs(found - expected).max() > 1e-3 * np.abs(expected).max()
     assert device.raised > 0
-    part = models[0].layers[0].ffn
-    assert part.counts() == NeuronCounts(1, hot[0], 0)  # type: ignore[attr-defined]
+    if hot[0] < 100:
+        assert caches[0].choosers[0].work == Work(1, 0, 0)
 
 
 @pytest.mark.parametrize("way", [Way.EXACT, Way.DENSE])
@@ -201,9 +203,9 @@ def test_first_tokens_of_exact_layers_go_by_step(way: Way) -> None:
     device = CountingDevice()
     placement = Placement((LayerPlacement(True, 64), LayerPlacement(True, 64)), True)
     model = build_hybrid(stored_by_neuron(FFNPlan(way)), placement, device, CpuBackend(threads=1))
-    kv = model.kv_cache(8)
+    kv = model.sequence(8)
     for i in range(2):
-        model.forward(TOKENS[i : i + 1], kv, prompt=True)
+        model.forward(Batch.of(kv, TOKENS[i : i + 1], lossless=True))
     assert device.raised == 2 * 2
 
 
@@ -217,9 +219,9 @@ def test_cold_neurons_are_chosen_by_the_plan(way: Way, score: Score, raw_input: 
     checkpoint = stored_by_neuron(plan, activation=Activation.SILU)
     spec, hot = neuron_ffn_spec(checkpoint, 0, plan), 64
     x = np.random.default_rng(1).standard_normal((15, 32)).astype(np.float32)
-    layer = HybridFFN(spec, hot, StandInDevice(), CpuBackend(threads=1))
-    reference = ReferenceBackend()
-    parts = [reference.neuron_ffn(part) for part in (hot_slice(spec, hot), cold_slice(spec, hot))]
+    host = CpuBackend(threads=1)
+    layer = LoneFFN(host, spec, HybridFFN(spec, hot, StandInDevice(), host))
+    parts = [LoneFFN(ReferenceBackend(), part) for part in (hot_slice(spec, hot), cold_slice(spec, hot))]
     for i in range(15):
         token = x[i : i + 1]
         found, expected = np.zeros_like(token), np.zeros_like(token)
@@ -228,30 +230,31 @@ def test_cold_neurons_are_chosen_by_the_plan(way: Way, score: Score, raw_input: 
             part.forward(token, expected)
         assert_close(found, expected, 5e-3)
     counts = layer.counts()
-    assert counts.tokens == 15
-    assert counts.read == 15 * hot + layer.cold.counts().read
-    assert 0 < layer.cold.counts().read < 15 * (200 - hot)
+    assert counts.rows == 15
+    assert 0 < counts.read < 15 * (200 - hot)
 
 
 def test_scores_of_the_device_choose_the_hosts_neurons() -> None:
     """By hand: of the cold neurons exactly those whose score the device sent reaches the cut-off."""
     plan = FFNPlan(Way.PREDICTOR, Score.GATE_Q4, cutoff=0.5)
     spec = neuron_ffn_spec(stored_by_neuron(plan, activation=Activation.SILU), 0, plan)
-    layer = HybridFFN(spec, 64, StandInDevice(), CpuBackend(threads=1))
+    host = CpuBackend(threads=1)
+    hybrid = HybridFFN(spec, 64, StandInDevice(), host)
+    layer = LoneFFN(host, spec, hybrid)
     scores = np.zeros((1, 136), np.float32)
     chosen = [3, 70, 135]
     scores[0, chosen] = 1
-    layer.predictor = lambda x: scores
+    hybrid.predictor = lambda x: scores
     x, found = (
         np.random.default_rng(0).standard_normal((1, 32)).astype(np.float32),
         np.zeros((1, 32), np.float32),
     )
     layer.forward(x, found)
-    assert layer.cold.counts().read == 3
+    assert layer.counts().read == 3
 
     rows = np.r_[0:64, [64 + j for j in chosen]]
     expected = np.zeros_like(found)
-    ReferenceBackend().neuron_ffn(picked(spec, rows)).forward(x, expected)
+    LoneFFN(ReferenceBackend(), picked(spec, rows)).forward(x, expected)
     assert_close(found, expected)
 
 
@@ -269,7 +272,8 @@ def picked(spec: NeuronFFNSpec, rows: NDArray[np.int64]) -> NeuronFFNSpec:
 def test_audits_of_the_cold_neurons_move_the_cutoff() -> None:
     plan = FFNPlan(Way.PREDICTOR, Score.GATE_Q4, cutoff=3.0, recall=0.9)
     checkpoint = stored_by_neuron(plan)
-    layer = HybridFFN(neuron_ffn_spec(checkpoint, 0, plan), 64, StandInDevice(), CpuBackend(threads=1))
+    host, spec = CpuBackend(threads=1), neuron_ffn_spec(checkpoint, 0, plan)
+    layer = LoneFFN(host, spec, HybridFFN(spec, 64, StandInDevice(), host))
     x = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
     out = np.zeros_like(x)
     for i in range(300):

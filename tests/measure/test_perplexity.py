@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hotset.backends.contract import NeuronCounts
+from hotset.core.batch import Work
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import RequestError
 from hotset.measure import perplexity as module
@@ -24,21 +24,25 @@ class Table:
         self.layers = ()
         self.logits = np.random.default_rng(seed).normal(0, 3, (context, VOCAB, VOCAB)).astype(np.float32)
 
-    def kv_cache(self, capacity, type):
+    def sequence(self, capacity, kv_type):
         return _KV(capacity)
 
-    def forward(self, tokens, kv, *, prompt=False, all_logits=False):
+    def forward(self, batch):
+        tokens, (span,) = batch.tokens, batch.spans
+        kv = span.sequence
         assert kv.length + len(tokens) <= kv.capacity
         rows = self.logits[np.arange(kv.length, kv.length + len(tokens)), tokens]
         kv.length += len(tokens)
-        return rows if all_logits else rows[-1:]
+        return rows[len(rows) - span.logits :]
 
 
 class _KV:
     def __init__(self, capacity):
         self.capacity, self.length = capacity, 0
 
-    def truncate(self, length):
+    choosers = ()
+
+    def rewind(self, length):
         self.length = length
 
 
@@ -115,21 +119,26 @@ def test_greedy_texts_are_compared_up_to_the_first_difference():
     assert (divergence.greedy_tokens, divergence.greedy_same) == (10, 5)
 
 
-def test_a_model_that_chooses_neurons_is_read_token_by_token():
+def test_a_model_that_chooses_neurons_is_read_token_by_token(monkeypatch):
     sparse = model(5)
     sparse.config.layers = (SimpleNamespace(ffn=FFNPlan(Way.EXACT)), SimpleNamespace(ffn=None))
     sparse.config.ffn_size = 8
     lengths, prompts = [], []
     forward = sparse.transformer.forward
 
-    def counted(tokens, kv, **options):
-        lengths.append(len(tokens))
-        prompts.append(options.get("prompt", False))
-        return forward(tokens, kv, **options)
+    def counted(batch):
+        lengths.append(len(batch.tokens))
+        prompts.append(batch.spans[0].lossless)
+        return forward(batch)
 
     sparse.transformer.forward = counted
-    layer = SimpleNamespace(counts=lambda: NeuronCounts(lengths.count(1), 2 * lengths.count(1), 0))
-    sparse.transformer.layers = (SimpleNamespace(ffn=layer), SimpleNamespace(ffn=None))
+
+    class Counted:
+        @property
+        def work(self):
+            return Work(lengths.count(1), 2 * lengths.count(1), 0)
+
+    monkeypatch.setattr(_KV, "choosers", (Counted(), None))
     result = evaluate(sparse, [1] * 20, window=20)
     assert lengths == [10, *[1] * 9]
     assert prompts == [True, *[False] * 9]

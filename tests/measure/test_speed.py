@@ -20,10 +20,11 @@ class Clocked:
         self.now = 0.0
         self.kinds = set()
 
-    def kv_cache(self, capacity, type):
-        return SimpleNamespace(capacity=capacity, length=0, truncate=lambda length: None)
+    def sequence(self, capacity, kv_type):
+        return SimpleNamespace(capacity=capacity, length=0, rewind=lambda length: None, choosers=[])
 
-    def forward(self, tokens, kv, *, prompt=False):
+    def forward(self, batch):
+        tokens = batch.tokens
         kind = len(tokens) > 1
         seconds = 1 + 0.01 * len(tokens)
         self.now += seconds if kind in self.kinds else 2 * seconds

@@ -12,8 +12,9 @@ from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.tiny_models import save, tiny_models, write_old_config
 from numpy.typing import NDArray
 
-from hotset.backends.contract import Backend, KVCache
+from hotset.backends.contract import Backend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch, Sequence
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
 
@@ -24,22 +25,22 @@ def test_logits(name: str, peers: Callable[..., Peer], backend: Backend) -> None
     peer = peers(name)
     model = build_transformer(open_checkpoint(peer.path), backend)
 
-    def forward(kv: KVCache, start: int, stop: int) -> NDArray[np.float32]:
-        return model.forward(TOKENS[start:stop], kv, all_logits=True)
+    def forward(kv: Sequence, start: int, stop: int) -> NDArray[np.float32]:
+        return model.forward(Batch.of(kv, TOKENS[start:stop], logits=None))
 
-    at_once = model.kv_cache(LENGTH, "f32")
+    at_once = model.sequence(LENGTH, "f32")
     assert_close(forward(at_once, 0, LENGTH), peer.logits)
     assert at_once.length == LENGTH
 
-    by_token = model.kv_cache(LENGTH, "f32")
+    by_token = model.sequence(LENGTH, "f32")
     assert_close(np.concatenate([forward(by_token, i, i + 1) for i in range(LENGTH)]), peer.logits)
 
-    prefix = model.kv_cache(LENGTH, "f32")
-    last = model.forward(TOKENS[:17], prefix)
+    prefix = model.sequence(LENGTH, "f32")
+    last = model.forward(Batch.of(prefix, TOKENS[:17]))
     assert_close(last, peer.logits[16:17])
     assert_close(forward(prefix, 17, LENGTH), peer.logits[17:])
 
-    prefix.truncate(11)
+    prefix.rewind(11)
     assert prefix.length == 11
     assert_close(forward(prefix, 11, 12), peer.logits[11:12])
     assert_close(forward(prefix, 12, LENGTH), peer.logits[12:])
@@ -51,7 +52,7 @@ def test_half_precision(name: str, dtype: str, peers: Callable[..., Peer], backe
     """Weights of two bytes are used as they are: nothing is lost against the same numbers in F32."""
     peer = peers(name, dtype)
     model = build_transformer(open_checkpoint(peer.path), backend)
-    logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    logits = model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None))
     assert_close(logits, peer.logits)
 
 
@@ -63,5 +64,5 @@ def test_old_config(name: str, tmp_path: Path) -> None:
     save(peer, tmp_path)
     write_old_config(tmp_path)
     model = build_transformer(open_checkpoint(tmp_path), ReferenceBackend())
-    logits = model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    logits = model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None))
     assert_close(logits, run_peer(peer))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hotset.architectures.table import ACTIVATIONS
 from hotset.backends.contract import Backend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
 
@@ -27,7 +28,7 @@ QUANTISED = [Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q4_K, Q.Q5_K, Q.Q6_K]
 
 def forward(path: Path, backend: Backend) -> NDArray[np.float32]:
     model = build_transformer(open_checkpoint(path), backend)
-    return model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    return model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None))
 
 
 @pytest.fixture(scope="session")

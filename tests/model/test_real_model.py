@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hotset.backends.contract import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
 
@@ -48,7 +49,7 @@ def peer(path: Path, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
 
 def forward(path: Path, backend: Backend, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
     model = build_transformer(open_checkpoint(path), backend)
-    return model.forward(tokens, model.kv_cache(len(tokens), "f32"), all_logits=True)
+    return model.forward(Batch.of(model.sequence(len(tokens), "f32"), tokens, logits=None))
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

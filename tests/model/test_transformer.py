@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hotset.backends.contract import Backend
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError, RequestError
 from hotset.model import transformer
 from hotset.model.build import build_transformer
@@ -19,18 +20,18 @@ TOKENS = np.random.default_rng(2).integers(0, 53, CAPACITY).astype(np.int32)
 def test_any_way_to_the_same_position(parallel: bool, backend: Backend) -> None:
     """However the tokens are cut, and however often the sequence is set back, the logits are the same."""
     model = build_transformer(random_checkpoint(parallel=parallel), backend)
-    expected = model.forward(TOKENS, model.kv_cache(CAPACITY, "f32"), all_logits=True)
+    expected = model.forward(Batch.of(model.sequence(CAPACITY, "f32"), TOKENS, logits=None))
     steps = st.lists(st.tuples(st.integers(1, CAPACITY), st.integers(0, CAPACITY)), min_size=1, max_size=6)
 
     @settings(max_examples=25, deadline=None)
     @given(steps)
     def check(steps: list[tuple[int, int]]) -> None:
-        kv = model.kv_cache(CAPACITY, "f32")
+        kv = model.sequence(CAPACITY, "f32")
         for count, back in steps:
-            kv.truncate(min(back, kv.length))
+            kv.rewind(min(back, kv.length))
             start, stop = kv.length, min(kv.length + count, CAPACITY)
             if start < stop:
-                assert_close(model.forward(TOKENS[start:stop], kv), expected[stop - 1 : stop])
+                assert_close(model.forward(Batch.of(kv, TOKENS[start:stop])), expected[stop - 1 : stop])
                 assert kv.length == stop
 
     check()
@@ -38,35 +39,35 @@ def test_any_way_to_the_same_position(parallel: bool, backend: Backend) -> None:
 
 def test_long_prompts_are_sliced(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_transformer(random_checkpoint(), backend)
-    expected = model.forward(TOKENS, model.kv_cache(CAPACITY, "f32"), all_logits=True)
+    expected = model.forward(Batch.of(model.sequence(CAPACITY, "f32"), TOKENS, logits=None))
     monkeypatch.setattr(transformer, "SLICE", 7)
     for all_logits in (True, False):
-        kv = model.kv_cache(CAPACITY, "f32")
-        logits = model.forward(TOKENS, kv, all_logits=all_logits)
+        kv = model.sequence(CAPACITY, "f32")
+        logits = model.forward(Batch.of(kv, TOKENS, logits=None if all_logits else 1))
         assert_close(logits, expected if all_logits else expected[-1:])
         assert kv.length == CAPACITY
 
 
 def test_no_room(backend: Backend) -> None:
     model = build_transformer(random_checkpoint(), backend)
-    kv = model.kv_cache(8, "f32")
-    model.forward(TOKENS[:5], kv)
+    kv = model.sequence(8, "f32")
+    model.forward(Batch.of(kv, TOKENS[:5]))
     with pytest.raises(RequestError, match=r"4 tokens to append to 5: expected 1 to 3, as the context has 8"):
-        model.forward(TOKENS[:4], kv)
+        model.forward(Batch.of(kv, TOKENS[:4]))
     with pytest.raises(RequestError, match="0 tokens"):
-        model.forward(TOKENS[:0], kv)
+        model.forward(Batch.of(kv, TOKENS[:0]))
     assert kv.length == 5
-    model.forward(TOKENS[:3], kv)  # exactly full
+    model.forward(Batch.of(kv, TOKENS[:3]))  # exactly full
 
 
 def test_sequences_do_not_mix(backend: Backend) -> None:
     """Two sequences in turn on one model."""
     model = build_transformer(random_checkpoint(), backend)
-    one, other = model.kv_cache(CAPACITY, "f32"), model.kv_cache(CAPACITY, "f32")
-    expected = model.forward(TOKENS[:8], model.kv_cache(CAPACITY, "f32"))
-    model.forward(TOKENS[:7], one)
-    model.forward(TOKENS[9:19], other)
-    assert_close(model.forward(TOKENS[7:8], one), expected)
+    one, other = model.sequence(CAPACITY, "f32"), model.sequence(CAPACITY, "f32")
+    expected = model.forward(Batch.of(model.sequence(CAPACITY, "f32"), TOKENS[:8]))
+    model.forward(Batch.of(one, TOKENS[:7]))
+    model.forward(Batch.of(other, TOKENS[9:19]))
+    assert_close(model.forward(Batch.of(one, TOKENS[7:8])), expected)
 
 
 @pytest.mark.parametrize(("type", "tolerance"), [("f16", 2e-3), ("q8_0", 5e-2)])
@@ -75,9 +76,9 @@ def test_small_kv_cache(type: str, tolerance: float, backend: Backend) -> None:
     if backend.name == "reference" and type == "q8_0":
         pytest.skip("the reference backend has no such cache")
     model = build_transformer(random_checkpoint(head_dim=32), backend)
-    expected = model.forward(TOKENS, model.kv_cache(CAPACITY, "f32"), all_logits=True)
-    kv = model.kv_cache(CAPACITY, type)
-    first, rest = (model.forward(part, kv, all_logits=True) for part in (TOKENS[:9], TOKENS[9:]))
+    expected = model.forward(Batch.of(model.sequence(CAPACITY, "f32"), TOKENS, logits=None))
+    kv = model.sequence(CAPACITY, type)
+    first, rest = (model.forward(Batch.of(kv, part, logits=None)) for part in (TOKENS[:9], TOKENS[9:]))
     found = np.concatenate([first, rest])
     assert_close(found, expected, tolerance)
     assert not np.array_equal(found, expected)
@@ -92,4 +93,4 @@ def test_progress(backend: Backend) -> None:
 def test_reference_refuses_q8_0_cache() -> None:
     model = build_transformer(random_checkpoint(), ReferenceBackend())
     with pytest.raises(HotsetError, match="q8_0"):
-        model.kv_cache(8, "q8_0")
+        model.sequence(8, "q8_0")

@@ -24,7 +24,13 @@ class FakeKV:
     def length(self):
         return len(self.ids)
 
-    def truncate(self, length):
+    def reusable(self, length):
+        return min(length, self.length)
+
+    def advance(self, count):
+        raise AssertionError("the transformer advances")
+
+    def rewind(self, length):
         assert 0 <= length <= self.length
         del self.ids[length:]
 
@@ -39,7 +45,9 @@ class FakeTransformer:
         self.prompts = []
         self.fail_after = None
 
-    def forward(self, tokens, kv, *, prompt=False, all_logits=False):
+    def forward(self, batch):
+        tokens, (span,) = batch.tokens, batch.spans
+        kv, prompt = span.sequence, span.lossless
         assert tokens.dtype == np.int32
         assert 1 <= len(tokens) <= kv.capacity - kv.length
         self.calls.append(len(tokens))

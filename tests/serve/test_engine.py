@@ -75,7 +75,7 @@ def test_kv_reuse_changes_nothing_but_the_work(make_engine, prompts):
     forward = engine.model.transformer
     for prompt in prompts:
         common = 0
-        held = engine.kv.ids
+        held = engine.state.ids
         while common < min(len(held), len(prompt) - 1) and held[common] == ord(prompt[common]):
             common += 1
         forward.calls.clear()

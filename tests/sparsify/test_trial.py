@@ -5,6 +5,7 @@ import pytest
 from helpers.random_checkpoint import by_neuron, random_checkpoint
 
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, Score, Way
 from hotset.formats.tensor import tensor_from_array
 from hotset.model.build import build_transformer, neuron_ffn_spec
@@ -35,9 +36,9 @@ def checkpoint(plan, activation=Activation.SILU, **options):
 def read(made, tokens):
     """Log-probabilities of the second half's predictions: a dense prompt, then token by token."""
     model = build_transformer(made, ReferenceBackend())
-    kv = model.kv_cache(WINDOW, "f32")
-    model.forward(tokens[: WINDOW // 2], kv)
-    logits = [model.forward(tokens[at : at + 1], kv)[0] for at in range(WINDOW // 2, WINDOW - 1)]
+    kv = model.sequence(WINDOW, "f32")
+    model.forward(Batch.of(kv, tokens[: WINDOW // 2]))
+    logits = [model.forward(Batch.of(kv, tokens[at : at + 1]))[0] for at in range(WINDOW // 2, WINDOW - 1)]
     logits = np.float64(logits)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 

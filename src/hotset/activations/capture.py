@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, FFN
+from hotset.backends.contract import F32, FFN, BatchView
+from hotset.core.batch import Batch
 from hotset.model.transformer import SLICE, Layer, Transformer
 
 Observe = Callable[[int, F32, F32, F32], None]
@@ -51,10 +52,10 @@ def capture(
         return
     shape = (SLICE, transformer.config.ffn_size)
     gate_buffer, h_buffer = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    kv = transformer.kv_cache(max(map(len, windows)))
+    sequence = transformer.sequence(max(map(len, windows)))
 
     def watch(layer: int, ffn: FFN, x: F32) -> None:
-        first = min(len(x), max(0, skip - kv.length))
+        first = min(len(x), max(0, skip - sequence.length))
         if first < len(x):
             gate, h = gate_buffer[: len(x)], h_buffer[: len(x)]
             ffn.neurons(x, gate, h)
@@ -71,8 +72,8 @@ def capture(
         transformer.head,
     )
     for count, window in enumerate(windows, 1):
-        kv.truncate(0)
-        watched.forward(window, kv)
+        sequence.rewind(0)
+        watched.forward(Batch.of(sequence, window, lossless=True, logits=0))
         if done:
             done(count)
 
@@ -83,9 +84,9 @@ class _WatchedFFN:
     def __init__(self, layer: int, ffn: FFN, watch: Callable[[int, FFN, F32], None]) -> None:
         self._layer, self._ffn, self._watch = layer, ffn, watch
 
-    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
+    def forward(self, x: F32, out: F32, view: BatchView) -> None:
         self._watch(self._layer, self._ffn, x)
-        self._ffn.forward(x, out, dense)
+        self._ffn.forward(x, out, view)
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         self._ffn.neurons(x, gate, h)

@@ -9,15 +9,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32
+from hotset.backends.contract import F32, StateShape
 from hotset.backends.reference import (
     ReferenceAttention,
+    ReferenceBackend,
     ReferenceEmbedding,
     ReferenceFFN,
-    ReferenceKVCache,
     ReferenceLinear,
     ReferenceNeuronFFN,
 )
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Way
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.build import attention_spec, embedding_spec, ffn_spec, neuron_ffn_spec
@@ -43,9 +44,10 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
     """
     c = checkpoint.config
     embedding = ReferenceEmbedding(embedding_spec(checkpoint))
-    hidden = [embedding.forward(tokens, 0) for tokens in text]
+    hidden = [embedding.forward(tokens, np.arange(len(tokens), dtype=np.int32)) for tokens in text]
     del embedding
-    kv = ReferenceKVCache((1, max(map(len, text)), c.n_kv_heads, c.head_dim), np.float32)
+    shape = StateShape(1, c.n_kv_heads, c.head_dim, (0.0,))
+    sequence = ReferenceBackend().sequence(shape, max(map(len, text)), "f32")
     for i in range(c.n_layers):
         attention = ReferenceAttention(attention_spec(checkpoint, i))
         ffn: ReferenceFFN | ReferenceNeuronFFN
@@ -59,9 +61,9 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
         ffn.hidden.up = up = _Recorder(ffn.hidden.up)
         for x in hidden:
             out = x.copy() if c.parallel else x
-            kv.truncate(0)
-            attention.forward(x, out, kv, 0)
-            ffn.forward(x, out)
+            batch = Batch.of(sequence, np.zeros(len(x), np.int32), lossless=True)
+            attention.forward(x, out, batch)
+            ffn.forward(x, out, batch)
             x[:] = out
         moments = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv"), query.moments())
         moments |= dict.fromkeys(("ffn_gate", "ffn_up"), up.moments())

@@ -1,8 +1,11 @@
-"""What a backend must offer: the decoder's four parts, built once from weights and then only called.
+"""What a backend must offer: the decoder's parts, built once from weights and then only called.
 
 A backend knows nothing of architectures, files or requests. Arrays are float32 and C-contiguous; T is the
-number of tokens in the call, D the hidden size, V the vocabulary. What flows from part to part is the
-backend's own `Array`; tokens, logits and observed neurons are NumPy's on every backend.
+number of rows in the call, D the hidden size, V the vocabulary. What flows from part to part is the backend's
+own `Array`; tokens, logits and observed neurons are NumPy's on every backend.
+
+A part never changes: what a sequence leaves behind is in its `Sequence`. A row's result does not depend on
+the other rows of the call, on the CPU to the bit where weights are quantised.
 """
 
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.core.batch import I32, Batch, Sequence
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig
 from hotset.formats.tensor import Tensor
 
@@ -18,6 +22,9 @@ F32 = NDArray[np.float32]
 
 Array: TypeAlias = Any
 """Hidden vectors where the backend computes: a NumPy array on the CPU, a torch tensor on a GPU."""
+
+BatchView: TypeAlias = Any
+"""A `Batch` as a backend's parts take it, made by `Backend.view`."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +112,6 @@ class NeuronFFNSpec:
 
 
 @dataclass(frozen=True)
-class NeuronCounts:
-    """What a `NeuronFFN` has done, summed over tokens in decoding.
-
-    That is, not in calls of more than `DENSE_TOKENS`, nor in those with ``dense``: a prompt's tokens share
-    the neurons that are read for any of them, which says nothing of one token's.
-    """
-
-    tokens: int
-    read: int
-    """Neurons whose row of down was read."""
-    fired: int
-    """Of these, neurons that were not zero."""
-
-
-DENSE_TOKENS = 8
-"""In calls of more tokens than this, every neuron is computed: together they need nearly all."""
-
-
-@dataclass(frozen=True)
 class HeadSpec:
     """``logits = W norm(x)``, W being (V, D)."""
 
@@ -131,48 +119,44 @@ class HeadSpec:
     output: Linear
 
 
-class KVCache(Protocol):
-    """Keys and values of one sequence, for every layer."""
+@dataclass(frozen=True)
+class StateShape:
+    """What a model's layers keep of a sequence."""
 
-    @property
-    def length(self) -> int:
-        """Positions filled so far."""
-
-    @property
-    def capacity(self) -> int:
-        """Positions there is room for."""
-
-    def advance(self, count: int) -> None:
-        """Count `count` more positions as filled, once every layer has written them."""
-
-    def truncate(self, length: int) -> None:
-        """Forget every position from `length` on (0 <= length <= self.length)."""
+    n_layers: int
+    """Layers with keys and values, by their numbers in `Backend.attention`."""
+    n_kv_heads: int
+    head_dim: int
+    cutoffs: tuple[float | None, ...] = ()
+    """Where each layer's chooser starts, by its number in `Backend.neuron_ffn`; None: it has none."""
 
 
 class Embedding(Protocol):
     """Token ids to hidden vectors."""
 
-    def forward(self, tokens: NDArray[np.int32], position: int) -> Array:
-        """Embed (T,) tokens, the first at `position`: (T, D)."""
+    def forward(self, tokens: I32, positions: I32) -> Array:
+        """Embed tokens (T,) at positions (T,): (T, D)."""
 
 
 class Attention(Protocol):
     """One layer's attention."""
 
-    def forward(self, x: Array, out: Array, kv: KVCache, layer: int) -> None:
+    def forward(self, x: Array, out: Array, view: BatchView) -> None:
         """Add the attention of x (T, D) to out (T, D), which may be x itself.
 
-        The tokens stand at positions ``kv.length + 0 .. T - 1``; their keys and values are written there.
+        Each span's rows attend to their own sequence, whose keys and values are written at positions
+        ``sequence.length + 0 .. count - 1``.
         """
 
 
 class FFN(Protocol):
     """One layer's feed-forward network."""
 
-    def forward(self, x: Array, out: Array, dense: bool = False) -> None:
+    def forward(self, x: Array, out: Array, view: BatchView) -> None:
         """Add the FFN of x (T, D) to out (T, D), which may be x itself.
 
-        With `dense` only neurons that are exactly zero are left out, whatever the layer's plan is.
+        An FFN stored by neuron computes what its plan chooses for each row, by the row's own sequence; in
+        lossless spans it leaves out nothing but zeros.
         """
 
     def neurons(self, x: Array, gate: F32, h: F32) -> None:
@@ -181,20 +165,6 @@ class FFN(Protocol):
         Written are the activation's input to ``gate`` (T, F), which is up's product where there is no gate,
         and the neurons' values, which are the input of down, to ``h`` (T, F).
         """
-
-
-class NeuronFFN(FFN, Protocol):
-    """An FFN stored by neuron, which computes only some neurons for each token."""
-
-    cutoff: float
-    """A neuron is computed where its score is at least this; an audit may move it."""
-
-    @property
-    def recall_seen(self) -> float:
-        """Share of the firing neurons that were predicted, a running mean over audits; NaN without any."""
-
-    def counts(self) -> NeuronCounts:
-        """What was done since the FFN was built."""
 
 
 class Head(Protocol):
@@ -212,20 +182,26 @@ class Backend(Protocol):
     def copy(self, x: Array) -> Array:
         """A copy of one of its arrays."""
 
+    def rows(self, x: Array, rows: NDArray[np.intp]) -> Array:
+        """Those rows of x (T, D), in that order."""
+
+    def view(self, batch: Batch) -> BatchView:
+        """The batch as this backend's parts take it, for one call of each."""
+
+    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> Sequence:
+        """Room for `capacity` positions; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
+
     def embedding(self, spec: EmbeddingSpec) -> Embedding:
         """Build the token embedding."""
 
-    def attention(self, spec: AttentionSpec) -> Attention:
-        """Build one layer's attention."""
+    def attention(self, spec: AttentionSpec, index: int = 0) -> Attention:
+        """Build one layer's attention, which keeps its keys and values under number `index`."""
 
     def ffn(self, spec: FFNSpec) -> FFN:
         """Build one layer's FFN."""
 
-    def neuron_ffn(self, spec: NeuronFFNSpec) -> NeuronFFN:
-        """Build one layer's FFN that is stored by neuron."""
+    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> FFN:
+        """Build one layer's FFN that is stored by neuron, whose chooser has number `index`."""
 
     def head(self, spec: HeadSpec) -> Head:
         """Build the final norm and the output projection."""
-
-    def kv_cache(self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str) -> KVCache:
-        """Room for `capacity` positions; `type` is ``f16``, ``q8_0`` or ``f32``."""

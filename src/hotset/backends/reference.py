@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hotset.backends.contract import (
-    DENSE_TOKENS,
     F32,
     AttentionSpec,
     EmbeddingSpec,
     FFNSpec,
     HeadSpec,
-    KVCache,
     Linear,
-    NeuronCounts,
     NeuronFFNSpec,
     Norm,
+    StateShape,
 )
 from hotset.backends.low_bit import low_bit_copy
+from hotset.core.batch import I32, Batch, Work
 from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import HotsetError
 
@@ -73,9 +72,8 @@ def normalise(x: F32, norm: Norm) -> F32:
     return y if norm.bias is None else y + norm.bias
 
 
-def rotate(x: F32, rope: RopeConfig, position: int) -> F32:
-    """RoPE on x (T, heads, head_dim), whose first token stands at `position`."""
-    positions = np.arange(position, position + x.shape[0])
+def rotate(x: F32, rope: RopeConfig, positions: NDArray[np.integer]) -> F32:
+    """RoPE on x (T, heads, head_dim), whose rows stand at `positions` (T,)."""
     angles = positions[:, None, None] * np.array(rope.inverse_frequencies)
     cos = (rope.magnitude * np.cos(angles)).astype(np.float32)
     sin = (rope.magnitude * np.sin(angles)).astype(np.float32)
@@ -113,22 +111,43 @@ class ReferenceLinear:
         return y if self.bias is None else y + self.bias
 
 
-class ReferenceKVCache:
-    """Keys and values as two arrays (layers, capacity, n_kv_heads, head_dim)."""
+class ReferenceChooser:
+    """See `hotset.core.batch.Chooser`. Nothing adapts."""
 
-    def __init__(self, shape: tuple[int, int, int, int], dtype: DTypeLike) -> None:
-        self.keys = np.zeros(shape, dtype)
-        self.values = np.zeros(shape, dtype)
+    recall_seen = math.nan
+
+    def __init__(self, cutoff: float) -> None:
+        self.cutoff = cutoff
+        self.work = Work()
+
+
+class ReferenceSequence:
+    """Keys and values as two arrays (layers, capacity, n_kv_heads, head_dim); see `Sequence`."""
+
+    def __init__(self, keys: NDArray[np.floating], values: NDArray[np.floating]) -> None:
+        self.keys, self.values = keys, values
         self.length = 0
-        self.capacity = shape[1]
+        self.capacity = keys.shape[1]
+        self.choosers: list[ReferenceChooser | None] = []
+
+    def reusable(self, length: int) -> int:
+        """See `Sequence`: every prefix is."""
+        return min(length, self.length)
+
+    def rewind(self, length: int) -> None:
+        """See `Sequence`."""
+        self.length = length
+
+    def fork(self) -> "ReferenceSequence":
+        """See `Sequence`."""
+        forked = ReferenceSequence(self.keys.copy(), self.values.copy())
+        forked.length = self.length
+        forked.choosers = [chooser and ReferenceChooser(chooser.cutoff) for chooser in self.choosers]
+        return forked
 
     def advance(self, count: int) -> None:
-        """See `KVCache`."""
+        """See `Sequence`."""
         self.length += count
-
-    def truncate(self, length: int) -> None:
-        """See `KVCache`."""
-        self.length = length
 
 
 class ReferenceEmbedding:
@@ -140,29 +159,26 @@ class ReferenceEmbedding:
         self.scale = np.float32(spec.scale)
         self.position_offset = spec.position_offset
 
-    def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
+    def forward(self, tokens: I32, positions: I32) -> F32:
         """See `Embedding`."""
         x: F32 = self.tokens[tokens] * self.scale
         if self.positions is not None:
-            first = position + self.position_offset
-            x += self.positions[first : first + len(tokens)]
+            x += self.positions[positions + self.position_offset]
         return x
 
 
 class ReferenceAttention:
     """Grouped-query attention with the whole matrix of scores."""
 
-    def __init__(self, spec: AttentionSpec) -> None:
+    def __init__(self, spec: AttentionSpec, index: int = 0) -> None:
         self.spec = spec
+        self.index = index
         self.q, self.k, self.v = ReferenceLinear(spec.q), ReferenceLinear(spec.k), ReferenceLinear(spec.v)
         self.output = ReferenceLinear(spec.output)
 
-    def forward(self, x: F32, out: F32, kv: KVCache, layer: int) -> None:
+    def forward(self, x: F32, out: F32, view: Batch) -> None:
         """See `Attention`."""
-        assert isinstance(kv, ReferenceKVCache)
         s = self.spec
-        start, end = kv.length, kv.length + len(x)
-
         n = normalise(x, s.norm)
         q = self.q(n).reshape(-1, s.n_heads, s.head_dim)
         k = self.k(n).reshape(-1, s.n_kv_heads, s.head_dim)
@@ -172,25 +188,41 @@ class ReferenceAttention:
         if s.k_norm:
             k = normalise(k, s.k_norm)
         if s.rope:
-            q, k = rotate(q, s.rope, start), rotate(k, s.rope, start)
-        kv.keys[layer, start:end] = k
-        kv.values[layer, start:end] = v
+            q, k = rotate(q, s.rope, view.positions), rotate(k, s.rope, view.positions)
+        mixed = np.empty_like(q)
+        for span, rows in view.rows():
+            mixed[rows] = self._attend(q[rows], k[rows], v[rows], _own(span.sequence))
+        y = self.output(mixed.reshape(len(x), -1))
+        out += normalise(y, s.post_norm) if s.post_norm else y
+
+    def _attend(self, q: F32, k: F32, v: F32, sequence: ReferenceSequence) -> F32:
+        """One span's rows: q (T, H, d), k and v (T, K, d), to (T, H, d)."""
+        s = self.spec
+        start, end = sequence.length, sequence.length + len(q)
+        sequence.keys[self.index, start:end] = k
+        sequence.values[self.index, start:end] = v
 
         # Heads first: queries (H, T, d) against the keys (H, S, d) of all positions so far. A key-value head
         # serves n_heads / n_kv_heads query heads that follow one another.
         group = s.n_heads // s.n_kv_heads
         queries = q.transpose(1, 0, 2)
-        keys = kv.keys[layer, :end].astype(np.float32).transpose(1, 0, 2).repeat(group, axis=0)
-        values = kv.values[layer, :end].astype(np.float32).transpose(1, 0, 2).repeat(group, axis=0)
-
+        keys, values = (
+            kept[self.index, :end].astype(np.float32).transpose(1, 0, 2).repeat(group, axis=0)
+            for kept in (sequence.keys, sequence.values)
+        )
         distance = np.arange(start, end)[:, None] - np.arange(end)[None, :]
         visible = distance >= 0
         if s.window is not None:
             visible &= distance < s.window
         scores = np.where(visible, s.scale * (queries @ keys.transpose(0, 2, 1)), -np.inf)
-        mixed = softmax(scores) @ values
-        y = self.output(mixed.transpose(1, 0, 2).reshape(len(x), -1))
-        out += normalise(y, s.post_norm) if s.post_norm else y
+        mixed: F32 = (softmax(scores) @ values).transpose(1, 0, 2)
+        return mixed
+
+
+def _own(sequence: object) -> ReferenceSequence:
+    if not isinstance(sequence, ReferenceSequence):
+        raise TypeError("the sequence is another backend's")
+    return sequence
 
 
 class ReferenceFFN:
@@ -201,7 +233,7 @@ class ReferenceFFN:
         self.hidden = _Neurons(spec)
         self.down = ReferenceLinear(spec.down)
 
-    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
+    def forward(self, x: F32, out: F32, view: Batch | None = None) -> None:
         """See `FFN`."""
         y = self.down(self.hidden(normalise(x, self.norm))[1])
         out += normalise(y, self.post_norm) if self.post_norm else y
@@ -287,35 +319,35 @@ def chosen_neurons(
 class ReferenceNeuronFFN:
     """Computes all neurons, then forgets those that its plan would not have computed. Nothing adapts."""
 
-    def __init__(self, spec: NeuronFFNSpec) -> None:
+    def __init__(self, spec: NeuronFFNSpec, index: int = 0) -> None:
         self.spec = spec
-        self.cutoff = spec.plan.cutoff
-        self.recall_seen = math.nan
+        self.index = index
         self.hidden = _Neurons(spec)
         self._down_t = spec.down_t.weight.to_float32()
         self._lengths = np.linalg.norm(self._down_t, axis=1)
         self._matrices = predictor_matrices(spec)
-        self._counts = np.zeros(3, np.int64)
-
-    def counts(self) -> NeuronCounts:
-        """See `NeuronFFN`."""
-        return NeuronCounts(*map(int, self._counts))
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
 
-    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
+    def forward(self, x: F32, out: F32, view: Batch) -> None:
         """See `FFN`."""
         spec = self.spec
         gate, h = self.hidden(normalise(x, spec.norm))
-        if len(x) <= DENSE_TOKENS and not (dense and spec.plan.way.approximate):
-            chosen = chosen_neurons(spec, self.cutoff, x, gate, h, self._lengths, self._matrices)
+        for span, rows in view.rows():
+            if span.lossless:
+                continue
+            chooser = _own(span.sequence).choosers[self.index]
+            assert chooser is not None
+            chosen = chosen_neurons(
+                spec, chooser.cutoff, x[rows], gate[rows], h[rows], self._lengths, self._matrices
+            )
             # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
-            read = chosen & (h != 0) if spec.activation.zero_producing else chosen
-            h = np.where(read, h, np.float32(0))
-            if not dense:
-                self._counts += [len(x), int(read.sum()), int((h != 0).sum())]
+            read = chosen & (h[rows] != 0) if spec.activation.zero_producing else chosen
+            h[rows] = np.where(read, h[rows], np.float32(0))
+            work, fired = chooser.work, int((h[rows] != 0).sum())
+            chooser.work = Work(work.rows + span.count, work.read + int(read.sum()), work.fired + fired)
         y: F32 = h @ self._down_t
         if spec.down_t.bias is not None:
             y += spec.down_t.bias
@@ -344,33 +376,43 @@ class ReferenceBackend:
         y: F32 = x.copy()
         return y
 
+    def rows(self, x: F32, rows: NDArray[np.intp]) -> F32:
+        """See `Backend`."""
+        y: F32 = x[rows]
+        return y
+
+    def view(self, batch: Batch) -> Batch:
+        """See `Backend`."""
+        return batch
+
     def embedding(self, spec: EmbeddingSpec) -> ReferenceEmbedding:
         """Build the token embedding."""
         return ReferenceEmbedding(spec)
 
-    def attention(self, spec: AttentionSpec) -> ReferenceAttention:
+    def attention(self, spec: AttentionSpec, index: int = 0) -> ReferenceAttention:
         """Build one layer's attention."""
-        return ReferenceAttention(spec)
+        return ReferenceAttention(spec, index)
 
     def ffn(self, spec: FFNSpec) -> ReferenceFFN:
         """Build one layer's FFN."""
         return ReferenceFFN(spec)
 
-    def neuron_ffn(self, spec: NeuronFFNSpec) -> ReferenceNeuronFFN:
+    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> ReferenceNeuronFFN:
         """Build one layer's FFN that is stored by neuron."""
-        return ReferenceNeuronFFN(spec)
+        return ReferenceNeuronFFN(spec, index)
 
     def head(self, spec: HeadSpec) -> ReferenceHead:
         """Build the final norm and the output projection."""
         return ReferenceHead(spec)
 
-    def kv_cache(
-        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
-    ) -> ReferenceKVCache:
-        """Room for `capacity` positions; `type` is ``f32`` or ``f16``."""
+    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> ReferenceSequence:
+        """Room for `capacity` positions; `kv_type` is ``f32`` or ``f16``."""
         dtypes: dict[str, DTypeLike] = {"f32": np.float32, "f16": np.float16}
-        if type not in dtypes:
+        if kv_type not in dtypes:
             raise HotsetError(
-                f"KV cache type {type!r}: the reference backend has f32 and f16; choose one of them"
+                f"KV cache type {kv_type!r}: the reference backend has f32 and f16; choose one of them"
             )
-        return ReferenceKVCache((n_layers, capacity, n_kv_heads, head_dim), dtypes[type])
+        size = shape.n_layers, capacity, shape.n_kv_heads, shape.head_dim
+        sequence = ReferenceSequence(np.zeros(size, dtypes[kv_type]), np.zeros(size, dtypes[kv_type]))
+        sequence.choosers = [None if cutoff is None else ReferenceChooser(cutoff) for cutoff in shape.cutoffs]
+        return sequence

@@ -47,15 +47,16 @@ def build_hybrid(
     layers, cold = [], []
     counts = {True: 0, False: 0}  # layers whose attention is on the device, and on the host
     for i, place in enumerate(placement.layers):
-        attention = (device.backend if place.attention else host).attention(attention_spec(checkpoint, i))
+        index = counts[place.attention]
+        backend = device.backend if place.attention else host
+        attention = backend.attention(attention_spec(checkpoint, i), index)
         spec = any_ffn_spec(checkpoint, i)
         if place.hot == 0:
-            layer_ffn = build_ffn(spec, host)
+            layer_ffn = build_ffn(spec, host, i)
         elif place.hot == config.ffn_size:
-            layer_ffn = build_ffn(all_computed(spec), device.backend)
+            layer_ffn = build_ffn(all_computed(spec), device.backend, i)
         else:
-            layer_ffn = HybridFFN(spec, place.hot, device, host)
-        index = counts[place.attention]
+            layer_ffn = HybridFFN(spec, place.hot, device, host, i)
         add_cold = None
         if stream_from is not None and place.hot < config.ffn_size:
             cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot))

@@ -4,17 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hotset import _native
 from hotset.backends.contract import (
-    DENSE_TOKENS,
     F32,
     FFN,
     Array,
     Backend,
-    NeuronCounts,
     NeuronFFNSpec,
 )
-from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
+from hotset.backends.cpu import CpuBackend, CpuFFN, CpuNeuronFFN, CpuView
 from hotset.core.config import Way
 from hotset.hybrid.device import Device, to_device
 from hotset.hybrid.slices import Spec, cold_slice, hot_slice
@@ -28,7 +25,7 @@ class HybridFFN:
     it sends their scores with the input. The host, which moves the cut-off, holds them against it.
     """
 
-    def __init__(self, spec: Spec, hot: int, device: Device, host: CpuBackend) -> None:
+    def __init__(self, spec: Spec, hot: int, device: Device, host: CpuBackend, index: int = 0) -> None:
         self.device = device
         self.add_normed = device.normed_adder(spec.post_norm) if spec.post_norm else None
         self.n_hot, self.n_cold = hot, spec.up.weight.shape[0] - hot
@@ -37,17 +34,17 @@ class HybridFFN:
         self.predictor: Callable[[Array], Array] | None = None
         if isinstance(cold, NeuronFFNSpec) and cold.plan.way is Way.PREDICTOR:
             self.predictor = device.predictor(cold)
-            self.cold: CpuNeuronFFN | _native.FFN = host.neuron_ffn(cold, scores_given=True)
+            self.cold: CpuNeuronFFN | CpuFFN = host.neuron_ffn(cold, index, scores_given=True)
         else:
-            self.cold = host.neuron_ffn(cold) if isinstance(cold, NeuronFFNSpec) else host.ffn(cold)
+            self.cold = host.neuron_ffn(cold, index) if isinstance(cold, NeuronFFNSpec) else host.ffn(cold)
 
-    def forward(self, x: Array, out: Array, dense: bool = False) -> None:
-        """See `FFN`; x and out are on the device, and the calling thread does the host's part."""
+    def forward(self, x: Array, out: Array, view: CpuView) -> None:
+        """See `FFN`; x and out are on the device, the view and the calling thread are the host's."""
         device, shape = self.device, tuple(x.shape)
         at_host = device.pinned(shape, np.float32)
         device.download(x, at_host)
         scores = None
-        if self.predictor and shape[0] <= DENSE_TOKENS and not dense:
+        if self.predictor and not all(lossless for _, _, lossless in view.spans):
             scores = device.pinned((shape[0], self.n_cold), np.float32)
             device.download(self.predictor(x), scores)
         sent = device.mark()
@@ -55,10 +52,10 @@ class HybridFFN:
         def cold() -> Array:
             sent.wait()
             y = device.pinned(shape, np.float32)
-            if scores is not None and isinstance(self.cold, CpuNeuronFFN):
-                self.cold.forward_scored(at_host, y, scores)
+            if isinstance(self.cold, CpuNeuronFFN):
+                self.cold.forward(at_host, y, view, scores)
             else:
-                self.cold.forward(at_host, y, dense)
+                self.cold.forward(at_host, y)
             return to_device(device, y)
 
         self.add(x, out, cold)
@@ -70,7 +67,7 @@ class HybridFFN:
         if self.add_normed:
             total = device.empty(tuple(x.shape))
             device.zero(total)
-        self.hot.forward(x, total)
+        self.hot.forward(x, total, None)
         device.add(cold(), total)
         if self.add_normed:
             self.add_normed(total, out)
@@ -89,31 +86,7 @@ class HybridFFN:
             part.neurons(source, pre, values)
             gate[:, first : first + size], h[:, first : first + size] = pre, values
 
-    @property
-    def cutoff(self) -> float:
-        """See `NeuronFFN`: the cold neurons'."""
-        return self._by_neuron().cutoff
 
-    @cutoff.setter
-    def cutoff(self, value: float) -> None:
-        self._by_neuron().cutoff = value
-
-    @property
-    def recall_seen(self) -> float:
-        """See `NeuronFFN`: the cold neurons'."""
-        return self._by_neuron().recall_seen
-
-    def counts(self) -> NeuronCounts:
-        """See `NeuronFFN`; of the hot neurons all are read, and how many fired is not known."""
-        cold = self._by_neuron().counts()
-        return NeuronCounts(cold.tokens, cold.read + self.n_hot * cold.tokens, cold.fired)
-
-    def _by_neuron(self) -> CpuNeuronFFN:
-        if not isinstance(self.cold, CpuNeuronFFN):
-            raise TypeError("this layer is not stored by neuron")
-        return self.cold
-
-
-def build_ffn(spec: Spec, backend: Backend) -> FFN:
+def build_ffn(spec: Spec, backend: Backend, index: int = 0) -> FFN:
     """A whole FFN, or a slice, on one backend."""
-    return backend.neuron_ffn(spec) if isinstance(spec, NeuronFFNSpec) else backend.ffn(spec)
+    return backend.neuron_ffn(spec, index) if isinstance(spec, NeuronFFNSpec) else backend.ffn(spec)

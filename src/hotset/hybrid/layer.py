@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hotset import _native
 from hotset.backends.contract import Array, Attention
-from hotset.backends.cpu import CpuNeuronFFN
+from hotset.backends.cpu import CpuAttention, CpuFFN, CpuNeuronFFN
 from hotset.hybrid.ffn import HybridFFN
 from hotset.model.transformer import Layer
 
 AddCold = Callable[[Array, Array, Array], None]
-HostFFN = _native.FFN | CpuNeuronFFN
+HostFFN = CpuFFN | CpuNeuronFFN
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class HybridLayer(Layer):
     """Adds the FFN of x to out, given x, out and the sum of its cold neurons, all on the device."""
 
     @property
-    def host_attention(self) -> _native.Attention | None:
+    def host_attention(self) -> CpuAttention | None:
         """The attention, if it is the host's."""
         return None if self.attention_on_device else _host_attention(self.attention)
 
@@ -40,7 +39,7 @@ class HybridLayer(Layer):
         return part
 
 
-def _host_attention(attention: Attention) -> _native.Attention:
-    if not isinstance(attention, _native.Attention):
+def _host_attention(attention: Attention) -> CpuAttention:
+    if not isinstance(attention, CpuAttention):
         raise TypeError("the host's attention is the CPU backend's")
     return attention

@@ -11,15 +11,20 @@ from functools import partial
 import numpy as np
 
 from hotset import _native
-from hotset.backends.contract import F32, Array, Head, KVCache
+from hotset.backends.contract import F32, Array, Head
+from hotset.backends.cpu import CpuFFN
+from hotset.core.batch import Batch, Span
+from hotset.core.batch import Sequence as State
 from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, Flag
 from hotset.hybrid.ffn import HybridFFN
-from hotset.hybrid.kv_cache import HybridKVCache
 from hotset.hybrid.layer import HostFFN, HybridLayer
+from hotset.hybrid.sequence import HybridSequence
 
-Action = Callable[[KVCache | None], None]
-"""Something to tell the device, given its KV cache."""
+Action = Callable[[State | None], None]
+"""Something to tell the device, given its half of the sequence."""
+
+_ONE = np.zeros(1, np.int32)
 
 _LINE = 16
 """Numbers of four bytes to a cache line."""
@@ -78,7 +83,7 @@ class Step:
         self.last = self._host_x if head is None else self._x
         """The last hidden vector, on the host or on the device, where the head is."""
 
-    def run(self, x: F32, kv: HybridKVCache) -> Array:
+    def run(self, x: F32, kv: HybridSequence) -> Array:
         """The last hidden vector, and the logits, of the embedding x (1, D).
 
         Both are overwritten by the next step. Raises `HotsetError` where the host's part failed; whatever
@@ -92,7 +97,7 @@ class Step:
             kv.recorded = self._device.record(partial(self._tell, kv.on_device))
         try:
             if self._tasks:
-                self._worker.begin(kv.on_host)
+                self._worker.begin(kv.on_host.kv)
             kv.recorded()
             self._device.mark(spin=not self._tasks).wait()
             error = self._worker.finish()
@@ -109,7 +114,7 @@ class Step:
         """End the worker's thread; a step in hand fails, the next one starts another."""
         self._worker.stop()
 
-    def _tell(self, kv: KVCache | None) -> None:
+    def _tell(self, kv: State | None) -> None:
         for action in self._actions:
             action(kv)
 
@@ -173,7 +178,7 @@ class Step:
     def _add_attention(self, layer: HybridLayer) -> None:
         if layer.host_attention:
             self._continue_chain()
-            self._worker.attention(layer.host_attention, self._host_x, self._host_x, layer.index)
+            self._worker.attention(layer.host_attention.native, self._host_x, self._host_x, layer.index)
         else:
             self._bring(True)
             self._tell_attention(layer, self._x, self._x)
@@ -195,7 +200,7 @@ class Step:
         if attention and ffn and not layer.ffn_on_device:
             self._continue_chain()
             self._worker.copy(self._host_x, self._host_scratch)
-            self._worker.attention(attention, self._host_x, self._host_scratch, layer.index)
+            self._worker.attention(attention.native, self._host_x, self._host_scratch, layer.index)
             self._host_ffn(ffn, self._host_x, self._host_scratch, None)
             self._worker.copy(self._host_scratch, self._host_x)
             return
@@ -207,7 +212,7 @@ class Step:
         if attention:
             ready, done = self._task()
             self._worker.zero(self._host_sums[0])
-            self._worker.attention(attention, self._host_x, self._host_sums[0], layer.index)
+            self._worker.attention(attention.native, self._host_x, self._host_sums[0], layer.index)
             self._say(lambda: device.raise_flag(ready))
         add_ffn = self._start_ffn(layer, send=False)
         self._say(lambda: device.assign(x, out))
@@ -219,12 +224,12 @@ class Step:
         self._x, self._out = out, x
 
     def _tell_attention(self, layer: HybridLayer, x: Array, out: Array) -> None:
-        attention, index = layer.attention, layer.index
+        attention = layer.attention
 
-        def tell(kv: KVCache | None) -> None:
+        def tell(kv: State | None) -> None:
             if kv is None:
-                raise ValueError("the device has no KV cache")
-            attention.forward(x, out, kv, index)
+                raise ValueError("the device has no keys and values")
+            attention.forward(x, out, Batch(_ONE, (Span(kv, 1),)))
 
         self._actions.append(tell)
 
@@ -235,7 +240,7 @@ class Step:
         """
         device, ffn, cold = self._device, layer.ffn, layer.host_ffn
         if cold is None:
-            return lambda x, out: self._say(lambda: ffn.forward(x, out))
+            return lambda x, out: self._say(lambda: ffn.forward(x, out, None))
         x, total = self._x, self._total
         split = ffn if isinstance(ffn, HybridFFN) else None
         sent: list[Callable[[], tuple[Array, F32]]] = [lambda: (x, self._host_x)] if send else []
@@ -256,7 +261,7 @@ class Step:
             to = total if split.add_normed else out
             if split.add_normed:
                 self._say(lambda: device.zero(to))
-            self._say(lambda: split.hot.forward(x, to))
+            self._say(lambda: split.hot.forward(x, to, None))
             self._tell_arrival(done, self._host_sums[1], to)
             if add_normed := split.add_normed:
                 self._say(lambda: add_normed(to, out))
@@ -267,8 +272,8 @@ class Step:
         self._say(lambda: self._device.receive(done, sums, out, add=True))
 
     def _host_ffn(self, ffn: HostFFN, x: F32, out: F32, scores: F32 | None) -> None:
-        if isinstance(ffn, _native.FFN):
-            self._worker.ffn(ffn, x, out)
+        if isinstance(ffn, CpuFFN):
+            self._worker.ffn(ffn.native, x, out)
         else:
             self._worker.neuron_ffn(ffn.native, x, out, scores)
 

@@ -102,7 +102,7 @@ class Walk:
             buffer = self._next % 2
             piece = self._coming[buffer].result()
             self._device.follow(piece.event)
-            piece.part.forward(x, out)
+            piece.part.forward(x, out, None)
             used = self._device.mark()
             self._next += 1
             if self._next + 1 < len(self._order):

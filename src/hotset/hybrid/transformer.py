@@ -7,19 +7,18 @@ does the host's part.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from threading import Lock
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hotset import _native
-from hotset.backends.contract import F32, Array, Embedding, Head, KVCache
-from hotset.backends.cpu import CpuBackend
+from hotset.backends.contract import F32, Array, Embedding, Head, StateShape
+from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
+from hotset.core.batch import Batch, Span
 from hotset.core.config import ModelConfig
 from hotset.hybrid.device import Device, DeviceMemoryError, to_device
-from hotset.hybrid.kv_cache import HybridKVCache
 from hotset.hybrid.layer import AddCold, HybridLayer
+from hotset.hybrid.sequence import HybridSequence
 from hotset.hybrid.step import Step
 from hotset.hybrid.streaming import ColdStream, Walk
 from hotset.model.transformer import Transformer
@@ -67,48 +66,55 @@ class HybridTransformer(Transformer):
         )
         self.head = _Head(head, self._step)
 
-    def kv_cache(self, capacity: int, type: str = "f16") -> HybridKVCache:
+    def sequence(self, capacity: int, kv_type: str = "f16") -> HybridSequence:
         """See `Transformer`; each layer's keys and values lie where its attention is computed."""
-        c = self.config
+        shape = self.state_shape
         on_device = sum(layer.attention_on_device for layer in self._parts)
-        shape = {"n_kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "capacity": capacity}
-        device: KVCache | None = None
-        host: _native.KVCache | None = None
+
+        def half(n_layers: int, cutoffs: tuple[float | None, ...]) -> StateShape:
+            return StateShape(n_layers, shape.n_kv_heads, shape.head_dim, cutoffs)
+
+        device = None
         if on_device:
             with self.device.guard():
-                device = self.device.backend.kv_cache(n_layers=on_device, type=type, **shape)
-        if on_device < c.n_layers:
-            host = self._host.kv_cache(n_layers=c.n_layers - on_device, type=type, **shape)
-        return HybridKVCache(device, host, capacity)
+                device = self.device.backend.sequence(half(on_device, ()), capacity, kv_type)
+        # The host's half is there in any case, for the choosers.
+        host = self._host.sequence(half(max(shape.n_layers - on_device, 1), shape.cutoffs), capacity, kv_type)
+        return HybridSequence(device, host, capacity)
 
-    def forward(
-        self,
-        tokens: NDArray[np.int32],
-        kv: KVCache,
-        *,
-        prompt: bool = False,
-        all_logits: bool = False,
-    ) -> F32:
+    def forward(self, batch: Batch) -> F32:
         """See `Transformer`. One call at a time, others wait: buffers are the model's, not the sequence's."""
         with self._lock:
-            return super().forward(tokens, kv, prompt=prompt, all_logits=all_logits)
+            logits = [super(HybridTransformer, self).forward(one) for one in _one_by_one(batch)]
+            return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def close(self) -> None:
         """End the worker's thread; it starts again with the next token."""
         self._step.close()
 
-    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache, dense: bool) -> Array:
-        if not isinstance(kv, HybridKVCache):
-            raise TypeError("a hybrid model needs its own KV cache")
-        kv.settle()
-        x = self.embedding.forward(tokens, kv.length)
+    def _hidden(self, batch: Batch) -> Array:
+        (span,) = batch.spans
+        sequence = span.sequence
+        if not isinstance(sequence, HybridSequence):
+            raise TypeError("a hybrid model needs its own sequences")
+        sequence.settle()
+        x = self.embedding.forward(batch.tokens, batch.positions)
         # A step is always the same, with neurons chosen by each layer's plan.
-        by_step = len(tokens) == 1 and not (dense and self._approximate)
-        x = self._step.run(x, kv) if by_step else self._layer_by_layer(x, kv, dense)
-        kv.advance(len(tokens))
-        return x
+        if span.count == 1 and not (span.lossless and self._approximate):
+            with ExitStack() as lent:
+                for part, chooser in zip(self._parts, sequence.on_host.choosers, strict=True):
+                    if chooser and isinstance(part.host_ffn, CpuNeuronFFN):
+                        lent.enter_context(chooser.lent_to(part.host_ffn.native))
+                return self._step.run(x, sequence)
+        return self._layer_by_layer(x, sequence, span)
 
-    def _layer_by_layer(self, x: Array, kv: HybridKVCache, dense: bool) -> Array:
+    def _layer_by_layer(self, x: Array, sequence: HybridSequence, span: Span) -> Array:
+        tokens = np.zeros(span.count, np.int32)
+        host_view = self._host.view(Batch(tokens, (Span(sequence.on_host, span.count, span.lossless),)))
+        device_view = None
+        if sequence.on_device:
+            on_device = Span(sequence.on_device, span.count, span.lossless)
+            device_view = self.device.backend.view(Batch(tokens, (on_device,)))
         here = False  # whether x is on the device
         with self._walk(len(x)) as begun:
             walk = begun
@@ -116,7 +122,7 @@ class HybridTransformer(Transformer):
                 x, here = self._bring(x, here, layer.attention_on_device), layer.attention_on_device
                 backend = self.device.backend if here else self._host
                 out = backend.copy(x) if self.config.parallel else x
-                layer.attention.forward(x, out, kv.of(here), layer.index)
+                layer.attention.forward(x, out, device_view if here else host_view)
                 if walk and layer.add_cold:
                     x, out = self._bring_both(x, out, here, True)
                     here = True
@@ -126,7 +132,8 @@ class HybridTransformer(Transformer):
                     walk = None
                 x, out = self._bring_both(x, out, here, layer.ffn_on_device)
                 here = layer.ffn_on_device
-                layer.ffn.forward(x, out, dense)
+                # Of an FFN on the device, the host's part chooses.
+                layer.ffn.forward(x, out, host_view if not here or layer.host_ffn else None)
                 x = out
         return self._bring(x, here, self._head_on_device)
 
@@ -171,3 +178,7 @@ class _Head:
         """See `Head`."""
         logits = self._step.logits
         return self._head.forward(x) if logits is None or x is not self._step.last else logits.copy()
+
+
+def _one_by_one(batch: Batch) -> list[Batch]:
+    return [Batch(batch.tokens[rows], (span,)) for span, rows in batch.rows()]

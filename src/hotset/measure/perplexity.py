@@ -17,7 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, KVCache
+from hotset.backends.contract import F32
+from hotset.core.batch import Batch
+from hotset.core.batch import Sequence as State
 from hotset.core.errors import RequestError
 from hotset.serve.loaded import Model
 
@@ -94,12 +96,12 @@ def evaluate(
     opening = [
         token for token in model.tokenizer.encode("", add_special=True) if token == model.tokenizer.bos_id
     ]
-    caches = [m.kv_cache(window, kv_type) for m in models]
+    states = [m.sequence(window, kv_type) for m in models]
     # What chooses neurons does so for few tokens at a time only; a reference keeps the same step.
     step = max(1, _LOGITS_AT_ONCE // max(m.config.vocab_size for m in models))
     if any(m.chooses_neurons for m in models):
         step = 1
-    before = _neurons_read(model)
+    before = _neurons_read(model, states[0])
     starts = range(0, len(ids) - window + 1, window)
     log_likelihoods: list[NDArray[np.float64]] = []
     reference_log_likelihoods: list[NDArray[np.float64]] = []
@@ -109,9 +111,8 @@ def evaluate(
         tokens = np.array(ids[start : start + window], np.int32)
         if opening:
             tokens[0] = opening[0]
-        pairs = zip(
-            *(_predictions(m, kv, tokens, step) for m, kv in zip(models, caches, strict=True)), strict=True
-        )
+        readers = zip(models, states, strict=True)
+        pairs = zip(*(_predictions(m, state, tokens, step) for m, state in readers), strict=True)
         for (targets, logs), *reference in pairs:
             rows = np.arange(len(targets))
             log_likelihoods.append(logs[rows, targets].astype(np.float64))
@@ -123,13 +124,12 @@ def evaluate(
                 agreements.append(reference_logs.argmax(axis=1) == logs.argmax(axis=1))
         if progress:
             progress((count + 1) * window, len(starts) * window)
-    read, of = (now - then for now, then in zip(_neurons_read(model), before, strict=True))
+    read, of = (now - then for now, then in zip(_neurons_read(model, states[0]), before, strict=True))
     divergence = None
     if against is not None:
         kl = np.concatenate(divergences)
-        texts = [
-            _greedy(m, kv, ids[: window // 2], window // 2) for m, kv in zip(models, caches, strict=True)
-        ]
+        readers = zip(models, states, strict=True)
+        texts = [_greedy(m, state, ids[: window // 2], window // 2) for m, state in readers]
         same = [a == b for a, b in zip(*texts, strict=True)]
         divergence = Divergence(
             _perplexity(reference_log_likelihoods),
@@ -148,21 +148,21 @@ def evaluate(
     )
 
 
-def _neurons_read(model: Model) -> tuple[int, int]:
+def _neurons_read(model: Model, state: State) -> tuple[int, int]:
     """Neurons whose row of down was read in decoding so far, and neurons that there were to read."""
     if not model.chooses_neurons:
         return 0, 0
-    counts = [count for count in model.neuron_counts() if count]
-    return sum(c.read for c in counts), sum(c.tokens for c in counts) * model.config.ffn_size
+    counts = [work for work in model.work(state) if work]
+    return sum(c.read for c in counts), sum(c.rows for c in counts) * model.config.ffn_size
 
 
-def _greedy(model: Model, kv: KVCache, prompt: Sequence[int], count: int) -> list[int]:
+def _greedy(model: Model, state: State, prompt: Sequence[int], count: int) -> list[int]:
     """The likeliest `count` tokens, one after the other, that follow the prompt."""
-    kv.truncate(0)
+    state.rewind(0)
     tokens = np.array(prompt, np.int32)
     text: list[int] = []
     while len(text) < count:
-        logits = model.transformer.forward(tokens, kv, prompt=not text)
+        logits = model.transformer.forward(Batch.of(state, tokens, lossless=not text))
         tokens = logits.argmax(axis=1).astype(np.int32)
         text.append(int(tokens[0]))
     return text
@@ -173,15 +173,15 @@ def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
 
 
 def _predictions(
-    model: Model, kv: KVCache, tokens: NDArray[np.int32], step: int
+    model: Model, state: State, tokens: NDArray[np.int32], step: int
 ) -> Iterator[tuple[NDArray[np.int32], F32]]:
     """The window's second half, `step` tokens at a time: (T,) tokens to predict, log-probabilities (T, V)."""
-    kv.truncate(0)
+    state.rewind(0)
     first = len(tokens) // 2
-    model.transformer.forward(tokens[:first], kv, prompt=True)
+    model.transformer.forward(Batch.of(state, tokens[:first], lossless=True, logits=0))
     for start in range(first, len(tokens) - 1, step):
         stop = min(start + step, len(tokens) - 1)
-        logits = model.transformer.forward(tokens[start:stop], kv, all_logits=True)
+        logits = model.transformer.forward(Batch.of(state, tokens[start:stop], logits=None))
         yield tokens[start + 1 : stop + 1], _log_softmax(logits)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.activations.sample_text import sample_text
-from hotset.backends.contract import NeuronCounts
+from hotset.core.batch import Batch, Work
 from hotset.model.transformer import SINK_TOKENS
 from hotset.serve.loaded import Model
 
@@ -49,35 +49,35 @@ def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], No
     context = model.config.context_length
     opening = min(SINK_TOKENS, context - 1)
     n_prefill, n_decode = min(PREFILL_TOKENS, context), min(DECODE_TOKENS, context - opening)
-    kv = model.kv_cache(max(n_prefill, opening + n_decode))
-    ids = sample_tokens(model, kv.capacity)
+    sequence = model.sequence(max(n_prefill, opening + n_decode))
+    ids = sample_tokens(model, sequence.capacity)
 
     def prefill(count: int) -> float:
-        kv.truncate(0)
+        sequence.rewind(0)
         start = time.perf_counter()
-        model.transformer.forward(ids[:count], kv, prompt=True)
+        model.transformer.forward(Batch.of(sequence, ids[:count], lossless=True))
         return count / (time.perf_counter() - start)
 
     def decode(count: int) -> float:
-        kv.truncate(0)
-        model.transformer.forward(ids[:opening], kv, prompt=True)
+        sequence.rewind(0)
+        model.transformer.forward(Batch.of(sequence, ids[:opening], lossless=True))
         start = time.perf_counter()
         for i in range(opening, opening + count):
-            model.transformer.forward(ids[i : i + 1], kv)
+            model.transformer.forward(Batch.of(sequence, ids[i : i + 1]))
         return count / (time.perf_counter() - start)
 
     prefill(min(64, n_prefill))
     decode(min(8, n_decode))
-    before = model.neuron_counts()
+    before = model.work(sequence)
     prefills, decodes, bandwidths = [], [], []
     for done in range(repeats):
         prefills.append(prefill(n_prefill))
         decodes.append(decode(n_decode))
-        read = model.traffic.bytes_per_token(neurons_per_token(before, model.neuron_counts()))
+        read = model.traffic.bytes_per_token(neurons_per_token(before, model.work(sequence)))
         bandwidths += [model.backend.memory_bandwidth(int(read)), decodes[-1] * read / 1e9]
         if progress:
             progress(done + 1, repeats)
-    computed = neurons_per_token(before, model.neuron_counts())
+    computed = neurons_per_token(before, model.work(sequence))
     decoded, gigabytes = median(decodes), model.traffic.bytes_per_token(computed) / 1e9
     return Speed(
         n_prefill,
@@ -95,10 +95,10 @@ def sample_tokens(model: Model, count: int) -> NDArray[np.int32]:
     return np.resize(np.array(model.tokenizer.encode(sample_text()), np.int32), count)
 
 
-def neurons_per_token(before: list[NeuronCounts | None], after: list[NeuronCounts | None]) -> list[float]:
-    """Neurons that each layer computed for a token between two calls of `Model.neuron_counts`."""
+def neurons_per_token(before: list[Work | None], after: list[Work | None]) -> list[float]:
+    """Neurons that each layer computed for a token between two calls of `Model.work`."""
     pairs = zip(before, after, strict=True)
-    return [(b.read - a.read) / max(b.tokens - a.tokens, 1) if a and b else 0.0 for a, b in pairs]
+    return [(b.read - a.read) / max(b.rows - a.rows, 1) if a and b else 0.0 for a, b in pairs]
 
 
 def density(model: Model, computed: list[float]) -> float | None:

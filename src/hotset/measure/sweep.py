@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotset.activations.capture import capture
-from hotset.backends.contract import F32, NeuronFFN
+from hotset.backends.contract import F32
 from hotset.backends.reference import ACTIVATIONS
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import RequestError
 from hotset.measure.speed import density, neurons_per_token, sample_tokens
@@ -46,13 +47,12 @@ def sweep(
     it is left out, and the last one is the model's own. Raises `RequestError` for a model that is not stored
     by neuron.
     """
-    ffns = [layer.ffn for layer in model.transformer.layers]
     chosen = [i for i, layer in enumerate(model.config.layers) if layer.ffn]
     if not chosen:
         raise RequestError(f"{model.path} is not stored by neuron: convert it first (hotset convert)")
     count = min(_SCORED, model.config.context_length)
     ids = sample_tokens(model, count)
-    cutoffs = np.zeros((len(ffns), len(densities)), np.float32)
+    cutoffs = np.zeros((model.config.n_layers, len(densities)), np.float32)
     activation = ACTIVATIONS[model.config.activation]
 
     def observe(layer: int, x: F32, gate: F32, h: F32) -> None:
@@ -61,24 +61,24 @@ def sweep(
         cutoffs[layer] = np.median(scores, axis=1)
 
     capture(model.transformer, [ids], observe, skip=min(4, count - 1))
-    kv = model.kv_cache(count)
+    sequence = model.sequence(count)
     measured: list[tuple[float, float, float]] = []
     bandwidths = []
     for step, wanted in enumerate(densities):
         if wanted < 1 and not all(cutoffs[i, step] > 0 for i in chosen):
             continue
-        for i in chosen:
-            ffn: NeuronFFN = ffns[i]  # type: ignore[assignment]
-            ffn.cutoff = float(cutoffs[i, step]) if wanted < 1 else 0.0
-        kv.truncate(0)
-        model.transformer.forward(ids[:16], kv, prompt=True)
-        model.transformer.forward(ids[16:17], kv)
-        before = model.neuron_counts()
+        sequence.rewind(0)
+        model.transformer.forward(Batch.of(sequence, ids[:16], lossless=True))
+        for i, chooser in enumerate(sequence.choosers):
+            if chooser:
+                chooser.cutoff = float(cutoffs[i, step]) if wanted < 1 else 0.0
+        model.transformer.forward(Batch.of(sequence, ids[16:17]))
+        before = model.work(sequence)
         start = time.perf_counter()
         for i in range(17, min(17 + _TOKENS, count)):
-            model.transformer.forward(ids[i : i + 1], kv)
+            model.transformer.forward(Batch.of(sequence, ids[i : i + 1]))
         seconds = time.perf_counter() - start
-        computed = neurons_per_token(before, model.neuron_counts())
+        computed = neurons_per_token(before, model.work(sequence))
         gigabytes = model.traffic.bytes_per_token(computed) / 1e9
         speed = (min(17 + _TOKENS, count) - 17) / seconds
         measured.append((density(model, computed) or 0.0, speed, gigabytes))

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 
-from hotset.backends.contract import NeuronFFN
+from hotset.core.batch import Batch
 from hotset.core.errors import RequestError
 from hotset.measure.speed import density, neurons_per_token
 from hotset.serve.loaded import Model
@@ -47,29 +46,28 @@ def trace(
     for name, ids in tokens.items():
         if len(ids) < EVERY:
             raise RequestError(f"{name}: {len(ids)} tokens of text: expected at least {EVERY}")
-    pairs = zip(model.config.layers, model.transformer.layers, strict=True)
-    ffns = [cast(NeuronFFN, layer.ffn) for config, layer in pairs if config.ffn]
     total = sum(map(len, tokens.values()))
-    kv = model.kv_cache()
+    sequence = model.sequence()
+    choosers = [chooser for chooser in sequence.choosers if chooser]
     points: list[TracePoint] = []
     done = 0
     for name, ids in tokens.items():
         for start in range(0, len(ids) - EVERY + 1, EVERY):
-            if kv.capacity - kv.length < EVERY:
-                kv.truncate(0)
-            before = model.neuron_counts()
+            if sequence.capacity - sequence.length < EVERY:
+                sequence.rewind(0)
+            before = model.work(sequence)
             for token in ids[start : start + EVERY]:
-                model.transformer.forward(np.array([token], np.int32), kv)
+                model.transformer.forward(Batch.of(sequence, np.array([token], np.int32)))
             done += EVERY
-            computed = neurons_per_token(before, model.neuron_counts())
-            recalls = [ffn.recall_seen for ffn in ffns if not np.isnan(ffn.recall_seen)]
+            computed = neurons_per_token(before, model.work(sequence))
+            recalls = [c.recall_seen for c in choosers if not np.isnan(c.recall_seen)]
             points.append(
                 TracePoint(
                     done,
                     name,
                     density(model, computed) or 0.0,
                     float(np.mean(recalls)) if recalls else float("nan"),
-                    tuple(ffn.cutoff for ffn in ffns),
+                    tuple(c.cutoff for c in choosers),
                 )
             )
             if progress:

@@ -40,8 +40,8 @@ def build_transformer(
     layers = []
     for i in range(n_layers):
         plan = checkpoint.config.layers[i].ffn
-        ffn = backend.neuron_ffn(weights.neuron_ffn(i, plan)) if plan else backend.ffn(weights.ffn(i))
-        layers.append(Layer(backend.attention(weights.attention(i)), ffn))
+        ffn = backend.neuron_ffn(weights.neuron_ffn(i, plan), i) if plan else backend.ffn(weights.ffn(i))
+        layers.append(Layer(backend.attention(weights.attention(i), i), ffn))
         done(i + 2)
     head = backend.head(weights.head())
     done(n_layers + 2)

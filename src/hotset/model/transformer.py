@@ -3,29 +3,19 @@
 It knows nothing of files, requests and sampling, nor of how a backend computes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hotset.backends.contract import (
-    DENSE_TOKENS,
-    F32,
-    FFN,
-    Array,
-    Attention,
-    Backend,
-    Embedding,
-    Head,
-    KVCache,
-)
+from hotset.backends.contract import F32, FFN, Array, Attention, Backend, Embedding, Head, StateShape
+from hotset.core.batch import Batch, Sequence
 from hotset.core.config import ModelConfig
 from hotset.core.errors import RequestError
 
-# Long prompts are cut into slices of so many tokens: enough to read each weight seldom, few enough that the
-# activations between two layers stay small.
 SLICE = 512
+"""Batches of more rows are cut: so many are enough to read each weight seldom, and few enough that the
+activations between two layers stay small."""
 
 SINK_TOKENS = 8
 """At so many first positions of a sequence, neurons are left out only where they are zero: all later tokens
@@ -43,7 +33,7 @@ class Layer:
 class Transformer:
     """A model ready to run; built by `hotset.model.build.build_transformer`.
 
-    It is immutable: all that a sequence has of its own is in its `KVCache`.
+    It is immutable: all that a sequence has of its own is in its `Sequence`.
     """
 
     def __init__(
@@ -51,7 +41,7 @@ class Transformer:
         config: ModelConfig,
         backend: Backend,
         embedding: Embedding,
-        layers: Sequence[Layer],
+        layers: ListOf[Layer],
         head: Head,
     ) -> None:
         self.config = config
@@ -60,57 +50,68 @@ class Transformer:
         self.layers = tuple(layers)
         self.head = head
 
-    def kv_cache(self, capacity: int, type: str = "f16") -> KVCache:
-        """An empty KV cache for one sequence of up to `capacity` tokens.
+    def sequence(self, capacity: int, kv_type: str = "f16") -> Sequence:
+        """An empty sequence with room for `capacity` tokens; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
+        return self.backend.sequence(self.state_shape, capacity, kv_type)
 
-        `type` is ``f16``, ``q8_0`` or ``f32``.
-        """
+    @property
+    def state_shape(self) -> StateShape:
+        """What the layers keep of a sequence."""
         c = self.config
-        return self.backend.kv_cache(
-            n_layers=c.n_layers, n_kv_heads=c.n_kv_heads, head_dim=c.head_dim, capacity=capacity, type=type
-        )
+        cutoffs = tuple(layer.ffn.cutoff if layer.ffn else None for layer in c.layers)
+        return StateShape(c.n_layers, c.n_kv_heads, c.head_dim, cutoffs)
 
-    def forward(
-        self,
-        tokens: NDArray[np.int32],
-        kv: KVCache,
-        *,
-        prompt: bool = False,
-        all_logits: bool = False,
-    ) -> F32:
-        """Append tokens (T,), T >= 1, to the sequence in `kv`, and predict what follows.
+    def forward(self, batch: Batch) -> F32:
+        """Append the batch's tokens to their sequences, and predict what follows.
 
-        Layers choose neurons by an approximate plan only for few tokens (`DENSE_TOKENS`) that are no
-        `prompt` and begin after the sequence's first positions (`SINK_TOKENS`). Returns the logits (1, V)
-        after the last token, or with `all_logits` (T, V) after each. Raises `RequestError` if the cache has
-        no room for them.
+        Returns the logits (R, V) of the rows for which the spans want them, in the batch's order. Nothing is
+        appended if this raises: `RequestError` where a sequence has no room for its tokens.
         """
-        room = kv.capacity - kv.length
-        if not 0 < len(tokens) <= room:
-            raise RequestError(
-                f"{len(tokens)} tokens to append to {kv.length}: expected 1 to {room}, as the context has "
-                f"{kv.capacity}; shorten the prompt or ask for a larger context"
-            )
-        dense = prompt or kv.length < SINK_TOKENS or len(tokens) > DENSE_TOKENS
+        _check(batch)
+        lengths = [span.sequence.length for span in batch.spans]
         logits = []
-        for start in range(0, len(tokens), SLICE):
-            x = self._hidden(tokens[start : start + SLICE], kv, dense)
-            if all_logits:
-                logits.append(self.head.forward(x))
-        if all_logits:
-            return logits[0] if len(logits) == 1 else np.concatenate(logits)
-        return self.head.forward(x if len(x) == 1 else x[-1:])
+        try:
+            for piece in batch.pieces(SLICE, SINK_TOKENS):
+                x = self._hidden(piece)
+                if wanted := len(piece.wanted):
+                    rows = x if wanted == len(x) else self.backend.rows(x, piece.wanted)
+                    logits.append(self.head.forward(rows))
+                for span in piece.spans:
+                    span.sequence.advance(span.count)
+        except BaseException:
+            for span, length in zip(batch.spans, lengths, strict=True):
+                span.sequence.rewind(length)
+            raise
+        if not logits:
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
-    def _hidden(self, tokens: NDArray[np.int32], kv: KVCache, dense: bool) -> Array:
-        """One slice through all layers: hidden vectors (T, D). `dense` as in `FFN.forward`."""
+    def _hidden(self, batch: Batch) -> Array:
+        """A batch of at most `SLICE` rows through all layers: hidden vectors (T, D)."""
         parallel = self.config.parallel
-        x = self.embedding.forward(tokens, kv.length)
-        for i, layer in enumerate(self.layers):
+        view = self.backend.view(batch)
+        x = self.embedding.forward(batch.tokens, batch.positions)
+        for layer in self.layers:
             # Both parts read x and add to out. One after the other, out is x itself, so the FFN reads what
             # the attention has added; in parallel it is a copy, so the FFN reads what the attention read.
             out = self.backend.copy(x) if parallel else x
-            layer.attention.forward(x, out, kv, i)
-            layer.ffn.forward(x, out, dense)
+            layer.attention.forward(x, out, view)
+            layer.ffn.forward(x, out, view)
             x = out
-        kv.advance(len(tokens))
         return x
+
+
+def _check(batch: Batch) -> None:
+    for span in batch.spans:
+        length, capacity = span.sequence.length, span.sequence.capacity
+        if not 0 < span.count <= capacity - length:
+            raise RequestError(
+                f"{span.count} tokens to append to {length}: expected 1 to {capacity - length}, as the "
+                f"context has {capacity}; shorten the prompt or ask for a larger context"
+            )
+        if not 0 <= span.logits <= span.count:
+            raise ValueError(f"logits of {span.logits} rows are wanted of a span of {span.count}")
+    if sum(span.count for span in batch.spans) != len(batch.tokens):
+        raise ValueError("a batch's spans must have as many rows as it has tokens")
+    if len({id(span.sequence) for span in batch.spans}) != len(batch.spans):
+        raise ValueError("a sequence has one span of a batch at most")

@@ -10,8 +10,18 @@ from statistics import median
 
 import numpy as np
 
-from hotset.backends.contract import F32, FFN, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import (
+    F32,
+    FFN,
+    BatchView,
+    FFNSpec,
+    Linear,
+    NeuronFFNSpec,
+    Norm,
+    StateShape,
+)
 from hotset.backends.cpu import CpuBackend, CpuNeuronFFN, cache_bytes
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.formats.tensor import TensorType, tensor_from_array
 from hotset.placing.random_weights import random_weights
@@ -98,24 +108,25 @@ class CpuBench:
 
     def _gather(self, kind: TensorType, stream: float) -> float:
         layers = self._chosen[kind]
-        before = [layer.counts() for layer in layers]
-        seconds = _seconds(list(layers), self._inputs)
-        after = [layer.counts() for layer in layers]
-        read = sum(b.read - a.read for a, b in zip(before, after, strict=True))
-        tokens = sum(b.tokens - a.tokens for a, b in zip(before, after, strict=True))
-        nbytes = read / tokens * 3 * _HIDDEN // kind.block_size * kind.block_bytes
+        shape = StateShape(1, 1, 32, (self._cutoff,))
+        sequence = self.backend.sequence(shape, 1, "f16")
+        view = self.backend.view(Batch.of(sequence, np.zeros(1, np.int32)))
+        seconds = _seconds(list(layers), self._inputs, view=view)
+        (chooser,) = sequence.choosers
+        assert chooser is not None
+        nbytes = chooser.work.read / chooser.work.rows * 3 * _HIDDEN // kind.block_size * kind.block_bytes
         predictor = sum(tensor.nbytes for tensor in self._fc)
         return nbytes / max(seconds - predictor / stream / 1e9, seconds / 2) / 1e9
 
 
-def _seconds(layers: list[FFN], inputs: list[F32], calls: int = _CALLS) -> float:
+def _seconds(layers: list[FFN], inputs: list[F32], calls: int = _CALLS, view: BatchView = None) -> float:
     """Median time of a call; layers take turns, and the first round is not counted."""
     times = []
     for i in range(-len(layers), calls):
         x = inputs[i % len(inputs)]
         out = np.zeros_like(x)
         start = time.perf_counter()
-        layers[i % len(layers)].forward(x, out)
+        layers[i % len(layers)].forward(x, out, view)
         if i >= 0:
             times.append(time.perf_counter() - start)
     return median(times)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hotset.backends.contract import FFN, AttentionSpec, FFNSpec, Linear, Norm
+from hotset.backends.contract import FFN, AttentionSpec, FFNSpec, Linear, Norm, StateShape
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, NormKind
 from hotset.formats.tensor import TensorType
 from hotset.placing.machine import CpuRates, GpuRates
@@ -109,11 +110,12 @@ def kernel_rates() -> tuple[float, float]:
     attention = backend.attention(
         AttentionSpec(norm, matrix, matrix, matrix, matrix, 1, 1, _TINY, _TINY**-0.5, None)
     )
-    kv = backend.kv_cache(n_layers=1, n_kv_heads=1, head_dim=_TINY, capacity=1024, type="f16")
+    sequence = backend.sequence(StateShape(1, 1, _TINY), 1024, "f16")
+    view = backend.view(Batch.of(sequence, np.zeros(1, np.int32)))
     x, few = (torch.zeros(1, n, dtype=torch.float32, device="cuda") for n in (_HIDDEN, _TINY))
-    ffn_us = microseconds([lambda: tiny.forward(few, few)])
-    attention_us = microseconds([lambda: attention.forward(few, few, kv, 0)])
-    big_us = microseconds([lambda layer=layer: layer.forward(x, x) for layer in big])  # type: ignore[misc]
+    ffn_us = microseconds([lambda: tiny.forward(few, few, None)])
+    attention_us = microseconds([lambda: attention.forward(few, few, view)])
+    big_us = microseconds([lambda layer=layer: layer.forward(x, x, None) for layer in big])  # type: ignore[misc]
     nbytes = 3 * _HIDDEN * _FFN * TensorType.Q4_0.block_bytes / TensorType.Q4_0.block_size
     return nbytes / (big_us - ffn_us) / 1e3, (ffn_us + attention_us) / 2
 

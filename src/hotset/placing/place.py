@@ -73,7 +73,7 @@ def place(
                 stream_from=plan.stream_from,
                 progress=progress,
             )
-            transformer.kv_cache(context, kv_type)  # given back at once: only to see that there is room
+            transformer.sequence(context, kv_type)  # given back at once: only to see that there is room
             note = () if shrunk is None else (f"{shrunk}: used {gib(budget)}",)
             return Placed(transformer, plan, note)
         except DeviceMemoryError:

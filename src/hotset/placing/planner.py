@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import DENSE_TOKENS
 from hotset.core.config import LayerPlacement, Placement
 from hotset.core.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
@@ -29,6 +28,9 @@ from hotset.placing.costs import (
 from hotset.placing.machine import MachineProfile
 from hotset.placing.prefill import ColdPrefill, prefill_ms
 from hotset.placing.solve import Problem, Solution, by_milp, tabulated
+
+_FEW_ROWS = 8
+"""So many rows at once are those of decoding; prompts have more."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Planner:
     def _stream_from(self, placement: Placement) -> int | None:
         """The processor's time grows with each token; what streaming takes is the same for a whole slice.
 
-        Up to `DENSE_TOKENS` the processor may leave out neurons, which streaming cannot.
+        Few rows are decoded ones, for which the processor may leave out neurons; streaming cannot.
         """
 
         def streams(tokens: int) -> bool:
@@ -193,7 +195,7 @@ class Planner:
             ]
             return by_way[0] < by_way[1]
 
-        least, most = DENSE_TOKENS + 1, SLICE
+        least, most = _FEW_ROWS + 1, SLICE
         if not streams(most):
             return None
         while least < most:

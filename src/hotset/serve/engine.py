@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from hotset.backends.contract import F32, KVCache
+from hotset.backends.contract import F32
+from hotset.core.batch import Batch
+from hotset.core.batch import Sequence as State
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
 from hotset.formats.overrides import Overrides
@@ -25,19 +27,19 @@ _GREEDY = Sampling()
 
 
 class Engine:
-    """A model, its KV cache and the tokens in it.
+    """A model, one sequence and the tokens in it.
 
     What a request has in common with the start of the one before is not computed again. An engine serves one
     request at a time: to start another while one is unfinished is a `RequestError`, from whatever thread.
     """
 
-    def __init__(self, model: Model, kv: KVCache) -> None:
+    def __init__(self, model: Model, state: State) -> None:
         self.model = model
         self.tokenizer = model.tokenizer
-        self.kv = kv
+        self.state = state
         # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.
         self._vocab_size = min(model.config.vocab_size, model.tokenizer.vocab_size)
-        # The first kv.length of these are in the cache; an interrupted call may leave more of them.
+        # The first state.length of these are in the cache; an interrupted call may leave more of them.
         self._ids: list[int] = []
         self._busy = Lock()
 
@@ -75,12 +77,12 @@ class Engine:
             kv_type=kv_type,
             progress=progress,
         )
-        return cls(loaded, loaded.kv_cache(context, kv_type))
+        return cls(loaded, loaded.sequence(context, kv_type))
 
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return self.kv.capacity
+        return self.state.capacity
 
     def generate(
         self,
@@ -176,11 +178,11 @@ class Engine:
 
     def _prefill(self, prompt: Sequence[int], progress: Progress | None) -> F32:
         """The logits (V,) after the prompt, computing only what the cache does not hold."""
-        cached = self._ids[: self.kv.length]
+        cached = self._ids[: self.state.length]
         # The last token is always computed: its logits are wanted, and the cache has none.
         limit = min(len(cached), len(prompt) - 1)
         common = next((i for i in range(limit) if cached[i] != prompt[i]), limit)
-        self.kv.truncate(common)
+        self.state.rewind(common)
         del self._ids[common:]
         rest = prompt[common:]
         if progress is None:
@@ -194,6 +196,8 @@ class Engine:
     def _extend(self, ids: Sequence[int], prompt: bool = False) -> F32:
         """Append tokens to the cache: the logits (V,) after the last."""
         # Tokens that an interrupted call left behind never reached the cache.
-        self._ids[self.kv.length :] = ids
-        logits = self.model.transformer.forward(np.array(ids, np.int32), self.kv, prompt=prompt)
+        self._ids[self.state.length :] = ids
+        logits = self.model.transformer.forward(
+            Batch.of(self.state, np.array(ids, np.int32), lossless=prompt)
+        )
         return logits[0, : self._vocab_size]

@@ -1,10 +1,10 @@
-"""A model in memory, and the KV cache that it may have."""
+"""A model in memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from hotset.backends.contract import KVCache, NeuronCounts, NeuronFFN
+from hotset.core.batch import Sequence, Work
 from hotset.core.config import ModelConfig, Way
 from hotset.core.errors import RequestError
 from hotset.model.reading import Traffic
@@ -48,26 +48,25 @@ class Model:
             for i, layer in layers
         )
 
-    def neuron_counts(self) -> list[NeuronCounts | None]:
-        """What each layer has chosen so far; None for layers that are not stored by neuron.
+    def work(self, sequence: Sequence) -> list[Work | None]:
+        """What each layer has chosen for a sequence so far; None for layers that are not stored by neuron.
 
-        A layer that is wholly on a device computes all neurons, for the tokens for which others chose.
+        A device computes all the neurons that it has, for the rows for which others chose.
         """
-        pairs = zip(self.config.layers, self.transformer.layers, strict=True)
-        counts = [cast(NeuronFFN, layer.ffn).counts() if config.ffn else None for config, layer in pairs]
+        choosers = zip(self.config.layers, sequence.choosers, strict=True)
+        work = [chooser.work if config.ffn and chooser else None for config, chooser in choosers]
         if self.plan is None:
-            return counts
-        chosen = [c.tokens for i, c in enumerate(counts) if c and not self._wholly_on_device(i)]
-        tokens = max(chosen, default=0)
-        everything = NeuronCounts(tokens, tokens * self.config.ffn_size, 0)
-        return [everything if c and self._wholly_on_device(i) else c for i, c in enumerate(counts)]
+            return work
+        rows = max((w.rows for w in work if w), default=0)
+        hot = [layer.hot for layer in self.plan.placement.layers]
+        return [w and Work(rows, w.read + n * rows, w.fired) for w, n in zip(work, hot, strict=True)]
 
     def _wholly_on_device(self, layer: int) -> bool:
         return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.ffn_size
 
-    def kv_cache(self, context: int | None = None, kv_type: str = "f16") -> KVCache:
+    def sequence(self, context: int | None = None, kv_type: str = "f16") -> Sequence:
         """Room for `context` tokens: 0 for what the model was trained for; None: that, at most 4096."""
-        return self.transformer.kv_cache(
+        return self.transformer.sequence(
             check_context(self.config, context), check_kv_type(kv_type, self.config)
         )
 

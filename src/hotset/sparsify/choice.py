@@ -105,7 +105,7 @@ def measure_ms(
                 x = np.ascontiguousarray(rows[i * 7919 % len(rows)][None])
                 out = np.zeros_like(x)
                 start = time.perf_counter()
-                ffn.forward(x, out)
+                ffn.forward(x, out, None)
                 times[model, i, layer] = time.perf_counter() - start
         if done:
             done(i + 1, _ROUNDS)

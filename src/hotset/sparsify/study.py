@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from hotset.activations.capture import capture, windows_of
 from hotset.activations.profile import ActivationProfile
-from hotset.backends.contract import F32, FFN, NeuronFFN, NeuronFFNSpec
+from hotset.backends.alone import view_alone
+from hotset.backends.contract import F32, FFN, BatchView, NeuronFFNSpec
 from hotset.convert.by_neuron import convert
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
@@ -101,10 +102,26 @@ class Study:
         """The model's own FFNs."""
         return [layer.ffn for layer in self.transformer.layers]
 
-    def build(self, layer: int, plan: FFNPlan | None = None) -> NeuronFFN:
-        """A layer's FFN under a plan; None: dense."""
+    def build(self, layer: int, plan: FFNPlan | None = None) -> FFN:
+        """A layer's FFN under a plan, for single rows and without a sequence; None: dense."""
         spec = self.specs[layer]
-        return self.transformer.backend.neuron_ffn(replace(spec, plan=plan) if plan else spec)
+        spec = replace(spec, plan=plan) if plan else spec
+        backend = self.transformer.backend
+        return _AloneFFN(backend.neuron_ffn(spec), view_alone(backend, 1, [spec.plan.cutoff]))
+
+
+@dataclass(frozen=True)
+class _AloneFFN:
+    """An FFN that sees a row of a sequence of its own, whatever the caller's."""
+
+    ffn: FFN
+    view: BatchView
+
+    def forward(self, x: F32, out: F32, view: BatchView = None) -> None:
+        self.ffn.forward(x, out, self.view)
+
+    def neurons(self, x: F32, gate: F32, h: F32) -> None:
+        self.ffn.neurons(x, gate, h)
 
 
 @contextmanager

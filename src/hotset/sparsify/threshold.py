@@ -93,7 +93,7 @@ def levels(dense: FFN, ffn: FFN, spec: NeuronFFNSpec, x: F32) -> list[Level]:
     h = np.empty_like(gate)
     ffn.neurons(x, gate, h)
     expected = x.copy()
-    dense.forward(x, expected)
+    dense.forward(x, expected, None)
     length = np.square(expected).sum(axis=1)
     found = []
     by_row = spec.gate is not None and spec.up.weight.type in NEURON_TYPES

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, FFN, KVCache, NeuronFFNSpec
+from hotset.backends.contract import F32, FFN, BatchView, NeuronFFNSpec
 from hotset.backends.reference import chosen_neurons, normalise, predictor_matrices
+from hotset.core.batch import Batch
+from hotset.core.batch import Sequence as State
 from hotset.model.transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 24
@@ -45,17 +47,16 @@ class TrialFFN:
         """See `FFN`."""
         self.ffn.neurons(x, gate, h)
 
-    def forward(self, x: F32, out: F32, dense: bool = False) -> None:
+    def forward(self, x: F32, out: F32, view: BatchView = None) -> None:
         """See `FFN`."""
         spec = self.spec
         gate = np.empty((len(x), len(self.down_t)), np.float32)
         h = np.empty_like(gate)
         self.ffn.neurons(x, gate, h)
-        if not (dense and spec.plan.way.approximate):
-            chosen = chosen_neurons(spec, self.cutoff, x, gate, h, self._lengths, self._matrices)
-            self._seen += chosen.size
-            self._kept += int(np.count_nonzero(chosen))
-            h *= chosen
+        chosen = chosen_neurons(spec, self.cutoff, x, gate, h, self._lengths, self._matrices)
+        self._seen += chosen.size
+        self._kept += int(np.count_nonzero(chosen))
+        h *= chosen
         y: F32 = h @ self.down_t
         if spec.down_t.bias is not None:
             y += spec.down_t.bias
@@ -86,21 +87,23 @@ class Trial:
     ) -> None:
         self._transformer = transformer
         self._dense = [layer.ffn for layer in transformer.layers]
-        self._caches: list[KVCache] = []
+        self._sequences: list[State] = []
         self._tokens = [window[len(window) // 2 :] for window in windows]
         self._entering: list[list[F32]] = []
         """Of each window: the hidden vectors that enter each layer, and those that leave the last."""
         inputs: list[list[F32]] = [[] for _ in self._dense]
         for count, window in enumerate(windows, 1):
-            kv = transformer.kv_cache(len(window))
-            transformer.forward(window[: len(window) // 2], kv, prompt=True)
-            x = transformer.embedding.forward(self._tokens[count - 1][:-1], kv.length)
+            sequence = transformer.sequence(len(window))
+            half = len(window) // 2
+            transformer.forward(Batch.of(sequence, window[:half], lossless=True, logits=0))
+            batch = Batch.of(sequence, self._tokens[count - 1][:-1])
+            x = transformer.embedding.forward(batch.tokens, batch.positions)
             entering = [x]
             for layer in range(len(self._dense)):
-                x, read = self._layer(layer, self._dense[layer], x, kv)
+                x, read = self._layer(layer, self._dense[layer], x, sequence)
                 inputs[layer].append(read)
                 entering.append(x)
-            self._caches.append(kv)
+            self._sequences.append(sequence)
             self._entering.append(entering)
             if progress:
                 progress(count, len(windows))
@@ -115,10 +118,10 @@ class Trial:
     def run(self, ffns: Sequence[FFN], first: int = 0) -> Quality:
         """Read with other FFNs, one for each layer; those before layer `first` must be the dense ones."""
         leaving = []
-        for kv, entering in zip(self._caches, self._entering, strict=True):
+        for sequence, entering in zip(self._sequences, self._entering, strict=True):
             x = entering[first]
             for layer in range(first, len(ffns)):
-                x, _ = self._layer(layer, ffns[layer], x, kv)
+                x, _ = self._layer(layer, ffns[layer], x, sequence)
             leaving.append(x)
         return self._quality(leaving)
 
@@ -126,12 +129,14 @@ class Trial:
         """Read with one FFN changed."""
         return self.run([*self._dense[:layer], ffn, *self._dense[layer + 1 :]], first=layer)
 
-    def _layer(self, index: int, ffn: FFN, x: F32, kv: KVCache) -> tuple[F32, F32]:
-        """What leaves a layer, and what its FFN read. The cache does not advance: it is written anew."""
+    def _layer(self, index: int, ffn: FFN, x: F32, sequence: State) -> tuple[F32, F32]:
+        """What leaves a layer, and what its FFN read. The sequence does not advance: it is written anew."""
         out = x.copy()
-        self._transformer.layers[index].attention.forward(x, out, kv, index)
+        batch = Batch.of(sequence, np.zeros(len(x), np.int32), lossless=True)
+        view = self._transformer.backend.view(batch)
+        self._transformer.layers[index].attention.forward(x, out, view)
         read = x if self._transformer.config.parallel else out.copy()
-        ffn.forward(read, out)
+        ffn.forward(read, out, view)
         return out, read
 
     def _quality(self, leaving: Sequence[F32]) -> Quality:

@@ -5,13 +5,23 @@ it on a thread of its own, as it would beside a GPU. Only the time it takes mean
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
-from hotset import _native
-from hotset.backends.contract import F32, AttentionSpec, FFNSpec, Head, HeadSpec, Linear, NeuronFFNSpec, Norm
-from hotset.backends.cpu import CpuBackend, CpuHead, CpuNeuronFFN
+from hotset.backends.contract import (
+    F32,
+    AttentionSpec,
+    FFNSpec,
+    Head,
+    HeadSpec,
+    Linear,
+    NeuronFFNSpec,
+    Norm,
+    StateShape,
+)
+from hotset.backends.cpu import CpuAttention, CpuBackend, CpuFFN, CpuHead, CpuNeuronFFN, CpuSequence
 from hotset.backends.reference import normalise, predict, predictor_matrices
 from hotset.core.config import Score
 from hotset.hybrid.device import Flag
@@ -30,33 +40,32 @@ class _MeteredBackend(CpuBackend):
         super().__init__(threads=threads)
         self._memory = memory
 
-    def attention(self, spec: AttentionSpec) -> _native.Attention:
+    def attention(self, spec: AttentionSpec, index: int = 0) -> CpuAttention:
         """See `CpuBackend`."""
-        return self._built("attention", super().attention, spec, (spec.q, spec.k, spec.v, spec.output))
+        build = partial(super().attention, index=index)
+        return self._built("attention", build, spec, (spec.q, spec.k, spec.v, spec.output))
 
-    def ffn(self, spec: FFNSpec) -> _native.FFN:
+    def ffn(self, spec: FFNSpec) -> CpuFFN:
         """See `CpuBackend`."""
         return self._built("an FFN", super().ffn, spec, (spec.gate, spec.up, spec.down))
 
-    def neuron_ffn(self, spec: NeuronFFNSpec, *, scores_given: bool = False) -> CpuNeuronFFN:
+    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0, *, scores_given: bool = False) -> CpuNeuronFFN:
         """See `CpuBackend`."""
-        return self._built("an FFN", super().neuron_ffn, spec, (spec.gate, spec.up, spec.down_t))
+        build = partial(super().neuron_ffn, index=index)
+        return self._built("an FFN", build, spec, (spec.gate, spec.up, spec.down_t))
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """See `CpuBackend`."""
         return self._built("the head", super().head, spec, (spec.output,))
 
-    def kv_cache(
-        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
-    ) -> _native.KVCache:
+    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
         """See `CpuBackend`."""
-        nbytes = int(2 * n_layers * n_kv_heads * head_dim * capacity * _NUMBER_BYTES.get(type, 0))
+        numbers = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * capacity
+        nbytes = int(numbers * _NUMBER_BYTES.get(kv_type, 0))
         self._memory.check("the KV cache", nbytes)
-        kv = super().kv_cache(
-            n_layers=n_layers, n_kv_heads=n_kv_heads, head_dim=head_dim, capacity=capacity, type=type
-        )
-        self._memory.hold(kv, nbytes)
-        return kv
+        sequence = super().sequence(shape, capacity, kv_type)
+        self._memory.hold(sequence, nbytes)
+        return sequence
 
     def _built(
         self, what: str, build: Callable[[_Spec], _Part], spec: _Spec, linears: tuple[Linear | None, ...]

@@ -10,6 +10,7 @@ from helpers.random_checkpoint import by_neuron, random_checkpoint
 from helpers.tiny_models import save, tiny_models
 
 from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Way
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
@@ -28,9 +29,9 @@ def test_logits(backend: Any, name: str, tmp_path: Path) -> None:
     save(model, tmp_path)
     peer = run_peer(model)[:LENGTH]
     transformer = build_transformer(open_checkpoint(tmp_path), backend)
-    kv = transformer.kv_cache(LENGTH, "f32")
-    prompt = transformer.forward(TOKENS[:PROMPT], kv, all_logits=True)
-    rest = [transformer.forward(TOKENS[i : i + 1], kv) for i in range(PROMPT, LENGTH)]
+    kv = transformer.sequence(LENGTH, "f32")
+    prompt = transformer.forward(Batch.of(kv, TOKENS[:PROMPT], logits=None))
+    rest = [transformer.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(PROMPT, LENGTH)]
     assert_close(np.concatenate([prompt, *rest]), peer)
 
 
@@ -41,7 +42,7 @@ def test_logits_of_half_precision(backend: Any, dtype: str, tmp_path: Path) -> N
     save(model, tmp_path, dtype=dtype)
     peer = run_peer(model)[:PROMPT]
     transformer = build_transformer(open_checkpoint(tmp_path), backend)
-    found = transformer.forward(TOKENS[:PROMPT], transformer.kv_cache(PROMPT), all_logits=True)
+    found = transformer.forward(Batch.of(transformer.sequence(PROMPT), TOKENS[:PROMPT], logits=None))
     assert_close(found, peer, 3e-3)
 
 
@@ -53,8 +54,11 @@ def test_stored_by_neuron(backend: Any) -> None:
     stored = by_neuron(checkpoint, FFNPlan(Way.EXACT), orders)
     tokens = np.arange(6, dtype=np.int32)
     reference = build_transformer(checkpoint, ReferenceBackend())
-    expected = reference.forward(tokens, reference.kv_cache(8, "f32"), all_logits=True)
+    expected = reference.forward(Batch.of(reference.sequence(8, "f32"), tokens, logits=None))
     transformer = build_transformer(stored, backend)
-    kv = transformer.kv_cache(8, "f32")
-    found = [transformer.forward(tokens[:5], kv, all_logits=True), transformer.forward(tokens[5:], kv)]
+    kv = transformer.sequence(8, "f32")
+    found = [
+        transformer.forward(Batch.of(kv, tokens[:5], logits=None)),
+        transformer.forward(Batch.of(kv, tokens[5:])),
+    ]
     assert_close(np.concatenate(found), expected)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
+from helpers.parts import LoneFFN, attend, attention_state
 
 from hotset.backends.contract import (
     F32,
@@ -14,9 +15,9 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     Linear,
-    NeuronCounts,
     NeuronFFNSpec,
     Norm,
+    StateShape,
 )
 from hotset.backends.gpu.attention import attention_splits
 from hotset.backends.reference import ReferenceBackend, normalise, predict, predictor_matrices
@@ -82,14 +83,12 @@ LENGTHS = (1, 4, 1)
 
 def run_reference(spec: AttentionSpec, lengths: tuple[int, ...], kv_type: str = "f32") -> list[F32]:
     backend = ReferenceBackend()
-    kv = backend.kv_cache(
-        n_layers=2, n_kv_heads=spec.n_kv_heads, head_dim=spec.head_dim, capacity=sum(lengths), type=kv_type
-    )
-    layer, outputs = backend.attention(spec), []
+    shape = StateShape(2, spec.n_kv_heads, spec.head_dim)
+    kv = backend.sequence(shape, sum(lengths), kv_type)
+    layer, outputs = backend.attention(spec, 1), []
     for i, length in enumerate(lengths):
         out = numbers(200 + i, length, HIDDEN)
-        layer.forward(numbers(100 + i, length, HIDDEN), out, kv, 1)
-        kv.advance(length)
+        attend(backend, layer, numbers(100 + i, length, HIDDEN), out, kv)
         outputs.append(out)
     return outputs
 
@@ -97,18 +96,12 @@ def run_reference(spec: AttentionSpec, lengths: tuple[int, ...], kv_type: str = 
 def run_gpu(
     backend: Any, spec: AttentionSpec, lengths: tuple[int, ...], kv_type: str = "f32", capacity: int = 0
 ) -> list[F32]:
-    kv = backend.kv_cache(
-        n_layers=2,
-        n_kv_heads=spec.n_kv_heads,
-        head_dim=spec.head_dim,
-        capacity=capacity or sum(lengths),
-        type=kv_type,
-    )
-    layer, outputs = backend.attention(spec), []
+    shape = StateShape(2, spec.n_kv_heads, spec.head_dim)
+    kv = backend.sequence(shape, capacity or sum(lengths), kv_type)
+    layer, outputs = backend.attention(spec, 1), []
     for i, length in enumerate(lengths):
         out = to_gpu(backend, numbers(200 + i, length, HIDDEN))
-        layer.forward(to_gpu(backend, numbers(100 + i, length, HIDDEN)), out, kv, 1)
-        kv.advance(length)
+        attend(backend, layer, to_gpu(backend, numbers(100 + i, length, HIDDEN)), out, kv)
         outputs.append(to_numpy(out))
     return outputs
 
@@ -150,25 +143,24 @@ def test_attention_with_half_precision_cache(backend: Any) -> None:
 def test_position_is_the_devices(backend: Any) -> None:
     """Once set there, a recorded step's kernels find it; going back forgets."""
     spec = attention_spec()
-    kv = backend.kv_cache(n_layers=1, n_kv_heads=2, head_dim=20, capacity=12, type="f16")
+    kv = attention_state(backend, spec, 12, "f16")
     layer = backend.attention(spec)
 
     def append(seed: int, count: int) -> F32:
         out = to_gpu(backend, np.zeros((count, HIDDEN), np.float32))
-        layer.forward(to_gpu(backend, numbers(seed, count, HIDDEN)), out, kv, 0)
-        kv.advance(count)
+        attend(backend, layer, to_gpu(backend, numbers(seed, count, HIDDEN)), out, kv)
         return to_numpy(out)
 
     append(1, 5)
     expected = append(2, 3)
-    kv.truncate(5)
+    kv.rewind(5)
     append(3, 7)
     assert (kv.length, kv.capacity, int(kv.position[0])) == (12, 12, 12)
-    kv.truncate(5)
+    kv.rewind(5)
     np.testing.assert_array_equal(append(2, 3), expected)
     for length in (-1, 9):
         with pytest.raises(ValueError, match="length"):
-            kv.truncate(length)
+            kv.rewind(length)
     with pytest.raises(ValueError, match="no room"):
         kv.advance(5)
     with pytest.raises(ValueError, match="no room"):
@@ -203,10 +195,10 @@ def test_ffn(backend: Any, activation: Activation, gated: bool) -> None:
     for length in (1, 3):
         x = numbers(length, length, HIDDEN)
         expected = x.copy()
-        reference.forward(x, expected)
+        reference.forward(x, expected, None)
         for layer in layers:
             found = to_gpu(backend, x)
-            layer.forward(found, found)  # in place, as the decoder does
+            layer.forward(found, found, None)  # in place, as the decoder does
             assert_close(found, expected, 2e-5)
     gate, h = np.empty((3, size), np.float32), np.empty((3, size), np.float32)
     layers[0].neurons(to_gpu(backend, x), gate, h)
@@ -226,11 +218,9 @@ def test_every_way_computes_all_neurons(backend: Any, way: Way) -> None:
     x = numbers(1, 1, 64)
     found, expected = to_gpu(backend, x), x.copy()
     layer = backend.neuron_ffn(spec)
-    layer.forward(found, found)
-    ReferenceBackend().neuron_ffn(replace(spec, plan=FFNPlan(Way.DENSE))).forward(x, expected)
+    layer.forward(found, found, None)
+    LoneFFN(ReferenceBackend(), replace(spec, plan=FFNPlan(Way.DENSE))).forward(x, expected)
     assert_close(found, expected, 2e-5)
-    assert layer.counts() == NeuronCounts(0, 0, 0)
-    assert layer.cutoff == 1e9
 
 
 @pytest.mark.parametrize("score", [Score.LOW_RANK, Score.LOW_RANK_RELU, Score.GATE_Q2, Score.GATE_Q4])
@@ -276,13 +266,14 @@ def test_head_and_embedding(backend: Any) -> None:
     embedding, reference = backend.embedding(table), ReferenceBackend().embedding(table)
     for tokens in ([8], [0, 3, 3]):
         ids = np.array(tokens, np.int32)
-        x = embedding.forward(ids, 0)
-        np.testing.assert_array_equal(to_numpy(x), reference.forward(ids, 0))
+        at = np.arange(len(ids), dtype=np.int32)
+        x = embedding.forward(ids, at)
+        np.testing.assert_array_equal(to_numpy(x), reference.forward(ids, at))
         logits = backend.head(spec).forward(x)
         assert isinstance(logits, np.ndarray)
-        assert_close(logits, ReferenceBackend().head(spec).forward(reference.forward(ids, 0)), 2e-5)
+        assert_close(logits, ReferenceBackend().head(spec).forward(reference.forward(ids, at)), 2e-5)
     with pytest.raises(RequestError, match=r"^token 9: expected 0 to 8"):
-        embedding.forward(np.array([9], np.int32), 0)
+        embedding.forward(np.array([9], np.int32), np.zeros(1, np.int32))
 
 
 def test_norm_that_adds(backend: Any) -> None:
@@ -296,15 +287,15 @@ def test_norm_that_adds(backend: Any) -> None:
 
 
 def test_wrong_arguments(backend: Any) -> None:
-    cache: dict[str, Any] = {"n_layers": 1, "n_kv_heads": 1, "head_dim": 32}
+    shape = StateShape(1, 1, 32)
     with pytest.raises(
         HotsetError, match=r"^KV cache type: a GPU's is one of f16, f32, found 'q8_0'; use f16"
     ):
-        backend.kv_cache(**cache, capacity=8, type="q8_0")
+        backend.sequence(shape, 8, "q8_0")
     with pytest.raises(HotsetError, match="^context: expected at least 1 token, found 0"):
-        backend.kv_cache(**cache, capacity=0, type="f16")
+        backend.sequence(shape, 0, "f16")
     with pytest.raises(HotsetError, match=r"^KV cache: no memory for 1000000000000 positions"):
-        backend.kv_cache(**cache, capacity=10**12, type="f16")
+        backend.sequence(shape, 10**12, "f16")
     with pytest.raises(CheckpointError, match="multiple of the number of key-value heads, found 4 and 3"):
         backend.attention(replace(attention_spec(), n_kv_heads=3))
     with pytest.raises(CheckpointError, match="expected RoPE on 2 to 20 numbers of a head, found 22"):

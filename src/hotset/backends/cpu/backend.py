@@ -17,11 +17,13 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     Linear,
-    NeuronCounts,
     NeuronFFNSpec,
     Norm,
+    StateShape,
 )
+from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.backends.low_bit import Q2, two_bit_blocks
+from hotset.core.batch import I32, Batch
 from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.core.limits import available_cores
@@ -76,7 +78,7 @@ class CpuEmbedding:
         self._positions = spec.positions
         self._position_offset = spec.position_offset
 
-    def forward(self, tokens: NDArray[np.int32], position: int) -> F32:
+    def forward(self, tokens: I32, positions: I32) -> F32:
         """See `Embedding`."""
         try:
             x = dequantise(self._tokens, tokens)
@@ -87,12 +89,11 @@ class CpuEmbedding:
         if self._scale != 1:
             x *= self._scale
         if self._positions is not None:
-            first = position + self._position_offset
             try:
-                x += dequantise(self._positions, np.arange(first, first + len(tokens)))
+                x += dequantise(self._positions, positions + np.int32(self._position_offset))
             except IndexError:
                 raise RequestError(
-                    f"position {position + len(tokens) - 1}: the model has "
+                    f"position {positions.max()}: the model has "
                     f"{self._positions.shape[0] - self._position_offset} positions; shorten the prompt"
                 ) from None
         return x
@@ -112,33 +113,52 @@ class CpuHead:
         return logits
 
 
-class CpuNeuronFFN:
-    """An FFN stored by neuron."""
+class CpuAttention:
+    """One layer's attention, whose keys and values have number `index` in a sequence."""
 
-    def __init__(self, native: _native.NeuronFFN) -> None:
+    def __init__(self, native: _native.Attention, index: int) -> None:
         self.native = native
-        # Called for every token and layer: no Python in between.
-        self.forward = native.forward
-        self.forward_scored = native.forward_scored
+        self._index = index
+
+    def forward(self, x: F32, out: F32, view: CpuView) -> None:
+        """See `Attention`."""
+        for sequence, rows, _ in view.spans:
+            self.native.forward(x[rows], out[rows], sequence.kv, self._index)
+
+
+class CpuFFN:
+    """An FFN of which every neuron is computed."""
+
+    def __init__(self, native: _native.FFN) -> None:
+        self.native = native
         self.neurons = native.neurons
 
-    @property
-    def cutoff(self) -> float:
-        """See `NeuronFFN`."""
-        return self.native.cutoff
+    def forward(self, x: F32, out: F32, view: CpuView | None = None) -> None:
+        """See `FFN`."""
+        self.native.forward(x, out)
 
-    @cutoff.setter
-    def cutoff(self, value: float) -> None:
-        self.native.cutoff = value
 
-    @property
-    def recall_seen(self) -> float:
-        """See `NeuronFFN`."""
-        return self.native.recall_seen
+class CpuNeuronFFN:
+    """An FFN stored by neuron, whose chooser has number `index` in a sequence."""
 
-    def counts(self) -> NeuronCounts:
-        """See `NeuronFFN`."""
-        return NeuronCounts(*self.native.counts())
+    def __init__(self, native: _native.NeuronFFN, index: int) -> None:
+        self.native = native
+        self.neurons = native.neurons
+        self._index = index
+
+    def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
+        """See `FFN`; `scores` (T, F), where the predictor's are given."""
+        if view is None:
+            self.native.forward(x, out, True)
+            return
+        for sequence, rows, lossless in view.spans:
+            chooser = sequence.choosers[self._index]
+            assert chooser is not None
+            with chooser.lent_to(self.native):
+                if scores is None or lossless:
+                    self.native.forward(x[rows], out[rows], lossless)
+                else:
+                    self.native.forward_scored(x[rows], out[rows], scores[rows])
 
 
 class CpuBackend:
@@ -190,11 +210,20 @@ class CpuBackend:
         y: F32 = x.copy()
         return y
 
+    def rows(self, x: F32, rows: NDArray[np.intp]) -> F32:
+        """See `Backend`."""
+        y: F32 = x[rows]
+        return y
+
+    def view(self, batch: Batch) -> CpuView:
+        """See `Backend`."""
+        return CpuView.of(batch)
+
     def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:
         """Build the token embedding; it keeps its tensors."""
         return CpuEmbedding(spec)
 
-    def attention(self, spec: AttentionSpec) -> _native.Attention:
+    def attention(self, spec: AttentionSpec, index: int = 0) -> CpuAttention:
         """Build one layer's attention."""
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
@@ -208,7 +237,7 @@ class CpuBackend:
                 f"{spec.q.weight.name}: expected RoPE on 2 to {spec.head_dim} numbers of a head, "
                 f"found {spec.rope.dim}"
             )
-        return _native.Attention(
+        native = _native.Attention(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
             q=self._linear(spec.q, q_size, hidden),
@@ -225,13 +254,14 @@ class CpuBackend:
             k_norm=self._optional_norm(spec.k_norm, spec.head_dim),
             post_norm=self._optional_norm(spec.post_norm, hidden),
         )
+        return CpuAttention(native, index)
 
-    def ffn(self, spec: FFNSpec) -> _native.FFN:
+    def ffn(self, spec: FFNSpec) -> CpuFFN:
         """Build one layer's FFN."""
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         if spec.activation is Activation.DRELU and spec.gate is None:
             raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
-        return _native.FFN(
+        native = _native.FFN(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
             gate=self._linear(spec.gate, size, hidden) if spec.gate else None,
@@ -240,12 +270,13 @@ class CpuBackend:
             activation=_ACTIVATIONS[spec.activation],
             post_norm=self._optional_norm(spec.post_norm, hidden),
         )
+        return CpuFFN(native)
 
-    def neuron_ffn(self, spec: NeuronFFNSpec, *, scores_given: bool = False) -> CpuNeuronFFN:
+    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0, *, scores_given: bool = False) -> CpuNeuronFFN:
         """Build one layer's FFN that is stored by neuron.
 
         What every token reads lies in panels like other matrices, what is read for chosen neurons by row.
-        With `scores_given` it has no predictor: ``forward_scored(x, out, scores)`` gets what that would say.
+        With `scores_given` it has no predictor: ``forward(x, out, view, scores)`` gets what that would say.
         """
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         plan = spec.plan
@@ -262,29 +293,28 @@ class CpuBackend:
         second_rows = second if second_by_row else None
         store = self._store([first_rows, second_rows, spec.down_t], size, hidden)
         self._neuron_ffns += 1
-        return CpuNeuronFFN(
-            _native.NeuronFFN(
-                runtime=self._runtime,
-                norm=self._norm(spec.norm, hidden),
-                first=None if by_row else self._linear(first, size, hidden),
-                first_rows=self._rows(store, first_rows, size, hidden) if first_rows else None,
-                second=self._linear(second, size, hidden) if second and not second_by_row else None,
-                second_rows=self._rows(store, second_rows, size, hidden) if second_rows else None,
-                down=self._rows(store, spec.down_t, size, hidden, added=True),
-                activation=_ACTIVATIONS[spec.activation],
-                way=_WAYS[plan.way],
-                score=_SCORES[plan.score],
-                cutoff=plan.cutoff,
-                predictor=[] if scores_given else self._predictor(spec, first, size, hidden),
-                raw_input=plan.raw_input,
-                factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
-                post_norm=self._optional_norm(spec.post_norm, hidden),
-                recall=plan.recall if spec.activation.zero_producing else 0.0,
-                audit_period=_AUDIT_PERIOD,
-                # Neighbours are audited at different tokens.
-                audit_offset=self._neuron_ffns * 37 % _AUDIT_PERIOD,
-            )
+        native = _native.NeuronFFN(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            first=None if by_row else self._linear(first, size, hidden),
+            first_rows=self._rows(store, first_rows, size, hidden) if first_rows else None,
+            second=self._linear(second, size, hidden) if second and not second_by_row else None,
+            second_rows=self._rows(store, second_rows, size, hidden) if second_rows else None,
+            down=self._rows(store, spec.down_t, size, hidden, added=True),
+            activation=_ACTIVATIONS[spec.activation],
+            way=_WAYS[plan.way],
+            score=_SCORES[plan.score],
+            cutoff=plan.cutoff,
+            predictor=[] if scores_given else self._predictor(spec, first, size, hidden),
+            raw_input=plan.raw_input,
+            factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
+            post_norm=self._optional_norm(spec.post_norm, hidden),
+            recall=plan.recall if spec.activation.zero_producing else 0.0,
+            audit_period=_AUDIT_PERIOD,
+            # Neighbours are audited at different tokens.
+            audit_offset=self._neuron_ffns * 37 % _AUDIT_PERIOD,
         )
+        return CpuNeuronFFN(native, index)
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """Build the final norm and the output projection."""
@@ -292,26 +322,27 @@ class CpuBackend:
         output = self._linear(spec.output, vocab_size, hidden)
         return CpuHead(_native.Head(self._runtime, self._norm(spec.norm, hidden), output), vocab_size)
 
-    def kv_cache(
-        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
-    ) -> _native.KVCache:
-        """Room for `capacity` positions; `type` is ``f16``, ``q8_0`` or ``f32``."""
-        if type not in _KV_TYPES:
-            raise HotsetError(f"KV cache type: expected one of {', '.join(_KV_TYPES)}, found {type!r}")
-        if type == "q8_0" and head_dim % _Q8_BLOCK:
+    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
+        """Room for `capacity` positions; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
+        if kv_type not in _KV_TYPES:
+            raise HotsetError(f"KV cache type: expected one of {', '.join(_KV_TYPES)}, found {kv_type!r}")
+        if kv_type == "q8_0" and shape.head_dim % _Q8_BLOCK:
             raise HotsetError(
-                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found {head_dim}; "
-                "use f16"
+                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found "
+                f"{shape.head_dim}; use f16"
             )
         if capacity < 1:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
         try:
-            return _native.KVCache(self._runtime, _KV_TYPES[type], n_layers, n_kv_heads, head_dim, capacity)
+            kv = _native.KVCache(
+                self._runtime, _KV_TYPES[kv_type], shape.n_layers, shape.n_kv_heads, shape.head_dim, capacity
+            )
         except MemoryError:
             raise HotsetError(
-                f"KV cache: no memory for {capacity} positions of {n_layers} layers; "
+                f"KV cache: no memory for {capacity} positions of {shape.n_layers} layers; "
                 "ask for a smaller context"
             ) from None
+        return CpuSequence(kv, shape.cutoffs)
 
     def _predictor(self, spec: NeuronFFNSpec, first: Linear, size: int, hidden: int) -> list[_native.Linear]:
         if spec.plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU):

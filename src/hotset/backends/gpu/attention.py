@@ -12,6 +12,7 @@ from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
+from hotset.core.batch import Batch
 from hotset.core.config import RopeConfig
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor
@@ -20,14 +21,14 @@ _TYPES = {"f16": torch.float16, "f32": torch.float32}
 _ANY_DISTANCE = 1 << 30
 
 
-class GpuKVCache:
-    """Keys and values (layers, kv heads, capacity, head_dim) of one sequence; see `KVCache`.
+class GpuSequence:
+    """Keys and values (layers, kv heads, capacity, head_dim); see `hotset.core.batch.Sequence`.
 
     `position` (1,) int32 on the device is the length as the kernels read it, so that a recorded step finds
     the next token's place.
     """
 
-    def __init__(self, gpu: Gpu, shape: tuple[int, int, int, int], type: str) -> None:
+    def __init__(self, gpu: Gpu, shape: tuple[int, ...], type: str) -> None:
         if type not in _TYPES:
             raise HotsetError(
                 f"KV cache type: a GPU's is one of {', '.join(_TYPES)}, found {type!r}; use f16"
@@ -42,28 +43,42 @@ class GpuKVCache:
                 f"KV cache: no memory for {shape[2]} positions of {shape[0]} layers; "
                 "ask for a smaller context"
             ) from error
+        self._gpu, self._type = gpu, type
+        self.choosers: list[None] = []
         self.position = torch.zeros(1, dtype=torch.int32, device=gpu.device)
         self._length = 0
 
     @property
     def length(self) -> int:
-        """See `KVCache`."""
+        """See `Sequence`."""
         return self._length
 
     @property
     def capacity(self) -> int:
-        """See `KVCache`."""
+        """See `Sequence`."""
         return int(self.keys.shape[2])
 
     def advance(self, count: int) -> None:
-        """See `KVCache`."""
+        """See `Sequence`."""
         if not 0 <= count <= self.capacity - self._length:
             raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
         self._length += count
         self.position.add_(count)
 
-    def truncate(self, length: int) -> None:
-        """See `KVCache`."""
+    def reusable(self, length: int) -> int:
+        """See `Sequence`: every prefix is."""
+        return min(length, self._length)
+
+    def fork(self) -> "GpuSequence":
+        """See `Sequence`; what is filled is copied."""
+        copy = GpuSequence(self._gpu, tuple(self.keys.shape), self._type)
+        for old, new in ((self.keys, copy.keys), (self.values, copy.values)):
+            new[:, :, : self._length] = old[:, :, : self._length]
+        copy.advance(self._length)
+        return copy
+
+    def rewind(self, length: int) -> None:
+        """See `Sequence`."""
         if not 0 <= length <= self._length:
             raise ValueError(f"length: expected 0 to {self._length}, found {length}")
         self._length = length
@@ -77,7 +92,7 @@ class GpuAttention:
     merge of its splits, and the output.
     """
 
-    def __init__(self, gpu: Gpu, spec: AttentionSpec) -> None:
+    def __init__(self, gpu: Gpu, spec: AttentionSpec, index: int = 0) -> None:
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
@@ -94,7 +109,7 @@ class GpuAttention:
             raise CheckpointError(
                 f"RoPE: expected {spec.rope.dim // 2} frequencies, found {len(spec.rope.inverse_frequencies)}"
             )
-        self.gpu = gpu
+        self.gpu, self.index = gpu, index
         self.n_heads, self.n_kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
         self.window = spec.window or _ANY_DISTANCE
         self.scale = spec.scale * math.log2(math.e)
@@ -107,9 +122,13 @@ class GpuAttention:
         self.rope = spec.rope
         self.turns = gpu.upload(_turns(spec.rope))
 
-    def forward(self, x: Any, out: Any, kv: Any, layer: int) -> None:
+    def forward(self, x: Any, out: Any, view: Batch) -> None:
         """See `Attention`."""
-        tokens, gpu = len(x), self.gpu
+        for span, rows in view.rows():
+            self._forward_one(x[rows], out[rows], span.sequence)
+
+    def _forward_one(self, x: Any, out: Any, kv: Any) -> None:
+        tokens, gpu, layer = len(x), self.gpu, self.index
         if tokens > kv.capacity - kv.length:
             raise ValueError(f"no room for {tokens} positions after {kv.length} of {kv.capacity}")
         keys, values = kv.keys[layer], kv.values[layer]

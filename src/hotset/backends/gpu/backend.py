@@ -6,13 +6,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, AttentionSpec, EmbeddingSpec, FFNSpec, HeadSpec, NeuronFFNSpec, Norm
+from hotset.backends.contract import (
+    F32,
+    AttentionSpec,
+    EmbeddingSpec,
+    FFNSpec,
+    HeadSpec,
+    NeuronFFNSpec,
+    Norm,
+    StateShape,
+)
 from hotset.backends.cpu import CpuEmbedding
-from hotset.backends.gpu.attention import GpuAttention, GpuKVCache
+from hotset.backends.gpu.attention import GpuAttention, GpuSequence
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
+from hotset.core.batch import I32, Batch
 
 
 class GpuEmbedding:
@@ -22,9 +32,9 @@ class GpuEmbedding:
         self._gpu = gpu
         self._rows = CpuEmbedding(spec)
 
-    def forward(self, tokens: NDArray[np.int32], position: int) -> Any:
+    def forward(self, tokens: I32, positions: I32) -> Any:
         """See `Embedding`."""
-        return self._gpu.upload(self._rows.forward(tokens, position))
+        return self._gpu.upload(self._rows.forward(tokens, positions))
 
 
 class GpuHead:
@@ -67,19 +77,27 @@ class GpuBackend:
         """See `Backend`."""
         return x.clone()
 
+    def rows(self, x: Any, rows: NDArray[np.intp]) -> Any:
+        """See `Backend`."""
+        return x[torch.from_numpy(rows).to(x.device)]
+
+    def view(self, batch: Batch) -> Batch:
+        """See `Backend`."""
+        return batch
+
     def embedding(self, spec: EmbeddingSpec) -> GpuEmbedding:
         """Build the token embedding, which stays on the host."""
         return GpuEmbedding(self.gpu, spec)
 
-    def attention(self, spec: AttentionSpec) -> GpuAttention:
+    def attention(self, spec: AttentionSpec, index: int = 0) -> GpuAttention:
         """Build one layer's attention."""
-        return GpuAttention(self.gpu, spec)
+        return GpuAttention(self.gpu, spec, index)
 
     def ffn(self, spec: FFNSpec) -> GpuFFN:
         """Build one layer's FFN."""
         return GpuFFN(self.gpu, spec)
 
-    def neuron_ffn(self, spec: NeuronFFNSpec) -> GpuNeuronFFN:
+    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> GpuNeuronFFN:
         """Build one layer's FFN that is stored by neuron; all its neurons are computed."""
         return GpuNeuronFFN(self.gpu, spec)
 
@@ -95,11 +113,10 @@ class GpuBackend:
         """Build the predictor of an FFN's plan."""
         return GpuPredictor(self.gpu, spec)
 
-    def kv_cache(
-        self, *, n_layers: int, n_kv_heads: int, head_dim: int, capacity: int, type: str
-    ) -> GpuKVCache:
-        """Room for `capacity` positions; `type` is ``f16`` or ``f32``."""
-        return GpuKVCache(self.gpu, (n_layers, n_kv_heads, capacity, head_dim), type)
+    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> GpuSequence:
+        """Room for `capacity` positions; `kv_type` is ``f16`` or ``f32``."""
+        size = (shape.n_layers, shape.n_kv_heads, capacity, shape.head_dim)
+        return GpuSequence(self.gpu, size, kv_type)
 
     def synchronize(self) -> None:
         """Wait until everything is done."""

@@ -1,12 +1,11 @@
 """Norms and FFNs on the GPU."""
 
-import math
 from typing import Any
 
 import numpy as np
 import triton
 
-from hotset.backends.contract import F32, FFNSpec, Linear, NeuronCounts, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
@@ -73,8 +72,8 @@ class GpuFFN:
         down: Linear = spec.down
         return build_matrix(self.gpu, down, hidden, size)
 
-    def forward(self, x: Any, out: Any, dense: bool = False) -> None:
-        """See `FFN`; it is always dense."""
+    def forward(self, x: Any, out: Any, view: Any = None) -> None:
+        """See `FFN`; all neurons are computed."""
         h = self._hidden(self.norm.input(x))
         if self.post_norm is None:
             self._down(h, out, add=True)
@@ -125,22 +124,15 @@ class GpuFFN:
 
 
 class GpuNeuronFFN(GpuFFN):
-    """An FFN stored by neuron; see `hotset.backends.contract.NeuronFFN`.
+    """An FFN stored by neuron.
 
     A GPU computes all neurons whatever the plan's way is: there the bytes are cheap. Only rows of down whose
-    neuron is exactly zero are not read, which changes nothing. So it chooses none, and `counts` are zero.
+    neuron is exactly zero are not read, which changes nothing.
     """
-
-    recall_seen = math.nan
 
     def __init__(self, gpu: Gpu, spec: NeuronFFNSpec) -> None:
         super().__init__(gpu, spec)
-        self.cutoff = spec.plan.cutoff
         self._skip = spec.activation.zero_producing
-
-    def counts(self) -> NeuronCounts:
-        """See `NeuronFFN`."""
-        return NeuronCounts(0, 0, 0)
 
     def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:
         down_t: Linear = spec.down_t

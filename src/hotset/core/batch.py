@@ -1,0 +1,153 @@
+"""What one call of a model computes: rows of several sequences, one span a sequence."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as ListOf
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decoded rows computed in one layer's FFN that is stored by neuron, summed over rows.
+
+    Rows of lossless spans are not counted: they say nothing of what choosing leaves out.
+    """
+
+    rows: int = 0
+    """Rows of batches (tokens)."""
+    read: int = 0
+    """Neurons whose row of down was read."""
+    fired: int = 0
+    """Of these, neurons that were not zero."""
+
+
+class Chooser(Protocol):
+    """What one layer has learnt of one sequence: where to cut off, and what it did."""
+
+    cutoff: float
+    """A neuron is computed where its score is at least this; an audit may move it."""
+
+    @property
+    def recall_seen(self) -> float:
+        """Share of the firing neurons that were predicted, a running mean over audits; NaN without any."""
+
+    @property
+    def work(self) -> Work:
+        """What was computed in this sequence so far."""
+
+
+class Sequence(Protocol):
+    """One conversation's state in a model: keys and values, and what its layers have learnt of it.
+
+    Made by `hotset.model.transformer.Transformer.sequence`; belongs to that model alone.
+    """
+
+    @property
+    def length(self) -> int:
+        """Positions filled so far."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for."""
+
+    def reusable(self, length: int) -> int:
+        """The longest prefix, at most `length` positions, that every layer can go back to."""
+
+    def rewind(self, length: int) -> None:
+        """Forget every position from `length` on, a length that `reusable` gave.
+
+        At 0 the sequence is as new, but for what it counted (`work`).
+        """
+
+    def fork(self) -> "Sequence":
+        """A sequence with the same past and a future of its own. Raises `MemoryError`."""
+
+    def advance(self, count: int) -> None:
+        """Count `count` more positions as filled, once every layer has written them."""
+
+    @property
+    def choosers(self) -> ListOf["Chooser | None"]:
+        """What each layer has learnt of this sequence; None where it chooses no neurons."""
+
+
+class SequencePool(Protocol):
+    """Room for all sequences of a model, within bytes that the user named."""
+
+    def new(self) -> Sequence:
+        """An empty sequence. Raises `RequestError` where there is no room for another."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """One sequence's rows in a batch, at positions ``sequence.length + 0 .. count - 1``."""
+
+    sequence: Sequence
+    count: int
+    lossless: bool = False
+    """Neurons are left out only where they are exactly zero: prompts, a sequence's first positions."""
+    logits: int = 1
+    """For how many of its last rows logits are wanted; 0: a prompt cut in pieces."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens (T,) of all spans, one span's after the other's; a sequence has one span at most."""
+
+    tokens: I32
+    spans: tuple[Span, ...]
+
+    @classmethod
+    def of(
+        cls, sequence: Sequence, tokens: I32, *, lossless: bool = False, logits: int | None = 1
+    ) -> "Batch":
+        """A batch of one sequence; `logits` None: after every token."""
+        count = len(tokens)
+        return cls(tokens, (Span(sequence, count, lossless, count if logits is None else logits),))
+
+    @cached_property
+    def positions(self) -> I32:
+        """Each row's position in its sequence (T,)."""
+        parts = [np.arange(s.sequence.length, s.sequence.length + s.count) for s in self.spans]
+        return np.concatenate(parts).astype(np.int32)
+
+    def rows(self) -> Iterator[tuple[Span, slice]]:
+        """Each span and its rows."""
+        end = 0
+        for span in self.spans:
+            yield span, slice(end, end + span.count)
+            end += span.count
+
+    @cached_property
+    def wanted(self) -> NDArray[np.intp]:
+        """The rows whose logits are wanted, in their order."""
+        ends = np.cumsum([span.count for span in self.spans])
+        pairs = zip(self.spans, ends, strict=True)
+        return np.concatenate([np.arange(end - span.logits, end) for span, end in pairs]).astype(np.intp)
+
+    def pieces(self, rows: int, lossless_below: int) -> Iterator["Batch"]:
+        """The same as batches of at most `rows` rows, to be computed in turn.
+
+        A span that is cut goes on in the next piece, once its sequence has advanced. Positions below
+        `lossless_below` are lossless, whatever their span says.
+        """
+        spans: list[Span] = []
+        start = end = 0
+        for span, base in [(span, span.sequence.length) for span in self.spans]:
+            left, position = span.count, base
+            while left:
+                early = not span.lossless and position < lossless_below
+                count = min(left, rows - (end - start), lossless_below - position if early else left)
+                left, position, end = left - count, position + count, end + count
+                logits = min(max(0, span.logits - left), count)
+                spans.append(Span(span.sequence, count, span.lossless or early, logits))
+                if left or end - start == rows:
+                    yield Batch(self.tokens[start:end], tuple(spans))
+                    spans, start = [], end
+        if spans:
+            yield Batch(self.tokens[start:end], tuple(spans))
