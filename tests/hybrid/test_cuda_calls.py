@@ -134,7 +134,7 @@ TOKENS = np.arange(12, dtype=np.int32)
 
 def logits(model: Transformer, prompt: int, length: int) -> NDArray[np.float32]:
     kv = model.sequence(32, "f32")
-    parts = [model.forward(Batch.of(kv, TOKENS[:prompt], logits=None))]
+    parts = [model.forward(Batch.of(kv, TOKENS[:prompt], lossless=True, logits=None))]
     parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(prompt, length)]
     return np.concatenate(parts)
 

@@ -155,7 +155,7 @@ def test_a_failing_worker(expected: NDArray[np.float32]) -> None:
     kv = model.sequence(32, "f32")
     model.forward(Batch.of(kv, TOKENS[:1]))
     right = kv.on_host
-    kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None, None)), 4, "f32")
+    kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None,) * 4), 4, "f32")
     kv.on_host.advance(1)
     for _ in range(3):
         with pytest.raises(HotsetError, match="CPU's part of the model failed: the KV cache is another mod"):
@@ -265,11 +265,11 @@ class FullDevice(StandInDevice):
         self._attention = self.backend.attention
         self.backend.attention = self._build  # type: ignore
 
-    def _build(self, spec: Any) -> Any:
+    def _build(self, spec: Any, index: int) -> Any:
         if self.memory.used > 0 and self._times > 0:
             self._times -= 1
             raise DeviceMemoryError("full")
-        return self._attention(spec)
+        return self._attention(spec, index)
 
 
 def test_memory_that_others_take_meanwhile(put: Put, expected: NDArray[np.float32]) -> None:

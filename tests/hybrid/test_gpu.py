@@ -58,7 +58,7 @@ def stored(plan: FFNPlan) -> Checkpoint:
 
 def logits(model: Transformer, prompt: int, length: int) -> NDArray[np.float32]:
     kv = model.sequence(length, "f32")
-    parts = [model.forward(Batch.of(kv, TOKENS[:prompt] % 53, logits=None))]
+    parts = [model.forward(Batch.of(kv, TOKENS[:prompt] % 53, lossless=True, logits=None))]
     parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1] % 53)) for i in range(prompt, length)]
     return np.concatenate(parts)
 
@@ -131,7 +131,7 @@ def test_failures_on_a_gpu(cuda: Device) -> None:
     for i in range(6):
         model.forward(Batch.of(kv, TOKENS[i : i + 1] % 53))
     right = kv.on_host
-    kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None, None)), 4, "f32")
+    kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None,) * 4), 4, "f32")
     with pytest.raises(HotsetError, match="CPU's part"):
         model.forward(Batch.of(kv, TOKENS[6:7] % 53))
     kv.on_host = right

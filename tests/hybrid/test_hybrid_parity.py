@@ -27,7 +27,7 @@ PROMPT = 19
 def logits(model: Transformer) -> NDArray[np.float32]:
     """A prompt, then token by token, then a few tokens at once."""
     kv = model.sequence(LENGTH, "f32")
-    parts = [model.forward(Batch.of(kv, TOKENS[:PROMPT], logits=None))]
+    parts = [model.forward(Batch.of(kv, TOKENS[:PROMPT], lossless=True, logits=None))]
     parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(PROMPT, LENGTH - 4)]
     parts += [model.forward(Batch.of(kv, TOKENS[LENGTH - 4 :], logits=None))]
     assert kv.length == LENGTH

@@ -55,7 +55,7 @@ def stored_by_neuron(plan: FFNPlan, *, seed: int = 0, **options: object) -> Chec
 
 def logits(model: Transformer) -> NDArray[np.float32]:
     kv = model.sequence(64, "f32")
-    parts = [model.forward(Batch.of(kv, TOKENS[:12], logits=None))]
+    parts = [model.forward(Batch.of(kv, TOKENS[:12], lossless=True, logits=None))]
     parts += [model.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(12, 27)]
     parts += [model.forward(Batch.of(kv, TOKENS[27:], logits=None))]
     return np.concatenate(parts)

@@ -224,12 +224,12 @@ class Step:
         self._x, self._out = out, x
 
     def _tell_attention(self, layer: HybridLayer, x: Array, out: Array) -> None:
-        attention = layer.attention
+        attention, backend = layer.attention, self._device.backend
 
         def tell(kv: State | None) -> None:
             if kv is None:
                 raise ValueError("the device has no keys and values")
-            attention.forward(x, out, Batch(_ONE, (Span(kv, 1),)))
+            attention.forward(x, out, backend.view(Batch(_ONE, (Span(kv, 1),))))
 
         self._actions.append(tell)
 
