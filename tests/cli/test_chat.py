@@ -25,9 +25,8 @@ class Engine:
         self.variables: list[dict[str, Any]] = []
         self.samplings: list[Sampling] = []
         config = SimpleNamespace(layers=())
-        self.model = SimpleNamespace(
-            path="m.gguf", config=config, chooses_neurons=False, neuron_counts=lambda: []
-        )
+        self.model = SimpleNamespace(path="m.gguf", config=config, chooses_neurons=False)
+        self.work = list
         self.tokenizer = SimpleNamespace(chat_template="{{ messages }}", encode_chat=self._encode)
 
     def _encode(self, messages: Sequence[dict[str, str]], **variables: Any) -> list[int]:

@@ -19,6 +19,7 @@ from hotset.backends.reference import ReferenceBackend
 from hotset.cli import main
 from hotset.convert.by_neuron import convert, source_predictors
 from hotset.convert.quantize import quantise_model
+from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats import Checkpoint, TensorType, open_checkpoint
@@ -51,8 +52,8 @@ def of_type(name: str, kind: Q, hidden: int = 64) -> PowerInferFile:
 def decode(checkpoint: Checkpoint, backend: CpuBackend | ReferenceBackend = REFERENCE) -> F32:
     """Logits after each token, read one by one."""
     model = build_transformer(checkpoint, backend)
-    kv = model.kv_cache(len(TOKENS), "f32")
-    return np.concatenate([model.forward(token, kv) for token in TOKENS[:, None]])
+    kv = model.sequence(len(TOKENS), "f32")
+    return np.concatenate([model.forward(Batch.of(kv, token)) for token in TOKENS[:, None]])
 
 
 @by_architecture

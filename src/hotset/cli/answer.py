@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hotset.backends.contract import NeuronCounts
+    from hotset.core.batch import Work
     from hotset.serve.engine import Engine
     from hotset.serve.sampler import Sampling
 
@@ -135,18 +135,18 @@ class _Watch:
     """Counts and times one answer's tokens."""
 
     def __init__(self, engine: "Engine", prompt_tokens: int) -> None:
-        self._model = engine.model
+        self._engine = engine
         self._prompt_tokens = self.read = prompt_tokens
         self.tokens = 0
         self._start = self._first = self._last = time.perf_counter()
-        self._before: list[NeuronCounts | None] = []
+        self._before: list[Work | None] = []
 
     def token(self) -> None:
         self.tokens += 1
         self._last = time.perf_counter()
         if self.tokens == 1:
             self._first = self._last
-            self._before = self._model.neuron_counts()
+            self._before = self._engine.work()
 
     def speed(self) -> Speed | None:
         if not self.tokens:
@@ -155,7 +155,7 @@ class _Watch:
 
         share = None
         if self.tokens > 1:
-            share = density(self._model, neurons_per_token(self._before, self._model.neuron_counts()))
+            share = density(self._engine.model, neurons_per_token(self._before, self._engine.work()))
         return Speed(
             self._prompt_tokens,
             self.read,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hotset.backends.contract import F32
-from hotset.core.batch import Batch
+from hotset.core.batch import Batch, Work
 from hotset.core.batch import Sequence as State
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
@@ -83,6 +83,10 @@ class Engine:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.state.capacity
+
+    def work(self) -> list[Work | None]:
+        """What each layer has chosen for the sequence so far, see `Model.work`."""
+        return self.model.work(self.state)
 
     def generate(
         self,
