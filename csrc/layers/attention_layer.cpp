@@ -202,8 +202,8 @@ void KvCache::truncate(int64_t new_length) {
 std::shared_ptr<KvCache> KvCache::fork() const {
   auto copy = std::make_shared<KvCache>(runtime_, type, n_layers, n_heads, head_dim, capacity);
   const AttentionKernels& kernels = runtime_->attention;
-  const auto key_bytes = static_cast<size_t>(ceil_div(length, kernels.key_block) *
-                                             kernels.key_block_bytes(type, head_dim));
+  const auto key_bytes =
+      static_cast<size_t>(ceil_div(length, kernels.key_block) * kernels.key_block_bytes(type, head_dim));
   const auto value_bytes = static_cast<size_t>(length * kernels.value_row_bytes(type, head_dim));
   for (int64_t layer = 0; layer < n_layers; ++layer) {
     for (int64_t head = 0; head < n_heads; ++head) {
