@@ -1,19 +1,24 @@
-// Python's view of the cold worker: hybrid/worker.py describes a step's tasks to it.
+// Python's view of the host's worker: hybrid/executor.py hands a step's tasks over to it.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "layers/layers.h"
 #include "layers/neuron_ffn.h"
-#include "worker/cold_worker.h"
+#include "worker/host_worker.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,13 +26,13 @@ using namespace hotset;
 
 namespace {
 
-using Vector = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Flag = nb::ndarray<uint32_t, nb::c_contig, nb::device::cpu>;
 
-void expect_size(const char* name, const Vector& vector, int64_t size) {
-  if (static_cast<int64_t>(vector.size()) == size) return;
-  throw nb::value_error((std::string(name) + ": expected " + std::to_string(size) + " numbers, found " +
-                         std::to_string(vector.size()))
+void expect_width(const char* name, const Rows& rows, int64_t width) {
+  if (static_cast<int64_t>(rows.shape(1)) == width) return;
+  throw nb::value_error((std::string(name) + ": expected rows of " + std::to_string(width) +
+                         " numbers, found " + std::to_string(rows.shape(1)))
                             .c_str());
 }
 
@@ -36,49 +41,86 @@ uint32_t* address(const Flag& flag) {
   return flag.data();
 }
 
-void add_copy(ColdWorker& worker, Vector from, Vector to) {
-  expect_size("to", to, static_cast<int64_t>(from.size()));
-  worker.add_work(
-      [from = from.data(), to = to.data(), n = from.size()](KvCache*) { std::copy_n(from, n, to); });
+// Calls `forward(x, out, span, first row)` with the rows of each span.
+template <class Forward>
+void for_each_span(const HostBatch& batch, const Forward& forward) {
+  int64_t row = 0;
+  for (const HostSpan& span : batch.spans) {
+    forward(span, row);
+    row += span.rows;
+  }
 }
 
-void add_zero(ColdWorker& worker, Vector to) {
-  worker.add_work([to = to.data(), n = to.size()](KvCache*) { std::fill_n(to, n, 0.0f); });
-}
-
-void add_attention(ColdWorker& worker, std::shared_ptr<Attention> layer, Vector x, Vector out,
-                   int64_t index) {
-  expect_size("x", x, layer->q->cols());
-  expect_size("out", out, layer->output->rows());
-  worker.use(&layer->runtime->pool);
-  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(), index](KvCache* kv) {
-    if (kv == nullptr || index < 0 || index >= kv->n_layers || kv->n_heads != layer->n_kv_heads ||
-        kv->head_dim != layer->head_dim) {
-      throw std::runtime_error("the KV cache is another model's");
-    }
-    if (kv->length >= kv->capacity) throw std::runtime_error("the KV cache is full");
-    layer->forward(x, out, 1, *kv, index);
+void add_copy(HostWorker& worker, Rows from, Rows to) {
+  const auto width = static_cast<int64_t>(from.shape(1));
+  expect_width("out", to, width);
+  worker.add_work([from = from.data(), to = to.data(), width](const HostBatch& batch) {
+    std::copy_n(from, batch.rows * width, to);
   });
 }
 
-void add_ffn(ColdWorker& worker, std::shared_ptr<Ffn> layer, Vector x, Vector out) {
-  expect_size("x", x, layer->up->cols());
-  expect_size("out", out, layer->down->rows());
-  worker.use(&layer->runtime->pool);
-  worker.add_work(
-      [layer = std::move(layer), x = x.data(), out = out.data()](KvCache*) { layer->forward(x, out, 1); });
+void add_zero(HostWorker& worker, Rows to) {
+  worker.add_work([to = to.data(), width = static_cast<int64_t>(to.shape(1))](const HostBatch& batch) {
+    std::fill_n(to, batch.rows * width, 0.0f);
+  });
 }
 
-void add_neuron_ffn(ColdWorker& worker, std::shared_ptr<NeuronFfn> layer, Vector x, Vector out,
-                    std::optional<Vector> scores) {
-  expect_size("x", x, layer->hidden());
-  expect_size("out", out, layer->hidden());
-  if (scores) expect_size("scores", *scores, layer->neurons());
+void attend(const Attention& layer, const float* x, float* out, const HostSpan& span, int64_t index) {
+  KvCache* const kv = span.kv;
+  if (kv == nullptr || index < 0 || index >= kv->n_layers || kv->n_heads != layer.n_kv_heads ||
+      kv->head_dim != layer.head_dim) {
+    throw std::runtime_error("the KV cache is another model's");
+  }
+  if (kv->capacity - kv->length < span.rows) throw std::runtime_error("the KV cache is full");
+  layer.forward(x, out, span.rows, *kv, index);
+}
+
+void add_attention(HostWorker& worker, std::shared_ptr<Attention> layer, Rows x, Rows out, int64_t index) {
+  const int64_t hidden = layer->q->cols();
+  expect_width("x", x, hidden);
+  expect_width("out", out, layer->output->rows());
+  worker.use(&layer->runtime->pool);
+  worker.add_work(
+      [layer = std::move(layer), x = x.data(), out = out.data(), index, hidden](const HostBatch& batch) {
+        for_each_span(batch, [&](const HostSpan& span, int64_t row) {
+          attend(*layer, x + row * hidden, out + row * hidden, span, index);
+        });
+      });
+}
+
+void add_ffn(HostWorker& worker, std::shared_ptr<Ffn> layer, Rows x, Rows out) {
+  expect_width("x", x, layer->up->cols());
+  expect_width("out", out, layer->down->rows());
+  worker.use(&layer->runtime->pool);
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data()](const HostBatch& batch) {
+    layer->forward(x, out, batch.rows);
+  });
+}
+
+void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x, Rows out,
+                    std::optional<Rows> scores) {
+  const int64_t hidden = layer->hidden(), neurons = layer->neurons();
+  expect_width("x", x, hidden);
+  expect_width("out", out, hidden);
+  if (scores) expect_width("scores", *scores, neurons);
   worker.use(&layer->pool());
   if (!scores && layer->wants_scores(1, false)) throw nb::value_error("scores: this layer needs them");
-  worker.add_work(
-      [layer = std::move(layer), x = x.data(), out = out.data(),
-       scores = scores ? scores->data() : nullptr](KvCache*) { layer->forward(x, out, 1, false, scores); });
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(),
+                   scores = scores ? scores->data() : nullptr, hidden, neurons](const HostBatch& batch) {
+    for_each_span(batch, [&](const HostSpan& span, int64_t row) {
+      const float* given = scores == nullptr || span.lossless ? nullptr : scores + row * neurons;
+      layer->forward(x + row * hidden, out + row * hidden, span.rows, span.lossless, given);
+    });
+  });
+}
+
+using PythonSpan = std::tuple<std::shared_ptr<KvCache>, int64_t, bool>;
+
+void begin(HostWorker& worker, const std::vector<PythonSpan>& spans) {
+  std::vector<HostSpan> begun;
+  for (const auto& [kv, rows, lossless] : spans) begun.push_back({kv.get(), rows, lossless});
+  const nb::gil_scoped_release release;
+  worker.begin(std::move(begun));
 }
 
 // For cudaLaunchHostFunc, where a stream cannot write and await memory itself.
@@ -91,32 +133,33 @@ void take_from_stream(void* flag) {
 }  // namespace
 
 void bind_worker(nb::module_& m) {
-  nb::class_<ColdWorker>(m, "ColdWorker", "A thread that does the host's part of decoding steps.")
+  nb::class_<HostWorker>(m, "HostWorker", "A thread that does the host's part of decoding steps.")
       .def(nb::init<>())
       .def(
           "task",
-          [](ColdWorker& worker, Flag ready, Flag done) { worker.add_task(address(ready), address(done)); },
+          [](HostWorker& worker, Flag ready, Flag done) { worker.add_task(address(ready), address(done)); },
           "ready"_a, "done"_a, "Begin the next task of a step; what follows adds to it.")
       .def("copy", &add_copy, "x"_a, "out"_a, "Copy x to out.")
       .def("zero", &add_zero, "out"_a, "Set out to zero.")
       .def("attention", &add_attention, "attention"_a, "x"_a, "out"_a, "layer"_a,
-           "Add the attention of x (1, D) to out (1, D).")
-      .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (1, D) to out (1, D).")
+           "Add the attention of x (T, D) to out (T, D).")
+      .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "scores"_a.none(),
-           "The same for an FFN stored by neuron; with predicted scores (1, F) where given.")
-      .def("begin", &ColdWorker::begin, "kv"_a.none(), nb::call_guard<nb::gil_scoped_release>(),
-           "Start a step with the host's KV cache, which must live until its end.")
+           "The same for an FFN stored by neuron; with predicted scores (T, F) where given.")
+      .def("begin", &begin, "spans"_a,
+           "Start a step of a batch: of each span the host's KV cache, which must live until its end, the "
+           "rows, and whether it is lossless.")
       .def(
           "finish",
-          [](ColdWorker& worker) {
+          [](HostWorker& worker) {
             const nb::gil_scoped_release release;
             return worker.finish();
           },
           "Wait for the end of the step: why it failed, or an empty text.")
-      .def("abort", &ColdWorker::abort, nb::call_guard<nb::gil_scoped_release>(),
+      .def("abort", &HostWorker::abort, nb::call_guard<nb::gil_scoped_release>(),
            "Give the step up, and wait until nothing of it is being done.")
-      .def("lower_flags", &ColdWorker::lower_flags, "Lower all flags, once nobody uses them.")
-      .def("stop", &ColdWorker::stop, nb::call_guard<nb::gil_scoped_release>(),
+      .def("lower_flags", &HostWorker::lower_flags, "Lower all flags, once nobody uses them.")
+      .def("stop", &HostWorker::stop, nb::call_guard<nb::gil_scoped_release>(),
            "End the thread; the next step starts another.");
 
   m.def(

@@ -41,6 +41,7 @@ _POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
+    torch.int64: "*i64",
     torch.int32: "*i32",
     torch.int16: "*i16",
     torch.int8: "*i8",

@@ -106,7 +106,6 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
 
     replacements = {
         "Stream": lambda: stream,
-        "set_stream": lambda stream: None,
         "current_stream": lambda: stream,
         "stream": lambda stream: nullcontext(),
         "synchronize": lambda: None,

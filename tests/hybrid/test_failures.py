@@ -197,7 +197,7 @@ def test_nothing_is_left_of_a_model() -> None:
     device = StandInDevice()
     model = build(device, stream_from=9)
     kv = model.sequence(32)
-    model.forward(Batch.of(kv, TOKENS))
+    model.forward(Batch.of(kv, TOKENS, lossless=True))
     model.forward(Batch.of(kv, TOKENS[:1]))
     assert device.memory.used > 0
     assert device.pinned_memory.used > 0
@@ -294,11 +294,11 @@ def test_no_room_to_stream_a_prompt(expected: NDArray[np.float32]) -> None:
     device = StandInDevice(vram=MODEL_BYTES)
     model = build(device, by_share(CHECKPOINT, 0.3, 64), stream_from=9)
     prompt = build_transformer(CHECKPOINT, CpuBackend(threads=1))
-    logits = prompt.forward(Batch.of(prompt.sequence(32, "f32"), TOKENS, logits=None))
+    logits = prompt.forward(Batch.of(prompt.sequence(32, "f32"), TOKENS, lossless=True, logits=None))
     for capacity in (MODEL_BYTES, device.memory.used + 12_000, MODEL_BYTES):
         device.memory.capacity = capacity + 32_000
         kv = model.sequence(32, "f32")
         device.memory.capacity = capacity
-        found = within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS, logits=None)))
+        found = within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS, lossless=True, logits=None)))
         assert np.abs(found - logits).max() <= 1e-3 * np.abs(logits).max()
     assert_right(model, expected)

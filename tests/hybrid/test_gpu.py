@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import StateShape
 from hotset.backends.cpu import CpuBackend
-from hotset.core.batch import Batch
+from hotset.core.batch import Batch, Span
 from hotset.core.config import Activation, FFNPlan, LayerPlacement, Placement, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
@@ -51,9 +51,11 @@ def cuda() -> Device:
     return CudaDevice()
 
 
+USUAL = random_checkpoint(hidden_size=32, ffn_size=96, activation=Activation.RELU, windows=(None,))
+
+
 def stored(plan: FFNPlan) -> Checkpoint:
-    usual = random_checkpoint(hidden_size=32, ffn_size=96, activation=Activation.RELU, windows=(None,))
-    return quantised(by_neuron(usual, plan, [np.arange(96)[::-1]]), TensorType.F16)
+    return quantised(by_neuron(USUAL, plan, [np.arange(96)[::-1]]), TensorType.F16)
 
 
 def logits(model: Transformer, prompt: int, length: int) -> NDArray[np.float32]:
@@ -100,6 +102,40 @@ def test_a_norm_after_the_sum(interpreter: Device) -> None:
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, name: norm})
     expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)), 1, 2)
     assert_close(logits(hybrid(checkpoint, FFN_ALONE, interpreter, False), 1, 2), expected, 1e-3)
+
+
+def rows_of_several_sequences(checkpoint: Checkpoint, device: Device, steps: int) -> None:
+    """One, three and two sequences at a time, token by token, each as when alone in one place."""
+    model = hybrid(checkpoint, SPLIT, device, False)
+    whole = build_transformer(checkpoint, CpuBackend(threads=1))
+    pairs = [(model.sequence(16, "f32"), whole.sequence(16, "f32")) for _ in range(3)]
+    for chosen in ([1], [0, 1, 2], [2, 0]):
+        for step in range(steps):
+            tokens = TOKENS[[5 * i + step for i in chosen]] % 53
+            found, expected = (
+                at.forward(Batch(tokens, tuple(Span(pairs[i][place], 1) for i in chosen)))
+                for place, at in enumerate((model, whole))
+            )
+            assert_close(found, expected, 1e-2)
+
+
+def test_rows_of_several_sequences(interpreter: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told once for so many rows is good for any sequences: the device finds them in its table."""
+    recorded: list[object] = []
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(step)
+        return step
+
+    monkeypatch.setattr(interpreter, "record", record)
+    rows_of_several_sequences(quantised(USUAL, TensorType.F16), interpreter, 1)
+    assert len(recorded) == 3  # for one, four and two rows
+
+
+@pytest.mark.gpu
+def test_rows_of_several_sequences_on_a_gpu(cuda: Device) -> None:
+    """Steps enough for the recorded ones to be replayed."""
+    rows_of_several_sequences(quantised(USUAL, TensorType.F16), cuda, 5)
 
 
 @pytest.mark.gpu

@@ -123,11 +123,11 @@ def test_no_buffer_is_overwritten_before_its_piece_is_done(piece_bytes: int) -> 
         with stream.walk() as walk:
             for out in found:
                 out.fill(0)
-                walk.add(x, out)
+                walk.add(x, out, None)
             device.synchronize()
         for i, out in enumerate(found):
             expected = np.zeros_like(x)
-            ReferenceFFN(cold_slice(any_ffn_spec(CHECKPOINT, i), HOT)).forward(x, expected)
+            ReferenceFFN(cold_slice(any_ffn_spec(CHECKPOINT, i), HOT)).forward(x, expected, None)
             np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -147,7 +147,7 @@ def test_the_next_piece_is_copied_meanwhile() -> None:
         for i in range(LAYERS):
             time.sleep(0.02)
             assert asked == list(range(min(i + 2, LAYERS)))
-            walk.add(x, out)
+            walk.add(x, out, None)
 
 
 def test_a_walk_that_is_left_halfway() -> None:
@@ -156,12 +156,12 @@ def test_a_walk_that_is_left_halfway() -> None:
     x, out = np.ones((9, 32), np.float32), np.zeros((9, 32), np.float32)
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt), stream.walk() as walk:
-        walk.add(x, out)
+        walk.add(x, out, None)
         raise KeyboardInterrupt
     assert threading.active_count() == before
     with stream.walk() as walk:
         for _ in range(LAYERS):
-            walk.add(x, out)
+            walk.add(x, out, None)
 
 
 @pytest.mark.parametrize("stream_from", [9, 40, 41])

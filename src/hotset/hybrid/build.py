@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 
-from hotset.backends.contract import FFN
+from hotset.backends.contract import Head
 from hotset.backends.cpu import CpuBackend
 from hotset.core.config import Placement
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.device import Device
-from hotset.hybrid.ffn import HybridFFN, build_ffn
-from hotset.hybrid.layer import AddCold, HybridLayer
+from hotset.hybrid.ffn import build_ffn, build_host_ffn, build_split
+from hotset.hybrid.parts import AnyFFN, HostFFN, HybridLayer, OnDevice, OnHost, Split, Streamed
 from hotset.hybrid.slices import Spec, all_computed
 from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.hybrid.transformer import HybridTransformer
@@ -44,48 +45,54 @@ def build_hybrid(
 
     embedding = host.embedding(embedding_spec(checkpoint))
     done(1)
-    layers, cold = [], []
-    counts = {True: 0, False: 0}  # layers whose attention is on the device, and on the host
-    for i, place in enumerate(placement.layers):
-        index = counts[place.attention]
-        backend = device.backend if place.attention else host
-        attention = backend.attention(attention_spec(checkpoint, i), index)
-        spec = any_ffn_spec(checkpoint, i)
-        if place.hot == 0:
-            layer_ffn = build_ffn(spec, host, i)
-        elif place.hot == config.ffn_size:
-            layer_ffn = build_ffn(all_computed(spec), device.backend, i)
-        else:
-            layer_ffn = HybridFFN(spec, place.hot, device, host, i)
-        add_cold = None
-        if stream_from is not None and place.hot < config.ffn_size:
-            cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot))
-            add_cold = _cold_adder(layer_ffn, spec, device)
-        layers.append(HybridLayer(attention, layer_ffn, place.attention, place.hot > 0, index, add_cold))
-        counts[place.attention] += 1
-        done(i + 2)
-    head = (device.backend if placement.head else host).head(head_spec(checkpoint))
-    stream = ColdStream(device, cold) if cold else None
+    with device.guard():
+        layers: list[HybridLayer] = []
+        cold: list[ColdLayer] = []
+        indices = {True: count(), False: count()}  # of attention on the device, and on the host
+        for i, place in enumerate(placement.layers):
+            attention = attention_spec(checkpoint, i)
+            index = next(indices[place.attention])
+            spec = any_ffn_spec(checkpoint, i)
+            streamed = None
+            ffn = _ffn(spec, place.hot, device, host, i)
+            if stream_from is not None and not isinstance(ffn, OnDevice):
+                cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot, i))
+                streamed = _streamed(ffn, spec, device)
+            layers.append(
+                HybridLayer(
+                    OnDevice(device.backend.attention(attention, index))
+                    if place.attention
+                    else OnHost(host.attention(attention, index)),
+                    ffn,
+                    streamed,
+                )
+            )
+            done(i + 2)
+        spec_of_head = head_spec(checkpoint)
+        head: OnHost[Head] | OnDevice[Head] = (
+            OnDevice(device.backend.head(spec_of_head)) if placement.head else OnHost(host.head(spec_of_head))
+        )
+        stream = ColdStream(device, cold) if cold else None
     done(config.n_layers + 2)
     return HybridTransformer(
-        config,
-        host,
-        device,
-        embedding,
-        layers,
-        head,
-        head_on_device=placement.head,
-        stream=stream,
-        stream_from=stream_from or 0,
+        config, host, device, embedding, layers, head, stream=stream, stream_from=stream_from or 0
     )
 
 
-def _cold_adder(ffn: FFN, spec: Spec, device: Device) -> AddCold:
-    """What takes x, out and the cold neurons' sum, and adds the FFN of x to out."""
-    if isinstance(ffn, HybridFFN):
-        return lambda x, out, total: ffn.add(x, out, lambda: total)
-    add = device.normed_adder(spec.post_norm) if spec.post_norm else device.add
-    return lambda x, out, total: add(total, out)
+def _ffn(spec: Spec, hot: int, device: Device, host: CpuBackend, index: int) -> AnyFFN:
+    if hot == 0:
+        return OnHost(build_host_ffn(spec, host, index))
+    if hot == spec.up.weight.shape[0]:
+        return OnDevice(build_ffn(all_computed(spec), device.backend, index))
+    return build_split(spec, hot, device, host, index)
+
+
+def _streamed(ffn: OnHost[HostFFN] | Split, spec: Spec, device: Device) -> Streamed:
+    match ffn:
+        case Split(hot=hot, add_normed=add_normed):
+            return Streamed(hot, add_normed or device.add)
+        case _:
+            return Streamed(None, device.normed_adder(spec.post_norm) if spec.post_norm else device.add)
 
 
 def any_ffn_spec(checkpoint: Checkpoint, layer: int) -> Spec:

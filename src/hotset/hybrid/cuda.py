@@ -118,11 +118,12 @@ class CudaDevice(TorchArrays):
 
     def __init__(self) -> None:
         super().__init__("cuda")
+        # Streams of its own: the default stream cannot be recorded. Which one a thread speaks to is the
+        # thread's, so every call enters it (`guard`).
         self._stream = torch.cuda.Stream()
         self._copies = torch.cuda.Stream()
-        # What this thread tells torch goes to a stream of its own: the default stream cannot be recorded.
-        torch.cuda.set_stream(self._stream)
-        self._flags = _StreamFlags(self.pinned((1,), np.uint32))
+        with torch.cuda.stream(self._stream):
+            self._flags = _StreamFlags(self.pinned((1,), np.uint32))
         self._arrived: dict[tuple[int, ...], Array] = {}  # where sums lie before they are added
 
     def free_bytes(self) -> int:
@@ -163,7 +164,7 @@ class CudaDevice(TorchArrays):
 
     def synchronize(self) -> None:
         """See `Device`."""
-        for stream in (torch.cuda.current_stream(), self._copies):
+        for stream in (self._stream, self._copies):
             _TorchEvent(stream).wait()
 
     def mark(self, *, spin: bool = False) -> Event:
@@ -184,7 +185,8 @@ class CudaDevice(TorchArrays):
     def guard(self) -> Iterator[None]:
         """See `Device`."""
         try:
-            yield
+            with torch.cuda.stream(self._stream):
+                yield
         except Exception as error:
             if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
                 error.__cause__, torch.OutOfMemoryError

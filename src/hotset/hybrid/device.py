@@ -7,16 +7,23 @@ flag that was raised behind it. Pinned memory is the host's memory as the device
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.contract import F32, Array, Backend, Head, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, Array, Backend, BatchView, Head, NeuronFFNSpec, Norm
+from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
 
 Flag = NDArray[np.uint32]
 """One number in pinned memory on a cache line of its own, 0 (low) or 1 (raised)."""
+
+AddNormed: TypeAlias = Callable[[Array, Array], None]
+"""Adds the normalised rows of its first argument to the second, both (T, D) on the device."""
+
+Predict: TypeAlias = Callable[[Array], Array]
+"""Scores neurons: of an FFN's input (T, D), before its norm, the scores (T, F), both on the device."""
 
 
 class DeviceMemoryError(HotsetError):
@@ -61,11 +68,11 @@ class Device(Protocol):
     def add(self, x: Array, out: Array) -> None:
         """Add x to out, both (T, D) on the device."""
 
-    def normed_adder(self, norm: Norm) -> Callable[[Array, Array], None]:
-        """Build what adds the normalised rows of its first argument to the second, both (T, D)."""
+    def normed_adder(self, norm: Norm) -> AddNormed:
+        """Build a norm that adds."""
 
-    def predictor(self, spec: NeuronFFNSpec) -> Callable[[Array], Array]:
-        """Build what scores neurons: of the FFN's input (T, D), before its norm, the scores (T, F)."""
+    def predictor(self, spec: NeuronFFNSpec) -> Predict:
+        """Build the predictor of an FFN's plan."""
 
     def logits(self, head: Head, x: Array) -> Array:
         """Logits (T, V), on the device, of x (T, D): by a head that its backend has built."""
@@ -79,7 +86,7 @@ class Device(Protocol):
     def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
         """Await that a flag is raised, copy x from the host, or add it, to out, and lower the flag.
 
-        In stream order; x has one row.
+        In stream order; x and out are (T, D).
         """
 
     def synchronize(self) -> None:
@@ -95,10 +102,19 @@ class Device(Protocol):
         """Within it the calling thread speaks to a second stream, which is there for copies."""
 
     def guard(self) -> AbstractContextManager[None]:
-        """Within it the device's own exceptions for want of memory become `DeviceMemoryError`."""
+        """Within it the calling thread speaks to the device's stream: all else here is called within.
+
+        The device's own exceptions for want of memory become `DeviceMemoryError`.
+        """
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `step`, which tells the device the same each time, for less."""
+
+    def record_batches(self, tell: Callable[[int, BatchView], None]) -> Callable[[Batch], None]:
+        """The same for what is told of batches: ``tell(rows, view)`` of any batch of the device's sequences.
+
+        `rows` may be more than the batch has; nothing then depends on what is in those after its own.
+        """
 
 
 def to_device(device: Device, x: F32) -> Array:

@@ -18,7 +18,12 @@ def handshake_us(device: Device, hidden: int = 4096) -> float:
 
     The median of 20 steps of 64 tasks each, recorded where the device can.
     """
-    worker = _native.ColdWorker()
+    with device.guard():
+        return _handshake_us(device, hidden)
+
+
+def _handshake_us(device: Device, hidden: int) -> float:
+    worker = _native.HostWorker()
     host = device.pinned((1, hidden), np.float32)
     flags = device.pinned((_TASKS, 2, 16), np.uint32)
     x = device.empty((1, hidden))
@@ -37,7 +42,7 @@ def handshake_us(device: Device, hidden: int = 4096) -> float:
     try:
         for _ in range(_WARM_STEPS + _STEPS):
             start = time.perf_counter()
-            worker.begin(None)
+            worker.begin([])
             recorded()
             device.synchronize()
             worker.finish()

@@ -1,22 +1,24 @@
 """A sequence whose keys and values lie where each layer's attention is computed."""
 
-from collections.abc import Callable
 from collections.abc import Sequence as ListOf
+from dataclasses import replace
 
 from hotset.backends.cpu import CpuSequence
-from hotset.core.batch import Chooser, Sequence
+from hotset.core.batch import Batch, Chooser, Sequence
+from hotset.hybrid.device import Device
 
 
 class HybridSequence:
-    """Two sequences behind one length; see `Sequence`. The host's has the choosers of all layers."""
+    """Two sequences behind one length; see `Sequence`. The host's has the choosers of all layers.
 
-    def __init__(self, on_device: Sequence | None, on_host: CpuSequence, capacity: int) -> None:
+    Each half has the keys and values of the layers whose attention is there.
+    """
+
+    def __init__(self, device: Device, on_device: Sequence, on_host: CpuSequence) -> None:
+        self._device = device
         self.on_device = on_device
         self.on_host = on_host
-        self.capacity = capacity
-        self.recorded: Callable[[], None] | None = None
-        """The device's side of a step with this sequence, as the device has recorded it."""
-        self._length = 0
+        self._length = on_host.length
 
     @property
     def length(self) -> int:
@@ -24,44 +26,53 @@ class HybridSequence:
         return self._length
 
     @property
+    def capacity(self) -> int:
+        """See `Sequence`."""
+        return self.on_host.capacity
+
+    @property
     def choosers(self) -> ListOf[Chooser | None]:
         """See `Sequence`."""
         return self.on_host.choosers
 
-    def of(self, on_device: bool) -> Sequence:
-        """The half of the layers whose attention is there."""
-        half = self.on_device if on_device else self.on_host
-        if half is None:
-            raise ValueError("no layer's attention is there")
-        return half
-
-    def settle(self) -> None:
-        """Forget what a call that was interrupted between the two halves has left in one of them."""
-        if any(half.length != self._length for half in self._halves()):
-            self.rewind(self._length)
-
     def reusable(self, length: int) -> int:
         """See `Sequence`."""
-        return min(length, self._length, *(half.reusable(length) for half in self._halves()))
-
-    def fork(self) -> "HybridSequence":
-        """See `Sequence`."""
-        on_device = self.on_device and self.on_device.fork()
-        forked = HybridSequence(on_device, self.on_host.fork(), self.capacity)
-        forked._length = self._length
-        return forked
-
-    def advance(self, count: int) -> None:
-        """See `Sequence`."""
-        for half in self._halves():
-            half.advance(count)
-        self._length += count
+        return min(self._length, self.on_device.reusable(length), self.on_host.reusable(length))
 
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
-        for half in self._halves():
+        for half in (self.on_device, self.on_host):
             half.rewind(min(length, half.length))
         self._length = length
 
-    def _halves(self) -> list[Sequence]:
-        return [half for half in (self.on_device, self.on_host) if half is not None]
+    def fork(self) -> "HybridSequence":
+        """See `Sequence`."""
+        self.settle()
+        with self._device.guard():
+            return HybridSequence(self._device, self.on_device.fork(), self.on_host.fork())
+
+    def advance(self, count: int) -> None:
+        """See `Sequence`."""
+        self.on_device.advance(count)
+        self.on_host.advance(count)
+        self._length += count
+
+    def settle(self) -> None:
+        """Forget what a call that was interrupted between the two halves has left in one of them."""
+        if self.on_device.length != self._length or self.on_host.length != self._length:
+            self.rewind(self._length)
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """A batch of `HybridSequence`s as one of their halves on the device and one of those on the host."""
+    sequences = []
+    for span in batch.spans:
+        if not isinstance(span.sequence, HybridSequence):
+            raise TypeError("a hybrid model needs its own sequences")
+        span.sequence.settle()
+        sequences.append(span.sequence)
+    pairs = list(zip(batch.spans, sequences, strict=True))
+    return (
+        Batch(batch.tokens, tuple(replace(span, sequence=s.on_device) for span, s in pairs)),
+        Batch(batch.tokens, tuple(replace(span, sequence=s.on_host) for span, s in pairs)),
+    )

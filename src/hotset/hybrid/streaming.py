@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import FFN, Array, Linear, NeuronFFNSpec
+from hotset.backends.contract import FFN, Array, BatchView, Linear, NeuronFFNSpec
 from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.ffn import build_ffn
@@ -31,6 +31,8 @@ class ColdLayer:
 
     spec: Callable[[], Spec]
     hot: int
+    index: int = 0
+    """The layer's number, which its choosers have."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class ColdStream:
         spec = neurons_alone(cold.spec(), start, stop, bias=cold.hot == 0 and piece == 0)
         staged = _staged(spec, self._staging[buffer])
         with self._device.guard(), self._device.aside():
-            part = build_ffn(staged, self._device.backend)
+            part = build_ffn(staged, self._device.backend, cold.index)
             return _Copied(part, self._device.mark())
 
 
@@ -93,16 +95,17 @@ class Walk:
         for i in range(min(2, len(self._order))):
             self._coming.append(copier.submit(copy, *self._order[i], i, None))
 
-    def add(self, x: Array, out: Array) -> None:
+    def add(self, x: Array, out: Array, view: BatchView) -> None:
         """Add the sum of the next layer's cold neurons, of x, to out, both (T, D); they may not be the same.
 
+        `view` is of the batch, as the device's backend takes it.
         Raises `DeviceMemoryError` where a piece has no room; the walk cannot go on then.
         """
         while self._next < self._ends[self._layer]:
             buffer = self._next % 2
             piece = self._coming[buffer].result()
             self._device.follow(piece.event)
-            piece.part.forward(x, out, None)
+            piece.part.forward(x, out, view)
             used = self._device.mark()
             self._next += 1
             if self._next + 1 < len(self._order):

@@ -1,25 +1,45 @@
 """Arrays that are torch tensors, and the GPU backend's parts, for a GPU and for the interpreter."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 
 from hotset.backends.contract import F32, Array, Backend, Head, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
+from hotset.backends.gpu.kernels.attention import SPAN
+from hotset.backends.gpu.state import GpuView, Spans, describe
+from hotset.core.batch import Batch
+from hotset.hybrid.device import AddNormed, Predict
+
+RECORDED_ROWS = (1, 2, 4, 8)
+"""Steps are recorded for so many rows; a batch takes the smallest that it fits in."""
 
 
-class TorchArrays:
+class TorchArrays(ABC):
     """The part of `Device` that has to do with arrays; copies are in stream order where memory is pinned."""
 
     def __init__(self, torch_device: str) -> None:
         self._gpu = GpuBackend(torch_device)
         self.backend: Backend = self._gpu
-        self._torch_device = torch.device(torch_device)
+        self.torch_device = torch.device(torch_device)
+
+    @abstractmethod
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """See `Device`."""
+
+    @abstractmethod
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        """See `Device`."""
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """See `Device`."""
-        return torch.empty(shape, dtype=torch.float32, device=self._torch_device)
+        return torch.empty(shape, dtype=torch.float32, device=self.torch_device)
 
     def upload(self, x: F32, out: Array) -> None:
         """See `Device`."""
@@ -47,12 +67,52 @@ class TorchArrays:
             raise TypeError("the head is another backend's")
         return head.logits(x)
 
-    def normed_adder(self, norm: Norm) -> Callable[[Array, Array], None]:
+    def normed_adder(self, norm: Norm) -> AddNormed:
         """See `Device`."""
         part = self._gpu.norm(norm)
         return lambda x, out: part.forward(x, out, add=True)
 
-    def predictor(self, spec: NeuronFFNSpec) -> Callable[[Array], Array]:
+    def predictor(self, spec: NeuronFFNSpec) -> Predict:
         """See `Device`."""
-        scores: Callable[[Array], Array] = self._gpu.predictor(spec).scores
+        scores: Predict = self._gpu.predictor(spec).scores
         return scores
+
+    def record_batches(self, tell: Callable[[int, GpuView], None]) -> Callable[[Batch], None]:
+        """See `Device`."""
+        return RecordedBatches(self, tell)
+
+
+class RecordedBatches:
+    """A step that is recorded for some numbers of rows, and replayed for any sequences.
+
+    The kernels find a batch's sequences, the addresses of their keys and values among them, in a table on the
+    device. It always lies in the same place, and the step begins with copying it from pinned memory, where it
+    is written anew for each batch. Each row is a span of its own, so that only the number of rows matters;
+    those that are left over are spans without rows.
+
+    What is launched depends on two more things: the type of the keys and values, and the largest capacity,
+    rounded up to a power of two, by which attention splits the keys. Each is a recording of its own.
+    """
+
+    def __init__(self, device: TorchArrays, tell: Callable[[int, GpuView], None]) -> None:
+        self._device, self._tell = device, tell
+        self._written = device.pinned((RECORDED_ROWS[-1], SPAN), np.int64)
+        self._table = torch.zeros(self._written.shape, dtype=torch.int64, device=device.torch_device)
+        self._recorded: dict[tuple[int, Any, int], Callable[[], None]] = {}
+
+    def __call__(self, batch: Batch) -> None:
+        """Tell the step of a batch of at most `RECORDED_ROWS` rows."""
+        described = describe(batch)
+        table = described.by_rows()
+        rows = next(rows for rows in RECORDED_ROWS if rows >= len(table))
+        self._written[:] = 0
+        self._written[: len(table)] = table
+        key = rows, described.dtype, described.capacity
+        if key not in self._recorded:
+            view = GpuView(rows, described.dtype, (Spans(self._table[:rows], 1, described.capacity),))
+            self._recorded[key] = self._device.record(partial(self._tell_view, view))
+        self._recorded[key]()
+
+    def _tell_view(self, view: GpuView) -> None:
+        self._table.copy_(torch.from_numpy(self._written), non_blocking=True)
+        self._tell(view.rows, view)

@@ -1,34 +1,47 @@
 """The decoder with its parts in two places.
 
-The same walk as `hotset.model.transformer`, which also says what an FFN in parallel to attention reads.
-Single tokens go by `Step`, where the host's worker and the device's stream are both told beforehand; several
-tokens, and single ones for which a plan must not choose neurons, go layer by layer, and the calling thread
-does the host's part.
+The same walk as `hotset.model.transformer`, which also says what an FFN in parallel to attention reads. Small
+batches go by a step that both sides know beforehand (`hotset.hybrid.step`); larger ones go layer by layer,
+and the calling thread does the host's part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
 
-from hotset.backends.contract import F32, Array, Embedding, Head, StateShape
+from hotset.backends.contract import F32, Array, Embedding, Head
 from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
-from hotset.core.batch import Batch, Span
+from hotset.backends.cpu.state import CpuChooser
+from hotset.core.batch import Batch
 from hotset.core.config import ModelConfig
 from hotset.hybrid.device import Device, DeviceMemoryError, to_device
-from hotset.hybrid.layer import AddCold, HybridLayer
-from hotset.hybrid.sequence import HybridSequence
-from hotset.hybrid.step import Step
+from hotset.hybrid.executor import Executor
+from hotset.hybrid.ffn import Views, add_split, zeros
+from hotset.hybrid.parts import AnyAttention, AnyFFN, HybridLayer, OnDevice, OnHost, Split, Streamed
+from hotset.hybrid.plan_step import plan_step
+from hotset.hybrid.sequence import HybridSequence, halves
+from hotset.hybrid.step import MOST_ROWS
 from hotset.hybrid.streaming import ColdStream, Walk
 from hotset.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """Hidden vectors (T, D) on one side: what the next part reads, and what it adds to, maybe the same."""
+
+    x: Array
+    out: Array
+    on_device: bool
 
 
 class HybridTransformer(Transformer):
     """A model on a device and the CPU; built by `hotset.hybrid.build.build_hybrid`.
 
-    With a `stream`, prompts of at least `stream_from` tokens have their cold neurons computed on the device
-    too.
+    With a `stream`, batches of at least `stream_from` tokens have their cold neurons computed on the device
+    too. Any thread may call it; one call at a time, others wait.
     """
 
     def __init__(
@@ -38,147 +51,158 @@ class HybridTransformer(Transformer):
         device: Device,
         embedding: Embedding,
         layers: Sequence[HybridLayer],
-        head: Head,
+        head: OnHost[Head] | OnDevice[Head],
         *,
-        head_on_device: bool,
         stream: ColdStream | None = None,
         stream_from: int = 0,
     ) -> None:
-        super().__init__(config, host, embedding, layers, head)
+        super().__init__(config, host, embedding, (), head.part)
         self.device = device
-        self._host = host
-        self._parts = tuple(layers)
-        self._approximate = any(
-            part.host_ffn and layer.ffn and layer.ffn.way.approximate
-            for part, layer in zip(layers, config.layers, strict=True)
-        )
-        self._head_on_device = head_on_device
-        self._stream = stream
-        self._stream_from = stream_from
-        self._lock = Lock()
-        self._step = Step(
+        self.parts = tuple(layers)
+        """The layers; a `Transformer`'s own are all in one place."""
+        self.step = plan_step(
             layers,
-            device,
+            head,
             hidden=config.hidden_size,
-            parallel=config.parallel,
-            head=head if head_on_device else None,
             vocab_size=config.vocab_size,
+            parallel=config.parallel,
         )
-        self.head = _Head(head, self._step)
+        self._host = host
+        self._head_place = head
+        self._stream, self._stream_from = stream, stream_from
+        self._lock = Lock()
+        self._choosers = list(_host_choosers(self.parts))
+        self._head_backend = device.backend if isinstance(head, OnDevice) else host
+        with device.guard():
+            self._executor = Executor(self.step, device)
 
     def sequence(self, capacity: int, kv_type: str = "f16") -> HybridSequence:
         """See `Transformer`; each layer's keys and values lie where its attention is computed."""
         shape = self.state_shape
-        on_device = sum(layer.attention_on_device for layer in self._parts)
-
-        def half(n_layers: int, cutoffs: tuple[float | None, ...]) -> StateShape:
-            return StateShape(n_layers, shape.n_kv_heads, shape.head_dim, cutoffs)
-
-        device = None
-        if on_device:
-            with self.device.guard():
-                device = self.device.backend.sequence(half(on_device, ()), capacity, kv_type)
-        # The host's half is there in any case, for the choosers.
-        host = self._host.sequence(half(max(shape.n_layers - on_device, 1), shape.cutoffs), capacity, kv_type)
-        return HybridSequence(device, host, capacity)
+        n_device = sum(isinstance(layer.attention, OnDevice) for layer in self.parts)
+        on_device, on_host = (replace(shape, n_layers=n) for n in (n_device, shape.n_layers - n_device))
+        with self.device.guard():
+            half = self.device.backend.sequence(on_device, capacity, kv_type)
+        return HybridSequence(self.device, half, self._host.sequence(on_host, capacity, kv_type))
 
     def forward(self, batch: Batch) -> F32:
-        """See `Transformer`. One call at a time, others wait: buffers are the model's, not the sequence's."""
-        with self._lock:
-            logits = [super(HybridTransformer, self).forward(one) for one in _one_by_one(batch)]
-            return logits[0] if len(logits) == 1 else np.concatenate(logits)
+        """See `Transformer`."""
+        with self._lock, self.device.guard():
+            return super().forward(batch)
 
     def close(self) -> None:
-        """End the worker's thread; it starts again with the next token."""
-        self._step.close()
+        """End the worker's thread; it starts again with the next small batch."""
+        self._executor.close()
 
-    def _hidden(self, batch: Batch) -> Array:
-        (span,) = batch.spans
-        sequence = span.sequence
-        if not isinstance(sequence, HybridSequence):
-            raise TypeError("a hybrid model needs its own sequences")
-        sequence.settle()
+    def _logits(self, batch: Batch) -> F32:
+        on_device, on_host = halves(batch)
         x = self.embedding.forward(batch.tokens, batch.positions)
-        # A step is always the same, with neurons chosen by each layer's plan.
-        if span.count == 1 and not (span.lossless and self._approximate):
-            with ExitStack() as lent:
-                for part, chooser in zip(self._parts, sequence.on_host.choosers, strict=True):
-                    if chooser and isinstance(part.host_ffn, CpuNeuronFFN):
-                        lent.enter_context(chooser.lent_to(part.host_ffn.native))
-                return self._step.run(x, sequence)
-        return self._layer_by_layer(x, sequence, span)
+        if len(x) > MOST_ROWS or not self._lends(batch):
+            choosing = not all(span.lossless for span in batch.spans)
+            views = Views(self.device.backend.view(on_device), self._host.view(on_host), choosing)
+            last = self._layer_by_layer(x, views)
+        else:
+            with self._lent(on_host):
+                last, logits = self._executor.run(x, on_device, self._host.view(on_host))
+            if logits is not None:
+                wanted: F32 = logits[batch.wanted]
+                return wanted
+        return self._head(last, batch)
 
-    def _layer_by_layer(self, x: Array, sequence: HybridSequence, span: Span) -> Array:
-        tokens = np.zeros(span.count, np.int32)
-        host_view = self._host.view(Batch(tokens, (Span(sequence.on_host, span.count, span.lossless),)))
-        device_view = None
-        if sequence.on_device:
-            on_device = Span(sequence.on_device, span.count, span.lossless)
-            device_view = self.device.backend.view(Batch(tokens, (on_device,)))
-        here = False  # whether x is on the device
+    def _head(self, x: Array, batch: Batch) -> F32:
+        rows = batch.wanted
+        if not len(rows):
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return self.head.forward(x if len(rows) == len(x) else self._head_backend.rows(x, rows))
+
+    # Until the host's parts take several sequences' choosers in one native call, one is lent to them.
+
+    def _lends(self, batch: Batch) -> bool:
+        return len(batch.spans) == 1 or not self._choosers
+
+    def _lent(self, on_host: Batch) -> ExitStack:
+        stack = ExitStack()
+        sequence = on_host.spans[0].sequence
+        for i, part in self._choosers:
+            chooser = sequence.choosers[i]
+            if isinstance(chooser, CpuChooser):
+                stack.enter_context(chooser.lent_to(part.native))
+        return stack
+
+    def _layer_by_layer(self, x: F32, views: Views) -> Array:
+        """The last hidden vectors of embeddings x (T, D), where the head is."""
+        hidden = _Hidden(x, x, on_device=False)
         with self._walk(len(x)) as begun:
             walk = begun
-            for layer in self._parts:
-                x, here = self._bring(x, here, layer.attention_on_device), layer.attention_on_device
-                backend = self.device.backend if here else self._host
-                out = backend.copy(x) if self.config.parallel else x
-                layer.attention.forward(x, out, device_view if here else host_view)
-                if walk and layer.add_cold:
-                    x, out = self._bring_both(x, out, here, True)
-                    here = True
-                    if self._stream_ffn(layer.add_cold, x, out, walk):
-                        x = out
+            for layer in self.parts:
+                hidden = self._attend(layer.attention, hidden, views)
+                if walk and layer.streamed:
+                    try:
+                        hidden = self._stream_ffn(layer.streamed, hidden, views, walk)
                         continue
-                    walk = None
-                x, out = self._bring_both(x, out, here, layer.ffn_on_device)
-                here = layer.ffn_on_device
-                # Of an FFN on the device, the host's part chooses.
-                layer.ffn.forward(x, out, host_view if not here or layer.host_ffn else None)
-                x = out
-        return self._bring(x, here, self._head_on_device)
+                    except DeviceMemoryError:  # others have taken it since the model was placed
+                        walk = None
+                hidden = self._feed(layer.ffn, hidden, views)
+        return self._bring(hidden, on_device=isinstance(self._head_place, OnDevice)).out
+
+    def _attend(self, attention: AnyAttention, hidden: _Hidden, views: Views) -> _Hidden:
+        """Add a layer's attention: to its own input or, where the FFN reads that too, to a copy."""
+        on_device = isinstance(attention, OnDevice)
+        at = self._bring(hidden, on_device=on_device)
+        backend = self.device.backend if on_device else self._host
+        if self.config.parallel:
+            at = replace(at, out=backend.copy(at.x))
+        attention.part.forward(at.x, at.out, views.on_device if on_device else views.on_host)
+        return at
+
+    def _feed(self, ffn: AnyFFN, hidden: _Hidden, views: Views) -> _Hidden:
+        """Add a layer's FFN."""
+        match ffn:
+            case OnHost(part):
+                at = self._bring(hidden, on_device=False)
+                part.forward(at.x, at.out, views.on_host)
+            case OnDevice(part):
+                at = self._bring(hidden, on_device=True)
+                part.forward(at.x, at.out, views.on_device)
+            case Split():
+                at = self._bring(hidden, on_device=True)
+                add_split(ffn, self.device, at.x, at.out, views)
+        return replace(at, x=at.out)
 
     def _walk(self, tokens: int) -> AbstractContextManager[Walk | None]:
-        """Cold weights on their way to the device, for prompts that repay it."""
+        """Cold weights on their way to the device, for batches that repay it."""
         return self._stream.walk() if self._stream and tokens >= self._stream_from else nullcontext()
 
-    def _stream_ffn(self, add_cold: AddCold, x: Array, out: Array, walk: Walk) -> bool:
-        """Add the next layer's FFN of x to out; False, and nothing is added, where it has no room."""
-        total = self.device.empty(tuple(x.shape))
-        self.device.zero(total)
-        try:
-            walk.add(x, total)  # before the hot neurons, which may add to x itself
-        except DeviceMemoryError:  # others have taken it since the model was placed
-            return False
-        add_cold(x, out, total)
-        return True
+    def _stream_ffn(self, ffn: Streamed, hidden: _Hidden, views: Views, walk: Walk) -> _Hidden:
+        """Add the next layer's FFN; nothing is added where `DeviceMemoryError` is raised."""
+        at = self._bring(hidden, on_device=True)
+        total = zeros(self.device, at.x)
+        walk.add(at.x, total, views.on_device)
+        if ffn.hot:
+            ffn.hot.forward(at.x, total, views.on_device)
+        ffn.add(total, at.out)
+        return replace(at, x=at.out)
 
-    def _bring_both(self, x: Array, out: Array, here: bool, there: bool) -> tuple[Array, Array]:
-        brought = self._bring(out, here, there)
-        return (brought if x is out else self._bring(x, here, there)), brought
+    def _bring(self, hidden: _Hidden, *, on_device: bool) -> _Hidden:
+        """Hidden vectors on one side, brought where they are not there already."""
+        if hidden.on_device == on_device:
+            return hidden
+        bring = self._to_device if on_device else self._to_host
+        out = bring(hidden.out)
+        return _Hidden(out if hidden.x is hidden.out else bring(hidden.x), out, on_device)
 
-    def _bring(self, x: Array, here: bool, there: bool) -> Array:
-        """x (T, D) on the other side, where it is not there already."""
-        if here == there:
-            return x
-        if there:
-            return to_device(self.device, x)
-        on_host = self.device.pinned(tuple(x.shape), np.float32)
-        self.device.download(x, on_host)
+    def _to_device(self, x: F32) -> Array:
+        return to_device(self.device, x)
+
+    def _to_host(self, x: Array) -> F32:
+        here: F32 = self.device.pinned(tuple(x.shape), np.float32)
+        self.device.download(x, here)
         self.device.synchronize()
-        return on_host
+        return here
 
 
-class _Head:
-    """The head; of a step's hidden vector the device has computed and sent the logits already."""
-
-    def __init__(self, head: Head, step: Step) -> None:
-        self._head, self._step = head, step
-
-    def forward(self, x: Array) -> F32:
-        """See `Head`."""
-        logits = self._step.logits
-        return self._head.forward(x) if logits is None or x is not self._step.last else logits.copy()
-
-
-def _one_by_one(batch: Batch) -> list[Batch]:
-    return [Batch(batch.tokens[rows], (span,)) for span, rows in batch.rows()]
+def _host_choosers(layers: Sequence[HybridLayer]) -> Iterator[tuple[int, CpuNeuronFFN]]:
+    for i, layer in enumerate(layers):
+        match layer.ffn:
+            case OnHost(CpuNeuronFFN() as part) | Split(cold=CpuNeuronFFN() as part):
+                yield i, part

@@ -72,19 +72,25 @@ class Transformer:
         logits = []
         try:
             for piece in batch.pieces(SLICE, SINK_TOKENS):
-                x = self._hidden(piece)
-                if wanted := len(piece.wanted):
-                    rows = x if wanted == len(x) else self.backend.rows(x, piece.wanted)
-                    logits.append(self.head.forward(rows))
+                logits.append(self._logits(piece))
                 for span in piece.spans:
                     span.sequence.advance(span.count)
         except BaseException:
             for span, length in zip(batch.spans, lengths, strict=True):
                 span.sequence.rewind(length)
             raise
-        if not logits:
-            return np.empty((0, self.config.vocab_size), np.float32)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
+
+    def _logits(self, batch: Batch) -> F32:
+        """The logits that are wanted of a batch of at most `SLICE` rows; sequences do not advance."""
+        return self._head(self._hidden(batch), batch)
+
+    def _head(self, x: Array, batch: Batch) -> F32:
+        """The logits that are wanted of the last hidden vectors (T, D)."""
+        wanted = batch.wanted
+        if not len(wanted):
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return self.head.forward(x if len(wanted) == len(x) else self.backend.rows(x, wanted))
 
     def _hidden(self, batch: Batch) -> Array:
         """A batch of at most `SLICE` rows through all layers: hidden vectors (T, D)."""

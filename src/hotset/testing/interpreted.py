@@ -6,7 +6,7 @@ from hotset.hybrid.torch_arrays import TorchArrays
 from hotset.testing.host_stream import HostStream
 
 
-class InterpretedDevice(TorchArrays, HostStream):
+class InterpretedDevice(HostStream, TorchArrays):
     """A device whose parts are the GPU backend's and whose stream is the calling thread; see `Device`."""
 
     name = "interpreter"

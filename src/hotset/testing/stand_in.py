@@ -13,6 +13,7 @@ import numpy as np
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
+    BatchView,
     FFNSpec,
     Head,
     HeadSpec,
@@ -23,6 +24,7 @@ from hotset.backends.contract import (
 )
 from hotset.backends.cpu import CpuAttention, CpuBackend, CpuFFN, CpuHead, CpuNeuronFFN, CpuSequence
 from hotset.backends.reference import normalise, predict, predictor_matrices
+from hotset.core.batch import Batch
 from hotset.core.config import Score
 from hotset.hybrid.device import Flag
 from hotset.testing.host_stream import HostStream, Memory
@@ -126,6 +128,10 @@ class StandInDevice(HostStream):
         """See `Device`."""
         self.take_flag(flag)
         (self.add if add else self.upload)(x, out)
+
+    def record_batches(self, tell: Callable[[int, BatchView], None]) -> Callable[[Batch], None]:
+        """See `Device`: nothing is recorded, so each batch is told as it is."""
+        return lambda batch: tell(len(batch.tokens), self.backend.view(batch))
 
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
         """See `Device`."""

@@ -21,6 +21,7 @@ from hotset.backends.contract import (
 )
 from hotset.backends.gpu.attention import attention_splits
 from hotset.backends.reference import ReferenceBackend, normalise, predict, predictor_matrices
+from hotset.core.batch import Batch, Span
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.formats.tensor import tensor_from_array
@@ -140,8 +141,7 @@ def test_attention_with_half_precision_cache(backend: Any) -> None:
         assert_close(a, b, 2e-4)  # a key may round to the next half
 
 
-def test_position_is_the_devices(backend: Any) -> None:
-    """Once set there, a recorded step's kernels find it; going back forgets."""
+def test_going_back(backend: Any) -> None:
     spec = attention_spec()
     kv = attention_state(backend, spec, 12, "f16")
     layer = backend.attention(spec)
@@ -153,9 +153,10 @@ def test_position_is_the_devices(backend: Any) -> None:
 
     append(1, 5)
     expected = append(2, 3)
+    assert kv.reusable(20) == 8
     kv.rewind(5)
     append(3, 7)
-    assert (kv.length, kv.capacity, int(kv.position[0])) == (12, 12, 12)
+    assert (kv.length, kv.capacity) == (12, 12)
     kv.rewind(5)
     np.testing.assert_array_equal(append(2, 3), expected)
     for length in (-1, 9):
@@ -163,8 +164,33 @@ def test_position_is_the_devices(backend: Any) -> None:
             kv.rewind(length)
     with pytest.raises(ValueError, match="no room"):
         kv.advance(5)
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ValueError, match="no room for 5 positions after 8 of 12"):
         append(4, 5)
+
+
+def test_attention_of_several_sequences(backend: Any) -> None:
+    """Prompts and single rows in one call; sequences of different room, one of them forked."""
+    spec = attention_spec((4, 2), 16, rope=rope(16, False), window=5)
+    shape = StateShape(2, 2, 16)
+    layer, reference = backend.attention(spec, 1), ReferenceBackend().attention(spec, 1)
+    rooms = (9, 40, 17)
+    found = [backend.sequence(shape, room, "f32") for room in rooms]
+    expected = [ReferenceBackend().sequence(shape, room, "f32") for room in rooms]
+    for counts in ((4, 1, 2), (1, 6, 1), (1, 1, 3)):
+        x, out = numbers(sum(counts), sum(counts), HIDDEN), numbers(1, sum(counts), HIDDEN)
+        there = to_gpu(backend, out)
+        for at, sequences, y in ((backend, found, there), (ReferenceBackend(), expected, out)):
+            batch = Batch(np.zeros(len(x), np.int32), tuple(map(Span, sequences, counts)))
+            part = layer if at is backend else reference
+            part.forward(to_gpu(backend, x) if at is backend else x, y, at.view(batch))
+            for sequence, count in zip(sequences, counts, strict=True):
+                sequence.advance(count)
+        assert_close(there, out, 2e-5)
+        for sequences in (found, expected):
+            sequences[2] = sequences[2].fork()
+    mixed = Batch(np.zeros(2, np.int32), (Span(found[0], 1), Span(backend.sequence(shape, 3, "f16"), 1)))
+    with pytest.raises(HotsetError, match="one type of keys and values"):
+        backend.view(mixed)
 
 
 @pytest.mark.parametrize("gated", [False, True])

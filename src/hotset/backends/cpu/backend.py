@@ -118,12 +118,12 @@ class CpuAttention:
 
     def __init__(self, native: _native.Attention, index: int) -> None:
         self.native = native
-        self._index = index
+        self.index = index
 
     def forward(self, x: F32, out: F32, view: CpuView) -> None:
         """See `Attention`."""
         for sequence, rows, _ in view.spans:
-            self.native.forward(x[rows], out[rows], sequence.kv, self._index)
+            self.native.forward(x[rows], out[rows], sequence.kv, self.index)
 
 
 class CpuFFN:

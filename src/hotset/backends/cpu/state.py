@@ -85,3 +85,7 @@ class CpuView:
             spans.append((span.sequence, slice(row, row + span.count), span.lossless))
             row += span.count
         return cls(spans)
+
+    def native_spans(self) -> list[tuple[_native.KVCache, int, bool]]:
+        """The spans as a native worker takes them: keys and values, rows, and whether they are lossless."""
+        return [(sequence.kv, rows.stop - rows.start, lossless) for sequence, rows, lossless in self.spans]

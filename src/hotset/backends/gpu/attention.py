@@ -1,4 +1,4 @@
-"""Attention and its KV cache on the GPU."""
+"""Attention on the GPU."""
 
 import math
 from typing import Any
@@ -6,93 +6,30 @@ from typing import Any
 import numpy as np
 import torch
 import triton
+import triton.language as tl
 
 from hotset.backends.contract import AttentionSpec, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
-from hotset.core.batch import Batch
+from hotset.backends.gpu.state import GpuView, Spans
 from hotset.core.config import RopeConfig
-from hotset.core.errors import CheckpointError, HotsetError
+from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import Tensor
 
-_TYPES = {"f16": torch.float16, "f32": torch.float32}
+_KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
 _ANY_DISTANCE = 1 << 30
 
 
-class GpuSequence:
-    """Keys and values (layers, kv heads, capacity, head_dim); see `hotset.core.batch.Sequence`.
-
-    `position` (1,) int32 on the device is the length as the kernels read it, so that a recorded step finds
-    the next token's place.
-    """
-
-    def __init__(self, gpu: Gpu, shape: tuple[int, ...], type: str) -> None:
-        if type not in _TYPES:
-            raise HotsetError(
-                f"KV cache type: a GPU's is one of {', '.join(_TYPES)}, found {type!r}; use f16"
-            )
-        if shape[2] < 1:
-            raise HotsetError(f"context: expected at least 1 token, found {shape[2]}")
-        try:
-            self.keys = torch.zeros(shape, dtype=_TYPES[type], device=gpu.device)
-            self.values = torch.zeros_like(self.keys)
-        except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
-            raise HotsetError(
-                f"KV cache: no memory for {shape[2]} positions of {shape[0]} layers; "
-                "ask for a smaller context"
-            ) from error
-        self._gpu, self._type = gpu, type
-        self.choosers: list[None] = []
-        self.position = torch.zeros(1, dtype=torch.int32, device=gpu.device)
-        self._length = 0
-
-    @property
-    def length(self) -> int:
-        """See `Sequence`."""
-        return self._length
-
-    @property
-    def capacity(self) -> int:
-        """See `Sequence`."""
-        return int(self.keys.shape[2])
-
-    def advance(self, count: int) -> None:
-        """See `Sequence`."""
-        if not 0 <= count <= self.capacity - self._length:
-            raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
-        self._length += count
-        self.position.add_(count)
-
-    def reusable(self, length: int) -> int:
-        """See `Sequence`: every prefix is."""
-        return min(length, self._length)
-
-    def fork(self) -> "GpuSequence":
-        """See `Sequence`; what is filled is copied."""
-        copy = GpuSequence(self._gpu, tuple(self.keys.shape), self._type)
-        for old, new in ((self.keys, copy.keys), (self.values, copy.values)):
-            new[:, :, : self._length] = old[:, :, : self._length]
-        copy.advance(self._length)
-        return copy
-
-    def rewind(self, length: int) -> None:
-        """See `Sequence`."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"length: expected 0 to {self._length}, found {length}")
-        self._length = length
-        self.position.fill_(length)
-
-
 class GpuAttention:
-    """One layer's attention; see `hotset.backends.contract.Attention`.
+    """One layer's attention, whose keys and values have number `index` in a sequence.
 
-    Decoding is six kernels or more: the norm, q, k and v (those of one type in one), heads, attention, the
-    merge of its splits, and the output.
+    See `hotset.backends.contract.Attention`. Decoding is six kernels or more: the norm, q, k and v (those of
+    one type in one), heads, attention, the merge of its splits, and the output.
     """
 
-    def __init__(self, gpu: Gpu, spec: AttentionSpec, index: int = 0) -> None:
+    def __init__(self, gpu: Gpu, spec: AttentionSpec, index: int) -> None:
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
@@ -122,17 +59,9 @@ class GpuAttention:
         self.rope = spec.rope
         self.turns = gpu.upload(_turns(spec.rope))
 
-    def forward(self, x: Any, out: Any, view: Batch) -> None:
+    def forward(self, x: Any, out: Any, view: GpuView) -> None:
         """See `Attention`."""
-        for span, rows in view.rows():
-            self._forward_one(x[rows], out[rows], span.sequence)
-
-    def _forward_one(self, x: Any, out: Any, kv: Any) -> None:
-        tokens, gpu, layer = len(x), self.gpu, self.index
-        if tokens > kv.capacity - kv.length:
-            raise ValueError(f"no room for {tokens} positions after {kv.length} of {kv.capacity}")
-        keys, values = kv.keys[layer], kv.values[layer]
-
+        tokens, gpu = len(x), self.gpu
         n = self.norm.input(x)
         qkv = gpu.scratch("qkv", tokens, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
         first = 0
@@ -140,8 +69,10 @@ class GpuAttention:
             matrix.times(n, qkv[:, first : first + matrix.rows])
             first += matrix.rows
         q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
-        self._prepare(qkv, q, keys, values, kv.position)
-        mixed = self._attend(q, keys, values, kv)
+        mixed = Input(gpu, gpu.scratch("mixed", tokens, self.n_heads * self.head_dim))
+        for spans in view.spans:
+            self._prepare(qkv, q, spans, view.dtype)
+            mixed = self._attend(q, mixed.numbers, spans, view.dtype)
         if self.post_norm is None:
             self.output.times(mixed, out, add=True)
         else:
@@ -149,48 +80,50 @@ class GpuAttention:
             self.output.times(mixed, y)
             self.post_norm.forward(y, out, add=True)
 
-    def _prepare(self, qkv: Any, q: Any, keys: Any, values: Any, position: Any) -> None:
+    def _prepare(self, qkv: Any, q: Any, spans: Spans, dtype: Any) -> None:
         rope, any_norm = self.rope, self.q_norm or self.k_norm or self.norm
         q_norm, k_norm = self.q_norm or any_norm, self.k_norm or any_norm
         n_all = self.n_heads + 2 * self.n_kv_heads
         at_once = triton.next_power_of_2(n_all) if self.gpu.multiprocessors == INTERPRETED else 1
-        prepare_heads[len(qkv), triton.cdiv(n_all, at_once)](
-            qkv, q, keys, values, position, self.turns,
+        prepare_heads[spans.most, triton.cdiv(n_all, at_once), len(spans.table)](
+            qkv, q, spans.table, self.index, self.turns,
             q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
-            self.n_heads, self.n_kv_heads, self.head_dim, keys.shape[1], rope.dim if rope else 0,
-            rope.magnitude if rope else 1.0, any_norm.eps, Q_NORM=self.q_norm is not None,
-            K_NORM=self.k_norm is not None, LAYER=any_norm.layer, Q_BIAS=q_norm.has_bias,
-            K_BIAS=k_norm.has_bias, ROPE=rope is not None, INTERLEAVED=bool(rope and rope.interleaved),
-            BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
+            self.n_heads, self.n_kv_heads, self.head_dim, rope.dim if rope else 0,
+            rope.magnitude if rope else 1.0, any_norm.eps, KV=_KERNEL_TYPES[dtype],
+            Q_NORM=self.q_norm is not None, K_NORM=self.k_norm is not None, LAYER=any_norm.layer,
+            Q_BIAS=q_norm.has_bias, K_BIAS=k_norm.has_bias, ROPE=rope is not None,
+            INTERLEAVED=bool(rope and rope.interleaved), BH=at_once,
+            BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
-    def _attend(self, q: Any, keys: Any, values: Any, kv: Any) -> Input:
+    def _attend(self, q: Any, mixed: Any, spans: Spans, dtype: Any) -> Input:
+        """Write the spans' rows of mixed (T, heads d)."""
         gpu, tokens = self.gpu, len(q)
-        rows = tokens * self.n_heads // self.n_kv_heads
+        rows = spans.most * self.n_heads // self.n_kv_heads
         bd = max(16, triton.next_power_of_2(self.head_dim))
         # As much as shared memory holds.
         most = (64 if gpu.capability >= 80 else 32) // (1 if bd <= 128 else 2)
         bm = min(most, max(16, triton.next_power_of_2(rows)))
-        bs = most if keys.dtype == torch.float16 else max(16, most // 2)
-        blocks = triton.cdiv(rows, bm)
-        splits = attention_splits(blocks * self.n_kv_heads, kv.capacity // (4 * bs), gpu.multiprocessors)
-        mixed = gpu.scratch("mixed", tokens, self.n_heads * self.head_dim)
+        bs = most if dtype == torch.float16 else max(16, most // 2)
+        blocks, count = triton.cdiv(rows, bm), len(spans.table)
+        programs = blocks * self.n_kv_heads * count
+        splits = attention_splits(programs, spans.capacity // (4 * bs), gpu.multiprocessors)
         part = gpu.scratch("part", tokens, splits, self.n_heads * self.head_dim) if splits > 1 else mixed
         tops = gpu.scratch("tops", tokens, splits, self.n_heads)
         sums = gpu.scratch("sums_of_weights", tokens, splits, self.n_heads)
-        attend[blocks, self.n_kv_heads, splits](
-            q, keys, values, kv.position, part, tops, sums, tokens, self.n_heads, self.n_kv_heads,
-            self.head_dim, kv.capacity, self.scale, self.window, BM=bm, BS=bs, BD=bd,
+        attend[blocks, self.n_kv_heads, splits * count](
+            q, spans.table, self.index, part, tops, sums, tokens, self.n_heads, self.n_kv_heads,
+            self.head_dim, self.scale, self.window, splits, KV=_KERNEL_TYPES[dtype], BM=bm, BS=bs, BD=bd,
             num_warps=4, num_stages=2,
         )  # fmt: skip
         codes = None
         if splits > 1:
             if tokens == 1 and bd == self.head_dim and bd % 32 == 0:
                 codes = code_room(gpu, mixed.shape[1])
-            merge_splits[(tokens * self.n_heads,)](
-                part, tops, sums, mixed, mixed if codes is None else codes, tokens * self.n_heads,
-                self.head_dim, splits, CODES=codes is not None, SPLITS=triton.next_power_of_2(splits), BD=bd,
-                num_warps=4,
+            merge_splits[spans.most * self.n_heads, count](
+                part, tops, sums, spans.table, mixed, mixed if codes is None else codes, tokens,
+                self.n_heads, self.head_dim, splits, CODES=codes is not None,
+                SPLITS=triton.next_power_of_2(splits), BD=bd, num_warps=4,
             )  # fmt: skip
         return Input(gpu, mixed, codes)
 

@@ -17,11 +17,12 @@ from hotset.backends.contract import (
     StateShape,
 )
 from hotset.backends.cpu import CpuEmbedding
-from hotset.backends.gpu.attention import GpuAttention, GpuSequence
+from hotset.backends.gpu.attention import GpuAttention
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
+from hotset.backends.gpu.state import GpuSequence, GpuView
 from hotset.core.batch import I32, Batch
 
 
@@ -81,9 +82,9 @@ class GpuBackend:
         """See `Backend`."""
         return x[torch.from_numpy(rows).to(x.device)]
 
-    def view(self, batch: Batch) -> Batch:
+    def view(self, batch: Batch) -> GpuView:
         """See `Backend`."""
-        return batch
+        return GpuView.of(self.gpu, batch)
 
     def embedding(self, spec: EmbeddingSpec) -> GpuEmbedding:
         """Build the token embedding, which stays on the host."""
@@ -115,8 +116,7 @@ class GpuBackend:
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> GpuSequence:
         """Room for `capacity` positions; `kv_type` is ``f16`` or ``f32``."""
-        size = (shape.n_layers, shape.n_kv_heads, capacity, shape.head_dim)
-        return GpuSequence(self.gpu, size, kv_type)
+        return GpuSequence.empty(self.gpu, shape, capacity, kv_type)
 
     def synchronize(self) -> None:
         """Wait until everything is done."""

@@ -72,8 +72,8 @@ class GpuFFN:
         down: Linear = spec.down
         return build_matrix(self.gpu, down, hidden, size)
 
-    def forward(self, x: Any, out: Any, view: Any = None) -> None:
-        """See `FFN`; all neurons are computed."""
+    def forward(self, x: Any, out: Any, view: object = None) -> None:
+        """See `FFN`; every neuron is computed, whatever the batch is."""
         h = self._hidden(self.norm.input(x))
         if self.post_norm is None:
             self._down(h, out, add=True)
@@ -124,7 +124,7 @@ class GpuFFN:
 
 
 class GpuNeuronFFN(GpuFFN):
-    """An FFN stored by neuron.
+    """An FFN stored by neuron; see `hotset.backends.contract.FFN`.
 
     A GPU computes all neurons whatever the plan's way is: there the bytes are cheap. Only rows of down whose
     neuron is exactly zero are not read, which changes nothing.

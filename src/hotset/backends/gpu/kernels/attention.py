@@ -1,4 +1,10 @@
-"""Attention: heads' norms, RoPE and the cache's writes in one kernel, flash attention over split keys."""
+"""Attention: heads' norms, RoPE and the cache's writes in one kernel, flash attention over split keys.
+
+The rows of a call belong to spans, each of a sequence with keys and values of its own. The kernels find them
+by a table of `SPAN` numbers (int64) a span: the addresses of its keys and values (layers, kv heads, capacity,
+d), the capacity, the position of its first row, the number of that row in the call, and its rows. So what is
+launched depends on no sequence, and a recorded launch is good for any.
+"""
 
 import triton
 import triton.language as tl
@@ -6,21 +12,48 @@ import triton.language as tl
 from hotset.backends.gpu.kernels.norm import moments
 from hotset.backends.gpu.kernels.quantise import store_codes
 
+SPAN = 6
+"""Numbers of a span in the table."""
+
+_SPAN = tl.constexpr(SPAN)
+
+
+@triton.jit
+def _keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV: tl.constexpr):
+    """Where a span's keys and values of attention number `index` begin, and for how many positions."""
+    at = span_ptr + span * _SPAN
+    capacity = tl.load(at + 2)
+    skipped = index * n_kv_heads * capacity * head_dim
+    key_ptr = tl.multiple_of(tl.load(at).to(tl.pointer_type(KV)) + skipped, 16)
+    value_ptr = tl.multiple_of(tl.load(at + 1).to(tl.pointer_type(KV)) + skipped, 16)
+    return key_ptr, value_ptr, capacity
+
+
+@triton.jit
+def _rows_of(span_ptr, span):
+    """A span's first position, the number of its first row, and its rows."""
+    at = span_ptr + span * _SPAN
+    return tl.load(at + 3).to(tl.int32), tl.load(at + 4).to(tl.int32), tl.load(at + 5).to(tl.int32)
+
 
 @triton.jit
 def prepare_heads(
-    qkv_ptr, q_ptr, key_ptr, value_ptr, position_ptr, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr,
-    k_bias_ptr, n_heads, n_kv_heads, head_dim, capacity, rope_dim, magnitude, eps, Q_NORM: tl.constexpr,
+    qkv_ptr, q_ptr, span_ptr, index, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr, k_bias_ptr,
+    n_heads, n_kv_heads, head_dim, rope_dim, magnitude, eps, KV: tl.constexpr, Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr, LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr,
     ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the cache.
+    """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the caches.
 
-    The cache's arrays are (kv heads, capacity, d); token t goes to position ``*position_ptr + t``.
-    Frequencies (rope_dim / 2,) float64 are in turns per position. Grid: (T, (n_heads + 2 n_kv_heads) / BH).
+    Those are of type KV; `index` is the attention's number in them. Frequencies (rope_dim / 2,) float64 are
+    in turns per position. Grid: (a span's rows, (n_heads + 2 n_kv_heads) / BH, spans).
     """
-    token = tl.program_id(0)
-    position = tl.load(position_ptr) + token
+    start, first, rows = _rows_of(span_ptr, tl.program_id(2))
+    if tl.program_id(0) >= rows:
+        return
+    key_ptr, value_ptr, capacity = _keys_of(span_ptr, tl.program_id(2), index, n_kv_heads, head_dim, KV)
+    token = first + tl.program_id(0)
+    position = start + tl.program_id(0)
     n_all = n_heads + 2 * n_kv_heads
     head = tl.program_id(1) * BH + tl.arange(0, BH)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
@@ -65,9 +98,9 @@ def prepare_heads(
     tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask & is_query)
     is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
     row = (head - n_heads).to(tl.int64) * capacity + position
-    tl.store(key_ptr + row * head_dim + c, x.to(key_ptr.dtype.element_ty), mask=mask & is_key)
+    tl.store(key_ptr + row * head_dim + c, x.to(KV), mask=mask & is_key)
     row = (head - n_heads - n_kv_heads).to(tl.int64) * capacity + position
-    tl.store(value_ptr + row * head_dim + c, x.to(value_ptr.dtype.element_ty), mask=mask & is_value)
+    tl.store(value_ptr + row * head_dim + c, x.to(KV), mask=mask & is_value)
 
 
 @triton.jit
@@ -98,35 +131,40 @@ def dot(x, y):
 
 @triton.jit
 def attend(
-    q_ptr, key_ptr, value_ptr, position_ptr, out_ptr, top_ptr, sum_ptr, tokens, n_heads, n_kv_heads,
-    head_dim, capacity, scale, window, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    q_ptr, span_ptr, index, out_ptr, top_ptr, sum_ptr, tokens, n_heads, n_kv_heads, head_dim, scale, window,
+    splits, KV: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Causal attention of q (T, heads, d) over the cache's keys, those split among programs.
+    """Causal attention of q (T, heads, d) over each span's keys, those split among programs.
 
-    A program's BM rows are (token, head of the group) pairs that share a kv head. Written are each split's
-    mixture out (splits, T, heads, d), the largest score (base 2) and the sum of weights (splits, T, heads).
-    With one split these are the results. Scale includes log2(e). Grid: (T group / BM, kv heads, splits).
+    A program's BM rows are (token, head of the group) pairs of a span that share a kv head. Written are each
+    split's mixture out (splits, T, heads, d), the largest score (base 2) and the sum of weights (splits, T,
+    heads). With one split these are the results. Scale includes log2(e).
+    Grid: (a span's T group / BM, kv heads, spans splits).
     """
     group = n_heads // n_kv_heads
     kv_head = tl.program_id(1)
-    split = tl.program_id(2)
+    span = tl.program_id(2) // splits
+    split = tl.program_id(2) % splits
+    start, first, rows = _rows_of(span_ptr, span)
+    first_token = (tl.program_id(0) * BM) // group
+    if first_token >= rows:
+        return
+    key_ptr, value_ptr, capacity = _keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV)
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    token = r // group
-    row = token * n_heads + kv_head * group + r % group  # of q and out
-    row_mask = token < tokens
+    token = r // group  # of the span
+    row = (first + token) * n_heads + kv_head * group + r % group  # of q and out
+    row_mask = token < rows
     d = tl.arange(0, BD)
     d_mask = d < head_dim
     at = row.to(tl.int64)[:, None] * head_dim + d[None, :]
     q = tl.load(q_ptr + at, mask=row_mask[:, None] & d_mask[None, :], other=0.0) * scale
 
-    start = tl.load(position_ptr)
     position = start + token
-    first_token = (tl.program_id(0) * BM) // group
-    last_token = tl.minimum((tl.program_id(0) * BM + BM - 1) // group, tokens - 1)
+    last_token = tl.minimum((tl.program_id(0) * BM + BM - 1) // group, rows - 1)
     # The blocks of keys that any row sees, and this split's share of them.
     low = tl.maximum(start + first_token + 1 - window, 0) // BS
     high = (start + last_token) // BS + 1
-    share = tl.cdiv(high - low, tl.num_programs(2))
+    share = tl.cdiv(high - low, splits)
     low += split * share
     high = tl.minimum(low + share, high)
 
@@ -158,23 +196,27 @@ def attend(
 
 @triton.jit
 def merge_splits(
-    part_ptr, top_ptr, sum_ptr, out_ptr, code_ptr, rows, head_dim, splits, CODES: tl.constexpr,
-    SPLITS: tl.constexpr, BD: tl.constexpr,
+    part_ptr, top_ptr, sum_ptr, span_ptr, out_ptr, code_ptr, tokens, n_heads, head_dim, splits,
+    CODES: tl.constexpr, SPLITS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out (rows, d) from every split's part (splits, rows, d); CODES: the codes of all rows as one token too.
+    """out (T, heads, d) of the spans' rows from every split's part (splits, T, heads, d).
 
-    Grid: (rows,); SPLITS >= splits.
+    CODES: of one token, its codes too (`quantise`). Grid: (a span's rows n_heads, spans); SPLITS >= splits.
     """
-    row = tl.program_id(0).to(tl.int64)
+    _, first, rows = _rows_of(span_ptr, tl.program_id(1))
+    if tl.program_id(0) >= rows * n_heads:
+        return
+    row = (first * n_heads + tl.program_id(0)).to(tl.int64)
+    all_rows = tokens * n_heads
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, BD)
-    top = tl.load(top_ptr + s * rows + row, mask=s < splits, other=-1e30)
-    total = tl.load(sum_ptr + s * rows + row, mask=s < splits, other=0.0)
+    top = tl.load(top_ptr + s * all_rows + row, mask=s < splits, other=-1e30)
+    total = tl.load(sum_ptr + s * all_rows + row, mask=s < splits, other=0.0)
     weight = total * tl.exp2(top - tl.max(top, axis=0))
     weight = weight / tl.sum(weight, axis=0)
     mask = (s < splits)[:, None] & (d < head_dim)[None, :]
-    part = tl.load(part_ptr + (s[:, None] * rows + row) * head_dim + d[None, :], mask=mask, other=0.0)
+    part = tl.load(part_ptr + (s[:, None] * all_rows + row) * head_dim + d[None, :], mask=mask, other=0.0)
     y = tl.sum(part * weight[:, None], axis=0)
     tl.store(out_ptr + row * head_dim + d, y, mask=d < head_dim)
     if CODES:
-        store_codes(y, tl.program_id(0) * head_dim, code_ptr, rows * head_dim, BD)
+        store_codes(y, tl.program_id(0) * head_dim, code_ptr, n_heads * head_dim, BD)

@@ -1,9 +1,10 @@
-#include "worker/cold_worker.h"
+#include "worker/host_worker.h"
 
 #include <algorithm>
 #include <chrono>
 #include <exception>
 #include <stdexcept>
+#include <utility>
 
 #include "runtime/pause.h"
 #include "runtime/thread_pool.h"
@@ -49,19 +50,21 @@ bool take_flag(uint32_t* flag, double seconds) {
   return raised;
 }
 
-void ColdWorker::add_task(uint32_t* ready, uint32_t* done) { tasks_.push_back({ready, done, {}}); }
+void HostWorker::add_task(uint32_t* ready, uint32_t* done) { tasks_.push_back({ready, done, {}}); }
 
-void ColdWorker::add_work(Work work) { tasks_.at(tasks_.size() - 1).work.push_back(std::move(work)); }
+void HostWorker::add_work(Work work) { tasks_.at(tasks_.size() - 1).work.push_back(std::move(work)); }
 
-void ColdWorker::use(ThreadPool* pool) {
+void HostWorker::use(ThreadPool* pool) {
   if (std::find(pools_.begin(), pools_.end(), pool) == pools_.end()) pools_.push_back(pool);
 }
 
-void ColdWorker::begin(KvCache* kv) {
+void HostWorker::begin(std::vector<HostSpan> spans) {
   const std::lock_guard lock(mutex_);
   const uint64_t begun = begun_.load();
   if (ended_.load(std::memory_order_acquire) != begun) throw std::logic_error("a step is running");
-  kv_ = kv;
+  batch_.rows = 0;
+  for (const HostSpan& span : spans) batch_.rows += span.rows;
+  batch_.spans = std::move(spans);
   error_.clear();
   abort_.store(false);
   if (!thread_.joinable()) thread_ = std::thread([this, begun] { run(begun); });
@@ -69,7 +72,7 @@ void ColdWorker::begin(KvCache* kv) {
   begun_.notify_all();
 }
 
-const std::string& ColdWorker::finish() {
+const std::string& HostWorker::finish() {
   for (;;) {
     const uint64_t ended = ended_.load(std::memory_order_acquire);
     if (ended == begun_.load()) return error_;
@@ -77,19 +80,19 @@ const std::string& ColdWorker::finish() {
   }
 }
 
-void ColdWorker::abort() {
+void HostWorker::abort() {
   abort_.store(true);
   finish();
 }
 
-void ColdWorker::lower_flags() {
+void HostWorker::lower_flags() {
   for (const Task& task : tasks_) {
     set_flag(task.ready, 0);
     set_flag(task.done, 0);
   }
 }
 
-void ColdWorker::stop() {
+void HostWorker::stop() {
   const std::lock_guard lock(mutex_);
   if (!thread_.joinable()) return;
   abort();
@@ -100,7 +103,7 @@ void ColdWorker::stop() {
   stop_.store(false);
 }
 
-void ColdWorker::run(uint64_t seen) {
+void HostWorker::run(uint64_t seen) {
   for (;;) {
     begun_.wait(seen);
     ++seen;
@@ -114,12 +117,12 @@ void ColdWorker::run(uint64_t seen) {
   }
 }
 
-void ColdWorker::walk() {
+void HostWorker::walk() {
   size_t i = 0;
   try {
     for (; i < tasks_.size(); ++i) {
       if (!await_ready(tasks_[i].ready)) throw std::runtime_error("it was stopped in mid-step");
-      for (const Work& work : tasks_[i].work) work(kv_);
+      for (const Work& work : tasks_[i].work) work(batch_);
       set_flag(tasks_[i].done, 1);
     }
   } catch (const std::exception& error) {
@@ -128,7 +131,7 @@ void ColdWorker::walk() {
   }
 }
 
-bool ColdWorker::await_ready(uint32_t* ready) const {
+bool HostWorker::await_ready(uint32_t* ready) const {
   const auto aborted = [&] { return abort_.load(std::memory_order_relaxed); };
   wait_politely([&] { return read_flag(ready) != 0 || aborted(); }, [](auto) { return false; });
   if (aborted()) return false;

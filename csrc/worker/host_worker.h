@@ -1,10 +1,10 @@
 // The host's part of a decoding step, on a thread of its own, in step with a device.
 //
-// A step is a list of tasks, always the same. A task belongs to two flags in memory that the device can
-// reach: the device raises `ready` when the task's input has arrived, the worker lowers it, does the work and
-// raises `done`, which the device waits for and lowers. All are constants, so that a device can replay its
-// side. When a task fails, or the step is given up, the worker raises every `done` that is left: nobody waits
-// for ever.
+// A step is a list of tasks, always the same, whatever the batch. A task belongs to two flags in memory that
+// the device can reach: the device raises `ready` when the task's input has arrived, the worker lowers it,
+// does the work and raises `done`, which the device waits for and lowers. All are constants, so that a device
+// can replay its side. When a task fails, or the step is given up, the worker raises every `done` that is
+// left: nobody waits for ever.
 #pragma once
 
 #include <atomic>
@@ -20,6 +20,19 @@ namespace hotset {
 class KvCache;
 class ThreadPool;
 
+// One sequence's rows in a batch.
+struct HostSpan {
+  KvCache* kv;
+  int64_t rows;
+  bool lossless;
+};
+
+// What a step is for. Vectors of a step have room for more rows; those after the batch's are left alone.
+struct HostBatch {
+  std::vector<HostSpan> spans;
+  int64_t rows = 0;
+};
+
 // Flags are 0 (low) or 1 (raised). What was written before one is raised is seen by whoever sees it raised.
 inline void set_flag(uint32_t* flag, uint32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
 inline uint32_t read_flag(const uint32_t* flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
@@ -27,15 +40,15 @@ inline uint32_t read_flag(const uint32_t* flag) { return __atomic_load_n(flag, _
 // Waits until the flag is raised and lowers it, or returns false after so many seconds.
 bool take_flag(uint32_t* flag, double seconds);
 
-class ColdWorker {
+class HostWorker {
  public:
-  // Work on a step's input; `kv` is what begin() was given. It may throw std::exception.
-  using Work = std::function<void(KvCache* kv)>;
+  // Work on a step's input; `batch` is what begin() was given. It may throw std::exception.
+  using Work = std::function<void(const HostBatch& batch)>;
 
-  ColdWorker() = default;
-  ~ColdWorker() { stop(); }
-  ColdWorker(const ColdWorker&) = delete;
-  ColdWorker& operator=(const ColdWorker&) = delete;
+  HostWorker() = default;
+  ~HostWorker() { stop(); }
+  HostWorker(const HostWorker&) = delete;
+  HostWorker& operator=(const HostWorker&) = delete;
 
   // Tasks in the order of a step. Flags and whatever work reads belong to the caller. Not during a step.
   void add_task(uint32_t* ready, uint32_t* done);
@@ -44,9 +57,10 @@ class ColdWorker {
   // Keeps a pool that work runs on awake during steps. Work keeps it alive.
   void use(ThreadPool* pool);
 
-  // Starts a step: all flags are low. Throws std::logic_error while one runs, std::system_error where the
-  // system refuses the thread, which runs from the first step on and sleeps between steps.
-  void begin(KvCache* kv);
+  // Starts a step of a batch, whose caches must live until its end: all flags are low. Throws
+  // std::logic_error while one runs, std::system_error where the system refuses the thread, which runs from
+  // the first step on and sleeps between steps.
+  void begin(std::vector<HostSpan> spans);
 
   // Waits for the end of the step, if one runs. Returns why it failed; empty if it did not.
   const std::string& finish();
@@ -72,7 +86,7 @@ class ColdWorker {
 
   std::vector<Task> tasks_;
   std::vector<ThreadPool*> pools_;
-  KvCache* kv_ = nullptr;
+  HostBatch batch_;    // of the step that runs
   std::string error_;  // written by the thread during a step only
 
   std::mutex mutex_;  // of begin() and stop()

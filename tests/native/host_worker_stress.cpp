@@ -1,7 +1,7 @@
-// The hand-shake of a device's stream, here a thread, with the cold worker: every step's sums must be right
+// The hand-shake of a device's stream, here a thread, with the host worker: every step's sums must be right
 // although both sides fall behind now and then, tasks fail, and steps are given up in the middle.
 //
-// cold_worker_stress steps N | failures N | interruptions N; prints what went wrong: 0 for nothing.
+// host_worker_stress steps N | failures N | interruptions N; prints what went wrong: 0 for nothing.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +11,7 @@
 #include <string>
 #include <thread>
 
-#include "worker/cold_worker.h"
+#include "worker/host_worker.h"
 
 using namespace hotset;
 
@@ -36,16 +36,16 @@ struct Model {
   Slot slots[kTasks];
   std::minstd_rand random{7};
   int fail_at = -1;
-  ColdWorker worker;
+  HostWorker worker;
 
   Model() {
     for (int task = 0; task < kTasks; ++task) {
       worker.add_task(&slots[task].ready, &slots[task].done);
-      worker.add_work([this, task](KvCache*) {
+      worker.add_work([this, task](const HostBatch&) {
         dawdle(random);
         if (task == fail_at) throw std::runtime_error("as told");
       });
-      worker.add_work([this, task](KvCache*) {
+      worker.add_work([this, task](const HostBatch&) {
         Slot& slot = slots[task];
         for (int i = 0; i < kNumbers; ++i) slot.output[i] = slot.input[i] + static_cast<float>(task);
       });
@@ -74,7 +74,7 @@ int steps(int count) {
   std::minstd_rand device{3};
   int wrong = 0;
   for (int step = 0; step < count; ++step) {
-    model.worker.begin(nullptr);
+    model.worker.begin({});
     wrong += model.stream(step, kTasks, device) != 0;
     wrong += !model.worker.finish().empty();
   }
@@ -88,7 +88,7 @@ int failures(int count) {
   int wrong = 0;
   for (int step = 0; step < count; ++step) {
     model.fail_at = step % 2 == 0 ? step / 2 % kTasks : -1;
-    model.worker.begin(nullptr);
+    model.worker.begin({});
     const int numbers = model.stream(step, kTasks, device);
     const std::string error = model.worker.finish();
     if (model.fail_at >= 0) {
@@ -107,7 +107,7 @@ int interruptions(int count) {
   std::minstd_rand device{3};
   int wrong = 0;
   for (int step = 0; step < count; ++step) {
-    model.worker.begin(nullptr);
+    model.worker.begin({});
     wrong += model.stream(step, step % (kTasks + 1), device) != 0;
     if (step % 3 == 0) {
       set_flag(&model.slots[step % kTasks].ready, 1);  // and nobody comes for the answer
@@ -118,7 +118,7 @@ int interruptions(int count) {
       model.worker.abort();
     }
     model.worker.lower_flags();
-    model.worker.begin(nullptr);
+    model.worker.begin({});
     wrong += model.stream(step, kTasks, device) != 0;
     wrong += !model.worker.finish().empty();
   }

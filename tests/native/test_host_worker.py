@@ -1,4 +1,4 @@
-"""The cold worker's hand-shake, by a C++ program that is compiled here: `cold_worker_stress.cpp`."""
+"""The host worker's hand-shake, by a C++ program that is compiled here: `host_worker_stress.cpp`."""
 
 import os
 import shutil
@@ -19,8 +19,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         pytest.skip("no C++ compiler")
 
     def compile_program(*flags: str) -> Path:
-        program = tmp_path_factory.mktemp("worker") / "cold_worker_stress"
-        files = [HERE / "cold_worker_stress.cpp", SOURCES / "worker/cold_worker.cpp"]
+        program = tmp_path_factory.mktemp("worker") / "host_worker_stress"
+        files = [HERE / "host_worker_stress.cpp", SOURCES / "worker/host_worker.cpp"]
         command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES}", "-pthread"]
         subprocess.run([*command, *map(str, files), "-o", str(program)], check=True)
         return program

@@ -1,0 +1,165 @@
+"""Sequences on the GPU, and a batch of them as its kernels take it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hotset.backends.contract import StateShape
+from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.kernels.attention import SPAN
+from hotset.core.batch import Batch
+from hotset.core.errors import HotsetError
+
+_TYPES = {"f16": torch.float16, "f32": torch.float32}
+
+Table = NDArray[np.int64]
+"""A batch's spans (S, SPAN), as `hotset.backends.gpu.kernels.attention` reads them."""
+
+
+class GpuSequence:
+    """Keys and values (layers, kv heads, capacity, head_dim) of one sequence.
+
+    See `hotset.core.batch.Sequence`. A GPU computes all neurons, so there are no choosers.
+    """
+
+    def __init__(self, keys: Any, values: Any, choosers: int) -> None:
+        self.keys, self.values = keys, values
+        self.choosers: list[None] = [None] * choosers
+        self._length = 0
+
+    @classmethod
+    def empty(cls, gpu: Gpu, shape: StateShape, capacity: int, kv_type: str) -> "GpuSequence":
+        """Room for `capacity` positions; `kv_type` is ``f16`` or ``f32``. Raises `HotsetError`."""
+        if kv_type not in _TYPES:
+            raise HotsetError(
+                f"KV cache type: a GPU's is one of {', '.join(_TYPES)}, found {kv_type!r}; use f16"
+            )
+        if capacity < 1:
+            raise HotsetError(f"context: expected at least 1 token, found {capacity}")
+        size = shape.n_layers, shape.n_kv_heads, capacity, shape.head_dim
+        try:
+            keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
+            values = torch.zeros_like(keys)
+        except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
+            raise HotsetError(
+                f"KV cache: no memory for {capacity} positions of {shape.n_layers} layers; "
+                "ask for a smaller context"
+            ) from error
+        return cls(keys, values, len(shape.cutoffs))
+
+    @property
+    def length(self) -> int:
+        """See `Sequence`."""
+        return self._length
+
+    @property
+    def capacity(self) -> int:
+        """See `Sequence`."""
+        return int(self.keys.shape[2])
+
+    def reusable(self, length: int) -> int:
+        """See `Sequence`: every prefix is."""
+        return min(length, self._length)
+
+    def rewind(self, length: int) -> None:
+        """See `Sequence`."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"length: expected 0 to {self._length}, found {length}")
+        self._length = length
+
+    def fork(self) -> "GpuSequence":
+        """See `Sequence`; what is filled is copied."""
+        try:
+            copy = GpuSequence(torch.zeros_like(self.keys), torch.zeros_like(self.values), len(self.choosers))
+        except RuntimeError as error:
+            raise MemoryError(f"no memory for another sequence of {self.capacity} positions") from error
+        for mine, its in ((self.keys, copy.keys), (self.values, copy.values)):
+            its[:, :, : self._length] = mine[:, :, : self._length]
+        copy._length = self._length
+        return copy
+
+    def advance(self, count: int) -> None:
+        """See `Sequence`."""
+        if not 0 <= count <= self.capacity - self._length:
+            raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
+        self._length += count
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Some spans of a batch, whose attention is launched at once."""
+
+    table: Any
+    """(S, SPAN) int64 on the device."""
+    most: int
+    """Rows of the longest."""
+    capacity: int
+    """Positions that any of their sequences has room for, at most: a power of two."""
+
+
+@dataclass(frozen=True)
+class GpuView:
+    """A batch for the GPU's parts. What they launch depends on this alone, not on the tables' content."""
+
+    rows: int
+    dtype: Any
+    """torch's type of the keys and values."""
+    spans: tuple[Spans, ...]
+
+    @classmethod
+    def of(cls, gpu: Gpu, batch: Batch) -> "GpuView":
+        """The view of a batch of this backend's sequences: single rows in one launch, longer spans in one."""
+        described = describe(batch)
+        table = described.table
+        spans = tuple(
+            Spans(gpu.upload(np.ascontiguousarray(group)), int(group[:, -1].max()), described.capacity)
+            for group in (table[table[:, -1] == 1], table[table[:, -1] > 1])
+            if len(group)
+        )
+        return cls(len(batch.tokens), described.dtype, spans)
+
+
+@dataclass(frozen=True)
+class Described:
+    """A batch's spans for the kernels, and what their launches depend on."""
+
+    table: Table
+    dtype: Any
+    capacity: int
+
+    def by_rows(self) -> Table:
+        """The table with a span for each row, so that equal numbers of rows have equal launches."""
+        counts = self.table[:, -1]
+        rows = np.repeat(self.table, counts, axis=0)
+        within = np.arange(len(rows)) - np.repeat(self.table[:, -2], counts)
+        rows[:, -3] += within
+        rows[:, -2] += within
+        rows[:, -1] = 1
+        return rows
+
+
+def describe(batch: Batch) -> Described:
+    """A batch of `GpuSequence`s.
+
+    Raises `HotsetError` where they have different types, and `ValueError` where one has no room.
+    """
+    table = np.zeros((len(batch.spans), SPAN), np.int64)
+    dtypes, capacity = set(), 1
+    for entry, (span, rows) in zip(table, batch.rows(), strict=True):
+        sequence = span.sequence
+        if not isinstance(sequence, GpuSequence):
+            raise TypeError("the sequence is another backend's")
+        if span.count > sequence.capacity - sequence.length:
+            raise ValueError(
+                f"no room for {span.count} positions after {sequence.length} of {sequence.capacity}"
+            )
+        addresses = sequence.keys.data_ptr(), sequence.values.data_ptr()
+        entry[:] = (*addresses, sequence.capacity, sequence.length, rows.start, span.count)
+        dtypes.add(sequence.keys.dtype)
+        capacity = max(capacity, sequence.capacity)
+    if len(dtypes) != 1:
+        raise HotsetError("a batch's sequences must have one type of keys and values, as launches have one")
+    return Described(table, dtypes.pop(), 1 << (capacity - 1).bit_length())

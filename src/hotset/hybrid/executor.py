@@ -1,0 +1,162 @@
+"""Runs a planned step: tells the device its instructions, and the host's worker its tasks.
+
+The step is handed over once: the worker gets the addresses of its vectors, the device a function that tells
+it the instructions, which it may record and replay. A call only brings the batch's hidden vectors and says
+which sequences they belong to.
+"""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from hotset import _native
+from hotset.backends.contract import F32, Array, BatchView
+from hotset.backends.cpu import CpuFFN, CpuNeuronFFN, CpuView
+from hotset.core.batch import Batch
+from hotset.core.errors import HotsetError
+from hotset.hybrid.device import Device, Flag
+from hotset.hybrid.step import (
+    MOST_ROWS,
+    AddNorm,
+    Attend,
+    Await,
+    Copy,
+    Feed,
+    Fetch,
+    HostAttend,
+    HostFeed,
+    Instruction,
+    Raise,
+    Receive,
+    Send,
+    SendLogits,
+    SendScores,
+    Step,
+    Vector,
+    Work,
+    Zero,
+)
+
+_LINE = 16
+"""Numbers of four bytes to a cache line."""
+
+Arrays: TypeAlias = Mapping[Vector, Array]
+Flags: TypeAlias = list[tuple[Flag, Flag]]
+"""Of each task: raised when it may begin, and when it is done."""
+
+
+class Executor:
+    """A step on a device and the host; one call at a time."""
+
+    def __init__(self, step: Step, device: Device) -> None:
+        self._step, self._device = step, device
+        self._worker = _native.HostWorker()
+        self._arrays = {vector: _room(device, vector) for vector in step.vectors()}
+        lines = device.pinned((len(step.tasks), 2, _LINE), np.uint32)
+        self._flags: Flags = [(ready, done) for ready, done in lines]
+        for task, (ready, done) in zip(step.tasks, self._flags, strict=True):
+            self._worker.task(ready, done)
+            for work in task.work:
+                hand_over(work, self._worker, self._arrays)
+        self._sliced: dict[int, Arrays] = {}
+        self._tell_batch = device.record_batches(self._tell)
+        self._unfinished = False
+
+    def run(self, x: F32, on_device: Batch, on_host: CpuView) -> tuple[Array, F32 | None]:
+        """The last hidden vectors and, where the head is on the device, the logits of embeddings x (T, D).
+
+        The batch is of the sequences' halves on either side. What is returned, (T, D) and (T, V), is
+        overwritten by the next step. Raises `HotsetError` where the host's part failed; whatever raises, the
+        next step works.
+        """
+        if self._unfinished:
+            self._recover()
+        self._unfinished = True
+        step, rows = self._step, len(x)
+        np.copyto(self._arrays[step.first][:rows], x)
+        try:
+            if step.tasks:
+                self._worker.begin(on_host.native_spans())
+            self._tell_batch(on_device)
+            self._device.mark(spin=not step.tasks).wait()
+            error = self._worker.finish()
+        except BaseException:
+            self._recover()
+            raise
+        if error:
+            self._recover()
+            raise HotsetError(f"the CPU's part of the model failed: {error}; ask again")
+        self._unfinished = False
+        logits = None if step.logits is None else self._arrays[step.logits][:rows]
+        return self._arrays[step.last][:rows], logits
+
+    def close(self) -> None:
+        """End the worker's thread; a step in hand fails, the next one starts another."""
+        self._worker.stop()
+
+    def _tell(self, rows: int, view: BatchView) -> None:
+        if rows not in self._sliced:
+            self._sliced[rows] = {vector: array[:rows] for vector, array in self._arrays.items()}
+        for instruction in self._step.instructions:
+            tell(instruction, self._device, self._sliced[rows], self._flags, view)
+
+    def _recover(self) -> None:
+        """Bring both sides to rest. With all `done` flags raised, nothing keeps the stream from its end."""
+        self._worker.abort()
+        self._device.synchronize()
+        self._worker.lower_flags()
+        self._unfinished = False
+
+
+def tell(instruction: Instruction, device: Device, arrays: Arrays, flags: Flags, view: BatchView) -> None:
+    """Tell the device one instruction of a step; `view` is of the batch, as its backend takes it."""
+    match instruction:
+        case Send(x, to):
+            device.download(arrays[x], arrays[to])
+        case SendScores(_, predict, x, to):
+            device.download(predict(arrays[x]), arrays[to])
+        case SendLogits(head, x, to):
+            device.download(device.logits(head, arrays[x]), arrays[to])
+        case Fetch(x, to):
+            device.upload(arrays[x], arrays[to])
+        case Raise(task):
+            device.raise_flag(flags[task][0])
+        case Await(task):
+            device.take_flag(flags[task][1])
+        case Receive(task, x, to, add):
+            device.receive(flags[task][1], arrays[x], arrays[to], add=add)
+        case Zero(to):
+            device.zero(arrays[to])
+        case Copy(x, to):
+            device.assign(arrays[x], arrays[to])
+        case Attend(_, attention, x, to):
+            attention.forward(arrays[x], arrays[to], view)
+        case Feed(_, ffn, x, to):
+            ffn.forward(arrays[x], arrays[to], view)
+        case AddNorm(_, add_normed, x, to):
+            add_normed(arrays[x], arrays[to])
+
+
+def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
+    """Add one piece of work to the worker's last task."""
+    match work:
+        case Zero(to):
+            worker.zero(arrays[to])
+        case Copy(x, to):
+            worker.copy(arrays[x], arrays[to])
+        case HostAttend(_, attention, x, to):
+            worker.attention(attention.native, arrays[x], arrays[to], attention.index)
+        case HostFeed(_, CpuNeuronFFN() as ffn, x, to, scores):
+            worker.neuron_ffn(ffn.native, arrays[x], arrays[to], None if scores is None else arrays[scores])
+        case HostFeed(_, CpuFFN() as ffn, x, to):
+            worker.ffn(ffn.native, arrays[x], arrays[to])
+
+
+def _room(device: Device, vector: Vector) -> Array:
+    shape = (MOST_ROWS, vector.size)
+    if not vector.on_device:
+        return device.pinned(shape, np.float32)
+    array = device.empty(shape)
+    device.zero(array)  # rows beyond a batch's are computed too, of whatever they hold
+    return array

@@ -1,0 +1,72 @@
+"""A layer's parts and the places where they are computed.
+
+Each variant is a type of its own; whoever treats them differently matches on it.
+"""
+
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+from hotset.backends.contract import FFN, Attention
+from hotset.backends.cpu import CpuAttention, CpuFFN, CpuNeuronFFN
+from hotset.hybrid.device import AddNormed, Predict
+
+Part = TypeVar("Part")
+
+HostFFN: TypeAlias = CpuFFN | CpuNeuronFFN
+
+
+@dataclass(frozen=True)
+class OnHost(Generic[Part]):
+    """A part that the CPU computes."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class OnDevice(Generic[Part]):
+    """A part that the device computes."""
+
+    part: Part
+
+
+@dataclass(frozen=True)
+class Split:
+    """An FFN in two places: hot neurons ``[:n_hot]`` on the device, cold ones ``[n_hot:]`` on the host.
+
+    All hot neurons are computed, cold ones by the layer's plan: the sum of both equals the FFN that computes
+    all neurons wherever the plan leaves out none that is not zero. It reads and writes on the device.
+    """
+
+    hot: FFN
+    cold: HostFFN
+    n_hot: int
+    n_cold: int
+    predict: Predict | None = None
+    """Scores the cold neurons on the device, in layers whose plan has a predictor; the host, which moves the
+    cut-off, holds the scores against it."""
+    add_normed: AddNormed | None = None
+    """The norm after the FFN, which is of the sum, where there is one."""
+
+
+AnyAttention: TypeAlias = OnHost[CpuAttention] | OnDevice[Attention]
+AnyFFN: TypeAlias = OnHost[HostFFN] | OnDevice[FFN] | Split
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """An FFN whose cold neurons are streamed through the device, for long prompts."""
+
+    hot: FFN | None
+    """The hot neurons, which need not be."""
+    add: AddNormed
+    """Adds the sum of all neurons to the hidden vectors, normalised where there is a norm after the FFN."""
+
+
+@dataclass(frozen=True)
+class HybridLayer:
+    """One decoder layer, each of its parts in its place."""
+
+    attention: AnyAttention
+    ffn: AnyFFN
+    streamed: Streamed | None = None
+    """The FFN for prompts whose cold neurons are streamed; None where none ever are."""

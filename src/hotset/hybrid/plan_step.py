@@ -1,0 +1,230 @@
+"""Plans a model's decoding step: which side computes what, and where the hidden vectors cross.
+
+Parts that follow one another on the host are one task; the hidden vectors cross only between tasks. Every
+task has vectors of its own for what it is asked and for what it answers.
+"""
+
+from collections.abc import Callable, Sequence
+
+from hotset.backends.contract import Head
+from hotset.hybrid.parts import AnyAttention, AnyFFN, HybridLayer, OnDevice, OnHost, Split
+from hotset.hybrid.step import (
+    AddNorm,
+    Attend,
+    Await,
+    Copy,
+    Feed,
+    Fetch,
+    HostAttend,
+    HostFeed,
+    Instruction,
+    Raise,
+    Receive,
+    Send,
+    SendLogits,
+    SendScores,
+    Step,
+    Task,
+    Vector,
+    Work,
+    Zero,
+)
+
+
+def plan_step(
+    layers: Sequence[HybridLayer],
+    head: OnHost[Head] | OnDevice[Head],
+    *,
+    hidden: int,
+    vocab_size: int,
+    parallel: bool,
+) -> Step:
+    """The step of a model's layers and its head.
+
+    `parallel` says that a layer's FFN reads what its attention reads (Falcon), not what that has added to.
+    """
+    plan = _Plan(hidden)
+    for i, layer in enumerate(layers):
+        if parallel:
+            plan.parallel(i, layer.attention, layer.ffn)
+        else:
+            plan.attention(i, layer.attention)
+            plan.ffn(i, layer.ffn)
+    return plan.end(head, vocab_size)
+
+
+class _Plan:
+    """A step as far as it is planned. The hidden vectors are on one side at a time."""
+
+    def __init__(self, hidden: int) -> None:
+        self._hidden = hidden
+        self._instructions: list[Instruction] = []
+        self._tasks: list[list[Work]] = []
+        self._x, self._y = self._on_device("x"), self._on_device("y")
+        self._first = self._on_host("first")
+        self._on_device_now = False
+        # Where the host has the hidden vectors, as long as they are the present ones.
+        self._at_host: Vector | None = self._first
+        # The host's last task goes on with them, as nothing came between; and its other vector.
+        self._chained = False
+        self._spare: Vector | None = None
+
+    def attention(self, layer: int, attention: AnyAttention) -> None:
+        """Attention that adds to its own input."""
+        match attention:
+            case OnHost(part):
+                x = self._continue_on_host()
+                self._work(HostAttend(layer, part, x, x))
+            case OnDevice(part):
+                x = self._go_to_device()
+                self._tell(Attend(layer, part, x, x))
+                self._at_host = None
+
+    def ffn(self, layer: int, ffn: AnyFFN) -> None:
+        """An FFN that adds to its own input."""
+        match ffn:
+            case OnHost(part):
+                x = self._continue_on_host()
+                self._work(HostFeed(layer, part, x, x))
+            case OnDevice(part):
+                x = self._go_to_device()
+                self._tell(Feed(layer, part, x, x))
+            case Split():
+                x = self._go_to_device()
+                task, answer = self._start_cold(layer, ffn, x)
+                self._add_split(layer, ffn, task, answer, x, x)
+        if self._on_device_now:
+            self._at_host = None
+
+    def parallel(self, layer: int, attention: AnyAttention, ffn: AnyFFN) -> None:
+        """Both parts read the same; the host's are started first, and all add to a copy."""
+        match attention, ffn:
+            case OnHost(a), OnHost(f):
+                x, y = self._continue_on_host(), self._other_on_host()
+                self._work(Copy(x, y), HostAttend(layer, a, x, y), HostFeed(layer, f, x, y))
+                self._at_host, self._spare = y, x
+                return
+        x, y = self._go_to_device(), self._y
+        attended = fed = None
+        match attention:
+            case OnHost(a):
+                attended = self._beside(lambda asked, answer: HostAttend(layer, a, asked, answer))
+        match ffn:
+            case OnHost(f):
+                fed = self._beside(lambda asked, answer: HostFeed(layer, f, asked, answer))
+            case Split():
+                fed = self._start_cold(layer, ffn, x)
+        self._tell(Copy(x, y))
+        match attention:
+            case OnDevice(part):
+                self._tell(Attend(layer, part, x, y))
+        match ffn:
+            case OnDevice(part):
+                self._tell(Feed(layer, part, x, y))
+            case Split() if fed:
+                self._add_split(layer, ffn, *fed, x, y)
+            case OnHost() if fed:
+                self._tell(Receive(*fed, y, add=True))
+        if attended:
+            self._tell(Receive(*attended, y, add=True))
+        self._x, self._y, self._at_host = y, x, None
+
+    def end(self, head: OnHost[Head] | OnDevice[Head], vocab_size: int) -> Step:
+        """The whole step."""
+        logits = None
+        match head:
+            case OnDevice(part):
+                last = self._go_to_device()
+                logits = Vector("logits", vocab_size, on_device=False)
+                self._tell(SendLogits(part, last, logits))
+            case OnHost():
+                last = self._at_host or self._on_host("last")
+                if self._chained:
+                    self._tell(Await(len(self._tasks) - 1))
+                elif self._at_host is None:
+                    self._tell(Send(self._x, last))
+        tasks = tuple(Task(number, tuple(work)) for number, work in enumerate(self._tasks))
+        return Step(tuple(self._instructions), tasks, self._first, last, logits)
+
+    # The two sides.
+
+    def _go_to_device(self) -> Vector:
+        """The hidden vectors, on the device from here on."""
+        if not self._on_device_now:
+            x = self._present()
+            if self._chained:
+                self._tell(Receive(len(self._tasks) - 1, x, self._x, add=False))
+            else:
+                self._tell(Fetch(x, self._x))
+        self._on_device_now, self._chained = True, False
+        return self._x
+
+    def _continue_on_host(self) -> Vector:
+        """The hidden vectors in a task that works on them there: the last one, where nothing came between."""
+        if not self._chained:
+            asked = self._send()
+            task = self._task()
+            answer = self._on_host(f"{task}.answer")
+            self._work(Copy(asked, answer))
+            self._at_host, self._chained, self._spare = answer, True, None
+            self._on_device_now = False
+        return self._present()
+
+    def _other_on_host(self) -> Vector:
+        """Another vector of the host's last task."""
+        return self._spare or self._on_host(f"{len(self._tasks) - 1}.other")
+
+    def _present(self) -> Vector:
+        if self._at_host is None:
+            raise AssertionError("the hidden vectors are not on the host")
+        return self._at_host
+
+    def _send(self) -> Vector:
+        """The hidden vectors on the host, for the task that comes next."""
+        if self._at_host is None:
+            self._at_host = self._on_host(f"{len(self._tasks)}.x")
+            self._tell(Send(self._x, self._at_host))
+        return self._at_host
+
+    # Tasks whose answer the device adds to what it computes meanwhile.
+
+    def _beside(self, work: Callable[[Vector, Vector], Work]) -> tuple[int, Vector]:
+        """Start such a task, of what it is asked and what it adds to: its number and its answer."""
+        asked, task = self._send(), self._task()
+        answer = self._on_host(f"{task}.answer")
+        self._work(Zero(answer), work(asked, answer))
+        return task, answer
+
+    def _start_cold(self, layer: int, split: Split, x: Vector) -> tuple[int, Vector]:
+        scores = None
+        self._send()
+        if split.predict:
+            scores = Vector(f"{len(self._tasks)}.scores", split.n_cold, on_device=False)
+            self._tell(SendScores(layer, split.predict, x, scores))
+        return self._beside(lambda asked, answer: HostFeed(layer, split.cold, asked, answer, scores))
+
+    def _add_split(self, layer: int, split: Split, task: int, answer: Vector, x: Vector, to: Vector) -> None:
+        total = to
+        if split.add_normed:
+            total = self._on_device("sum")
+            self._tell(Zero(total))
+        self._tell(Feed(layer, split.hot, x, total), Receive(task, answer, total, add=True))
+        if split.add_normed:
+            self._tell(AddNorm(layer, split.add_normed, total, to))
+
+    def _task(self) -> int:
+        self._tasks.append([])
+        self._tell(Raise(len(self._tasks) - 1))
+        return len(self._tasks) - 1
+
+    def _tell(self, *instructions: Instruction) -> None:
+        self._instructions += instructions
+
+    def _work(self, *work: Work) -> None:
+        self._tasks[-1] += work
+
+    def _on_device(self, name: str) -> Vector:
+        return Vector(name, self._hidden, on_device=True)
+
+    def _on_host(self, name: str) -> Vector:
+        return Vector(name, self._hidden, on_device=False)
