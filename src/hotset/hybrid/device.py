@@ -12,7 +12,17 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.contract import F32, Array, Backend, BatchView, Head, NeuronFFNSpec, Norm
+from hotset.backends.contract import (
+    F32,
+    FFN,
+    Array,
+    Backend,
+    BatchView,
+    FFNSpec,
+    Head,
+    NeuronFFNSpec,
+    Norm,
+)
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
 
@@ -24,6 +34,11 @@ AddNormed: TypeAlias = Callable[[Array, Array], None]
 
 Predict: TypeAlias = Callable[[Array], Array]
 """Scores neurons: of an FFN's input (T, D), before its norm, the scores (T, F), both on the device."""
+
+
+Slot: TypeAlias = Callable[[FFNSpec | NeuronFFNSpec, int], FFN]
+"""Memory of the device's that FFNs take turns in: builds one, with the choosers of a number, in the place of
+the one before, in stream order."""
 
 
 class DeviceMemoryError(HotsetError):
@@ -77,6 +92,9 @@ class Device(Protocol):
     def logits(self, head: Head, x: Array) -> Array:
         """Logits (T, V), on the device, of x (T, D): by a head that its backend has built."""
 
+    def slot(self) -> Slot:
+        """Memory that FFNs take turns in; filling it may raise `DeviceMemoryError`."""
+
     def raise_flag(self, flag: Flag) -> None:
         """Raise a flag, in stream order."""
 
@@ -96,7 +114,7 @@ class Device(Protocol):
         """The present end of the stream; `spin`: whoever waits for it may keep a core busy."""
 
     def follow(self, event: Event) -> None:
-        """What comes next in the stream waits for an event of another stream."""
+        """What the calling thread says next waits, in its stream, for an event of another stream."""
 
     def aside(self) -> AbstractContextManager[None]:
         """Within it the calling thread speaks to a second stream, which is there for copies."""

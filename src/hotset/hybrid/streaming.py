@@ -1,11 +1,12 @@
 """Prompts of many tokens: cold weights on the device for as long as it computes them, piece by piece.
 
-Two pinned buffers and two parts on the device take turns. While the device computes a piece, some neurons of
-a layer, a thread copies the next into the free buffer and, on the device's second stream, to the device.
+Two pinned buffers, each with its slot of the device's memory, take turns. While the device computes a piece,
+some neurons of a layer, a thread copies the next into the free buffer and, on the device's second stream, to
+the device. A slot is written only when that stream has waited for the event of whatever read it last.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from hotset.backends.contract import FFN, Array, BatchView, Linear, NeuronFFNSpec
 from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
-from hotset.hybrid.ffn import build_ffn
 from hotset.hybrid.slices import Spec, ffn_bytes, ffn_matrices, granule, neurons_alone
 
 PIECE_BYTES = 32 << 20
@@ -35,12 +35,16 @@ class ColdLayer:
     """The layer's number, which its choosers have."""
 
 
-@dataclass(frozen=True)
-class _Copied:
-    """A piece on the device, and the end of its copy."""
+class _Slot:
+    """A pinned buffer, the device's memory that it is copied to, and who has used them last."""
 
-    part: FFN
-    event: Event
+    def __init__(self, device: Device, nbytes: int) -> None:
+        self.staging = device.pinned((nbytes,), np.uint8)
+        self.fill = device.slot()
+        self.copied: Event | None = None
+        """The end of the last copy, before which the buffer must not change."""
+        self.read: Event | None = None
+        """The end of what read the piece before, until which the device's memory must not change."""
 
 
 class ColdStream:
@@ -51,30 +55,34 @@ class ColdStream:
         self._layers = layers
         self._pieces = [_cut(layer, piece_bytes or PIECE_BYTES) for layer in layers]
         largest = max(room for pieces in self._pieces for _, _, room in pieces)
-        self._staging = [device.pinned((largest,), np.uint8) for _ in range(2)]
+        self._slots = [_Slot(device, largest) for _ in range(2)]
 
     @contextmanager
     def walk(self) -> Iterator["Walk"]:
         """Through the model once. Whatever happens within, no copy is under way afterwards."""
         with ThreadPoolExecutor(1, "hotset-copies") as copier:
             try:
-                yield Walk(self._device, [len(pieces) for pieces in self._pieces], copier, self._copy)
+                counts = [len(pieces) for pieces in self._pieces]
+                yield Walk(self._device, counts, self._slots, copier, self._copy)
             finally:
-                self._device.synchronize()
                 copier.shutdown(cancel_futures=True)
+                self._device.synchronize()
 
-    def _copy(self, layer: int, piece: int, buffer: int, used: Event | None) -> _Copied:
-        """A piece to the device, once what lay in its place has been used."""
-        if used:
-            used.wait()
+    def _copy(self, layer: int, piece: int, slot: _Slot) -> FFN:
+        """A piece to the device, once what lay in its place is needed no more."""
+        if slot.copied:
+            slot.copied.wait()
         cold = self._layers[layer]
         start, stop, _ = self._pieces[layer][piece]
         # The hot neurons have the bias of down; without any, the first piece has.
         spec = neurons_alone(cold.spec(), start, stop, bias=cold.hot == 0 and piece == 0)
-        staged = _staged(spec, self._staging[buffer])
+        staged = _staged(spec, slot.staging)
         with self._device.guard(), self._device.aside():
-            part = build_ffn(staged, self._device.backend, cold.index)
-            return _Copied(part, self._device.mark())
+            if slot.read:
+                self._device.follow(slot.read)
+            part = slot.fill(staged, cold.index)
+            slot.copied = self._device.mark()
+        return part
 
 
 class Walk:
@@ -84,16 +92,17 @@ class Walk:
         self,
         device: Device,
         counts: Sequence[int],
+        slots: Sequence[_Slot],
         copier: ThreadPoolExecutor,
-        copy: Callable[[int, int, int, Event | None], _Copied],
+        copy: Callable[[int, int, _Slot], FFN],
     ) -> None:
-        self._device, self._copier, self._copy = device, copier, copy
+        self._device, self._slots, self._copier, self._copy = device, slots, copier, copy
         self._order = [(layer, piece) for layer, count in enumerate(counts) for piece in range(count)]
         self._ends = list(accumulate(counts))
         self._layer = self._next = 0
-        self._coming: list[Future[_Copied]] = []
-        for i in range(min(2, len(self._order))):
-            self._coming.append(copier.submit(copy, *self._order[i], i, None))
+        self._coming = [
+            copier.submit(copy, *place, slot) for place, slot in zip(self._order, slots, strict=False)
+        ]
 
     def add(self, x: Array, out: Array, view: BatchView) -> None:
         """Add the sum of the next layer's cold neurons, of x, to out, both (T, D); they may not be the same.
@@ -102,15 +111,17 @@ class Walk:
         Raises `DeviceMemoryError` where a piece has no room; the walk cannot go on then.
         """
         while self._next < self._ends[self._layer]:
-            buffer = self._next % 2
-            piece = self._coming[buffer].result()
-            self._device.follow(piece.event)
-            piece.part.forward(x, out, view)
-            used = self._device.mark()
+            turn = self._next % len(self._slots)
+            slot = self._slots[turn]
+            part = self._coming[turn].result()
+            if slot.copied:
+                self._device.follow(slot.copied)
+            part.forward(x, out, view)
+            slot.read = self._device.mark()
             self._next += 1
-            if self._next + 1 < len(self._order):
-                following = self._order[self._next + 1]
-                self._coming[buffer] = self._copier.submit(self._copy, *following, buffer, used)
+            following = self._next + len(self._slots) - 1
+            if following < len(self._order):
+                self._coming[turn] = self._copier.submit(self._copy, *self._order[following], slot)
         self._layer += 1
 
 

@@ -15,7 +15,7 @@ from hotset.backends.gpu.backend import GpuHead
 from hotset.backends.gpu.kernels.attention import SPAN
 from hotset.backends.gpu.state import GpuView, Spans, describe
 from hotset.core.batch import Batch
-from hotset.hybrid.device import AddNormed, Predict
+from hotset.hybrid.device import AddNormed, Predict, Slot
 
 RECORDED_ROWS = (1, 2, 4, 8)
 """Steps are recorded for so many rows; a batch takes the smallest that it fits in."""
@@ -76,6 +76,11 @@ class TorchArrays(ABC):
         """See `Device`."""
         scores: Predict = self._gpu.predictor(spec).scores
         return scores
+
+    def slot(self) -> Slot:
+        """See `Device`."""
+        gpu_slot = self._gpu.slot()
+        return lambda spec, index: gpu_slot.fill(spec)
 
     def record_batches(self, tell: Callable[[int, GpuView], None]) -> Callable[[Batch], None]:
         """See `Device`."""

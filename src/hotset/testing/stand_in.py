@@ -12,6 +12,7 @@ import numpy as np
 
 from hotset.backends.contract import (
     F32,
+    FFN,
     AttentionSpec,
     BatchView,
     FFNSpec,
@@ -26,7 +27,8 @@ from hotset.backends.cpu import CpuAttention, CpuBackend, CpuFFN, CpuHead, CpuNe
 from hotset.backends.reference import normalise, predict, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.config import Score
-from hotset.hybrid.device import Flag
+from hotset.hybrid.device import Flag, Slot
+from hotset.hybrid.ffn import build_ffn
 from hotset.testing.host_stream import HostStream, Memory
 
 _Spec = TypeVar("_Spec")
@@ -128,6 +130,17 @@ class StandInDevice(HostStream):
         """See `Device`."""
         self.take_flag(flag)
         (self.add if add else self.upload)(x, out)
+
+    def slot(self) -> Slot:
+        """See `Device`: whatever it was filled with before is given back."""
+        held: list[FFN] = []
+
+        def fill(spec: FFNSpec | NeuronFFNSpec, index: int) -> FFN:
+            held.clear()
+            held.append(build_ffn(spec, self.backend, index))
+            return held[0]
+
+        return fill
 
     def record_batches(self, tell: Callable[[int, BatchView], None]) -> Callable[[Batch], None]:
         """See `Device`: nothing is recorded, so each batch is told as it is."""

@@ -22,6 +22,7 @@ from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
+from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
 from hotset.core.batch import I32, Batch
 
@@ -105,6 +106,10 @@ class GpuBackend:
     def head(self, spec: HeadSpec) -> GpuHead:
         """Build the final norm and the output projection."""
         return GpuHead(self.gpu, spec)
+
+    def slot(self) -> GpuSlot:
+        """Room that FFNs take turns in."""
+        return GpuSlot(self.gpu)
 
     def norm(self, norm: Norm) -> GpuNorm:
         """Build a norm of its own."""

@@ -1,5 +1,6 @@
 """Norms and FFNs on the GPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ class GpuNorm:
         self.weight = gpu.upload(np.asarray(norm.weight, np.float32))
         self.has_bias = norm.bias is not None
         self.bias = self.weight if norm.bias is None else gpu.upload(np.asarray(norm.bias, np.float32))
+
+    def move(self, move: Callable[[Any], Any]) -> None:
+        """Have each array where `move` puts it."""
+        self.weight, self.bias = move(self.weight), move(self.bias)
 
     def forward(self, x: Any, out: Any, *, add: bool = False) -> None:
         """out (T, n) = the norm of x (T, n), or += with `add`."""
@@ -71,6 +76,12 @@ class GpuFFN:
     def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:
         down: Linear = spec.down
         return build_matrix(self.gpu, down, hidden, size)
+
+    def move(self, move: Callable[[Any], Any]) -> None:
+        """Have each array where `move` puts it."""
+        for part in (self.norm, self.post_norm, self.gate, self.up, self.down):
+            if part:
+                part.move(move)
 
     def forward(self, x: Any, out: Any, view: object = None) -> None:
         """See `FFN`; every neuron is computed, whatever the batch is."""

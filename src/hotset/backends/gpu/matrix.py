@@ -1,5 +1,6 @@
 """A matrix in the GPU's memory, and its products."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ class Matrix:
         self.bias = codes if bias is None else gpu.upload(np.asarray(bias, np.float32))
         self.float_type = codes.dtype if weight.bits == 0 else None
         self.nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+
+    def move(self, move: Callable[[Any], Any]) -> None:
+        """Have each array where `move` puts it."""
+        self.arrays = tuple(map(move, self.arrays))
+        self.bias = move(self.bias)
 
     def times(self, x: Any, out: Any, *, add: bool = False, relu: bool = False) -> None:
         """out (T, rows) = W x + b of x (T, cols), or += with `add`; out's rows may be strided.
