@@ -57,14 +57,23 @@ HOTSET_INLINE float from_f16(uint16_t x) {
   return numbers[0];
 }
 
-// 32 numbers as codes times the scale that is returned (a half).
+// 32 numbers as codes times the scale that is returned (a half), NaN where one is not finite.
 HOTSET_INLINE uint16_t quantise(const float* x, int8_t* codes) {
-  F32 largest = zero_f32();
-  for (int i = 0; i < kQ8; i += kLanes) largest = max(largest, abs(load(x + i)));
-  const float scale = max(largest) / 127.0f;
+  F32 largest = zero_f32(), not_finite = zero_f32();
+  for (int i = 0; i < kQ8; i += kLanes) {
+    largest = max(largest, abs(load(x + i)));
+    not_finite = fma(load(x + i), zero_f32(), not_finite);
+  }
+  const float scale = max(largest) / 127.0f + sum(not_finite);
   const F32 inverse = broadcast(scale > 0.0f ? 1.0f / scale : 0.0f);
   for (int i = 0; i < kQ8; i += kLanes) store_i8(codes + i, round_to_i32(load(x + i) * inverse));
   return to_f16(scale);
+}
+
+// Infinity becomes NaN: a key too large for a half must not look like one that no query asks for.
+HOTSET_INLINE uint16_t without_infinity(uint16_t half) {
+  constexpr uint16_t kInfinity = 0x7c00;
+  return (half & 0x7fff) == kInfinity ? uint16_t(half | 1) : half;
 }
 
 void store_key(KvType type, const float* key, int64_t head_dim, int64_t position, uint8_t* keys) {
@@ -79,7 +88,7 @@ void store_key(KvType type, const float* key, int64_t head_dim, int64_t position
       const int64_t n = least(kLanes, head_dim - d);
       uint16_t halves[kLanes];
       store_f16(halves, n == kLanes ? load(key + d) : load_first(key + d, n));
-      for (int64_t i = 0; i < n; ++i) out[(d + i) * kBlock] = halves[i];
+      for (int64_t i = 0; i < n; ++i) out[(d + i) * kBlock] = without_infinity(halves[i]);
     }
   } else {
     int8_t* out = reinterpret_cast<int8_t*>(block) + column;

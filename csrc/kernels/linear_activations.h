@@ -69,6 +69,13 @@ HOTSET_INLINE float largest_magnitude(const float* x, int64_t n) {
   return max(largest);
 }
 
+// Zero, or NaN where one of the numbers is not finite.
+HOTSET_INLINE float not_finite(const float* x, int64_t n) {
+  F32 sums = zero_f32();
+  for (int64_t k = 0; k < n; k += kLanes) sums = fma(load(x + k), zero_f32(), sums);
+  return sum(sums);
+}
+
 // Sums of 16 columns' bytes, in [-127, 127]: of the first two of every four, and of the last two.
 struct QuadSums {
   int32_t sum01, sum23;
@@ -85,7 +92,8 @@ HOTSET_INLINE QuadSums quad_sums(const int8_t* q) {
   return {int32_t(sums & 0xffff) - 8 * 128, int32_t(sums >> 16) - 8 * 128};
 }
 
-// A row's share in its quantisation: its factor, and that of its halves of blocks.
+// A row's share in its quantisation: its factor, and that of its halves of blocks. A number that is not
+// finite makes the factor NaN, and so all products with the row.
 struct Int8Scaling {
   float factor, to_scale;
 
@@ -94,12 +102,13 @@ struct Int8Scaling {
     factor = row_max / (127.0f * 32767.0f);
     if (!(factor >= 1e-37f)) factor = 0.0f;  // all zero, or too small for a float's range
     to_scale = factor > 0.0f ? 32767.0f / row_max : 0.0f;
+    factor += not_finite(x, cols);
   }
 
   // Writes 16 columns' q; returns their scale.
   HOTSET_INLINE int32_t quantise(const float* x, int8_t* q) const {
-    int32_t scale = int32_t(__builtin_ceilf(largest_magnitude(x, kBlock / 2) * to_scale));
-    scale = scale < 1 ? 1 : scale > 32767 ? 32767 : scale;
+    const float wanted = __builtin_ceilf(largest_magnitude(x, kBlock / 2) * to_scale);
+    const int32_t scale = wanted > 1.0f ? (wanted < 32767.0f ? int32_t(wanted) : 32767) : 1;
     const F32 inverse = broadcast(factor > 0.0f ? 1.0f / (float(scale) * factor) : 0.0f);
     for (int k = 0; k < kBlock / 2; k += kLanes) store_i8(q + k, round_to_i32(load(x + k) * inverse));
     return scale;

@@ -53,7 +53,7 @@ int64_t select_neurons(const float* scores, int64_t stride, const float* factors
     F32 best = read(scores + j);
     for (int64_t t = 1; t < tokens; t++) best = max(best, read(scores + t * stride + j));
     if (factors) best = best * (left < kLanes ? load_first(factors + j, left) : load(factors + j));
-    const uint32_t bits = at_least(best, broadcast(cutoff));
+    const uint32_t bits = not_less(best, broadcast(cutoff));  // NaN too, so that it comes to light
     return uint64_t(left < kLanes ? bits & ((1u << left) - 1) : bits);
   };
   int64_t count = 0;

@@ -37,7 +37,7 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
   normalise(x, weight, bias, mean, eps, n, y);
 }
 
-F32 relu(F32 x) { return max(x, zero_f32()); }
+F32 relu(F32 x) { return max(zero_f32(), x); }  // NaN stays
 
 // x times the logistic function of s x.
 F32 swish(F32 x, F32 minus_sx) { return x / (broadcast(1.0f) + exp(minus_sx)); }

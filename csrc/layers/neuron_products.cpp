@@ -143,7 +143,7 @@ struct ChosenJob {
 
   bool counts_for(int64_t t, int32_t j) const {
     const float score = c.scores[t * c.neurons + j] * (c.factors ? c.factors[j] : 1.0f);
-    return (c.magnitude ? std::max(score, -score) : score) >= c.cutoff;
+    return !((c.magnitude ? std::max(score, -score) : score) < c.cutoff);
   }
 
   // The neurons go in groups from matrix to matrix. Which rows are read next is settled before a step has its

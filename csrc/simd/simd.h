@@ -4,8 +4,8 @@
 //   I32   kLanes integers, or 4 * kLanes bytes; shifts act on 32-bit lanes
 //   CodeDot, ByteDot   sums of products of bytes, four to a lane (see "Dot products" below)
 // spread<n, r>(a) has number (r * kLanes + l) / n of a in lane l: what n words each share, for register r of
-// these words; n is at least 4. at_least(a, b) has bit l set where a >= b in lane l. A half is 16 bits of a
-// lane; dot_halves(a, b) is, in every lane, the sum of the products of its two signed halves.
+// these words; n is at least 4. not_less(a, b) has bit l set where not a < b in lane l. A half is 16 bits of
+// a lane; dot_halves(a, b) is, in every lane, the sum of the products of its two signed halves.
 // interleave_low(a, b) has in its lanes a half of a (low) and the same one of b (high): of every four lanes,
 // the four halves of the first two; interleave_high those of the last two. Everything is in an anonymous
 // namespace, and no STL header is included, so that no symbol of one instruction set can be linked into
@@ -92,7 +92,7 @@ HOTSET_INLINE F32 spread(F32 a) {
                         (k + 13) / n, (k + 14) / n, (k + 15) / n),
       a.v)};
 }
-HOTSET_INLINE uint32_t at_least(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+HOTSET_INLINE uint32_t not_less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ); }
 HOTSET_INLINE float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 HOTSET_INLINE float max(F32 a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -202,8 +202,8 @@ HOTSET_INLINE F32 spread(F32 a) {
       _mm256_permutevar8x32_ps(a.v, _mm256_setr_epi32(k / n, (k + 1) / n, (k + 2) / n, (k + 3) / n,
                                                       (k + 4) / n, (k + 5) / n, (k + 6) / n, (k + 7) / n))};
 }
-HOTSET_INLINE uint32_t at_least(F32 a, F32 b) {
-  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)));
+HOTSET_INLINE uint32_t not_less(F32 a, F32 b) {
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ)));
 }
 HOTSET_INLINE float sum(F32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -322,7 +322,7 @@ template <int n, int r>
 HOTSET_INLINE F32 spread(F32 a) {
   return {_mm_shuffle_ps(a.v, a.v, 4 * r / n * 0x55)};
 }
-HOTSET_INLINE uint32_t at_least(F32 a, F32 b) { return uint32_t(_mm_movemask_ps(_mm_cmpge_ps(a.v, b.v))); }
+HOTSET_INLINE uint32_t not_less(F32 a, F32 b) { return uint32_t(_mm_movemask_ps(_mm_cmpnlt_ps(a.v, b.v))); }
 HOTSET_INLINE float sum(F32 a) {
   __m128 s = _mm_add_ps(a.v, _mm_movehl_ps(a.v, a.v));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
@@ -468,9 +468,9 @@ template <int n, int r>
 HOTSET_INLINE F32 spread(F32 a) {
   return {vdupq_laneq_f32(a.v, 4 * r / n)};
 }
-HOTSET_INLINE uint32_t at_least(F32 a, F32 b) {
+HOTSET_INLINE uint32_t not_less(F32 a, F32 b) {
   constexpr uint32_t bits[4] = {1, 2, 4, 8};
-  return vaddvq_u32(vandq_u32(vcgeq_f32(a.v, b.v), vld1q_u32(bits)));
+  return vaddvq_u32(vbicq_u32(vld1q_u32(bits), vcltq_f32(a.v, b.v)));
 }
 HOTSET_INLINE float sum(F32 a) { return vaddvq_f32(a.v); }
 HOTSET_INLINE float max(F32 a) { return vmaxvq_f32(a.v); }

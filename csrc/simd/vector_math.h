@@ -47,9 +47,9 @@ HOTSET_INLINE float sum_of(const float* x, int64_t n, float fill, F f) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// exp(x), relative error below 2e-7; arguments outside [-87, 88] are clamped to that.
+// exp(x), relative error below 2e-7; arguments outside [-87, 88] are clamped to that, and NaN stays.
 HOTSET_INLINE F32 exp(F32 x) {
-  x = min(max(x, broadcast(-87.0f)), broadcast(88.0f));
+  x = min(broadcast(88.0f), max(broadcast(-87.0f), x));
   const I32 n = round_to_i32(x * broadcast(1.44269504f));
   const F32 k = to_f32(n);
   // x - k ln 2, ln 2 in two parts of which the first has few bits, so that k times it is exact.
