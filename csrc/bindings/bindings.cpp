@@ -8,6 +8,7 @@ void bind_vector(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_quantise(nb::module_& m);
 void bind_worker(nb::module_& m);
+void bind_files(nb::module_& m);
 
 NB_MODULE(_native, m) {
   m.doc() = "Hotset's CPU kernels.";
@@ -16,4 +17,5 @@ NB_MODULE(_native, m) {
   bind_layers(m);
   bind_quantise(m);
   bind_worker(m);
+  bind_files(m);
 }

@@ -1,6 +1,6 @@
 """Types of the native module; the definitions are in csrc/bindings/."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,8 @@ F32 = NDArray[np.float32]
 Flag = NDArray[np.uint32]
 
 def kernel_levels() -> list[str]: ...
+def survive_cut_files(tell: Callable[[], object]) -> None: ...
+def watch_mapping(data: NDArray[np.uint8]) -> None: ...
 def gather(
     type: int, data: NDArray[np.uint8], rows: int, indices: NDArray[np.int32], out: F32, cols: int
 ) -> None: ...

@@ -23,6 +23,7 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import CUTOFF, RECALL, plan_keys
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
+from hotset.formats.mapped import check_whole
 from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.formats.tensor_table import split_name
@@ -114,6 +115,7 @@ def convert(
     kl: list[float] = []
 
     def finish(path: Path) -> None:
+        check_whole()
         overwrite(path, {DOWN_ERROR: np.array([layer.down_error for layer in layers], np.float32)})
         check_config(checkpoint.config, open_gguf(path).config)
         if measure:

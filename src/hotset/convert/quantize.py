@@ -20,6 +20,7 @@ from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, write_gguf
+from hotset.formats.mapped import check_whole
 from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import split_name
@@ -75,6 +76,11 @@ def quantise_model(
         "hotset.quantize.source": checkpoint.path.name,
         "hotset.quantize.tokens": sum(map(len, windows)),
     }
+
+    def finish(path: Path) -> None:
+        check_whole()
+        check_config(checkpoint.config, open_gguf(path).config)
+
     # In the layers' order, as their moments come.
     order = sorted(tensors, key=lambda name: -1 if (layer := split_name(name)[0]) is None else layer)
     return write_gguf(
@@ -82,7 +88,7 @@ def quantise_model(
         metadata,
         [new(name) for name in order],
         progress,
-        lambda path: check_config(checkpoint.config, open_gguf(path).config),
+        finish,
     )
 
 

@@ -2,6 +2,8 @@
 
 import mmap
 import stat
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,34 @@ def map_file(path: Path) -> NDArray[np.uint8]:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from None
-    return np.frombuffer(mapping, dtype=np.uint8)
+    data = np.frombuffer(mapping, dtype=np.uint8)
+    _open[:] = [(there, file) for there, file in _open if file() is not None]
+    _open.append((path, weakref.ref(mapping)))
+    for watch in watchers:
+        watch(data)
+    return data
+
+
+watchers: list[Callable[[NDArray[np.uint8]], None]] = []
+"""Told of each mapping that is made."""
+_open: list[tuple[Path, "weakref.ref[mmap.mmap]"]] = []
+
+
+def check_whole() -> None:
+    """Raise `CheckpointError` if a mapped file has become shorter since: what is missing reads as zeros."""
+    for path, file in _open:
+        mapping = file()
+        if mapping is not None and (size := mapping.size()) < len(mapping):
+            raise CheckpointError(
+                f"{path}: the file was cut short while it was read: expected {len(mapping)} bytes, found "
+                f"{size}; get it again"
+            )
+
+
+def cut_short() -> None:
+    """Raise the `CheckpointError` for a read that has failed."""
+    check_whole()
+    raise CheckpointError("a model's file could not be read to its end: the disk or the network has failed")
 
 
 def read_bytes(path: Path, limit: int = 1 << 26) -> bytes:

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from hotset.core.errors import HotsetError
+from hotset.formats.mapped import check_whole
 
 _MARK = re.compile(r"\.hotset-[0-9a-f]{8}\.partial")
 _LONGEST_NAME = 200
@@ -69,6 +70,7 @@ def written(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(_target(path))
     except OSError as error:
+        check_whole()  # a write of what a mapped file no longer has fails as a bad address
         raise HotsetError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 

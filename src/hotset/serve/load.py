@@ -9,6 +9,7 @@ from hotset.backends.contract import F32
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
 from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.mapped import check_whole
 from hotset.formats.overrides import Overrides
 from hotset.model.reading import order_notes, rounding_notes, traffic
 from hotset.serve.loaded import DEFAULT_CONTEXT, Model, check_context
@@ -65,6 +66,7 @@ def load_model(
     backend = CpuBackend(threads=threads)
     if device is None:
         transformer = build_transformer(checkpoint, backend, progress)
+        check_whole()
         return Model(
             checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint), notes=tuple(notes)
         )
@@ -133,8 +135,10 @@ def open_model(model: str | Path | None = None, overrides: Overrides | None = No
     `overrides` take the place of what the file says: values by GGUF's full keys, or by config.json's (with a
     dot: those of a table in it).
     """
+    from hotset.backends.cpu.cut_files import survive_cut_files
     from hotset.formats import locate, open_checkpoint
 
+    survive_cut_files()
     return open_checkpoint(locate(None if model is None else str(model)), overrides)
 
 
