@@ -48,21 +48,25 @@ class FastEncoder:
             if isinstance(control, bool):
                 return self._encode(text, control).ids
             found = self._encode(text, True)
-            tokens = [self._span(found, i, text) for i, id in enumerate(found.ids) if id in self._control]
+            ids = found.ids
+            tokens = [
+                (id, *self._span(id, found.token_to_chars(i), text))
+                for i, id in enumerate(ids)
+                if id in self._control
+            ]
             allowed = [token for token in tokens if control(*token[1:])]
-            return found.ids if len(allowed) == len(tokens) else self._encode_only(allowed, text)
+            return ids if len(allowed) == len(tokens) else self._encode_only(allowed, text)
 
     def _encode(self, text: str, control: bool) -> "tokenizers.Encoding":
         self._tokenizer.encode_special_tokens = not control
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _span(self, encoding: "tokenizers.Encoding", index: int, text: str) -> tuple[int, int, int]:
-        """A control token's id and where its own text begins and ends, without spaces that it swallowed."""
-        id = encoding.ids[index]
-        start, end = encoding.token_to_chars(index) or (0, 0)
+    def _span(self, id: int, span: tuple[int, int] | None, text: str) -> tuple[int, int]:
+        """Where a control token's own text begins and ends in ``span``, without spaces that it swallowed."""
+        start, end = span or (0, 0)
         name = self._tokenizer.id_to_token(id) or ""
         at = text.find(name, start, end)
-        return (id, start, end) if at < 0 else (id, at, at + len(name))
+        return (start, end) if at < 0 else (at, at + len(name))
 
     def _encode_only(self, tokens: Sequence[tuple[int, int, int]], text: str) -> list[int]:
         """Encode with no control tokens but these (id, start, end).
