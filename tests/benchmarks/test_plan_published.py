@@ -20,7 +20,7 @@ def test_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.full((model.config.n_layers, model.config.ffn_size), model.density)
 
     monkeypatch.setattr(plan_published, "frequency", flat)
-    row = predict(MODELS[1], "rtx-2080-ti", "predictor", 0.0)
+    row = predict(MODELS[1], "rtx-2080-ti", "predictor")
     assert row["device_bytes"] <= row["budget_bytes"] == (11 << 30) - LEFT_TO_OTHERS
     assert row["fits_main_memory"] and row["published_tokens_per_second"] == "not published"
     assert 1 < row["predicted_tokens_per_second"] < 30

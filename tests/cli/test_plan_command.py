@@ -35,7 +35,7 @@ def test_a_plan_as_json(hotset: Any, demo: Path, gpu_machine: Path) -> None:
     predicted = facts["predicted"]
     assert predicted["tokens_per_second"] == pytest.approx(1e3 / predicted["ms_per_token"])
     assert sum(predicted["ms_by_part"].values()) == pytest.approx(predicted["ms_per_token"])
-    assert facts["check"]["milp_ms_per_token"] == pytest.approx(predicted["ms_per_token"], rel=0.01)
+    assert facts["lower_bound_ms_per_token"] <= predicted["ms_per_token"]
     assert len(facts["layers"]) == 30
 
 

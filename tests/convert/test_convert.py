@@ -42,7 +42,7 @@ def logits(checkpoint: Checkpoint, backend: Backend = REFERENCE) -> F32:
     model = build_transformer(checkpoint, backend)
     kv = model.sequence(len(TOKENS), "f32")
     # A prompt, whose neurons are all computed, and then token by token.
-    parts = [model.forward(Batch.of(kv, TOKENS[:9], logits=None))]
+    parts = [model.forward(Batch.of(kv, TOKENS[:9], lossless=True, logits=None))]
     return np.concatenate([*parts, *(model.forward(Batch.of(kv, token)) for token in TOKENS[9:, None])])
 
 

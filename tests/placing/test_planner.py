@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers.machines import machine
+from helpers.milp import checked
 from helpers.shape_only import shape_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,7 +105,7 @@ def test_a_plan_keeps_its_budget(planner: Planner, share: float) -> None:
 @given(planners(), st.floats(0, 1))
 def test_a_plan_is_within_one_percent_of_the_milp(planner: Planner, share: float) -> None:
     plan = planner.plan(planner.everything - int(share * (planner.everything - planner.working_bytes)))
-    best = planner.checked(plan, seconds=20)
+    best = checked(planner, plan, seconds=20)
     assert best is not None
     assert best.device_bytes <= plan.budget
     assert plan.ms <= 1.01 * best.ms

@@ -5,7 +5,6 @@ it is slow and needs four bytes a weight; other backends are tested against it, 
 """
 
 import math
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -18,84 +17,19 @@ from hotset.backends.contract import (
     HeadSpec,
     Linear,
     NeuronFFNSpec,
-    Norm,
     StateShape,
 )
-from hotset.backends.low_bit import low_bit_copy
+from hotset.backends.maths import (
+    ACTIVATIONS,
+    chosen_neurons,
+    normalise,
+    predictor_matrices,
+    rotate,
+    softmax,
+)
 from hotset.core.batch import I32, Batch, Work
-from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation
 from hotset.core.errors import HotsetError
-
-
-def relu(x: F32) -> F32:
-    """max(x, 0)."""
-    y: F32 = np.maximum(x, 0)
-    return y
-
-
-def silu(x: F32) -> F32:
-    """x times the logistic sigmoid of x, by a form that does not overflow."""
-    y: F32 = x * (0.5 * (1 + np.tanh(0.5 * x)))
-    return y
-
-
-def gelu(x: F32) -> F32:
-    """x times the standard normal distribution function (arXiv 1606.08415)."""
-    erf = np.vectorize(math.erf)(x / math.sqrt(2))
-    y: F32 = (x * (0.5 * (1 + erf))).astype(np.float32)
-    return y
-
-
-def gelu_tanh(x: F32) -> F32:
-    """The same paper's approximation by tanh."""
-    z: F32 = x + 0.044715 * x**3
-    y: F32 = x * (0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * z)))
-    return y
-
-
-ACTIVATIONS: dict[Activation, Callable[[F32], F32]] = {
-    Activation.RELU: relu,
-    Activation.DRELU: relu,
-    Activation.RELU2: lambda x: relu(x) ** 2,
-    Activation.SILU: silu,
-    Activation.GELU: gelu,
-    Activation.GELU_TANH: gelu_tanh,
-}
-
-
-def normalise(x: F32, norm: Norm) -> F32:
-    """RMS norm (arXiv 1910.07467) or layer norm (arXiv 1607.06450) over the last axis."""
-    if norm.kind is NormKind.LAYER:
-        x = x - x.mean(axis=-1, keepdims=True)
-    scale = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + norm.eps)
-    y: F32 = x * scale * norm.weight
-    return y if norm.bias is None else y + norm.bias
-
-
-def rotate(x: F32, rope: RopeConfig, positions: NDArray[np.integer]) -> F32:
-    """RoPE on x (T, heads, head_dim), whose rows stand at `positions` (T,)."""
-    angles = positions[:, None, None] * np.array(rope.inverse_frequencies)
-    cos = (rope.magnitude * np.cos(angles)).astype(np.float32)
-    sin = (rope.magnitude * np.sin(angles)).astype(np.float32)
-
-    half = rope.dim // 2
-    first, second = (
-        (slice(0, rope.dim, 2), slice(1, rope.dim, 2))
-        if rope.interleaved
-        else (slice(0, half), slice(half, rope.dim))
-    )
-    a, b = x[..., first], x[..., second]
-    y: F32 = x.copy()
-    y[..., first] = a * cos - b * sin
-    y[..., second] = a * sin + b * cos
-    return y
-
-
-def softmax(x: F32) -> F32:
-    """Softmax over the last axis."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    y: F32 = e / e.sum(axis=-1, keepdims=True)
-    return y
 
 
 class ReferenceLinear:
@@ -260,60 +194,6 @@ class _Neurons:
             up = act(up)
         gate = self.gate(n)
         return gate, act(gate) * up
-
-
-Linear32 = tuple[F32, F32 | None]
-"""A weight (out, in) and a bias (out,) as float32."""
-
-
-def predictor_matrices(spec: NeuronFFNSpec) -> list[Linear32]:
-    """What the plan's predictor multiplies by, one matrix after the other; empty for other ways."""
-    score = spec.plan.score
-    if score in (Score.GATE_Q2, Score.GATE_Q4):
-        gate = spec.gate or spec.up
-        return [(low_bit_copy(gate.weight.to_float32(), 2 if score is Score.GATE_Q2 else 4), gate.bias)]
-    return [(linear.weight.to_float32(), linear.bias) for linear in spec.predictor]
-
-
-def predict(matrices: Sequence[Linear32], x: F32, rectified: bool) -> F32:
-    """Predicted scores (T, F) of a predictor's input (T, D); `rectified`: with a ReLU between matrices."""
-    y = x
-    for i, (weight, bias) in enumerate(matrices):
-        y = (relu(y) if i and rectified else y) @ weight.T
-        if bias is not None:
-            y += bias
-    return y
-
-
-def chosen_neurons(
-    spec: NeuronFFNSpec,
-    cutoff: float,
-    x: F32,
-    gate: F32,
-    h: F32,
-    lengths: F32,
-    matrices: Sequence[Linear32],
-) -> NDArray[np.bool_]:
-    """Which neurons the plan chooses, (T, F), given all of them.
-
-    x (T, D) is the FFN's input before its norm, gate and h (T, F) are as `FFN.neurons` writes them, `lengths`
-    (F,) are those of down's rows and `matrices` the predictor's.
-    """
-    plan = spec.plan
-    if plan.way is Way.DENSE:
-        return np.ones(h.shape, np.bool_)
-    if plan.way is Way.EXACT:
-        fires: NDArray[np.bool_] = h != 0
-        return fires
-    if plan.score is Score.GATE:
-        score = np.abs(ACTIVATIONS[spec.activation](gate))
-    elif plan.score is Score.DOWN:
-        score = np.abs(h) * lengths
-    else:
-        read = x if plan.raw_input else normalise(x, spec.norm)
-        score = predict(matrices, read, plan.score is Score.LOW_RANK_RELU)
-    chosen: NDArray[np.bool_] = score >= np.float32(cutoff)
-    return chosen
 
 
 class ReferenceNeuronFFN:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.contract import F32
+from hotset.backends.maths import log_softmax
 from hotset.core.batch import Batch
 from hotset.core.batch import Sequence as State
 from hotset.core.errors import RequestError
@@ -182,12 +183,4 @@ def _predictions(
     for start in range(first, len(tokens) - 1, step):
         stop = min(start + step, len(tokens) - 1)
         logits = model.transformer.forward(Batch.of(state, tokens[start:stop], logits=None))
-        yield tokens[start + 1 : stop + 1], _log_softmax(logits)
-
-
-def _log_softmax(logits: F32) -> F32:
-    """Natural log-probabilities, row by row."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    sums = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
-    logs: F32 = shifted - np.log(sums).astype(np.float32)
-    return logs
+        yield tokens[start + 1 : stop + 1], log_softmax(logits)

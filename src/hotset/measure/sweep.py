@@ -8,7 +8,7 @@ import numpy as np
 
 from hotset.activations.capture import capture
 from hotset.backends.contract import F32
-from hotset.backends.reference import ACTIVATIONS
+from hotset.backends.maths import ACTIVATIONS
 from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import RequestError

@@ -27,7 +27,7 @@ from hotset.placing.costs import (
 )
 from hotset.placing.machine import MachineProfile
 from hotset.placing.prefill import ColdPrefill, prefill_ms
-from hotset.placing.solve import Problem, Solution, by_milp, tabulated
+from hotset.placing.solve import Problem, Solution, tabulated
 
 _FEW_ROWS = 8
 """So many rows at once are those of decoding; prompts have more."""
@@ -125,27 +125,22 @@ class Planner:
         self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
         items = [layer_options(layer, machine, context=context, filled=prompt) for layer in self.parts.layers]
         self._items: list[Options] = [*items, head_options(self.parts, machine)]
-        self._problem = Problem(self._items, gpu_of(machine).handshake_us / 2e3)
+        self.problem = Problem(self._items, gpu_of(machine).handshake_us / 2e3)
         self.working_bytes = working_bytes(self.parts)
 
     @property
     def everything(self) -> int:
         """The budget that fits the whole model, its KV cache and the working buffers."""
-        return self.working_bytes + self._problem.most_bytes
+        return self.working_bytes + self.problem.most_bytes
 
     def plan(self, budget: int) -> Plan:
         """The plan for a budget of so many bytes. A larger budget is never reckoned slower."""
         if budget < 0:
             raise RequestError(f"budget is {budget} bytes: expected 0 or more (--vram)")
-        return self._described(tabulated(self._problem, max(0, budget - self.working_bytes)), budget)
+        return self.described(tabulated(self.problem, max(0, budget - self.working_bytes)), budget)
 
-    def checked(self, plan: Plan, seconds: float = 5.0) -> Plan | None:
-        """What HiGHS plans for the same budget in so many seconds, if it finds anything; with its bound."""
-        room = max(0, plan.budget - self.working_bytes)
-        found = by_milp(self._problem, room, tabulated(self._problem, room), seconds)
-        return self._described(found, plan.budget) if found else None
-
-    def _described(self, solution: Solution, budget: int) -> Plan:
+    def described(self, solution: Solution, budget: int) -> Plan:
+        """A solution of `problem` as a plan."""
         count = len(self.parts.layers)
         uses = [self._use(i, solution.homes[i], solution.options[i]) for i in range(count)]
         placement = Placement(tuple(use.placement for use in uses), head=solution.homes[-1] == DEVICE)
@@ -158,7 +153,7 @@ class Planner:
         times = PartTimes(
             attention=attention,
             ffn=layers_ms - attention - handshakes,
-            handshakes=handshakes + moves * self._problem.switch_ms,
+            handshakes=handshakes + moves * self.problem.switch_ms,
             head=head,
         )
         reading = {

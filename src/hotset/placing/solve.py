@@ -1,14 +1,14 @@
 """Chooses one option of each part of a model, so that a token is fastest within a budget of bytes.
 
 This is a multiple-choice knapsack whose items stand in a chain: where neighbours have different homes, the
-hidden vector moves, which costs time. Three views of it, none of which knows of models:
+hidden vector moves, which costs time. Two views of it, neither of which knows of models:
 
 - `lower_bound` puts a price in milliseconds on a byte; at a given price the best choice is found item by item
   along the chain. The price at which the budget is full bounds any choice's time (the Lagrangian dual). Its
   choice is what greedily taking bytes by the milliseconds that each saves arrives at, and some per cent from
   the best: a layer's next good option can be nearly a layer away.
-- `tabulated`, from which plans are made, is dynamic programming over the budget.
-- `by_milp` is a mixed-integer program with a binary for each option, which HiGHS solves: the check.
+- `tabulated`, from which plans are made, is dynamic programming over the budget. Tests hold it against a
+  mixed-integer program.
 """
 
 from collections.abc import Sequence
@@ -214,64 +214,6 @@ def _table(problem: Problem, budget: float, unit: float, options: Sequence[Seque
         stays = arrived[home][left] <= arrived[1 - home][left] + problem.switch_ms
         home = home if stays else 1 - home
     return Choice(problem, homes[::-1], chosen[::-1])
-
-
-def by_milp(problem: Problem, budget: int, known: Solution, seconds: float) -> Solution | None:
-    """The fastest choice within the budget that HiGHS finds in so many seconds, if any; with its own bound.
-
-    Options that cannot be part of anything faster than `known` are left out: with each goes a lower bound on
-    the choices that have it.
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import coo_array
-
-    count = len(problem.items)
-    owner, home, index = [], [], []
-    for i in range(count):
-        for side in (HOST, DEVICE):
-            width = len(problem.bytes[i][side])
-            owner.append(np.full(width, i))
-            home.append(np.full(width, side))
-            index.append(np.arange(width))
-    owners, homes, indices = (np.concatenate(parts) for parts in (owner, home, index))
-    nbytes = np.concatenate([part for pair in problem.bytes for part in pair]).astype(np.float64)
-    ms = np.concatenate([part for pair in problem.ms for part in pair])
-    fits = nbytes <= budget
-    _, cheap, dear = lower_bound(problem, budget)
-    fits &= problem.least_within(budget, cheap, dear)[owners, homes, indices] <= known.ms * (1 + 1e-9)
-    owners, homes, indices, nbytes, ms = (part[fits] for part in (owners, homes, indices, nbytes, ms))
-    n = len(owners)
-    # Variables: one for each option, then for each item whether the hidden vector moves to reach it.
-    scale = max(budget, 1)
-    columns = np.arange(n)
-    one_each = coo_array((np.ones(n), (owners, columns)), shape=(count, n + count))
-    within = coo_array((nbytes / scale, (np.zeros(n, int), columns)), shape=(1, n + count))
-    on_device = columns[homes == DEVICE]
-    here, after = owners[on_device], owners[on_device] + 1
-    has_next = after < count
-    sign = np.concatenate([np.ones(len(here)), -np.ones(int(has_next.sum()))])
-    moves = coo_array(
-        (sign, (np.concatenate([here, after[has_next]]), np.concatenate([on_device, on_device[has_next]]))),
-        shape=(count, n + count),
-    )
-    moved = coo_array((np.ones(count), (np.arange(count), n + np.arange(count))), shape=(count, n + count))
-    found = milp(
-        np.concatenate([ms, np.full(count, problem.switch_ms)]),
-        integrality=np.concatenate([np.ones(n), np.zeros(count)]),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(within, 0, budget / scale),
-            LinearConstraint(moved - moves, 0, np.inf),
-            LinearConstraint(moved + moves, 0, np.inf),
-        ],
-        options={"mip_rel_gap": 0.0, "time_limit": seconds},
-    )
-    if found.x is None:
-        return None
-    taken = np.flatnonzero(found.x[:n] > 0.5)
-    choice = Choice(problem, homes[taken].tolist(), indices[taken].tolist())
-    return choice.solution(found.mip_dual_bound)
 
 
 def _staircase(nbytes: I64, ms: F64) -> I64:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.blocks import round_to_nearest
 from hotset.backends.contract import F32, FFN, Linear, NeuronFFNSpec
-from hotset.backends.reference import normalise, predict, predictor_matrices
+from hotset.backends.maths import normalise, predict, predictor_matrices
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.formats.tensor import TensorType
 from hotset.sparsify.choice import Choice, effective_bytes, ffn_bytes, predictor_bytes

@@ -14,7 +14,7 @@ import numpy as np
 
 from hotset.backends.blocks import NEURON_TYPES
 from hotset.backends.contract import F32, FFN, NeuronFFNSpec
-from hotset.backends.reference import ACTIVATIONS, normalise
+from hotset.backends.maths import ACTIVATIONS, normalise
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import RequestError
 from hotset.sparsify.choice import F64, NEVER_SLOWER

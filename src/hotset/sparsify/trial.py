@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, FFN, BatchView, NeuronFFNSpec
-from hotset.backends.reference import chosen_neurons, normalise, predictor_matrices
+from hotset.backends.maths import chosen_neurons, log_softmax, normalise, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.batch import Sequence as State
 from hotset.model.transformer import Transformer
@@ -145,16 +145,10 @@ class Trial:
         for tokens, entering, x in zip(self._tokens, self._entering, leaving, strict=True):
             for start in range(0, len(x), step):
                 part = slice(start, start + step)
-                logs = self._log_probabilities(x[part])
+                logs = log_softmax(self._transformer.head.forward(x[part]))
                 targets = tokens[1:][part]
                 loss -= float(logs[np.arange(len(targets)), targets].sum(dtype=np.float64))
                 if x is not entering[-1]:
-                    dense = self._log_probabilities(entering[-1][part])
+                    dense = log_softmax(self._transformer.head.forward(entering[-1][part]))
                     divergence += float((np.exp(dense) * (dense - logs)).sum(dtype=np.float64))
         return Quality(math.exp(loss / self.predictions), divergence / self.predictions)
-
-    def _log_probabilities(self, x: F32) -> F32:
-        logits = self._transformer.head.forward(x)
-        logits -= logits.max(axis=1, keepdims=True)
-        logits -= np.log(np.exp(logits).sum(axis=1, dtype=np.float64, keepdims=True)).astype(np.float32)
-        return logits

@@ -24,7 +24,7 @@ from hotset.backends.contract import (
     StateShape,
 )
 from hotset.backends.cpu import CpuAttention, CpuBackend, CpuFFN, CpuHead, CpuNeuronFFN, CpuSequence
-from hotset.backends.reference import normalise, predict, predictor_matrices
+from hotset.backends.maths import normalise, predict, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.config import Score
 from hotset.hybrid.device import Flag, Slot

@@ -20,7 +20,8 @@ from hotset.backends.contract import (
     StateShape,
 )
 from hotset.backends.gpu.attention import attention_splits
-from hotset.backends.reference import ReferenceBackend, normalise, predict, predictor_matrices
+from hotset.backends.maths import normalise, predict, predictor_matrices
+from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
