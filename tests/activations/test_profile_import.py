@@ -50,6 +50,14 @@ def test_frequencies_stay(tmp_path, dtype):
     np.testing.assert_allclose(made.frequency, np.tile(values.double().numpy(), (12, 1)), rtol=1e-6)
 
 
+def test_parameters_are_tensors_too(tmp_path):
+    values = torch.linspace(0, 1, 28)
+    for i in range(12):
+        torch.save(torch.nn.Parameter(values) if i else values, tmp_path / f"activation_{i}.pt")
+    made = import_profile(tmp_path, CHECKPOINT)
+    np.testing.assert_allclose(made.frequency, np.tile(values.numpy(), (12, 1)), rtol=1e-6)
+
+
 class Trap:
     def __reduce__(self):
         return os.system, ("echo trapped > trapped",)
@@ -65,6 +73,7 @@ class Trap:
         (torch.full((28,), -1.0), "negative or infinite"),
         (torch.full((28,), torch.nan), "negative or infinite"),
         (torch.zeros(28, dtype=torch.complex64), "complex"),
+        (torch.zeros(28).to_sparse(), "expected counts or frequencies, found a tensor of others"),
         (Trap(), "no torch tensor that can be read safely"),
         (b"nonsense", "no torch tensor that can be read safely"),
         (b"", "no torch tensor that can be read safely"),

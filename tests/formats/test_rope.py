@@ -112,6 +112,8 @@ def test_gguf_keys_mean_what_config_tables_mean() -> None:
     same(gguf_rope(), "default")
     same(gguf_rope(type="none"), "default")
     same(gguf_rope(type="linear", factor=3.0), "linear")
+    same(gguf_rope(factor=3.0), "linear")  # as llama.cpp takes it
+    same(gguf_rope(type="none", factor=3.0), "default")
     same(gguf_rope(type="yarn", factor=4.0, original_context_length=64), "yarn")
     legacy = rope_from_gguf(
         Keys({"rope.scale_linear": 3.0}, "x"),
