@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
 from helpers.parity import assert_close
+from helpers.placements import eager_machine
 from helpers.powerinfer_files import FILE_TYPES, PowerInferFile, converted, quantised
 from helpers.profiles import random_profile
 from helpers.random_gguf import F32, FFN, TOKENS, plain_twin
@@ -25,7 +26,9 @@ from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats import Checkpoint, TensorType, open_checkpoint
 from hotset.formats.gguf_file import read_gguf
 from hotset.model.build import build_transformer
+from hotset.placing.planner import Planner
 from hotset.serve.load import load_model, with_plan
+from hotset.testing.stand_in import StandInDevice
 from hotset.tokenizer import Tokenizer
 
 ARCHITECTURES = ("llama", "bamboo", "falcon", "opt")
@@ -253,8 +256,24 @@ def test_the_remedies_named_work(
 
 
 def test_neurons_on_a_device_need_to_be_in_types_that_can_be_read(tmp_path: Path) -> None:
-    from hotset.testing.stand_in import StandInDevice
-
     file = of_type("llama", Q.Q6_K, 256).write(tmp_path / "p.gguf")
     with pytest.raises(HotsetError, match=r"p.gguf: .*Q6_K as Q8_0.*hotset convert .*--vram"):
         load_model(file, vram=1 << 20, device=StandInDevice())
+
+
+def test_hot_neurons_that_are_not_sorted_are_told_of(tmp_path: Path) -> None:
+    file = converted("llama", predictor=predictor).write(tmp_path / "p.gguf")
+    source = open_checkpoint(file)
+    convert(source, tmp_path / "o.gguf", random_profile(source))
+    machine, use = eager_machine(), np.full((2, FFN), 0.5, np.float32)
+    everything = Planner(source, machine, context=16, prompt=16, frequency=use).everything
+    for path, told in ((file, True), (tmp_path / "o.gguf", False)):
+        notes = []
+        for budget in range(int(0.9 * everything), everything, 8192):
+            device = StandInDevice()
+            model = load_model(path, threads=1, context=16, vram=budget, device=device, machine=machine)
+            assert model.plan
+            if any(0 < layer.hot < FFN for layer in model.plan.placement.layers):
+                notes.append(any("not sorted by how often they fire" in note for note in model.notes))
+        assert notes
+        assert set(notes) == {told}

@@ -16,34 +16,34 @@ from typing import Any
 import gguf  # noqa: F401 - not to be counted when an error message needs it
 import numpy as np
 import pytest
-from helpers.gguf_bytes import split, tiny_model
+from helpers.gguf_bytes import by_neuron, split, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from hotset.architectures.table import ARCHITECTURES, SHAPES, Architecture
-from hotset.core.errors import CheckpointError
-from hotset.formats import open_checkpoint
+from hotset.core.errors import CheckpointError, RequestError
+from hotset.formats import Overrides, open_checkpoint
 from hotset.formats.tensor_table import is_global
 
 MOST_BYTES = 2 << 20  # a thousand times the files
 MOST_SECONDS = 2.0
 
 
-def assert_opens_or_refuses(path: Path) -> None:
+def assert_opens_or_refuses(path: Path, overrides: Overrides | None = None) -> None:
     start = process_time()
     tracemalloc.start()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_checkpoint(path, overrides)
             for tensor in checkpoint.tensors.values():
                 assert tensor.nbytes == prod(tensor.shape) // tensor.type.block_size * tensor.type.block_bytes
             for key in checkpoint.metadata:
                 checkpoint.metadata[key]
             layer = checkpoint.config.layers[-1]
             assert layer.rope is None or np.isfinite(layer.rope.inverse_frequencies).all()
-    except CheckpointError as error:
+    except (CheckpointError, RequestError) as error:
         assert str(error)
         assert str(error).isprintable()
     finally:
@@ -142,41 +142,51 @@ GGUF_KEYS = words("""
     attention.layer_norm_epsilon attention.sliding_window attention.sliding_window_pattern attention.scale
     attention.causal expert_count rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
     rope.scaling.factor rope.scale_linear rope.scaling.original_context_length rope.scaling.attn_factor
-    rope.scaling.yarn_beta_fast final_logit_softcapping
+    rope.scaling.yarn_beta_fast final_logit_softcapping rope.global.freq_base rope.local.freq_base
 """)
 GENERAL_KEYS = words("""
     general.architecture general.alignment general.type hotset.activation split.no split.count
-    split.tensors.count tokenizer.ggml.tokens
+    split.tensors.count tokenizer.ggml.tokens tokenizer.ggml.model tokenizer.ggml.pre hotset.ffn.way
+    hotset.ffn.score hotset.ffn.cutoff hotset.ffn.recall hotset.ffn.raw_input powerinfer.sparse_threshold
 """)
 MODELS = st.sampled_from(ARCHITECTURES)
+FILES = st.tuples(MODELS, st.sampled_from([lambda file: file, by_neuron]))
+"""An architecture, and how a tiny model of it is stored: as usual, or as PowerInfer does."""
 
 
 @examples(200, 3000)
 def test_mutated_gguf_bytes(examples: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
 
-    def check(case: tuple[Architecture, list[Callable[[bytes], bytes]]]) -> None:
-        path.write_bytes(mutated(tiny_model(case[0]).to_bytes(), case[1]))
+    def check(case: Any) -> None:
+        (architecture, stored), mutations = case
+        path.write_bytes(mutated(stored(tiny_model(architecture)).to_bytes(), mutations))
         assert_opens_or_refuses(path)
 
-    fuzz(st.tuples(MODELS, MUTATIONS), check, examples)
+    fuzz(st.tuples(FILES, MUTATIONS), check, examples)
 
 
 @examples(200, 3000)
 def test_weird_gguf_values(examples: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
 
-    def check(case: tuple[Architecture, dict[str, Any]]) -> None:
-        architecture, values = case
-        changes = {
-            key if key in GENERAL_KEYS else f"{architecture.name}.{key}": value
-            for key, value in values.items()
-        }
-        path.write_bytes(tiny_model(architecture, **changes).to_bytes())
-        assert_opens_or_refuses(path)
+    def check(case: Any) -> None:
+        (architecture, stored), values, overrides = case
 
-    values = st.dictionaries(st.sampled_from(GGUF_KEYS + GENERAL_KEYS), WEIRD, min_size=1, max_size=3)
-    fuzz(st.tuples(MODELS, values), check, examples)
+        def named(values: dict[str, Any]) -> dict[str, Any]:
+            return {
+                key if key in GENERAL_KEYS else f"{architecture.name}.{key}": value
+                for key, value in values.items()
+            }
+
+        path.write_bytes(stored(tiny_model(architecture, **named(values))).to_bytes())
+        assert_opens_or_refuses(path, named(overrides))
+
+    keys = st.sampled_from(GGUF_KEYS + GENERAL_KEYS)
+    values = st.dictionaries(keys, WEIRD, min_size=1, max_size=3)
+    scalars = WEIRD.filter(lambda value: isinstance(value, bool | int | float | str))
+    overrides = st.dictionaries(keys, scalars, max_size=2)
+    fuzz(st.tuples(FILES, values, overrides), check, examples)
 
 
 @examples(100, 1500)
@@ -266,6 +276,8 @@ def test_what_gets_mutated_is_sound(architecture: Architecture, tmp_path: Path) 
     (tmp_path / "m.gguf").write_bytes(tiny_model(architecture).to_bytes())
     file = open_checkpoint(tmp_path / "m.gguf")
     assert set(directory.tensors) == set(file.tensors)
+    (tmp_path / "m.gguf").write_bytes(by_neuron(tiny_model(architecture)).to_bytes())
+    assert open_checkpoint(tmp_path / "m.gguf").config.layers[0].ffn
 
 
 @examples(200, 3000)

@@ -116,6 +116,20 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
     return GGUFBytes({key: value for key, value in keys.items() if value is not None}, tensors)
 
 
+def by_neuron(file: GGUFBytes) -> GGUFBytes:
+    """A tiny model as PowerInfer stores it: down transposed, a predictor in its only layer."""
+    tensors = []
+    for tensor in file.tensors:
+        shape = tensor.shape[::-1] if tensor.name == "blk.0.ffn_down.weight" else tensor.shape
+        tensors.append(TensorLine(tensor.name.replace("ffn_down.", "ffn_down_t."), shape, tensor.data))
+    width, hidden, ffn = 3, SIZES["D"], SIZES["F"]
+    for name, shape in (("fc1", (width, hidden)), ("fc2", (ffn, width))):
+        data = np.ones(shape, "<f4").tobytes()
+        tensors.append(TensorLine(f"blk.0.{name}.weight", shape, data))
+    keys = dict(file.keys) | {"powerinfer.sparse_threshold": 0.5}
+    return GGUFBytes(keys, tensors, magic=b"PWRI")
+
+
 def tiny_llama(**changes: Any) -> GGUFBytes:
     return tiny_model(ARCHITECTURES[0], **changes)
 
