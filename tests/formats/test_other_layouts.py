@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.quantize import quantise_model
+from hotset.core.batch import Batch
 from hotset.core.errors import CheckpointError
 from hotset.formats import Checkpoint, TensorType, open_checkpoint
 from hotset.model.build import build_transformer
@@ -23,7 +24,7 @@ from hotset.model.build import build_transformer
 
 def logits(checkpoint: Checkpoint) -> NDArray[np.float32]:
     model = build_transformer(checkpoint, ReferenceBackend())
-    return model.forward(TOKENS, model.kv_cache(LENGTH, "f32"), all_logits=True)
+    return model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None))
 
 
 def rename(directory: Path, change: Any) -> Path:
