@@ -166,9 +166,14 @@ def test_ctrl_c_stops_the_answer_and_keeps_its_beginning(monkeypatch: pytest.Mon
 def test_a_refused_question_is_forgotten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engine = Engine([RequestError("too long"), HotsetError("not finite"), "2"])
-    assert talk(monkeypatch, ["one", "two", "three"], engine) == [["one"], ["two"], ["three"]]
-    assert capsys.readouterr().err.startswith("error: too long\nerror: not finite\nprompt: ")
+    engine = Engine([RequestError("too long"), "2"])
+    assert talk(monkeypatch, ["one", "two"], engine) == [["one"], ["two"]]
+    assert capsys.readouterr().err.startswith("error: too long\nprompt: ")
+
+
+def test_other_errors_end_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HotsetError, match="standard output"):
+        talk(monkeypatch, ["one", "two"], Engine([HotsetError("standard output cannot be written")]))
 
 
 def test_ctrl_c_at_a_piped_prompt_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

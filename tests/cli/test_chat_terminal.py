@@ -111,3 +111,26 @@ def test_alt_enter_begins_a_line_and_tab_completes(demo: Path, tmp_path: Path) -
         terminal.write(CTRL_D)
         assert terminal.code() == 0
     assert "+one\n+two\n" in (tmp_path / "hotset" / "chat-history").read_text()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_goes_to_stderr_is_seen_before_the_next_prompt(
+    demo: Path, tmp_path: Path, unbuffered: str
+) -> None:
+    with Terminal("chat", demo, XDG_STATE_HOME=str(tmp_path), PYTHONUNBUFFERED=unbuffered) as terminal:
+        terminal.until(PROMPT)
+        terminal.write(b"/regenerate" + ENTER)
+        assert b"error: there is no answer yet" in terminal.until(b"?2004h")
+        terminal.write(CTRL_D)
+        assert terminal.code() == 0
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_terminal_that_is_gone_ends_the_chat(demo: Path, tmp_path: Path, busy: bool) -> None:
+    with Terminal("chat", demo, "-n", "2000", XDG_STATE_HOME=str(tmp_path)) as terminal:
+        terminal.until(PROMPT)
+        if busy:
+            terminal.write(b"Write a very long story about the sea." + ENTER)
+            terminal.until(b"?2004l")
+        terminal.hang_up()
+        assert terminal.code() in (0, 2, 129)

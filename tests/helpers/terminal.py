@@ -40,29 +40,37 @@ class Terminal:
         end = time.monotonic() + seconds
         while (at := self.seen.find(mark, self._read)) < 0:
             assert time.monotonic() < end, f"no {mark!r} after {self.seen[self._read :]!r}"
-            if select.select([self._fd], [], [], 0.1)[0]:
-                try:
-                    piece = os.read(self._fd, 1 << 16)
-                except OSError:  # the other side is closed
-                    piece = b""
-                assert piece, f"the end, and no {mark!r} after {self.seen[self._read :]!r}"
-                self.seen += piece
+            self._take()
         start, self._read = self._read, at + len(mark)
         return self.seen[start : self._read]
 
-    def code(self) -> int:
+    def hang_up(self) -> None:
+        """Close the terminal, as by closing its window."""
+        os.close(self._fd)
+        self._fd = -1
+
+    def code(self, seconds: float = 60) -> int:
         """Wait for the command; its exit code."""
-        while True:
-            try:
-                piece = os.read(self._fd, 1 << 16)
-            except OSError:
-                break
-            if not piece:
-                break
-            self.seen += piece
-        status = os.waitpid(self.pid, 0)[1]
+        end = time.monotonic() + seconds
+        while (ended := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < end, f"still running after {self.seen[-1000:]!r}"
+            self._take()
+        while self._fd >= 0 and self._take():
+            pass
         self.pid = 0
-        return os.waitstatus_to_exitcode(status)
+        return os.waitstatus_to_exitcode(ended[1])
+
+    def _take(self) -> bool:
+        """Read what is shown by now; whether there may be more."""
+        if self._fd < 0 or not select.select([self._fd], [], [], 0.1)[0]:
+            time.sleep(0.01)
+            return False
+        try:
+            piece = os.read(self._fd, 1 << 16)
+        except OSError:  # the other side is closed
+            return False
+        self.seen += piece
+        return bool(piece)
 
     def __enter__(self) -> "Terminal":
         return self
@@ -76,4 +84,5 @@ class Terminal:
         if self.pid:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from hotset.cli import options
 from hotset.cli.answer import Speaker, note
 from hotset.cli.terminal import Read, interactive, read_message, reader
-from hotset.core.errors import HotsetError, RequestError
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.serve.engine import Engine
@@ -147,7 +147,7 @@ class Conversation:
             if not terminal:
                 raise
             print(f"\n{_HINT}")
-        except HotsetError as error:
+        except RequestError as error:
             print(f"error: {error}", file=sys.stderr)
         return True
 

@@ -58,10 +58,9 @@ class _Messages(io.FileIO):
 
 
 def _text(raw: io.FileIO, old: Any) -> io.TextIOWrapper:
-    """A stream of text, buffered as the old one."""
+    """A stream of text, buffered as the old one; by lines also where Python is not to buffer (python -u)."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(old, "encoding", "utf-8"),
-        line_buffering=getattr(old, "line_buffering", True),
-        write_through=getattr(old, "write_through", False),
+        line_buffering=getattr(old, "line_buffering", True) or getattr(old, "write_through", False),
     )
