@@ -1,7 +1,7 @@
 """The conversation, with an engine that answers from a list."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,22 +26,34 @@ class Engine:
         self.samplings: list[Sampling] = []
         config = SimpleNamespace(layers=())
         self.model = SimpleNamespace(path="m.gguf", config=config, chooses_neurons=False)
-        self.work = list
         self.tokenizer = SimpleNamespace(chat_template="{{ messages }}", encode_chat=self._encode)
 
     def _encode(self, messages: Sequence[dict[str, str]], **variables: Any) -> list[int]:
         self.variables.append(variables)
         return list(json.dumps(messages).encode())
 
-    def generate(self, ids: list[int], *, sampling: Sampling, **options: Any) -> Iterator[Any]:
+    def generate(self, ids: list[int], *, sampling: Sampling, **options: Any) -> "Answering":
         self.asked.append(json.loads(bytes(ids)))
         self.samplings.append(sampling)
         answer = self.answers.pop(0) if self.answers else "ok"
         if isinstance(answer, HotsetError):
             raise answer
-        return self._tokens(answer.split(" "))
+        return Answering(answer.split(" "))
 
-    def _tokens(self, words: list[str]) -> Iterator[Any]:
+
+class Answering:
+    """A stream of words."""
+
+    work = list
+
+    def __init__(self, words: list[str]) -> None:
+        self._tokens = self._each(words)
+        self.close = self._tokens.close
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._tokens
+
+    def _each(self, words: list[str]) -> Generator[Any, None, None]:
         for i, word in enumerate(words):
             if word == "^C":
                 raise KeyboardInterrupt

@@ -75,10 +75,11 @@ def test_what_does_not_fit_is_refused(hotset, demo, arguments, named):
     assert re.search(named, err)
 
 
-def test_bench_json(hotset, demo, monkeypatch):
-    monkeypatch.setattr("hotset.measure.speed.PREFILL_TOKENS", 32)
-    monkeypatch.setattr("hotset.measure.speed.DECODE_TOKENS", 4)
-    code, out, err = hotset("bench", demo, "--threads", "1", "--json")
+QUICK = ("--prompt-tokens", "32", "--tokens", "4", "--repeats", "1")
+
+
+def test_bench_json(hotset, demo):
+    code, out, err = hotset("bench", demo, "--threads", "1", *QUICK, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
     assert result["threads"] == 1
@@ -86,6 +87,48 @@ def test_bench_json(hotset, demo, monkeypatch):
     assert result["prefill_tokens_per_second"] > result["decode_tokens_per_second"] > 1
     assert 0 < result["decode_gb_per_second"] <= result["memory_gb_per_second"]
     assert isinstance(result["level"], str)
+    assert (result["prefill_tokens"], result["decode_tokens"]) == (32, 4)
+    assert "parallel" not in result
+
+
+def test_bench_leaves_out_what_is_not_wanted(hotset, demo):
+    code, out, err = hotset("bench", demo, *QUICK, "--prompt-tokens", "0")
+    assert (code, err, "prefill" in out, "decode, 4 tokens" in out) == (0, "", False, True)
+    code, out, err = hotset("bench", demo, *QUICK, "--tokens", "0", "--json")
+    result = json.loads(out)
+    assert (result["decode_tokens"], result["decode_tokens_per_second"]) == (0, None)
+    assert result["prefill_tokens_per_second"] > 1
+
+
+def test_bench_of_several_sequences(hotset, demo):
+    options = ("--prompt-tokens", "0", "--tokens", "4", "--repeats", "1", "--parallel", "1, 3")
+    code, out, err = hotset("bench", demo, *options, "--json")
+    assert (code, err) == (0, "")
+    one, three = json.loads(out)["parallel"]
+    assert (one["sequences"], three["sequences"]) == (1, 3)
+    for point in (one, three):
+        assert 0 < point["gap_p50_ms"] <= point["gap_max_ms"]
+        # Four tokens: the median of their gaps says about how long a step takes.
+        assert point["tokens_per_second"] >= point["sequences"] * 1e3 / point["gap_max_ms"]
+    code, out, err = hotset("bench", demo, *options)
+    assert (code, err) == (0, "")
+    assert re.search(r"sequences +tokens/s +gap, median ms +gap, longest ms", out)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--parallel", "1,x"], "--parallel is '1,x': expected numbers of 1 to 64, such as 1,2,4,8"),
+        (["--parallel", "0"], "--parallel is '0': expected numbers of 1 to 64"),
+        (["--parallel", "2", "--tokens", "0"], "expected --tokens of 1 or more"),
+        (["--parallel", "2", "--trace"], "go with neither --sweep nor --trace"),
+        (["--repeats", "2", "--sweep", "density"], "go with neither --sweep nor --trace"),
+    ],
+)
+def test_bench_refuses(hotset, demo, options, named):
+    code, out, err = hotset("bench", demo, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert named in err
 
 
 def test_eval(hotset, demo, tmp_path):

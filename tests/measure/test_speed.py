@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from hotset.measure import speed as module
-from hotset.measure.speed import measure
+from hotset.measure.parallel import Parallel, measure_parallel
+from hotset.measure.speed import Sizes, measure
 from hotset.model.reading import Traffic
 from hotset.serve.loaded import Model
 
@@ -21,7 +22,9 @@ class Clocked:
         self.kinds = set()
 
     def sequence(self, capacity, kv_type):
-        return SimpleNamespace(capacity=capacity, length=0, rewind=lambda length: None, choosers=[])
+        made = SimpleNamespace(capacity=capacity, length=0, rewind=lambda length: None, choosers=[])
+        made.fork = lambda: made
+        return made
 
     def forward(self, batch):
         tokens = batch.tokens
@@ -31,16 +34,20 @@ class Clocked:
         self.kinds.add(kind)
 
 
-@pytest.mark.parametrize("context", [4096, 100])
-def test_rates(monkeypatch, context):
+def clocked(monkeypatch, context=4096):
     transformer = Clocked(context)
     monkeypatch.setattr(module.time, "perf_counter", lambda: transformer.now)
     bandwidths = iter([40.0, 10.0, 50.0])
     backend = SimpleNamespace(memory_bandwidth=lambda nbytes: next(bandwidths))
     tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
-    model = Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
+    return Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
+
+
+@pytest.mark.parametrize("context", [4096, 100])
+def test_rates(monkeypatch, context):
+    model = clocked(monkeypatch, context)
     told = []
-    speed = measure(model, repeats=3, progress=lambda done, total: told.append((done, total)))
+    speed = measure(model, progress=lambda done, total: told.append((done, total)))
     assert (speed.prefill_tokens, speed.decode_tokens) == ((512, 128) if context == 4096 else (100, 92))
     assert speed.prefill_tokens_per_second == pytest.approx(512 / 6.12 if context == 4096 else 50)
     assert speed.decode_tokens_per_second == pytest.approx(1 / 1.01)
@@ -66,3 +73,25 @@ def test_decoding_never_reads_faster_than_the_memory(monkeypatch):
     assert speed.memory_gb_per_second == pytest.approx(2 / 1.01)
     assert speed.memory_share <= 1
     assert asked == [2 * 10**9] * 3  # as many bytes as a token reads
+
+
+def test_parts_of_no_tokens_are_left_out(monkeypatch):
+    speed = measure(clocked(monkeypatch), Sizes(prompt_tokens=0, tokens=16, repeats=1))
+    assert (speed.prefill_tokens, speed.prefill_tokens_per_second) == (0, None)
+    assert speed.decode_tokens_per_second == pytest.approx(1 / 1.01)
+    speed = measure(clocked(monkeypatch), Sizes(prompt_tokens=32, tokens=0, repeats=2))
+    assert speed.prefill_tokens_per_second == pytest.approx(32 / 1.32)
+    assert (speed.decode_tokens_per_second, speed.decode_gb_per_second, speed.memory_share) == (None,) * 3
+
+
+@pytest.mark.parametrize("context", [4096, 100])
+def test_sequences_together(monkeypatch, context):
+    told = []
+    points = measure_parallel(
+        clocked(monkeypatch, context), [1, 4], Sizes(), progress=lambda *tale: told.append(tale)
+    )
+    assert points == [
+        Parallel(1, pytest.approx(1 / 1.01), pytest.approx(1010), pytest.approx(1010)),
+        Parallel(4, pytest.approx(4 / 1.04), pytest.approx(1040), pytest.approx(1040)),
+    ]
+    assert told == [(1, 2), (2, 2)]

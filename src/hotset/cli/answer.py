@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hotset.core.batch import Work
     from hotset.serve.engine import Engine
+    from hotset.serve.loaded import Model
     from hotset.serve.sampler import Sampling
+    from hotset.serve.stream import Stream
 
 _LONG_PROMPT = 256
 """Tokens to read from which on a progress bar is shown."""
@@ -81,7 +83,7 @@ class Speaker:
         """
         from hotset.cli.console import progress
 
-        watch = _Watch(self.engine, len(ids))
+        watch = _Watch(self.engine.model, len(ids))
         pieces: list[str] = []
         reason = None
         with progress("Reading the prompt", patience=0.0) as bar:
@@ -102,7 +104,7 @@ class Speaker:
             )
             try:
                 for token in tokens:
-                    watch.token()
+                    watch.token(tokens)
                     pieces.append(token.text)
                     sys.stdout.write(token.text)
                     sys.stdout.flush()
@@ -117,7 +119,7 @@ class Speaker:
                     sys.stdout.flush()
         full = self.max_tokens is None or watch.tokens < self.max_tokens
         ended = {"stop": "stop", "length": "context" if full else "limit", None: "Ctrl-C"}[reason]
-        answer = Answer("".join(pieces), watch.speed(), ended)
+        answer = Answer("".join(pieces), watch.speed(tokens), ended)
         self._report(answer)
         return answer
 
@@ -134,28 +136,28 @@ class Speaker:
 class _Watch:
     """Counts and times one answer's tokens."""
 
-    def __init__(self, engine: "Engine", prompt_tokens: int) -> None:
-        self._engine = engine
+    def __init__(self, model: "Model", prompt_tokens: int) -> None:
+        self._model = model
         self._prompt_tokens = self.read = prompt_tokens
         self.tokens = 0
         self._start = self._first = self._last = time.perf_counter()
         self._before: list[Work | None] = []
 
-    def token(self) -> None:
+    def token(self, stream: "Stream") -> None:
         self.tokens += 1
         self._last = time.perf_counter()
         if self.tokens == 1:
             self._first = self._last
-            self._before = self._engine.work()
+            self._before = stream.work()
 
-    def speed(self) -> Speed | None:
+    def speed(self, stream: "Stream") -> Speed | None:
         if not self.tokens:
             return None
         from hotset.measure.speed import density, neurons_per_token
 
         share = None
         if self.tokens > 1:
-            share = density(self._engine.model, neurons_per_token(self._before, self._engine.work()))
+            share = density(self._model, neurons_per_token(self._before, stream.work()))
         return Speed(
             self._prompt_tokens,
             self.read,

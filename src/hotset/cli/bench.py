@@ -15,6 +15,8 @@ from hotset.core.errors import RequestError
 if TYPE_CHECKING:
     from hotset.formats.checkpoint import Checkpoint
 
+_MOST_SEQUENCES = 64
+
 
 class Sweep(str, Enum):
     """What a sweep varies."""
@@ -29,6 +31,21 @@ def bench(
     ffn: options.Neurons = None,
     vram: options.Vram = None,
     override: options.Override = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Tokens of the prompt: 512 if not given; 0 leaves it out.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=0, help="Single tokens: 128 if not given; 0 leaves them out.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(min=1, help="Times that each is measured: 3.")] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="Decode so many sequences together, after 128 tokens each, such as 1,2,4,8.",
+            show_default=False,
+        ),
+    ] = None,
     sweep: Annotated[
         Sweep | None,
         typer.Option(
@@ -48,6 +65,12 @@ def bench(
     as_json: options.AsJSON = False,
 ) -> None:
     """Time a prompt of 512 tokens and 128 single tokens; medians of three, beside the memory bandwidth."""
+    sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
+    sizes_given = {name: size for name, size in sizes.items() if size is not None}
+    if (sizes_given or parallel) and (sweep or trace):
+        raise RequestError(
+            "--prompt-tokens, --tokens, --repeats and --parallel go with neither --sweep nor --trace"
+        )
     if sweep and (trace or ffn):
         raise RequestError("--sweep goes with neither --trace nor --ffn")
     if vram and (sweep or trace):
@@ -56,6 +79,7 @@ def bench(
         raise RequestError("--plot and --text need --sweep density or --trace")
     if text and not trace:
         raise RequestError("--text needs --trace")
+    counts = _counts(parallel, tokens)
     if plot:
         from hotset.draw.picture import check_picture
 
@@ -69,46 +93,86 @@ def bench(
     elif trace:
         _trace(checkpoint, threads, ffn, text or [], plot, as_json)
     else:
-        _speed(checkpoint, threads, ffn, options.vram_bytes(vram), as_json)
+        _speed(checkpoint, threads, ffn, options.vram_bytes(vram), sizes_given, counts, as_json)
+
+
+def _counts(text: str | None, tokens: int | None) -> list[int]:
+    """The numbers of sequences in ``1,2,4,8``."""
+    parts = [] if text is None else text.split(",")
+    counts = [int(part) for part in parts if part.strip().isdecimal()]
+    if len(counts) < len(parts) or any(not 1 <= count <= _MOST_SEQUENCES for count in counts):
+        raise RequestError(
+            f"--parallel is {text!r}: expected numbers of 1 to {_MOST_SEQUENCES}, such as 1,2,4,8"
+        )
+    if counts and tokens == 0:
+        raise RequestError("--parallel times single tokens: expected --tokens of 1 or more")
+    return counts
 
 
 def _speed(
-    model: "Checkpoint", threads: int | None, ffn: Way | None, vram: int | None, as_json: bool
+    model: "Checkpoint",
+    threads: int | None,
+    ffn: Way | None,
+    vram: int | None,
+    sizes_given: dict[str, int],
+    counts: list[int],
+    as_json: bool,
 ) -> None:
     from hotset.cli.console import notes, progress, table
-    from hotset.measure.speed import PREFILL_TOKENS, measure
+    from hotset.measure.parallel import CONTEXT_TOKENS, measure_parallel
+    from hotset.measure.speed import Sizes, measure
     from hotset.serve.load import load_model
 
+    sizes = Sizes(**sizes_given)
+    # On a GPU room is left for so many tokens: each sequence is timed as a copy of one that has read.
+    context = max(sizes.prompt_tokens, 2 * max(counts, default=0) * (CONTEXT_TOKENS + sizes.tokens), 1)
+    context = min(context, model.config.context_length)
     with progress("Loading") as loading:
-        loaded = load_model(
-            model, threads=threads, ffn=ffn, vram=vram, context=PREFILL_TOKENS, progress=loading
-        )
+        loaded = load_model(model, threads=threads, ffn=ffn, vram=vram, context=context, progress=loading)
     notes(loaded)
     with progress("Measuring") as measuring:
-        speed = measure(loaded, progress=measuring)
+        speed = measure(loaded, sizes, progress=measuring)
+    parallel = []
+    if counts:
+        with progress("Measuring several sequences") as measuring:
+            parallel = measure_parallel(loaded, counts, sizes, progress=measuring)
     backend = loaded.backend
     if as_json:
         machine = {"model": str(loaded.path), "threads": backend.threads, "level": backend.level}
-        print(json.dumps(machine | dataclasses.asdict(speed), indent=2))
+        together = {"parallel": [dataclasses.asdict(point) for point in parallel]} if counts else {}
+        print(json.dumps(machine | dataclasses.asdict(speed) | together, indent=2))
         return
-    neurons = [] if speed.density is None else [("neurons computed", f"{speed.density:.1%}")]
-    bandwidth = [
-        ("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"),
-        ("memory bandwidth, the most seen", f"{speed.memory_gb_per_second:.1f} GB/s"),
-        ("share of the bandwidth", f"{speed.memory_share:.0%}"),
-    ]
+    rows = [("model", loaded.path.name), ("threads, kernels", f"{backend.threads}, {backend.level}")]
+    if speed.prefill_tokens_per_second is not None:
+        rate = f"{speed.prefill_tokens_per_second:.1f} tokens/s"
+        rows.append((f"prefill, {speed.prefill_tokens} tokens", rate))
+    if speed.decode_tokens_per_second is not None:
+        rate = f"{speed.decode_tokens_per_second:.1f} tokens/s"
+        rows.append((f"decode, {speed.decode_tokens} tokens", rate))
+    if speed.density is not None:
+        rows.append(("neurons computed", f"{speed.density:.1%}"))
     if loaded.plan:  # two memories, neither of which is read alone
-        bandwidth = [("predicted decode", f"{loaded.plan.tokens_per_second:.1f} tokens/s")]
-    table(
-        [
-            ("model", loaded.path.name),
-            ("threads, kernels", f"{backend.threads}, {backend.level}"),
-            (f"prefill, {speed.prefill_tokens} tokens", f"{speed.prefill_tokens_per_second:.1f} tokens/s"),
-            (f"decode, {speed.decode_tokens} tokens", f"{speed.decode_tokens_per_second:.1f} tokens/s"),
-            *neurons,
-            *bandwidth,
-        ]
-    )
+        rows.append(("predicted decode", f"{loaded.plan.tokens_per_second:.1f} tokens/s"))
+    else:
+        if speed.decode_gb_per_second is not None:
+            rows.append(("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"))
+        rows.append(("memory bandwidth, the most seen", f"{speed.memory_gb_per_second:.1f} GB/s"))
+        if speed.memory_share is not None:
+            rows.append(("share of the bandwidth", f"{speed.memory_share:.0%}"))
+    table(rows)
+    if parallel:
+        table(
+            [
+                (
+                    str(point.sequences),
+                    f"{point.tokens_per_second:.1f}",
+                    f"{point.gap_p50_ms:.1f}",
+                    f"{point.gap_max_ms:.1f}",
+                )
+                for point in parallel
+            ],
+            header=("sequences", "tokens/s", "gap, median ms", "gap, longest ms"),
+        )
 
 
 def _sweep(model: "Checkpoint", threads: int | None, plot: Path | None, as_json: bool) -> None:

@@ -15,3 +15,11 @@ class CheckpointError(HotsetError):
 
 class RequestError(HotsetError):
     """A prompt or a sampling parameter that cannot be served, such as one longer than the context."""
+
+
+class BusyError(RequestError):
+    """A request for which there is no room now; the same one may be served later."""
+
+
+class ModelError(HotsetError):
+    """The model failed at a request; it is no fault of the user's, and other requests go on."""

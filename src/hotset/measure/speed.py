@@ -13,19 +13,29 @@ from hotset.core.batch import Batch, Work
 from hotset.model.transformer import SINK_TOKENS
 from hotset.serve.loaded import Model
 
-PREFILL_TOKENS = 512
-DECODE_TOKENS = 128
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is timed; less where the model's context is smaller. With 0 tokens a part is left out."""
+
+    prompt_tokens: int = 512
+    tokens: int = 128
+    """Single tokens."""
+    repeats: int = 3
+
+
+_USUAL = Sizes()
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the repeats. One GB is 10^9 bytes."""
+    """Medians over the repeats, None for what was left out. One GB is 10^9 bytes."""
 
     prefill_tokens: int
     decode_tokens: int
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    decode_gb_per_second: float
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    decode_gb_per_second: float | None
     """Bytes of weights that decoding reads, each in its type's own size."""
     memory_gb_per_second: float
     """The most that the same threads read: in a loop that does nothing else, over as many bytes as a token
@@ -34,13 +44,16 @@ class Speed:
     """Share of neurons computed in decoding; None where all are, by the model's plan."""
 
     @property
-    def memory_share(self) -> float:
+    def memory_share(self) -> float | None:
         """The decode's share of the memory bandwidth."""
-        return self.decode_gb_per_second / self.memory_gb_per_second
+        read = self.decode_gb_per_second
+        return None if read is None else read / self.memory_gb_per_second
 
 
-def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], None] | None = None) -> Speed:
-    """Time a prompt of 512 tokens, and 128 single tokens after the first few, without sampling.
+def measure(
+    model: Model, sizes: Sizes = _USUAL, *, progress: Callable[[int, int], None] | None = None
+) -> Speed:
+    """Time a prompt, and single tokens after the first few, without sampling.
 
     These few are not timed, for there layers compute all neurons that an approximate plan would leave out
     (`SINK_TOKENS`). Tokens are those of a built-in text, over and over: which neurons fire depends on what is
@@ -48,7 +61,7 @@ def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], No
     """
     context = model.config.context_length
     opening = min(SINK_TOKENS, context - 1)
-    n_prefill, n_decode = min(PREFILL_TOKENS, context), min(DECODE_TOKENS, context - opening)
+    n_prefill, n_decode = min(sizes.prompt_tokens, context), min(sizes.tokens, context - opening)
     sequence = model.sequence(max(n_prefill, opening + n_decode))
     ids = sample_tokens(model, sequence.capacity)
 
@@ -66,27 +79,32 @@ def measure(model: Model, *, repeats: int = 3, progress: Callable[[int, int], No
             model.transformer.forward(Batch.of(sequence, ids[i : i + 1]))
         return count / (time.perf_counter() - start)
 
-    prefill(min(64, n_prefill))
-    decode(min(8, n_decode))
+    if n_prefill:
+        prefill(min(64, n_prefill))
+    if n_decode:
+        decode(min(8, n_decode))
     before = model.work(sequence)
     prefills, decodes, bandwidths = [], [], []
-    for done in range(repeats):
-        prefills.append(prefill(n_prefill))
-        decodes.append(decode(n_decode))
+    for done in range(sizes.repeats):
+        if n_prefill:
+            prefills.append(prefill(n_prefill))
+        if n_decode:
+            decodes.append(decode(n_decode))
         read = model.traffic.bytes_per_token(neurons_per_token(before, model.work(sequence)))
-        bandwidths += [model.backend.memory_bandwidth(int(read)), decodes[-1] * read / 1e9]
+        bandwidths.append(model.backend.memory_bandwidth(int(read)))
         if progress:
-            progress(done + 1, repeats)
+            progress(done + 1, sizes.repeats)
     computed = neurons_per_token(before, model.work(sequence))
-    decoded, gigabytes = median(decodes), model.traffic.bytes_per_token(computed) / 1e9
+    gigabytes = model.traffic.bytes_per_token(computed) / 1e9
+    decoded = median(decodes) if decodes else None
     return Speed(
         n_prefill,
         n_decode,
-        median(prefills),
+        median(prefills) if prefills else None,
         decoded,
-        decoded * gigabytes,
-        max(*bandwidths, decoded * gigabytes),
-        density(model, computed),
+        decoded and decoded * gigabytes,
+        max(bandwidths + [rate * gigabytes for rate in decodes]),
+        density(model, computed) if decodes else None,
     )
 
 

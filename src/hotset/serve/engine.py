@@ -1,47 +1,62 @@
-"""One model answering requests, one after the other.
+"""A model answering requests, several at the same time.
 
-Knows nothing of files, terminals or how a model computes. A request goes: text to ids, the ids' logits, and
-then, token by token, a choice, its text, and its logits.
+Knows nothing of files, terminals or how a model computes. A request goes: text to ids, their logits, and
+then, token by token, a choice, its text, and its logits. `hotset.serve.runner` says which thread does that.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from types import TracebackType
+from typing import Any, cast, overload
 
 import numpy as np
 
 from hotset.backends.contract import F32
-from hotset.core.batch import Batch, Work
-from hotset.core.batch import Sequence as State
+from hotset.core.batch import I32
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
 from hotset.formats.overrides import Overrides
-from hotset.model.transformer import SLICE
+from hotset.serve.job import Answer, Score
 from hotset.serve.load import Progress, load_model
 from hotset.serve.loaded import Model
-from hotset.serve.request import FinishReason, Request, StopStrings, Token, check_stop
-from hotset.serve.sampler import Sampler, Sampling, logprobs
+from hotset.serve.request import Request, check_stop
+from hotset.serve.room import check_parallel, make_pool
+from hotset.serve.runner import Runner
+from hotset.serve.sampler import Sampling
+from hotset.serve.stream import Stream
 
 _GREEDY = Sampling()
 
+QUEUE = 64
+"""Requests that may wait for their turn."""
+
 
 class Engine:
-    """A model, one sequence and the tokens in it.
+    """A model, room for its sequences, and the requests that it answers at the same time.
 
-    What a request has in common with the start of the one before is not computed again. An engine serves one
-    request at a time: to start another while one is unfinished is a `RequestError`, from whatever thread.
+    Each request has the same answer whatever runs beside it or ran before. What its prompt has in common with
+    the beginning of others, of now or lately, is copied and not computed again. Any thread may ask; an engine
+    computes in one of the threads that wait for it, or where requests were submitted, in one of its own.
     """
 
-    def __init__(self, model: Model, state: State) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        context: int | None = None,
+        kv_type: str = "f16",
+        parallel: int | None = None,
+        kv_room: int | None = None,
+        queue: int = QUEUE,
+    ) -> None:
+        """See `load`; `queue` requests may wait for their turn. Raises `RequestError`."""
         self.model = model
         self.tokenizer = model.tokenizer
-        self.state = state
         # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.
         self._vocab_size = min(model.config.vocab_size, model.tokenizer.vocab_size)
-        # The first state.length of these are in the cache; an interrupted call may leave more of them.
-        self._ids: list[int] = []
-        self._busy = Lock()
+        parallel = check_parallel(model, parallel)
+        self._pool = make_pool(model, context, kv_type, parallel, kv_room)
+        self._runner = Runner(model, self._pool, vocab_size=self._vocab_size, parallel=parallel, queue=queue)
 
     @classmethod
     def load(
@@ -53,19 +68,23 @@ class Engine:
         kv_type: str = "f16",
         ffn: Way | None = None,
         vram: int | None = None,
+        parallel: int | None = None,
+        kv_room: int | None = None,
         overrides: Overrides | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
-        """Load a model and make room for a context.
+        """Load a model and make room for its sequences.
 
         `model` is a path, a name on the hub, such as ``hf:org/repo:Q4_K_M``, or None for the demo model.
-        `threads` None means one a physical core. `context` is in tokens; 0 means what the model was trained
-        for, None the same but at most 4096.
-        `kv_type` is ``f16``, ``q8_0`` or ``f32``. `ffn` (dense, exact) replaces the file's plan for layers
-        stored by neuron. `vram` is how many bytes may lie on the GPU; None: all is the CPU's.
+        `threads` None means one a physical core. `context` is in tokens, for each request; 0 means what the
+        model was trained for, None the same but at most 4096. `kv_type` is ``f16``, ``q8_0`` or ``f32``.
+        `ffn` (dense, exact) replaces the file's plan for layers stored by neuron. `vram` is how many bytes
+        may lie on the GPU; None: all is the CPU's.
+        `parallel` requests are computed at the same time; None: 8, or 1 with `vram`. `kv_room` is how many
+        bytes their keys and values may take, and those that are kept for requests that begin in the same
+        way; None: as many as `parallel` contexts, but no more than half of the free memory, and one context.
         `overrides` are values to put in the place of the file's metadata (`hotset.serve.load.open_model`).
-        `progress(done, total)` is told of the model's parts.
-        Raises `HotsetError`.
+        `progress(done, total)` is told of the model's parts. Raises `HotsetError`.
         """
         loaded = load_model(
             model,
@@ -77,16 +96,35 @@ class Engine:
             kv_type=kv_type,
             progress=progress,
         )
-        return cls(loaded, loaded.sequence(context, kv_type))
+        return cls(loaded, context=context, kv_type=kv_type, parallel=parallel, kv_room=kv_room)
 
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return self.state.capacity
+        return self._pool.capacity
 
-    def work(self) -> list[Work | None]:
-        """What each layer has chosen for the sequence so far, see `Model.work`."""
-        return self.model.work(self.state)
+    @property
+    def running(self) -> int:
+        """Requests that are being computed."""
+        return self._runner.running
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._runner.waiting
+
+    def submit(self, request: Request, notify: Callable[[], None] | None = None) -> Stream:
+        """Begin to answer a request, which then goes on by itself; its tokens are in the stream.
+
+        May be called by any thread. `notify` is called by the engine's thread, which it must not hold up,
+        whenever there is something new to `Stream.poll`. Raises `RequestError` at once for a request that
+        cannot be served, and `BusyError` where too many wait.
+        """
+        job = self._answer(request)
+        job.notify = notify
+        job.lasting = True
+        self._runner.add(job)
+        return Stream(job, self._runner)
 
     def generate(
         self,
@@ -96,13 +134,13 @@ class Engine:
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
         progress: Progress | None = None,
-    ) -> Generator[Token, None, None]:
-        """Continue a text, or token ids as they are; an iterator of tokens.
+    ) -> Stream:
+        """Continue a text, or token ids as they are; an iterator of tokens, which computes while it is read.
 
         The answer ends with the model's end token, before the first of the `stop` strings, after
         `max_tokens`, or when the context is full; its last token has the reason. `progress(done, total)` is
-        told of the prompt's tokens while they are read, without those still in the cache. Raises
-        `RequestError` at once for a request that cannot be served.
+        told of the prompt's tokens while they are read, without those that another request has read. Raises
+        `RequestError` at once for a request that cannot be served, and `BusyError` where too many wait.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return self._start(ids, max_tokens, sampling, stop, progress)
@@ -117,7 +155,7 @@ class Engine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_variables: Mapping[str, Any] | None = None,
         progress: Progress | None = None,
-    ) -> Generator[Token, None, None]:
+    ) -> Stream:
         """Answer `messages`, each with a ``role`` and ``content``, by the model's chat template.
 
         `tools` are JSON schemas of functions that the model may call; `template_variables` go to the template
@@ -126,6 +164,38 @@ class Engine:
         ids = self.tokenizer.encode_chat(messages, tools=tools, **(template_variables or {}))
         return self._start(ids, max_tokens, sampling, stop, progress)
 
+    @overload
+    def score(self, ids: Sequence[int] | I32) -> F32: ...
+    @overload
+    def score(self, ids: Sequence[Sequence[int]]) -> list[F32]: ...
+    def score(self, ids: Sequence[int] | I32 | Sequence[Sequence[int]]) -> F32 | list[F32]:
+        """The logits (T, V) after each token of a text, all neurons computed; of several texts, a list.
+
+        Several texts are read together. Raises `RequestError` for one that does not fit the context.
+        """
+        if len(ids) and isinstance(ids[0], (int, np.integer)):
+            return self._scores([cast(Sequence[int], ids)])[0]
+        return self._scores(cast(Sequence[Sequence[int]], ids))
+
+    def step(self) -> bool:
+        """Compute the next batch in this thread; False: there was nothing to do.
+
+        Engines step by themselves where somebody waits for a token; this is for those who poll.
+        """
+        return self._runner.step()
+
+    def close(self) -> None:
+        """End all requests with a `RequestError`, and refuse new ones."""
+        self._runner.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _start(
         self,
         prompt: Sequence[int],
@@ -133,75 +203,53 @@ class Engine:
         sampling: Sampling,
         stop: Sequence[str],
         progress: Progress | None,
-    ) -> Generator[Token, None, None]:
-        """Check what only the engine can, that the tokens exist and that the context has room; then go."""
-        ids = tuple(int(token) for token in prompt)
-        vocab_size = self._vocab_size
-        if not ids:
-            raise RequestError("the prompt is empty: expected at least one token")
-        for token in ids:
-            if not 0 <= token < vocab_size:
-                raise RequestError(
-                    f"the prompt holds token {token}: this model has tokens 0 to {vocab_size - 1}"
-                )
-        if max_tokens is not None and max_tokens < 1:
-            raise RequestError(f"max_tokens is {max_tokens}: expected 1 or more")
-        room = self.context - len(ids)
+    ) -> Stream:
+        job = self._answer(
+            Request(tuple(int(token) for token in prompt), max_tokens, sampling, check_stop(stop))
+        )
+        self._runner.add(job)
+        return Stream(job, self._runner, progress)
+
+    def _answer(self, request: Request) -> Answer:
+        """Check what only the engine can, that the tokens exist and that the context has room."""
+        self._check_tokens(request.prompt)
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise RequestError(f"max_tokens is {request.max_tokens}: expected 1 or more")
+        room = self.context - len(request.prompt)
         if room < 1:
             raise RequestError(
-                f"the prompt has {len(ids)} tokens, but the context has room for {self.context}, with at "
-                "least one of the answer: shorten the prompt or ask for more room (--context)"
+                f"the prompt has {len(request.prompt)} tokens, but the context has room for {self.context}, "
+                "with at least one of the answer: shorten the prompt or ask for more room (--context)"
             )
-        request = Request(ids, min(max_tokens or room, room), sampling, check_stop(stop))
-        return self._stream(request, Sampler(sampling, vocab_size, ids), progress)
+        return Answer(request, min(request.max_tokens or room, room), self.tokenizer, self._vocab_size)
 
-    def _stream(
-        self, request: Request, sampler: Sampler, progress: Progress | None
-    ) -> Generator[Token, None, None]:
-        if not self._busy.acquire(blocking=False):
-            raise RequestError("this engine is busy with another request: finish or close that one first")
+    def _scores(self, texts: Sequence[Sequence[int]]) -> list[F32]:
+        jobs = []
+        for text in texts:
+            self._check_tokens(text)
+            if len(text) > self.context:
+                raise RequestError(
+                    f"a text has {len(text)} tokens, but the context has room for {self.context}: shorten it "
+                    "or ask for more room (--context)"
+                )
+            jobs.append(Score(np.array(text, np.int32), self._vocab_size))
         try:
-            text = self.tokenizer.stream()
-            stops = StopStrings(request.stop)
-            logits = self._prefill(request.prompt, progress)
-            for left in range(request.max_tokens - 1, -1, -1):
-                token = sampler.sample(logits)
-                ended = token in self.tokenizer.end_ids
-                piece = stops.push("" if ended else text.push(token))
-                reason: FinishReason | None = None
-                if left == 0 or ended or stops.stopped:
-                    piece += stops.push(text.flush()) + stops.flush()
-                    reason = "stop" if ended or stops.stopped else "length"
-                wanted = request.sampling.logprobs
-                yield Token(token, piece, None if wanted is None else logprobs(logits, token, wanted), reason)
-                if reason:
-                    return
-                logits = self._extend([token])
+            for job in jobs:
+                self._runner.add(job, bounded=False)
+            for job in jobs:
+                while not job.done:
+                    self._runner.wait(job)
+                job.take()  # raises what ended it too early
         finally:
-            self._busy.release()
+            for job in jobs:
+                self._runner.cancel(job)
+        return [job.scores for job in jobs]
 
-    def _prefill(self, prompt: Sequence[int], progress: Progress | None) -> F32:
-        """The logits (V,) after the prompt, computing only what the cache does not hold."""
-        cached = self._ids[: self.state.length]
-        # The last token is always computed: its logits are wanted, and the cache has none.
-        limit = min(len(cached), len(prompt) - 1)
-        common = next((i for i in range(limit) if cached[i] != prompt[i]), limit)
-        self.state.rewind(common)
-        del self._ids[common:]
-        rest = prompt[common:]
-        if progress is None:
-            return self._extend(rest, prompt=True)
-        progress(0, len(rest))
-        for start in range(0, len(rest), SLICE):
-            logits = self._extend(rest[start : start + SLICE], prompt=True)
-            progress(min(start + SLICE, len(rest)), len(rest))
-        return logits
-
-    def _extend(self, ids: Sequence[int], prompt: bool = False) -> F32:
-        """Append tokens to the cache: the logits (V,) after the last."""
-        # Tokens that an interrupted call left behind never reached the cache.
-        self._ids[self.state.length :] = ids
-        logits = self.model.transformer.forward(
-            Batch.of(self.state, np.array(ids, np.int32), lossless=prompt)
-        )
-        return logits[0, : self._vocab_size]
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise RequestError("the prompt is empty: expected at least one token")
+        for token in tokens:
+            if not 0 <= token < self._vocab_size:
+                raise RequestError(
+                    f"the prompt holds token {token}: this model has tokens 0 to {self._vocab_size - 1}"
+                )

@@ -1,7 +1,7 @@
 """What one generation asks for and gives back. Knows nothing of models."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hotset.core.errors import RequestError
@@ -13,12 +13,18 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request: ``prompt`` is not empty, and prompt and ``max_tokens`` together fit the context."""
+    """A prompt in token ids, and how to answer it. A `stop` that is no text is a `RequestError`."""
 
     prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...]
+    max_tokens: int | None = None
+    """None: when the context is full."""
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these."""
+
+    def __post_init__(self) -> None:
+        """Check every value, but for what the model knows."""
+        check_stop(self.stop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,144 @@
+"""What an engine computes for one caller: an answer, or the logits of a text.
+
+The thread that steps the engine fills a job, its caller's thread empties it.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hotset.backends.contract import F32
+from hotset.core.batch import I32, Work
+from hotset.serve.request import FinishReason, Request, StopStrings, Token
+from hotset.serve.sampler import Sampler, logprobs
+from hotset.state.pool import Slot
+
+if TYPE_CHECKING:
+    from hotset.tokenizer import Tokenizer
+
+RUN_AHEAD = 4
+"""An answer that its caller does not read goes on for so many tokens, if others are computed."""
+
+
+class Job:
+    """Tokens to be computed, and what became of it."""
+
+    def __init__(self, tokens: I32, positions: int, *, reuse: bool = True) -> None:
+        """Tokens (T,) of a prompt; with the answer there may be `positions`. `reuse`: see `Pool.take`."""
+        self.tokens = tokens
+        self.prompt = len(tokens)
+        self.positions = positions
+        self.reuse = reuse
+        self.slot: Slot | None = None
+        """Its sequence, from when it is begun."""
+        self.number = 0
+        """Requests are numbered as they come."""
+        self.lasting = False
+        """It goes on whether or not its caller waits."""
+        self.thread = threading.get_ident()
+        """Who read it last."""
+        self.out: deque[Token] = deque()
+        """What its caller has not read."""
+        self.notify: Callable[[], None] | None = None
+        """Called when there is something new for the caller, by the thread that made it."""
+        self.cached = 0
+        """Tokens of the prompt that were not computed, as another sequence had them."""
+        self.read = 0
+        """Tokens of the prompt that are computed or cached."""
+        self.work: list[Work | None] = []
+        """What layers had chosen for its sequence, once that is given back."""
+        self.cancelled = False
+        self.done = False
+        """Nothing more will come."""
+        self.error: Exception | None = None
+        """Why it ended too early; set before `done`."""
+
+    @property
+    def runnable(self) -> bool:
+        """Whether it goes on by itself."""
+        return self.lasting or len(self.out) < RUN_AHEAD
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something for the caller."""
+        return bool(self.out) or self.done
+
+    def logits(self, rows: int, last: bool) -> int:
+        """For how many of the next rows it wants logits; `last`: with these all its tokens are computed."""
+        raise NotImplementedError
+
+    def accept(self, logits: F32) -> bool:
+        """Take the logits (R, V) that it wanted; True: that was all."""
+        raise NotImplementedError
+
+    def take(self) -> Token | None:
+        """The next token for the caller; None: there is none yet, or all were given.
+
+        Raises, once, the error that ended the job too early.
+        """
+        done = self.done  # before looking: what comes after is seen next time
+        if self.out:
+            return self.out.popleft()
+        if done and self.error:
+            error, self.error = self.error, None
+            raise error
+        return None
+
+
+class Answer(Job):
+    """Chooses tokens, one after the other, until one of the request's ends."""
+
+    def __init__(self, request: Request, max_tokens: int, tokenizer: "Tokenizer", vocab_size: int) -> None:
+        prompt = np.array(request.prompt, np.int32)
+        super().__init__(prompt, len(prompt) + max_tokens - 1)  # the last token is never computed
+        self._sampler = Sampler(request.sampling, vocab_size, request.prompt)
+        self._logprobs = request.sampling.logprobs
+        self._ends = tokenizer.end_ids
+        self._text = tokenizer.stream()
+        self._stops = StopStrings(request.stop)
+        self._left = max_tokens
+
+    def logits(self, rows: int, last: bool) -> int:
+        """See `Job`."""
+        return int(last)
+
+    def accept(self, logits: F32) -> bool:
+        """See `Job`."""
+        row = logits[0]
+        token = self._sampler.sample(row)
+        self._left -= 1
+        ended = token in self._ends
+        piece = self._stops.push("" if ended else self._text.push(token))
+        reason: FinishReason | None = None
+        if self._left == 0 or ended or self._stops.stopped:
+            piece += self._stops.push(self._text.flush()) + self._stops.flush()
+            reason = "stop" if ended or self._stops.stopped else "length"
+        elif self.slot:
+            self.slot.append(token)
+        wanted = self._logprobs
+        self.out.append(Token(token, piece, None if wanted is None else logprobs(row, token, wanted), reason))
+        return reason is not None
+
+
+class Score(Job):
+    """Keeps the logits of every token of a text."""
+
+    def __init__(self, tokens: I32, vocab_size: int) -> None:
+        super().__init__(tokens, len(tokens), reuse=False)
+        self.scores = np.empty((len(tokens), vocab_size), np.float32)
+        """(T, V), filled from the front."""
+
+    def logits(self, rows: int, last: bool) -> int:
+        """See `Job`."""
+        return rows
+
+    def accept(self, logits: F32) -> bool:
+        """See `Job`."""
+        slot = self.slot
+        if slot is None:
+            return True
+        self.scores[slot.length - len(logits) : slot.length] = logits
+        return slot.left == 0

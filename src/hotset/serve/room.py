@@ -1,0 +1,55 @@
+"""How many sequences a model may have at the same time, and how much memory."""
+
+from hotset.core.errors import RequestError
+from hotset.core.limits import available_memory
+from hotset.serve.loaded import Model, check_context
+from hotset.state.kv_types import check_kv_type, kv_cache_bytes
+from hotset.state.pool import Pool
+
+PARALLEL = 8
+"""Sequences of a batch, unless asked otherwise: on a CPU more rows gain little."""
+
+_SHARE_OF_MEMORY = 0.5
+"""Of what is free beside the model, for keys and values, unless the user says."""
+
+
+def check_parallel(model: Model, parallel: int | None) -> int:
+    """The requests to compute at the same time, or `RequestError`; None: 8, or 1 where a GPU computes too.
+
+    There, a sequence takes the memory of its whole context, for which a model's placement leaves room once.
+    """
+    if parallel is None:
+        return 1 if model.plan else PARALLEL
+    if parallel < 1:
+        raise RequestError(f"parallel is {parallel}: expected 1 or more")
+    return parallel
+
+
+def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv_room: int | None) -> Pool:
+    """Room for sequences of `context` tokens each, of `kv_room` bytes in all; None: see `Engine.load`."""
+    config = model.config
+    capacity = check_context(config, context)
+    kv_type = check_kv_type(kv_type, config)
+    whole = kv_cache_bytes(config, capacity, kv_type)
+    if kv_room is None:
+        kv_room = parallel * whole
+        memory = None if model.plan else available_memory()
+        if memory:
+            kv_room = min(kv_room, int(_SHARE_OF_MEMORY * memory.free))
+    elif kv_room < whole:
+        raise RequestError(
+            f"kv_room is {kv_room} bytes: a context of {capacity} tokens takes {whole}; give more room or "
+            "ask for a smaller context"
+        )
+
+    def bytes_at(positions: int) -> int:
+        """On the CPU memory is taken as it is written, on a GPU all at once."""
+        return whole if model.plan else kv_cache_bytes(config, positions, kv_type)
+
+    return Pool(
+        lambda: model.transformer.sequence(capacity, kv_type),
+        capacity=capacity,
+        bytes_at=bytes_at,
+        room=kv_room,
+        approximate=any(layer.ffn is not None and layer.ffn.way.approximate for layer in config.layers),
+    )
