@@ -31,7 +31,7 @@ def test_the_demo_model_writes_the_same(demo: Path) -> None:
     texts = []
     for options in ({}, {"vram": 60 << 20, "device": StandInDevice(), "machine": eager_machine()}):
         model = load_model(demo, threads=1, context=64, **options)
-        engine = Engine(model, model.sequence(64))
+        engine = Engine(model, context=64)
         texts.append("".join(token.text for token in engine.generate(prompt, max_tokens=12)))
         if options:
             assert model.plan is not None
@@ -56,7 +56,7 @@ class InterruptedDevice(StandInDevice):
 def test_an_answer_that_is_interrupted(demo: Path) -> None:
     device = InterruptedDevice()
     model = load_model(demo, threads=1, context=64, vram=60 << 20, device=device, machine=eager_machine())
-    engine = Engine(model, model.sequence(64))
+    engine = Engine(model, context=64)
 
     def answer() -> list[int]:
         return [token.id for token in engine.generate("One, two, three,", max_tokens=8)]
