@@ -41,7 +41,7 @@ Slot: TypeAlias = Callable[[FFNSpec | NeuronFFNSpec, int], FFN]
 the one before, in stream order."""
 
 
-class DeviceMemoryError(HotsetError):
+class DeviceMemoryError(HotsetError, MemoryError):
     """The device has no memory left for what it was to hold."""
 
 
