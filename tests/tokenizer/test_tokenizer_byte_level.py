@@ -78,7 +78,8 @@ def test_pre_tokenizers_equal_transformers(pre: str, peer: str) -> None:
     @settings(max_examples=100, deadline=None)
     @given(texts)
     def check(text: str) -> None:
-        assert ours.encode(text, add_special=False) == theirs.encode(text, add_special_tokens=False)
+        ids = ours.encode(text, add_special=False, parse_special=False)
+        assert ids == theirs.encode(text, add_special_tokens=False)
 
     check()
 

@@ -120,16 +120,13 @@ def read_files(
         *(tokenizer.token_to_id(text) for text in end_of_turn(tokenizer.get_vocab())),
     ]
     start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), 0)
-    prefix = whole[:start]
-    if isinstance(wanted := special.get("add_bos_token"), bool):  # counts for more than tokenizer.json
-        prefix = [bos_id] if wanted and bos_id is not None else []
     vocabulary = Vocabulary(
         size=size,
         token_bytes=token_bytes,
         control=control,
         bos_id=bos_id,
         end_ids={id for id in ends if id is not None and id < size},
-        prefix=prefix,
+        prefix=whole[:start],
         space_prefixed=decoder.space_prefixed,
     )
     template = _template(files, files.json("chat_template.json") | special, named)
