@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import StateShape
 from hotset.backends.cpu import CpuBackend
-from hotset.core.batch import Batch
+from hotset.core.batch import Batch, Span
 from hotset.core.config import Activation, LayerPlacement, Placement
 from hotset.core.errors import HotsetError
 from hotset.hybrid.build import build_hybrid
@@ -116,15 +116,22 @@ def calls_of_a_step(model: HybridTransformer, device: FaultyDevice) -> int:
     return device.calls
 
 
-def test_an_interruption_anywhere_in_a_token(expected: NDArray[np.float32]) -> None:
+def next_tokens(sequences: list[Any]) -> Batch:
+    """The next token of each of these sequences."""
+    tokens = np.array([TOKENS[sequence.length] for sequence in sequences])
+    return Batch(tokens, tuple(Span(sequence, 1) for sequence in sequences))
+
+
+def test_an_interruption_anywhere_in_a_step(expected: NDArray[np.float32]) -> None:
     device = FaultyDevice()
     model = build(device)
     assert_right(model, expected)
     gc.collect()
     pinned = device.pinned_memory.used
     for at in range(1, calls_of_a_step(model, device) + 1):
-        kv = model.sequence(32, "f32")
-        model.forward(Batch.of(kv, TOKENS[:1]))
+        # One, two and three sequences in turn.
+        kvs = [model.sequence(32, "f32") for _ in range(1 + at % 3)]
+        model.forward(next_tokens(kvs))
         device.calls = 0
 
         def interrupt(call: int, at: int = at) -> None:
@@ -133,10 +140,12 @@ def test_an_interruption_anywhere_in_a_token(expected: NDArray[np.float32]) -> N
 
         device.fault = interrupt
         with pytest.raises(KeyboardInterrupt):
-            within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS[1:2])))
+            within(30, lambda kvs=kvs: model.forward(next_tokens(kvs)))
         device.fault = None
-        assert kv.length == 1
-        logits = within(30, lambda kv=kv: answer(model, kv))
+        assert all(kv.length == 1 for kv in kvs)
+        again = within(30, lambda kvs=kvs: model.forward(next_tokens(kvs)))
+        assert np.abs(again - expected[1]).max() <= 1e-3 * np.abs(expected).max()
+        logits = within(30, lambda kv=kvs[-1]: answer(model, kv))
         assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
     gc.collect()
     assert device.pinned_memory.used == pinned
@@ -169,11 +178,11 @@ def test_a_worker_that_ends_in_mid_step(expected: NDArray[np.float32]) -> None:
     device = FaultyDevice()
     model = build(device)
     for at in range(1, calls_of_a_step(model, device) + 1):
-        kv = model.sequence(32, "f32")
+        kvs = [model.sequence(32, "f32") for _ in range(1 + at % 3)]
         device.calls = 0
         device.fault = lambda call, at=at: model.close() if call == at else None
         try:
-            within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS[:1])))
+            within(30, lambda kvs=kvs: model.forward(next_tokens(kvs)))
         except HotsetError as error:
             assert "stopped in mid-step" in str(error)
         device.fault = None
