@@ -5,6 +5,8 @@ not what only hardware shows.
 """
 
 import ctypes
+import threading
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -33,21 +35,22 @@ STREAM = 77
 
 
 class Driver:
-    """libcuda, as far as it is used: everything happens at once."""
+    """libcuda, as far as it is used: all happens at once, what the first graph holds when it is replayed."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.later: list[Callable[[], None]] | None = []
 
     def cuStreamWriteValue32_v2(self, stream: Any, address: Any, value: Any, flags: Any) -> int:  # noqa: N802
         assert (stream.value, flags.value) == (STREAM, 0)
         self.calls.append(f"write {value.value}")
-        _flag(address.value)[0] = value.value
+        self.do(lambda: self.write(_flag(address.value), value.value))
         return 0
 
     def cuStreamWaitValue32_v2(self, stream: Any, address: Any, value: Any, flags: Any) -> int:  # noqa: N802
         assert (stream.value, value.value, flags.value) == (STREAM, 1, 1)
         self.calls.append("wait")
-        assert _native.take_flag(_flag(address.value), 20.0)
+        self.do(lambda: self.wait(_flag(address.value)))
         return 0
 
     def cuLaunchHostFunc(self, stream: Any, function: Any, data: Any) -> int:  # noqa: N802
@@ -56,12 +59,45 @@ class Driver:
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.value)(data)
         return 0
 
+    def do(self, work: Callable[[], None]) -> None:
+        if self.later is None:
+            work()
+        else:
+            self.later.append(work)
+
+    def replay(self) -> None:
+        """What the first graph holds, on another thread."""
+        if (later := self.later) is not None:
+            self.later = None
+            threading.Thread(target=lambda: [work() for work in later], daemon=True).start()
+
+    def write(self, flag: NDArray[np.uint32], value: int) -> None:
+        flag[0] = value
+
+    def wait(self, flag: NDArray[np.uint32]) -> None:
+        assert _native.take_flag(flag, 20.0)
+
 
 class OldDriver(Driver):
     """Refuses stream memory operations: CUDA_ERROR_NOT_SUPPORTED."""
 
     def cuStreamWriteValue32_v2(self, stream: Any, address: Any, value: Any, flags: Any) -> int:  # noqa: N802
+        self.later = None
         return 801
+
+
+class HastyDriver(Driver):
+    """A recorded wait does not wait."""
+
+    def wait(self, flag: NDArray[np.uint32]) -> None:
+        pass
+
+
+class LostDriver(Driver):
+    """What a graph writes is not seen."""
+
+    def write(self, flag: NDArray[np.uint32], value: int) -> None:
+        pass
 
 
 def _flag(address: int) -> NDArray[np.uint32]:
@@ -81,9 +117,11 @@ class Event:
 
 class Graph:
     replays = 0
+    driver: Driver
 
     def replay(self) -> None:
         Graph.replays += 1
+        Graph.driver.replay()
 
 
 @pytest.fixture(params=[Driver, OldDriver])
@@ -93,7 +131,7 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     from hotset.hybrid import cuda, torch_arrays
 
     torch.set_num_threads(1)
-    made_up = request.param()
+    made_up = Graph.driver = request.param()
     stream = SimpleNamespace(cuda_stream=STREAM, wait_event=lambda event: None)
     zeros = torch.zeros
 
@@ -153,6 +191,20 @@ def test_a_model_through_the_calls(driver: Driver) -> None:
         assert driver.calls == ["write 1", "wait", "write 0"] * 4
     else:
         assert driver.calls == ["host function"] * 8
+
+
+@pytest.mark.parametrize("driver", [Driver, HastyDriver, LostDriver, OldDriver], indirect=True)
+def test_stream_operations_are_tried_by_lateness(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are used where a recorded wait waits for a flag that is raised later, and ends then."""
+    from hotset.hybrid import cuda
+
+    monkeypatch.setattr(cuda, "_PROBE_SECONDS", 0.2)
+    device = cuda.CudaDevice()
+    driver.calls.clear()
+    driver.later = None
+    flag = device.pinned((16,), np.uint32)
+    device.raise_flag(flag)
+    assert driver.calls == (["write 1"] if type(driver) is Driver else ["host function"])
 
 
 def test_a_step_is_recorded_once(driver: Driver) -> None:

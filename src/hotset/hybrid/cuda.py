@@ -19,8 +19,17 @@ from hotset.core.errors import HotsetError
 from hotset.hybrid.device import DeviceMemoryError, Event, Flag
 from hotset.hybrid.torch_arrays import TorchArrays
 
+_LINE = 16
+"""Numbers of four bytes to a cache line."""
+
 _WAIT_EQUAL = 1
 """CU_STREAM_WAIT_VALUE_EQ."""
+
+_LATE_SECONDS = 0.002
+"""For so long the probe of stream operations lets a recorded wait wait."""
+
+_PROBE_SECONDS = 1.0
+"""After so long an operation of the probe that has not come is taken for lost."""
 
 _WARM_STEPS = 2
 """Steps before one is recorded: the first compiles kernels, which a recording cannot."""
@@ -34,7 +43,7 @@ class _StreamFlags:
     can hold, but which cost a wake-up each.
     """
 
-    def __init__(self, probe: Flag) -> None:
+    def __init__(self, probe: NDArray[np.uint32]) -> None:
         self._driver = _load_driver()
         self._raise, self._take = (ctypes.c_void_p(f) for f in _native.stream_functions())
         self._by_memory = hasattr(self._driver, "cuStreamWriteValue32_v2") and self._try(probe)
@@ -52,23 +61,27 @@ class _StreamFlags:
         else:
             self._host_function(self._take, flag)
 
-    def _try(self, probe: Flag) -> bool:
-        """Whether a graph can write a flag, await it and write again."""
+    def _try(self, probe: NDArray[np.uint32]) -> bool:
+        """Whether a graph can write a flag, await one and write another, and does wait until it is raised.
 
-        def tell() -> None:
-            self._write(probe, 1)
-            self._wait(probe)
-            self._write(probe, 7)
-
+        There are devices that take all of these calls, but pass a recorded wait at once.
+        """
+        begun, awaited, passed = probe
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                tell()
+                self._write(begun, 1)
+                self._wait(awaited)
+                self._write(passed, 1)
             graph.replay()
-            torch.cuda.synchronize()
+            waits = _comes(begun, _PROBE_SECONDS) and not _comes(passed, _LATE_SECONDS)
+            _native.raise_flag(awaited)
+            passes = _comes(passed, _PROBE_SECONDS)
+            if passes:
+                torch.cuda.synchronize()
         except (RuntimeError, HotsetError):
             return False
-        return bool(probe[0] == 7)
+        return waits and passes
 
     def _write(self, flag: Flag, value: int) -> None:
         self._check(self._driver.cuStreamWriteValue32_v2(*_at(flag, value), ctypes.c_uint(0)))
@@ -83,6 +96,11 @@ class _StreamFlags:
     def _check(self, result: int) -> None:
         if result:
             raise HotsetError(f"the GPU's driver refuses a stream operation (CUDA error {result}): update it")
+
+
+def _comes(flag: Flag, seconds: float) -> bool:
+    """Whether a flag is raised within so long."""
+    return _native.take_flag(flag, seconds)
 
 
 def _load_driver() -> ctypes.CDLL:
@@ -123,7 +141,7 @@ class CudaDevice(TorchArrays):
         self._stream = torch.cuda.Stream()
         self._copies = torch.cuda.Stream()
         with torch.cuda.stream(self._stream):
-            self._flags = _StreamFlags(self.pinned((1,), np.uint32))
+            self._flags = _StreamFlags(self.pinned((3, _LINE), np.uint32))
         self._arrived: dict[tuple[int, ...], Array] = {}  # where sums lie before they are added
 
     def free_bytes(self) -> int:
