@@ -129,6 +129,16 @@ def test_directories_know_ends_of_turns_by_text_too(special: bool, tmp_path: Pat
     assert id not in tokenizer.encode_chat([{"role": "user", "content": "<eos>"}])
 
 
+def test_directories_know_control_tokens_by_their_shape_too(tmp_path: Path) -> None:
+    """Qwen's <|fim_prefix|> is special in no file, while <tool_call> is a word."""
+    tokenizer = save(tmp_path, [("<turn|>", True), ("<|fim_prefix|>", False), ("<tool_call>", False)])
+    prefix, word = (tokenizer.vocab_size - 2, tokenizer.vocab_size - 1)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "<|fim_prefix|><tool_call>"}])
+    assert prefix not in ids
+    assert word in ids
+    assert tokenizer.encode("<|fim_prefix|>", add_special=False) == [prefix]
+
+
 OBJECT = {"__type": "AddedToken", "normalized": False, "special": True}
 CONFIGS: dict[str, dict[str, Any]] = {
     "by id": {"added_tokens_decoder": {"1501": {"content": "<b>", "special": False, "rstrip": True}}},

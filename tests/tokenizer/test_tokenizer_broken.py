@@ -75,7 +75,7 @@ def test_damaged_metadata_never_crash(kind: str) -> None:
     ("kind", "key", "value", "message"),
     [
         ("gpt2", "model", None, "missing key tokenizer.ggml.model: the file has no tokenizer"),
-        ("gpt2", "model", "bert", "tokenizer.ggml.model: expected gpt2 or llama, found 'bert'"),
+        ("gpt2", "model", "bert", "tokenizer.ggml.model: expected one of gpt2, llama, gemma4, found 'bert'"),
         ("gpt2", "model", "t5", "found 't5'"),
         ("gpt2", "pre", None, "missing key tokenizer.ggml.pre"),
         ("gpt2", "tokens", None, "tokenizer.ggml.tokens: expected a list of strings"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
 from hotset.tokenizer.pretokenizers import PreTokenizer
+from hotset.tokenizer.sentencepiece import SPACE
 from hotset.tokenizer.vocabulary import Allowed
 
 if TYPE_CHECKING:
@@ -124,16 +125,9 @@ def byte_level_bpe(
     ``user_defined`` tokens are found in every text, ``control`` tokens only where the caller allows it.
     Errors begin with ``name``.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
-    with rust_errors(CheckpointError, f"{name}: the tokenizer's merges do not fit its tokens"):
-        model = models.BPE(
-            vocab=ids,
-            merges=[tuple(merge.split(" ")) for merge in merges],  # type: ignore[misc]
-            ignore_merges=pre_tokenizer.ignore_merges,
-        )
-    with rust_errors(CheckpointError, f"{name}: the tokenizer cannot be built"):
-        tokenizer = Tokenizer(model)
+    def rules(tokenizer: "tokenizers.Tokenizer") -> None:
         if pre_tokenizer.nfc:
             tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -142,6 +136,48 @@ def byte_level_bpe(
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
+
+    return _bpe(ids, merges, rules, control, user_defined, name, ignore_merges=pre_tokenizer.ignore_merges)
+
+
+def byte_fallback_bpe(
+    ids: dict[str, int],
+    merges: Sequence[str],
+    *,
+    control: Sequence[str],
+    user_defined: Sequence[str],
+    name: str,
+) -> FastEncoder:
+    """BPE over characters as Gemma 4's; otherwise as `byte_level_bpe`.
+
+    Spaces are U+2581, text is cut at line ends only, and what is no token becomes its bytes (``<0x41>``).
+    """
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    def rules(tokenizer: "tokenizers.Tokenizer") -> None:
+        tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("\n+"), "isolated")
+
+    return _bpe(ids, merges, rules, control, user_defined, name, byte_fallback=True)
+
+
+def _bpe(
+    ids: dict[str, int],
+    merges: Sequence[str],
+    rules: Callable[["tokenizers.Tokenizer"], None],
+    control: Sequence[str],
+    user_defined: Sequence[str],
+    name: str,
+    **options: bool,
+) -> FastEncoder:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    with rust_errors(CheckpointError, f"{name}: the tokenizer's merges do not fit its tokens"):
+        pairs = [tuple(merge.split(" ")) for merge in merges]
+        model = models.BPE(vocab=ids, merges=pairs, **options)  # type: ignore[arg-type]
+    with rust_errors(CheckpointError, f"{name}: the tokenizer cannot be built"):
+        tokenizer = Tokenizer(model)
+        rules(tokenizer)
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in control])
         tokenizer.add_tokens([AddedToken(text, normalized=False) for text in user_defined])
     return FastEncoder(tokenizer, [ids[text] for text in control])

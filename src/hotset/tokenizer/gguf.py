@@ -1,7 +1,6 @@
 """A tokenizer from GGUF's ``tokenizer.*`` metadata (github.com/ggml-org/ggml, docs/gguf.md)."""
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -12,13 +11,13 @@ from numpy.typing import NDArray
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import shown
 from hotset.tokenizer.chat_template import ChatTemplate
-from hotset.tokenizer.fast import byte_level_bpe, byte_level_decoder
+from hotset.tokenizer.fast import byte_fallback_bpe, byte_level_bpe, byte_level_decoder
 from hotset.tokenizer.pretokenizers import PRE_TOKENIZERS
 from hotset.tokenizer.sentencepiece import SPACE, SentencePieceEncoder
-from hotset.tokenizer.vocabulary import Encoder, Vocabulary, end_of_turn
+from hotset.tokenizer.vocabulary import Encoder, Vocabulary, end_of_turn, looks_like_control
 
 _T = TypeVar("_T")
-_LOOKS_CONTROL = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>", re.DOTALL)
+_BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +37,12 @@ def read_metadata(name: str, metadata: Mapping[str, Any]) -> tuple[Encoder, Voca
     return _Reader(name, metadata).read()
 
 
+def _piece(token: str) -> bytes:
+    """What a piece of SentencePiece's shows."""
+    byte = _BYTES.get(token)
+    return token.replace(SPACE, " ").encode() if byte is None else bytes([byte])
+
+
 class _Reader:
     def __init__(self, name: str, metadata: Mapping[str, Any]) -> None:
         self._name = name
@@ -49,8 +54,15 @@ class _Reader:
             raise self._error(
                 "missing key tokenizer.ggml.model: the file has no tokenizer; convert the model again"
             )
-        if model not in ("gpt2", "llama"):
-            raise self._error(f"tokenizer.ggml.model: expected gpt2 or llama, found {shown(model)}")
+        kinds = {
+            "gpt2": self._byte_level,
+            "llama": self._sentencepiece,
+            "gemma4": self._byte_fallback,
+        }
+        if model not in kinds:
+            raise self._error(
+                f"tokenizer.ggml.model: expected one of {', '.join(kinds)}, found {shown(model)}"
+            )
         self._tokens = self._strings("tokens")
         self._types = self._token_types()
         self._ends = end_of_turn(self._tokens)
@@ -62,7 +74,7 @@ class _Reader:
         }
         # Of several tokens with one text the last is met in text; a text that is empty is met nowhere.
         self._ids = {text: id for id, text in enumerate(self._tokens) if text} | self._control
-        return self._byte_level() if model == "gpt2" else self._sentencepiece()
+        return kinds[model]()
 
     def _byte_level(self) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
         pre = self._get("pre", str)
@@ -88,15 +100,9 @@ class _Reader:
 
     def _sentencepiece(self) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
         space_prefixed = self._flag("add_space_prefix", True)
-        byte_of = {f"<0x{byte:02X}>": byte for byte in range(256)}
-        byte_ids = [self._ids[text] for text in byte_of if text in self._ids]
-        if len(byte_ids) < len(byte_of):
-            raise self._error(
-                f"tokenizer.ggml.tokens: expected 256 byte tokens <0x00> to <0xFF>, found {len(byte_ids)}; "
-                "Hotset needs byte fallback"
-            )
+        byte_ids = self._byte_ids()
         pieces = self._ids.copy()
-        for text in self._control.keys() | self._of_type(TokenType.BYTE).keys() | byte_of.keys():
+        for text in self._control.keys() | self._of_type(TokenType.BYTE).keys() | _BYTES.keys():
             pieces.pop(text, None)
         encoder = SentencePieceEncoder(
             pieces=pieces,
@@ -106,13 +112,29 @@ class _Reader:
             user_defined=self._user_defined,
             add_space_prefix=space_prefixed,
             remove_extra_whitespaces=self._flag("remove_extra_whitespaces", False),
+            swallow_spaces=self._swallow_spaces(),
         )
+        return self._finish(encoder, _piece, add_bos=True, bos=1, eos=2, space_prefixed=space_prefixed)
 
-        def decode(token: str) -> bytes:
-            byte = byte_of.get(token)
-            return token.replace(SPACE, " ").encode() if byte is None else bytes([byte])
+    def _byte_fallback(self) -> tuple[Encoder, Vocabulary, ChatTemplate | None]:
+        self._byte_ids()
+        encoder = byte_fallback_bpe(
+            self._ids,
+            self._strings("merges"),
+            control=list(self._control),
+            user_defined=list(self._user_defined),
+            name=self._name,
+        )
+        return self._finish(encoder, _piece, add_bos=True, space_prefixed=False)
 
-        return self._finish(encoder, decode, add_bos=True, bos=1, eos=2, space_prefixed=space_prefixed)
+    def _byte_ids(self) -> list[int]:
+        ids = [self._ids[text] for text in _BYTES if text in self._ids]
+        if len(ids) < len(_BYTES):
+            raise self._error(
+                f"tokenizer.ggml.tokens: expected 256 byte tokens <0x00> to <0xFF>, found {len(ids)}; "
+                "Hotset needs byte fallback"
+            )
+        return ids
 
     def _finish(
         self,
@@ -162,11 +184,16 @@ class _Reader:
         """Id by text. Converters of early 2024 stored control tokens as user-defined or normal ones."""
         by_name = {text: id for id, text in enumerate(self._tokens) if text in self._ends}
         by_shape = {
-            text: id
-            for text, id in self._of_type(TokenType.USER_DEFINED).items()
-            if _LOOKS_CONTROL.fullmatch(text)
+            text: id for text, id in self._of_type(TokenType.USER_DEFINED).items() if looks_like_control(text)
         }
         return by_name | by_shape | self._of_type(TokenType.UNKNOWN) | self._of_type(TokenType.CONTROL)
+
+    def _swallow_spaces(self) -> set[str]:
+        """Tokens with spaces after them: GGUF cannot say it, and only Phi-3's of this kind have any."""
+        name = str(self._metadata.get("general.name", "")).lower()
+        if "phi-3" not in name and "phi3" not in name:
+            return set()
+        return {*self._control, *self._user_defined} - {"<unk>", "<s>", "<|endoftext|>"}
 
     def _of_type(self, type: TokenType) -> dict[str, int]:
         """The tokens of a type, id by text; an empty text cannot be found in any other and is left out."""

@@ -12,7 +12,7 @@ from hotset.formats.keys import shown
 from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.fast import FastEncoder, byte_level_decoder, rust_errors
 from hotset.tokenizer.sentencepiece import SPACE
-from hotset.tokenizer.vocabulary import Encoder, Vocabulary, end_of_turn
+from hotset.tokenizer.vocabulary import Encoder, Vocabulary, end_of_turn, looks_like_control
 
 if TYPE_CHECKING:
     import tokenizers
@@ -136,7 +136,7 @@ def read_files(
 def _add_tokens(tokenizer: "tokenizers.Tokenizer", special: Mapping[str, Any]) -> None:
     """Add the tokens that the small files alone name, as transformers does.
 
-    Those with a part to play, and whatever ends a turn by its name, are special in any case.
+    Those with a part to play are special in any case, and so is what ends a turn or looks like control.
     """
     from tokenizers import AddedToken
 
@@ -162,7 +162,7 @@ def _add_tokens(tokenizer: "tokenizers.Tokenizer", special: Mapping[str, Any]) -
             known.add(text)
     named = end_of_turn(known) | {_token_text(special.get(key)) for key in _NAMED}
     for token in tokenizer.get_added_tokens_decoder().values():
-        if token.content in named and not token.special:
+        if not token.special and (token.content in named or looks_like_control(token.content)):
             add(token.content, {key: getattr(token, key) for key in _FLAGS} | {"special": True})
 
 

@@ -7,7 +7,7 @@ a merge table for the `tokenizers` library would take Gemma's 262,144 pieces som
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -37,11 +37,14 @@ class SentencePieceEncoder:
         user_defined: dict[str, int],
         add_space_prefix: bool,
         remove_extra_whitespaces: bool,
+        swallow_spaces: Collection[str] = (),
     ) -> None:
         """``pieces`` are the mergeable ones, with ``scores`` by id; ``byte_ids`` are the byte tokens by byte.
 
         ``user_defined`` tokens are found in every text, ``control`` tokens only where the caller allows it.
+        Those among ``swallow_spaces`` take the spaces and line ends that follow them along.
         """
+        self._swallow_spaces = frozenset(swallow_spaces)
         self._pieces = pieces
         self._costs = np.negative(scores, dtype=np.float32).tolist()
         self._byte_ids = byte_ids
@@ -58,10 +61,14 @@ class SentencePieceEncoder:
         special_tokens = self._all_special if control else self._user_defined
         allowed = None if isinstance(control, bool) else self._or_user_defined(control)
         ids: list[int] = []
-        for fragment, special in special_tokens.split(text, allowed):
+        swallow = False
+        for found, special in special_tokens.split(text, allowed):
             if special is not None:
                 ids.append(special)
+                swallow = found in self._swallow_spaces
                 continue
+            fragment = found.lstrip() if swallow else found
+            swallow = False
             for word in self._word_start.split(self._normalise(fragment)):
                 ids += self._word(word)
         return ids

@@ -39,6 +39,11 @@ def end_of_turn(texts: Iterable[str]) -> set[str]:
     return ends
 
 
+def looks_like_control(text: str) -> bool:
+    """Whether an added token is no word of anyone's by its shape (``<|im_start|>``), whatever its type."""
+    return any(text.startswith(f"<{bar}") and text.endswith(f"{bar}>") for bar in "|\uff5c")
+
+
 class Encoder(Protocol):
     """Cuts text into tokens."""
 
