@@ -155,3 +155,10 @@ def test_a_tensor_under_two_names(tmp_path: Path) -> None:
     save_file(tensors | {"norm.weight": tensors["model.norm.weight"].copy()}, path)
     with pytest.raises(CheckpointError, match=r"tensor 'output_norm.weight' is there twice"):
         open_checkpoint(tmp_path / "m")
+
+
+def test_errors_have_a_public_name() -> None:
+    from hotset import errors
+
+    assert issubclass(errors.CheckpointError, errors.HotsetError)
+    assert errors.CheckpointError is CheckpointError

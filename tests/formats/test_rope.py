@@ -138,6 +138,7 @@ def test_gguf_factors_divide_and_attention_factors_multiply() -> None:
     ("scaling", "message"),
     [
         ({"type": "longrope"}, "x: m.rope.scaling.type: expected none, linear or yarn, found 'longrope'"),
+        ({"factor": 1e-40}, "m.rope.scaling.factor: expected 0 or a number from 0.001 to"),
         ({"type": "yarn", "factor": 4.0, "yarn_log_multiplier": 0.1}, "yarn_log_multiplier: expected 0"),
         ({"type": "yarn", "factor": 4.0, "yarn_ext_factor": 0.0}, "yarn_ext_factor: expected 1"),
     ],

@@ -13,6 +13,7 @@ from hotset.core.config import RopeConfig
 from hotset.formats.keys import LARGEST, Keys
 
 F32 = NDArray[np.float32]
+_LEAST_FACTOR = 1e-3
 
 
 def rope(dim: int, interleaved: bool, frequencies: F32, magnitude: float = 1.0) -> RopeConfig:
@@ -120,7 +121,9 @@ def rope_from_gguf(
     """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,), the tensor ``rope_freqs``, divide."""
     kind = keys.text("rope.scaling.type", "linear")
     legacy = keys.number("rope.scale_linear", 1.0, high=1e6)
-    factor = keys.number("rope.scaling.factor", legacy, high=1e6) or 1.0
+    factor = keys.number("rope.scaling.factor", legacy, high=1e6) or 1.0  # 0: none is stated
+    if factor < _LEAST_FACTOR:
+        raise keys.refuse("rope.scaling.factor", f"0 or a number from {_LEAST_FACTOR:g} to 1e+06", factor)
     magnitude = keys.number("rope.scaling.attn_factor", 1.0)
     if kind == "none":
         frequencies = plain_frequencies(theta, dim)
