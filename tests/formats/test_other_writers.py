@@ -169,7 +169,8 @@ def test_without_a_familys_the_old_default_and_a_note(opened: Any, name: str) ->
 
 
 def test_other_tokenizers_need_none(opened: Any) -> None:
-    for file in (tiny_llama(), byte_level("llama", tokenizer__ggml__model="llama")):
+    for model in (None, "llama", [], [1]):
+        file = byte_level("llama", tokenizer__ggml__model=model)
         checkpoint = opened(file)
         assert "tokenizer.ggml.pre" not in checkpoint.metadata
         assert checkpoint.notes == ()

@@ -110,7 +110,8 @@ def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
 
 def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[str]:
     """Put in the key that byte-level files from before spring 2024 lack; a note, if that is a guess."""
-    if "tokenizer.ggml.pre" in metadata or metadata.get("tokenizer.ggml.model") != "gpt2":
+    model = metadata.get("tokenizer.ggml.model")
+    if "tokenizer.ggml.pre" in metadata or not isinstance(model, str) or model != "gpt2":
         return []
     tokens = metadata.get("tokenizer.ggml.tokens")
     for token, name in architecture.default_pre.items():
