@@ -20,6 +20,7 @@ from hotset.backends.reference import (
 )
 from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Way
+from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.build import attention_spec, embedding_spec, ffn_spec, neuron_ffn_spec
 
@@ -40,7 +41,8 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
 
     That is (n, n), shrunk towards its diagonal by n over the number of tokens, as the fewer these are, the
     less the products of two columns are to be trusted; where n is over `WIDEST`, the diagonal (n,) alone.
-    ``ffn_down_t``, a matrix stored by neuron, has none: its columns are outputs.
+    ``ffn_down_t``, a matrix stored by neuron, has none: its columns are outputs. Raises `HotsetError` where a
+    layer gives numbers that are not finite.
     """
     c = checkpoint.config
     embedding = ReferenceEmbedding(embedding_spec(checkpoint))
@@ -59,12 +61,18 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
         attention.q = query = _Recorder(attention.q)
         attention.output = output = _Recorder(attention.output)
         ffn.hidden.up = up = _Recorder(ffn.hidden.up)
-        for x in hidden:
-            out = x.copy() if c.parallel else x
-            batch = Batch.of(sequence, np.zeros(len(x), np.int32), lossless=True)
-            attention.forward(x, out, batch)
-            ffn.forward(x, out, batch)
-            x[:] = out
+        with np.errstate(over="ignore", invalid="ignore"):  # which is looked for below
+            for x in hidden:
+                out = x.copy() if c.parallel else x
+                batch = Batch.of(sequence, np.zeros(len(x), np.int32), lossless=True)
+                attention.forward(x, out, batch)
+                ffn.forward(x, out, batch)
+                x[:] = out
+        if not all(np.isfinite(x).all() for x in hidden):
+            raise HotsetError(
+                f"{checkpoint.path}: layer {i} computes numbers that are not finite from the text: its "
+                "weights are damaged, or too large"
+            )
         moments = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_qkv"), query.moments())
         moments |= dict.fromkeys(("ffn_gate", "ffn_up"), up.moments())
         moments["attn_output"] = output.moments()

@@ -54,6 +54,8 @@ def store_as(name: str, values: F32, type: TensorType, threads: int = 1) -> Tens
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16)
     if not np.isfinite(halves).all():
+        if not np.isfinite(values).all():
+            raise HotsetError(f"{name} has numbers that are not finite: the model's file is damaged")
         raise HotsetError(
             f"{name} has numbers beyond 65504, which f16 cannot hold: use hotset convert --ffn q8_0"
         )

@@ -17,6 +17,7 @@ from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
 from hotset.backends.cpu.state import CpuChooser
 from hotset.core.batch import Batch
 from hotset.core.config import ModelConfig
+from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, DeviceMemoryError, to_device
 from hotset.hybrid.executor import Executor
 from hotset.hybrid.ffn import Views, add_split, zeros
@@ -25,6 +26,7 @@ from hotset.hybrid.plan_step import plan_step
 from hotset.hybrid.sequence import HybridSequence, halves
 from hotset.hybrid.step import MOST_ROWS
 from hotset.hybrid.streaming import ColdStream, Walk
+from hotset.model.finite import not_finite
 from hotset.model.transformer import Transformer
 
 
@@ -89,6 +91,10 @@ class HybridTransformer(Transformer):
         """See `Transformer`."""
         with self._lock, self.device.guard():
             return super().forward(batch)
+
+    def not_finite(self, batch: Batch) -> HotsetError:
+        """See `Transformer`; the device's parts are not looked into."""
+        return not_finite(batch)
 
     def close(self) -> None:
         """End the worker's thread; it starts again with the next small batch."""

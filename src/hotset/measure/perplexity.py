@@ -21,10 +21,12 @@ from hotset.backends.contract import F32
 from hotset.backends.maths import log_softmax
 from hotset.core.batch import Batch
 from hotset.core.batch import Sequence as State
-from hotset.core.errors import RequestError
+from hotset.core.errors import HotsetError, RequestError
 from hotset.serve.loaded import Model
 
 DEFAULT_WINDOW = 512
+_MOST_NATS = 700.0
+"""Whose exponential a number still holds."""
 _LOGITS_AT_ONCE = 1 << 23
 """Numbers of logits held at a time, a few tens of megabytes."""
 
@@ -170,7 +172,12 @@ def _greedy(model: Model, state: State, prompt: Sequence[int], count: int) -> li
 
 
 def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
-    return math.exp(-float(np.concatenate(log_likelihoods).mean()))
+    nats = -float(np.concatenate(log_likelihoods).mean())
+    if nats > _MOST_NATS:
+        raise HotsetError(
+            f"the model's predictions are off by {nats:.3g} nats a token: no perplexity to tell"
+        )
+    return math.exp(nats)
 
 
 def _predictions(

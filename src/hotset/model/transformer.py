@@ -11,7 +11,8 @@ import numpy as np
 from hotset.backends.contract import F32, FFN, Array, Attention, Backend, Embedding, Head, StateShape
 from hotset.core.batch import Batch, Sequence
 from hotset.core.config import ModelConfig
-from hotset.core.errors import RequestError
+from hotset.core.errors import HotsetError, RequestError
+from hotset.model.finite import is_finite, traced
 
 SLICE = 512
 """Batches of more rows are cut: so many are enough to read each weight seldom, and few enough that the
@@ -65,14 +66,18 @@ class Transformer:
         """Append the batch's tokens to their sequences, and predict what follows.
 
         Returns the logits (R, V) of the rows for which the spans want them, in the batch's order. Nothing is
-        appended if this raises: `RequestError` where a sequence has no room for its tokens.
+        appended if this raises: `RequestError` where a sequence has no room for its tokens, `NotFiniteError`
+        where the model computes infinities or NaN.
         """
         _check(batch)
         lengths = [span.sequence.length for span in batch.spans]
         logits = []
         try:
             for piece in batch.pieces(SLICE, SINK_TOKENS):
-                logits.append(self._logits(piece))
+                predicted = self._logits(piece)
+                if not is_finite(predicted):
+                    raise self.not_finite(piece)
+                logits.append(predicted)
                 for span in piece.spans:
                     span.sequence.advance(span.count)
         except BaseException:
@@ -83,7 +88,15 @@ class Transformer:
 
     def _logits(self, batch: Batch) -> F32:
         """The logits that are wanted of a batch of at most `SLICE` rows; sequences do not advance."""
-        return self._head(self._hidden(batch), batch)
+        x = self._hidden(batch)
+        # A row spoils those that attend to it: what is not looked at here is found in later logits.
+        if len(batch.wanted) < len(batch.tokens) and not is_finite(x):
+            raise self.not_finite(batch)
+        return self._head(x, batch)
+
+    def not_finite(self, batch: Batch) -> HotsetError:
+        """The error for a batch of at most `SLICE` rows that gives infinities or NaN: where they began."""
+        return traced(self, batch)
 
     def _head(self, x: Array, batch: Batch) -> F32:
         """The logits that are wanted of the last hidden vectors (T, D)."""

@@ -17,6 +17,7 @@ from hotset.backends.contract import F32, FFN, BatchView, NeuronFFNSpec
 from hotset.backends.maths import chosen_neurons, log_softmax, normalise, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.batch import Sequence as State
+from hotset.model.finite import is_finite
 from hotset.model.transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 24
@@ -103,6 +104,8 @@ class Trial:
                 x, read = self._layer(layer, self._dense[layer], x, sequence)
                 inputs[layer].append(read)
                 entering.append(x)
+            if not is_finite(x):
+                raise transformer.not_finite(batch)
             self._sequences.append(sequence)
             self._entering.append(entering)
             if progress:
