@@ -19,10 +19,10 @@ _OVERFLOW = "its numbers overflow: try another quantisation of the model"
 class NotFiniteError(HotsetError):
     """A model that computes infinities or NaN: a damaged weight, or numbers too large for their type."""
 
-    def __init__(self, message: str, sequence: Sequence) -> None:
+    def __init__(self, message: str, sequence: Sequence | None = None) -> None:
         super().__init__(message)
         self.sequence = sequence
-        """In whose rows they began; nothing is appended to it."""
+        """In whose rows they began, where that is known; nothing is appended to it."""
 
 
 def is_finite(values: Any) -> bool:

@@ -16,6 +16,7 @@ from hotset.core.batch import I32
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
 from hotset.formats.overrides import Overrides
+from hotset.serve.arguments import check_load, check_messages, token_ids
 from hotset.serve.job import Answer, Score
 from hotset.serve.load import Progress, load_model
 from hotset.serve.loaded import Model
@@ -86,6 +87,16 @@ class Engine:
         `overrides` are values to put in the place of the file's metadata (`hotset.serve.load.open_model`).
         `progress(done, total)` is told of the model's parts. Raises `HotsetError`.
         """
+        check_load(
+            model,
+            kv_type=kv_type,
+            ffn=ffn,
+            threads=threads,
+            context=context,
+            vram=vram,
+            parallel=parallel,
+            kv_room=kv_room,
+        )
         loaded = load_model(
             model,
             overrides=overrides,
@@ -161,6 +172,7 @@ class Engine:
         `tools` are JSON schemas of functions that the model may call; `template_variables` go to the template
         as they are, such as ``{"enable_thinking": False}``. Otherwise as `generate`.
         """
+        check_messages(messages, tools, template_variables)
         ids = self.tokenizer.encode_chat(messages, tools=tools, **(template_variables or {}))
         return self._start(ids, max_tokens, sampling, stop, progress)
 
@@ -204,9 +216,7 @@ class Engine:
         stop: Sequence[str],
         progress: Progress | None,
     ) -> Stream:
-        job = self._answer(
-            Request(tuple(int(token) for token in prompt), max_tokens, sampling, check_stop(stop))
-        )
+        job = self._answer(Request(token_ids(prompt), max_tokens, sampling, check_stop(stop)))
         self._runner.add(job)
         return Stream(job, self._runner, progress)
 

@@ -1,10 +1,11 @@
 """What one generation asks for and gives back. Knows nothing of models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from hotset.core.errors import RequestError
+from hotset.serve.arguments import check_integer, check_type
 from hotset.serve.sampler import Logprobs, Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -24,6 +25,8 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check every value, but for what the model knows."""
+        check_integer("max_tokens", self.max_tokens)
+        check_type("sampling", self.sampling, Sampling, "a Sampling")
         check_stop(self.stop)
 
 
@@ -77,6 +80,7 @@ class StopStrings:
 
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     """The stop strings as a tuple; `RequestError` if one is empty or no string."""
+    check_type("stop", stop, Iterable, "strings that are not empty")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     for text in stops:
         if not isinstance(text, str) or not text:

@@ -19,6 +19,7 @@ import numpy as np
 from hotset.backends.contract import F32
 from hotset.core.batch import I32, Batch, Span, Work
 from hotset.core.errors import BusyError, HotsetError, ModelError, RequestError
+from hotset.model.finite import NotFiniteError
 from hotset.model.transformer import SLICE
 from hotset.serve.job import Job
 from hotset.serve.loaded import Model
@@ -263,6 +264,11 @@ class Runner:
         served = [job for job, _ in chosen]
         try:
             logits = self._model.transformer.forward(batch)
+        except NotFiniteError as error:  # of one sequence: the others are computed again, without it
+            spoilt = [job for job in served if job.slot and job.slot.sequence is error.sequence] or served
+            for job in spoilt:
+                self._end(job, _failure(error), keep=False)
+            return spoilt
         except Exception as error:
             for job in served:
                 self._end(job, _failure(error), keep=False)
