@@ -1,31 +1,24 @@
 """Prompts whose cold weights are streamed: the double buffer's order, with a device that is behind."""
 
-import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.placements import by_share
 from helpers.random_checkpoint import random_checkpoint
-from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, FFN, FFNSpec, Linear
+from hotset.backends.contract import FFN, FFNSpec
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceFFN
 from hotset.core.batch import Batch
 from hotset.core.config import Activation
-from hotset.formats.tensor import Tensor
 from hotset.hybrid.build import any_ffn_spec, build_hybrid
-from hotset.hybrid.device import Slot
 from hotset.hybrid.slices import cold_slice, ffn_bytes
 from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.model.build import build_transformer
+from hotset.testing.late import LateStandIn
 from hotset.testing.stand_in import StandInDevice
 
 LAYERS = 7
@@ -35,115 +28,11 @@ CHECKPOINT = random_checkpoint(
 TOKENS = np.random.default_rng(5).integers(0, 53, 40, dtype=np.int32)
 
 
-class LateStream:
-    """What a stream is told is done by a thread, a random while later."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._told: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def tell(self, work: Callable[[], None]) -> None:
-        with self._wake:
-            self._told.append(work)
-            self._wake.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._told)
-                work = self._told.popleft()
-            time.sleep(self._random.choice((0, 0, 0.0005, 0.003)))
-            work()
-
-
-class LateEvent:
-    def __init__(self, stream: LateStream) -> None:
-        self._past = threading.Event()
-        stream.tell(self._past.set)
-
-    def wait(self) -> None:
-        assert self._past.wait(20), "it hangs"
-
-
-class LatePart:
-    """Reads its weights, where they lie on the device, only when the stream gets to it."""
-
-    def __init__(self, device: "LateDevice", weights: list[NDArray[np.uint8]], spec: FFNSpec) -> None:
-        self._device, self._weights, self._spec = device, weights, spec
-
-    def forward(self, x: F32, out: F32, view: Any) -> None:
-        def compute() -> None:
-            spec, weights = self._spec, self._weights
-            gate = spec.gate and held(spec.gate, weights[0])
-            late = replace(spec, gate=gate, up=held(spec.up, weights[1]), down=held(spec.down, weights[2]))
-            ReferenceFFN(late).forward(x, out, None)
-
-        self._device.stream.tell(compute)
-
-    def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        raise NotImplementedError
-
-
-def held(linear: Linear, data: NDArray[np.uint8]) -> Linear:
-    weight = linear.weight
-    return Linear(Tensor(weight.name, weight.type, weight.shape, data[: weight.nbytes]), linear.bias)
-
-
-class LateDevice(StandInDevice):
-    """Two streams that are behind; a slot's memory is poisoned when its next piece begins to come."""
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self.stream, self.copies = LateStream(seed), LateStream(seed + 1)
-        self._aside = threading.local()
-
-    def slot(self) -> Slot:
-        memory = [np.zeros(1 << 20, np.uint8) for _ in range(3)]
-
-        def fill(spec: Any, index: int) -> Any:
-            sources = [linear.weight.data for linear in (spec.gate, spec.up, spec.down)]
-
-            def poison() -> None:
-                for array in memory:
-                    array.fill(0xFF)  # every number is NaN
-
-            def copy() -> None:
-                for source, array in zip(sources, memory, strict=True):
-                    array[: source.nbytes] = source.reshape(-1).view(np.uint8)
-
-            self.copies.tell(poison)
-            self.copies.tell(copy)
-            return LatePart(self, memory, spec)
-
-        return fill
-
-    def mark(self, *, spin: bool = False) -> LateEvent:
-        return LateEvent(self._present())
-
-    def follow(self, event: Any) -> None:
-        self._present().tell(event.wait)
-
-    def synchronize(self) -> None:
-        LateEvent(self.stream).wait()
-        LateEvent(self.copies).wait()
-
-    def _present(self) -> LateStream:
-        return self.copies if getattr(self._aside, "now", False) else self.stream
-
-    @contextmanager
-    def aside(self) -> Any:
-        self._aside.now = True
-        yield
-        self._aside.now = False
-
-
-class HastyDevice(LateDevice):
+class HastyDevice(LateStandIn):
     """Its copies do not wait for whatever still reads the slot."""
 
     def follow(self, event: Any) -> None:
-        if self._present() is self.stream:
+        if self.present() is self.stream:
             super().follow(event)
 
 
@@ -157,7 +46,7 @@ def stream_of(device: StandInDevice, piece_bytes: int) -> ColdStream:
     return ColdStream(device, layers, piece_bytes)
 
 
-def right_sums(device: LateDevice, piece_bytes: int, walks: int) -> list[bool]:
+def right_sums(device: LateStandIn, piece_bytes: int, walks: int) -> list[bool]:
     """Of each layer in each walk whether its sum is right."""
     stream = stream_of(device, piece_bytes)
     x = np.random.default_rng(0).standard_normal((9, 32)).astype(np.float32)
@@ -179,7 +68,7 @@ def right_sums(device: LateDevice, piece_bytes: int, walks: int) -> list[bool]:
 @pytest.mark.parametrize("piece_bytes", PIECES)
 @pytest.mark.parametrize("seed", range(5))
 def test_nothing_is_overwritten_before_its_reader_is_done(piece_bytes: int, seed: int) -> None:
-    assert all(right_sums(LateDevice(seed), piece_bytes, 3))
+    assert all(right_sums(LateStandIn(seed), piece_bytes, 3))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -207,7 +96,7 @@ def test_the_next_piece_is_copied_meanwhile() -> None:
 
 
 def test_a_walk_that_is_left_halfway() -> None:
-    device = LateDevice()
+    device = LateStandIn()
     stream = stream_of(device, PIECES[0])
     x, out = np.ones((9, 32), np.float32), np.zeros((9, 32), np.float32)
     before = threading.active_count()

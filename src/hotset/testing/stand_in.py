@@ -14,6 +14,7 @@ from hotset.backends.contract import (
     F32,
     FFN,
     AttentionSpec,
+    Backend,
     BatchView,
     FFNSpec,
     Head,
@@ -89,7 +90,7 @@ class StandInDevice(HostStream):
     def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
         super().__init__()
         self.memory = Memory(vram)
-        self.backend = _MeteredBackend(self.memory, threads)
+        self.backend: Backend = _MeteredBackend(self.memory, threads)
 
     def free_bytes(self) -> int:
         """See `Device`."""

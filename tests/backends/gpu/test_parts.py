@@ -235,6 +235,28 @@ def test_ffn(backend: Any, activation: Activation, gated: bool) -> None:
     assert_close(h, expected_h, 2e-5)
 
 
+def test_a_slot(backend: Any) -> None:
+    """FFNs of different sizes and kinds in turn, in memory that stays where it is."""
+    slot, x = backend.slot(), numbers(1, 2, HIDDEN)
+    addresses = set()
+    for size in (67, 30, 50):
+        spec = FFNSpec(
+            norm(size, HIDDEN), linear(10, size, HIDDEN, bias=True), linear(20, size, HIDDEN),
+            linear(30, HIDDEN, size), Activation.SILU,
+        )  # fmt: skip
+        down_t = Linear(tensor_from_array("t", spec.down.weight.to_float32().T))
+        by_neuron = NeuronFFNSpec(spec.norm, spec.gate, spec.up, down_t, Activation.SILU, FFNPlan(Way.DENSE))
+        expected = x.copy()
+        ReferenceBackend().ffn(spec).forward(x, expected, None)
+        for which in (spec, by_neuron):
+            layer = slot.fill(which)
+            found = to_gpu(backend, x)
+            layer.forward(found, found)
+            assert_close(found, expected, 2e-5)
+            addresses.add(layer.norm.weight.data_ptr())
+    assert len(addresses) == 1
+
+
 @pytest.mark.parametrize("way", list(Way))
 def test_every_way_computes_all_neurons(backend: Any, way: Way) -> None:
     score = {Way.THRESHOLD: Score.DOWN, Way.PREDICTOR: Score.GATE_Q2}.get(way)
