@@ -1,6 +1,8 @@
 """`hotset chat` in a pseudo-terminal: pasted lines, history, Ctrl-C, a full context."""
 
+import os
 import re
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -134,3 +136,14 @@ def test_a_terminal_that_is_gone_ends_the_chat(demo: Path, tmp_path: Path, busy:
             terminal.until(b"?2004l")
         terminal.hang_up()
         assert terminal.code() in (0, 2, 129)
+
+
+def test_a_chat_that_is_ended_from_outside_leaves_the_terminal_as_it_was(demo: Path, tmp_path: Path) -> None:
+    with Terminal("chat", demo, XDG_STATE_HOME=str(tmp_path)) as terminal:
+        before = terminal.mode()
+        terminal.until(PROMPT)
+        assert terminal.mode() != before
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.code() == 143
+        assert terminal.mode() == before
+    assert terminal.seen.rindex(b"\x1b[?2004l") > terminal.seen.rindex(b"\x1b[?2004h")

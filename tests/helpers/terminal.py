@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 COMMAND = [sys.executable, "-c", "from hotset.cli import main; main()"]
 CTRL_C, CTRL_D, UP, ENTER = b"\x03", b"\x04", b"\x1b[A", b"\r"
@@ -43,6 +44,12 @@ class Terminal:
             self._take()
         start, self._read = self._read, at + len(mark)
         return self.seen[start : self._read]
+
+    def mode(self) -> list[Any]:
+        """How the terminal treats what is typed and shown: echo, lines, signals."""
+        import termios
+
+        return termios.tcgetattr(self._fd)[:4]
 
     def hang_up(self) -> None:
         """Close the terminal, as by closing its window."""

@@ -85,8 +85,17 @@ def _terminal_reader(commands: Sequence[str]) -> Read:
         complete_while_typing=False,
         enable_suspend=True,
     )
-    # In colour, for the last space of a prompt without one is not written but stepped over.
-    return lambda prompt: session.prompt([("ansicyan", prompt)])
+
+    def read(prompt: str) -> str:
+        try:
+            # In colour, for the last space of a prompt without one is not written but stepped over.
+            return session.prompt([("ansicyan", prompt)])
+        except SystemExit:  # of a signal: the editor has not put the terminal back
+            session.output.disable_bracketed_paste()
+            session.output.flush()
+            raise
+
+    return read
 
 
 def _history() -> "History":
