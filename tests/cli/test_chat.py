@@ -11,6 +11,7 @@ import pytest
 
 from hotset.cli.answer import Speaker
 from hotset.cli.chat import converse
+from hotset.core.batch import Work
 from hotset.core.errors import HotsetError, RequestError
 from hotset.serve.sampler import Sampling
 
@@ -218,6 +219,19 @@ def test_template_variables_and_tools_reach_the_template(monkeypatch: pytest.Mon
     tools = [{"type": "function", "function": {"name": "f"}}]
     talk(monkeypatch, ["one"], engine, tools=tools, variables={"enable_thinking": False})
     assert engine.variables == [{"enable_thinking": False, "tools": tools}]
+
+
+def test_the_speed_line_has_the_share_of_neurons_computed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Engine(["1 2 3"])
+    config = SimpleNamespace(layers=(SimpleNamespace(ffn=object()),) * 2, ffn_size=100)
+    engine.model = SimpleNamespace(path="m.gguf", config=config, chooses_neurons=True)
+    # In two tokens 40 and 20 of a layer's 100 neurons each.
+    counts = [[Work(5, 90), Work(5, 7)], [Work(7, 130), Work(7, 27)]]
+    monkeypatch.setattr(Answering, "work", lambda stream: counts.pop(0))
+    talk(monkeypatch, ["one"], engine)
+    assert capsys.readouterr().err.endswith("; computed: 15.0% of the neurons\n")
 
 
 def test_quiet_and_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

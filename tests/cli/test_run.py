@@ -1,5 +1,6 @@
 """`hotset run` with the habits of people who come from llama.cpp, Ollama and LM Studio."""
 
+import inspect
 import json
 import os
 import re
@@ -46,6 +47,28 @@ def test_ways_to_say_it(hotset: Any, demo: Path, tmp_path: Path, answer: str, ar
     (tmp_path / "prompt.txt").write_text(QUESTION + "\n")
     given = [argument.format(model=demo, file=tmp_path / "prompt.txt") for argument in arguments]
     assert hotset("run", *given, "-n", "10", "-q") == (0, answer, "")
+
+
+def test_types_in_any_case(hotset: Any, demo: Path, tmp_path: Path) -> None:
+    from hotset.backends.cpu import CpuBackend
+
+    small = hotset("run", demo, QUESTION, "-n", "10", "-q", "--kv-type", "q8_0")
+    assert hotset("run", demo, QUESTION, "-n", "10", "-q", "--kv-type", "Q8_0") == small
+    for arguments in (
+        ["quantize", "--type", "Q4_0", "-o", tmp_path],
+        ["bench", "--sweep", "DENSITY", "--trace"],
+    ):
+        assert "is not one of" not in hotset(arguments[0], demo, *arguments[1:])[2]
+    best = CpuBackend.levels()[0]
+    assert CpuBackend(1, best.upper()).level == best
+
+
+def test_every_command_that_reports_does_so_as_json() -> None:
+    from hotset.cli.app import _COMMANDS
+
+    assert {
+        name for name, command in _COMMANDS.items() if "as_json" in inspect.signature(command).parameters
+    } == {*_COMMANDS} - {"run", "chat"}
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
