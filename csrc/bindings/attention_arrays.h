@@ -31,7 +31,7 @@ inline void attend_arrays(const AttentionKernels& kernels, KvType type, const He
       kernels.store_value(type, v + at, s.dim, position, values.data());
     }
     const int64_t position = s.positions - s.tokens;
-    const int64_t first = std::max<int64_t>(0, position + 1 - window) / kernels.key_block * kernels.key_block;
+    const int64_t first = std::max<int64_t>(0, position + 1 - window) / kernels.split * kernels.split;
     const AttentionTile tile{type,
                              s.dim,
                              group,

@@ -89,28 +89,11 @@ NormPtr new_norm(bool layer, float eps, Numbers weight, std::optional<Numbers> b
   return norm;
 }
 
-std::shared_ptr<KvCache> new_kv_cache(RuntimePtr runtime, int type, int64_t n_layers, int64_t n_heads,
-                                      int64_t head_dim, int64_t capacity) {
-  return std::make_shared<KvCache>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads, head_dim,
-                                   capacity);
-}
-
-void advance_cache(KvCache& kv, int64_t count) {
-  if (count < 0 || count > kv.capacity - kv.length) refuse("count: there is no room for so many positions");
-  kv.length += count;
-}
-
-void truncate_cache(KvCache& kv, int64_t length) {
-  if (length < 0 || length > kv.length) refuse("length: expected 0 to the present length");
-  const nb::gil_scoped_release release;
-  kv.truncate(length);
-}
-
 std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, MatrixPtr q, MatrixPtr k,
                                          MatrixPtr v, MatrixPtr output, int64_t n_heads, int64_t n_kv_heads,
                                          int64_t head_dim, float scale, std::optional<int64_t> window,
                                          std::shared_ptr<Rope> rope, NormPtr q_norm, NormPtr k_norm,
-                                         NormPtr post_norm) {
+                                         NormPtr post_norm, int64_t index) {
   auto layer = std::make_shared<Attention>();
   layer->runtime = std::move(runtime);
   layer->norm = *norm;
@@ -127,19 +110,18 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
   layer->q_norm = std::move(q_norm);
   layer->k_norm = std::move(k_norm);
   layer->post_norm = std::move(post_norm);
+  layer->index = index;
   return layer;
 }
 
-void attention_forward(const Attention& layer, nb::handle x, nb::handle out, KvCache& kv, int64_t index) {
+void attention_forward(const Attention& layer, nb::handle x, nb::handle out, const Batch& batch) {
   const Rows from("x", x, layer.q->cols(), false), to("out", out, layer.output->rows(), true);
-  expect("out", "rows", to.rows(), from.rows());
-  expect("kv", "heads", kv.n_heads, layer.n_kv_heads);
-  expect("kv", "numbers in a head", kv.head_dim, layer.head_dim);
-  if (index < 0 || index >= kv.n_layers) refuse("layer: the cache has none of this number");
-  if (from.rows() > kv.capacity - kv.length) refuse("x: the cache has no room for so many tokens");
-  if (from.rows() == 0) return;
+  expect("x", "rows", from.rows(), batch.rows());
+  expect("out", "rows", to.rows(), batch.rows());
+  if (const std::string why = layer.refuses(batch); !why.empty()) refuse("batch: " + why);
+  if (batch.rows() == 0) return;
   const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), from.rows(), kv, index);
+  layer.forward(from.data(), to.data(), batch);
 }
 
 std::shared_ptr<Ffn> new_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr gate, MatrixPtr up, MatrixPtr down,
@@ -155,7 +137,7 @@ std::shared_ptr<Ffn> new_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr gate, M
   return layer;
 }
 
-void ffn_forward(const Ffn& layer, nb::handle x, nb::handle out, bool /*dense*/) {
+void ffn_forward(const Ffn& layer, nb::handle x, nb::handle out, nb::handle /*batch*/) {
   const Rows from("x", x, layer.up->cols(), false), to("out", out, layer.down->rows(), true);
   expect("out", "rows", to.rows(), from.rows());
   if (from.rows() == 0) return;
@@ -197,10 +179,10 @@ std::shared_ptr<NeuronRows> new_neuron_rows(StorePtr store, int type, bool added
 
 std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr first,
                                           RowsPtr first_rows, MatrixPtr second, RowsPtr second_rows,
-                                          RowsPtr down, int activation, int way, int score, float cutoff,
+                                          RowsPtr down, int activation, int way, int score,
                                           std::vector<MatrixPtr> predictor, bool raw_input,
                                           std::optional<Numbers> factors, NormPtr post_norm, float recall,
-                                          int64_t audit_period, int64_t audit_offset) {
+                                          int64_t audit_period, int64_t audit_offset, int64_t index) {
   NeuronFfnParts parts;
   parts.runtime = std::move(runtime);
   parts.norm = *norm;
@@ -216,29 +198,29 @@ std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, Matr
   parts.raw_input = raw_input;
   if (factors) parts.factors.assign(factors->data(), factors->data() + factors->size());
   parts.post_norm = std::move(post_norm);
-  parts.recall = recall;
-  parts.audit_period = std::max<int64_t>(1, audit_period);
-  parts.audit_offset = audit_offset;
-  return std::make_shared<NeuronFfn>(std::move(parts), cutoff);
+  parts.audit = {recall, std::max<int64_t>(1, audit_period), audit_offset};
+  parts.index = index;
+  return std::make_shared<NeuronFfn>(std::move(parts));
 }
 
-void neuron_ffn_forward(NeuronFfn& layer, nb::handle x, nb::handle out, bool dense) {
+void neuron_ffn_forward(const NeuronFfn& layer, nb::handle x, nb::handle out, const Batch* batch,
+                        nb::handle scores) {
   const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true);
-  expect("out", "rows", to.rows(), from.rows());
-  if (from.rows() == 0) return;
-  if (layer.wants_scores(from.rows(), dense)) refuse("x: this layer needs scores, see forward_scored");
+  const Batch lossless(nullptr, batch ? 0 : from.rows(), true);
+  const Batch& rows = batch ? *batch : lossless;
+  expect("x", "rows", from.rows(), rows.rows());
+  expect("out", "rows", to.rows(), rows.rows());
+  std::optional<Rows> given;
+  if (!scores.is_none()) {
+    given.emplace("scores", scores, layer.neurons(), false);
+    expect("scores", "rows", given->rows(), rows.rows());
+  } else if (layer.wants_scores(rows)) {
+    refuse("scores: this layer needs them");
+  }
+  if (const std::string why = layer.refuses(rows); !why.empty()) refuse("batch: " + why);
+  if (rows.rows() == 0) return;
   const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), from.rows(), dense);
-}
-
-void neuron_ffn_forward_scored(NeuronFfn& layer, nb::handle x, nb::handle out, nb::handle scores) {
-  const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true),
-      given("scores", scores, layer.neurons(), false);
-  expect("out", "rows", to.rows(), from.rows());
-  expect("scores", "rows", given.rows(), from.rows());
-  if (from.rows() == 0) return;
-  const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), from.rows(), false, given.data());
+  layer.forward(from.data(), to.data(), rows, given ? given->data() : nullptr);
 }
 
 void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, nb::handle h) {
@@ -300,28 +282,17 @@ void bind_layers(nb::module_& m) {
       .def(nb::init<std::vector<double>, double, bool>(), "inverse_frequencies"_a, "magnitude"_a,
            "interleaved"_a);
 
-  nb::class_<KvCache>(m, "KVCache", nb::is_weak_referenceable(),
-                      "Keys and values of one sequence, for every layer.")
-      .def(nb::new_(&new_kv_cache), "runtime"_a, "type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
-           "capacity"_a)
-      .def("fork", &KvCache::fork, nb::call_guard<nb::gil_scoped_release>(),
-           "A copy of what is filled, with room for as much.")
-      .def_ro("length", &KvCache::length, "Positions filled so far.")
-      .def_ro("capacity", &KvCache::capacity, "Positions there is room for.")
-      .def("advance", &advance_cache, "count"_a, "Count `count` more positions as filled.")
-      .def("truncate", &truncate_cache, "length"_a, "Forget every position from `length` on.");
-
   nb::class_<Attention>(m, "Attention", nb::is_weak_referenceable(), "One layer's attention.")
       .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a, "v"_a, "output"_a,
            "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(), "rope"_a.none(),
-           "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none())
-      .def("forward", &attention_forward, "x"_a, "out"_a, "kv"_a, "layer"_a,
+           "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none(), "index"_a)
+      .def("forward", &attention_forward, "x"_a, "out"_a, "batch"_a,
            "Add the attention of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")
       .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,
            "activation"_a, "post_norm"_a.none())
-      .def("forward", &ffn_forward, "x"_a, "out"_a, "dense"_a = false,
-           "Add the FFN of x (T, D) to out (T, D), which may be x itself. It is always dense.")
+      .def("forward", &ffn_forward, "x"_a, "out"_a, "batch"_a = nb::none(),
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself: all rows alike.")
       .def("neurons", &ffn_neurons, "x"_a, "gate"_a, "h"_a,
            "Write the gate's pre-activations (up's, where there is no gate) of x (T, D) to gate (T, F), the "
            "neurons' values to h (T, F).");
@@ -333,23 +304,14 @@ void bind_layers(nb::module_& m) {
   nb::class_<NeuronFfn>(m, "NeuronFFN", "One layer's feed-forward network, stored by neuron.")
       .def(nb::new_(&new_neuron_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "first"_a.none(),
            "first_rows"_a.none(), "second"_a.none(), "second_rows"_a.none(), "down"_a, "activation"_a,
-           "way"_a, "score"_a, "cutoff"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(),
-           "post_norm"_a.none(), "recall"_a, "audit_period"_a, "audit_offset"_a)
-      .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "dense"_a = false,
-           "Add the FFN of x (T, D) to out (T, D), which may be x itself. With `dense` only zeros are left "
-           "out.")
-      .def("forward_scored", &neuron_ffn_forward_scored, "x"_a, "out"_a, "scores"_a,
-           "The same, choosing neurons by predicted scores (T, F) where it chooses any.")
+           "way"_a, "score"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(), "post_norm"_a.none(),
+           "recall"_a, "audit_period"_a, "audit_offset"_a, "index"_a)
+      .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "batch"_a = nb::none(), "scores"_a = nb::none(),
+           "Add the FFN of x (T, D) to out (T, D), which may be x itself. Each row's neurons are chosen by "
+           "its "
+           "own sequence, by scores (T, F) where they are given; without a batch all rows are lossless.")
       .def("neurons", &neuron_ffn_neurons, "x"_a, "gate"_a, "h"_a,
-           "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).")
-      .def(
-          "counts",
-          [](const NeuronFfn& layer) { return nb::make_tuple(layer.tokens(), layer.read(), layer.fired()); },
-          "Tokens in calls that were not dense, rows of down read for them, values that were not zero.")
-      .def_prop_rw("cutoff", &NeuronFfn::cutoff, &NeuronFfn::set_cutoff,
-                   "The score that a neuron must reach.")
-      .def_prop_ro("recall_seen", &NeuronFfn::recall_seen,
-                   "Share of the firing neurons that audits found predicted, a running mean; NaN at first.");
+           "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).");
   nb::class_<Head>(m, "Head", "The final norm and the output projection.")
       .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a)
       .def("forward", &head_forward, "x"_a, "logits"_a, "Write the logits of x (T, D) to logits (T, V).");

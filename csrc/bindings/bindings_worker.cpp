@@ -4,17 +4,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
-#include <vector>
 
 #include "layers/layers.h"
 #include "layers/neuron_ffn.h"
@@ -41,86 +37,51 @@ uint32_t* address(const Flag& flag) {
   return flag.data();
 }
 
-// Calls `forward(x, out, span, first row)` with the rows of each span.
-template <class Forward>
-void for_each_span(const HostBatch& batch, const Forward& forward) {
-  int64_t row = 0;
-  for (const HostSpan& span : batch.spans) {
-    forward(span, row);
-    row += span.rows;
-  }
-}
-
 void add_copy(HostWorker& worker, Rows from, Rows to) {
   const auto width = static_cast<int64_t>(from.shape(1));
   expect_width("out", to, width);
-  worker.add_work([from = from.data(), to = to.data(), width](const HostBatch& batch) {
-    std::copy_n(from, batch.rows * width, to);
+  worker.add_work([from = from.data(), to = to.data(), width](const Batch* batch) {
+    std::copy_n(from, batch->rows() * width, to);
   });
 }
 
 void add_zero(HostWorker& worker, Rows to) {
-  worker.add_work([to = to.data(), width = static_cast<int64_t>(to.shape(1))](const HostBatch& batch) {
-    std::fill_n(to, batch.rows * width, 0.0f);
+  worker.add_work([to = to.data(), width = static_cast<int64_t>(to.shape(1))](const Batch* batch) {
+    std::fill_n(to, batch->rows() * width, 0.0f);
   });
 }
 
-void attend(const Attention& layer, const float* x, float* out, const HostSpan& span, int64_t index) {
-  KvCache* const kv = span.kv;
-  if (kv == nullptr || index < 0 || index >= kv->n_layers || kv->n_heads != layer.n_kv_heads ||
-      kv->head_dim != layer.head_dim) {
-    throw std::runtime_error("the KV cache is another model's");
-  }
-  if (kv->capacity - kv->length < span.rows) throw std::runtime_error("the KV cache is full");
-  layer.forward(x, out, span.rows, *kv, index);
-}
-
-void add_attention(HostWorker& worker, std::shared_ptr<Attention> layer, Rows x, Rows out, int64_t index) {
-  const int64_t hidden = layer->q->cols();
-  expect_width("x", x, hidden);
+void add_attention(HostWorker& worker, std::shared_ptr<Attention> layer, Rows x, Rows out) {
+  expect_width("x", x, layer->q->cols());
   expect_width("out", out, layer->output->rows());
   worker.use(&layer->runtime->pool);
-  worker.add_work(
-      [layer = std::move(layer), x = x.data(), out = out.data(), index, hidden](const HostBatch& batch) {
-        for_each_span(batch, [&](const HostSpan& span, int64_t row) {
-          attend(*layer, x + row * hidden, out + row * hidden, span, index);
-        });
-      });
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data()](const Batch* batch) {
+    if (const std::string why = layer->refuses(*batch); !why.empty()) throw std::runtime_error(why);
+    layer->forward(x, out, *batch);
+  });
 }
 
 void add_ffn(HostWorker& worker, std::shared_ptr<Ffn> layer, Rows x, Rows out) {
   expect_width("x", x, layer->up->cols());
   expect_width("out", out, layer->down->rows());
   worker.use(&layer->runtime->pool);
-  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data()](const HostBatch& batch) {
-    layer->forward(x, out, batch.rows);
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data()](const Batch* batch) {
+    layer->forward(x, out, batch->rows());
   });
 }
 
 void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x, Rows out,
                     std::optional<Rows> scores) {
-  const int64_t hidden = layer->hidden(), neurons = layer->neurons();
-  expect_width("x", x, hidden);
-  expect_width("out", out, hidden);
-  if (scores) expect_width("scores", *scores, neurons);
+  expect_width("x", x, layer->hidden());
+  expect_width("out", out, layer->hidden());
+  if (scores) expect_width("scores", *scores, layer->neurons());
   worker.use(&layer->pool());
-  if (!scores && layer->wants_scores(1, false)) throw nb::value_error("scores: this layer needs them");
+  if (!scores && layer->needs_scores()) throw nb::value_error("scores: this layer needs them");
   worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(),
-                   scores = scores ? scores->data() : nullptr, hidden, neurons](const HostBatch& batch) {
-    for_each_span(batch, [&](const HostSpan& span, int64_t row) {
-      const float* given = scores == nullptr || span.lossless ? nullptr : scores + row * neurons;
-      layer->forward(x + row * hidden, out + row * hidden, span.rows, span.lossless, given);
-    });
+                   scores = scores ? scores->data() : nullptr](const Batch* batch) {
+    if (const std::string why = layer->refuses(*batch); !why.empty()) throw std::runtime_error(why);
+    layer->forward(x, out, *batch, scores);
   });
-}
-
-using PythonSpan = std::tuple<std::shared_ptr<KvCache>, int64_t, bool>;
-
-void begin(HostWorker& worker, const std::vector<PythonSpan>& spans) {
-  std::vector<HostSpan> begun;
-  for (const auto& [kv, rows, lossless] : spans) begun.push_back({kv.get(), rows, lossless});
-  const nb::gil_scoped_release release;
-  worker.begin(std::move(begun));
 }
 
 // For cudaLaunchHostFunc, where a stream cannot write and await memory itself.
@@ -141,14 +102,18 @@ void bind_worker(nb::module_& m) {
           "ready"_a, "done"_a, "Begin the next task of a step; what follows adds to it.")
       .def("copy", &add_copy, "x"_a, "out"_a, "Copy x to out.")
       .def("zero", &add_zero, "out"_a, "Set out to zero.")
-      .def("attention", &add_attention, "attention"_a, "x"_a, "out"_a, "layer"_a,
+      .def("attention", &add_attention, "attention"_a, "x"_a, "out"_a,
            "Add the attention of x (T, D) to out (T, D).")
       .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "scores"_a.none(),
            "The same for an FFN stored by neuron; with predicted scores (T, F) where given.")
-      .def("begin", &begin, "spans"_a,
-           "Start a step of a batch: of each span the host's KV cache, which must live until its end, the "
-           "rows, and whether it is lossless.")
+      .def(
+          "begin",
+          [](HostWorker& worker, std::shared_ptr<Batch> batch) {
+            const nb::gil_scoped_release release;
+            worker.begin(std::move(batch));
+          },
+          "batch"_a, "Start a step with the host's batch, whose sequences must live until its end.")
       .def(
           "finish",
           [](HostWorker& worker) {

@@ -1,5 +1,7 @@
-// Attention over simd.h: keys are walked in tiles with a running softmax (arXiv 1805.02867, 2205.14135), and
-// all rows that share a key-value head go together, so that keys and values are read once for them.
+// Attention over simd.h: keys are walked in splits whose softmax is taken alone and joined to that of those
+// before (arXiv 1805.02867, 2205.14135), and all rows that share a key-value head go together, so that keys
+// and values are read once for them. Splits lie at multiples of their size, whoever asks: a row's result
+// depends on its own query and on the keys that it sees, and on nothing else.
 #include "kernels/vector.h"
 #include "simd/vector_math.h"
 
@@ -7,7 +9,7 @@ namespace hotset {
 namespace {
 
 constexpr int64_t kBlock = 2 * kLanes;  // key_block
-constexpr int64_t kTile = 128;          // keys in a tile, a multiple of every kBlock
+constexpr int64_t kSplit = 128;         // keys in a split, a multiple of every kBlock
 constexpr int64_t kFewRows = 12;  // up to here half-precision keys and values are converted in the inner loop
 constexpr int64_t kQ8 = 32;       // numbers to a scale
 constexpr float kNothing = -1e30f;  // the maximum of no scores
@@ -118,7 +120,7 @@ void store_value(KvType type, const float* value, int64_t head_dim, int64_t posi
   }
 }
 
-// A tile's keys, `n` numbers of whole blocks, as floats in the same layout.
+// A split's keys, whole blocks of them, as floats in the same layout.
 void unpack_keys(KvType type, const uint8_t* keys, int64_t head_dim, int64_t blocks, float* out) {
   for (int64_t block = 0; block < blocks; ++block, keys += key_block_bytes(type, head_dim)) {
     const int64_t n = kBlock * head_dim;
@@ -156,7 +158,7 @@ void unpack_values(KvType type, const uint8_t* values, int64_t head_dim, int64_t
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// Products. Both of attention's have this form: c (rows x columns) = or += a (rows x k) times b (k x
+// Products. Both of attention's have this form: c (rows x columns) = a (rows x k) times b (k x
 // columns), where b and c are cut into blocks of kBlock columns. Scores: k is the dimension; weighted sums: k
 // is the key.
 
@@ -172,16 +174,14 @@ struct Product {
 };
 
 // kRows x kBlocks blocks of c in registers.
-template <bool kAdd, int kRows, int kBlocks, class T>
+template <int kRows, int kBlocks, class T>
 HOTSET_INLINE void multiply_tile(const Product<T>& p, int64_t block) {
   const float* a = p.a;
   const T* b = p.b + block * p.b_block;
   float* c = p.c + block * kBlock;
   F32 sums[kRows][2 * kBlocks];
   for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < 2 * kBlocks; ++j) {
-      sums[i][j] = kAdd ? load(c + i * p.ldc + j * kLanes) : zero_f32();
-    }
+    for (int j = 0; j < 2 * kBlocks; ++j) sums[i][j] = zero_f32();
   }
   const auto column = [&](int64_t k, int j) {
     return load_numbers(b + j / 2 * p.b_block + k * p.ldb + j % 2 * kLanes);
@@ -209,11 +209,11 @@ HOTSET_INLINE void multiply_tile(const Product<T>& p, int64_t block) {
   }
 }
 
-template <bool kAdd, int kRows, int kWide, class T>
+template <int kRows, int kWide, class T>
 HOTSET_INLINE void multiply(const Product<T>& p, int64_t blocks) {
   int64_t block = 0;
-  for (; block + kWide <= blocks; block += kWide) multiply_tile<kAdd, kRows, kWide>(p, block);
-  for (; block < blocks; ++block) multiply_tile<kAdd, kRows, 1>(p, block);
+  for (; block + kWide <= blocks; block += kWide) multiply_tile<kRows, kWide>(p, block);
+  for (; block < blocks; ++block) multiply_tile<kRows, 1>(p, block);
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -221,10 +221,11 @@ HOTSET_INLINE void multiply(const Product<T>& p, int64_t blocks) {
 struct Scratch {
   AttentionState* states;  // rows
   float* sums;             // rows x width
+  float* part;             // the same of one split
   float* queries;          // rows x head_dim
-  float* scores;           // rows x kTile, then their exponentials
-  float* keys;             // kTile keys
-  float* values;           // kTile x width
+  float* scores;           // rows x kSplit, then their exponentials
+  float* keys;             // kSplit keys
+  float* values;           // kSplit x width
 };
 
 // Parts begin at multiples of 64 bytes. Returns the size of them all.
@@ -238,10 +239,11 @@ size_t divide(int64_t head_dim, int64_t rows, void* memory, Scratch* parts) {
   };
   parts->states = reinterpret_cast<AttentionState*>(take(rows * 2));
   parts->sums = take(rows * width);
+  parts->part = take(rows * width);
   parts->queries = take(rows * head_dim);
-  parts->scores = take(rows * kTile);
-  parts->keys = take(kTile * head_dim);
-  parts->values = take(kTile * width);
+  parts->scores = take(rows * kSplit);
+  parts->keys = take(kSplit * head_dim);
+  parts->values = take(kSplit * width);
   return static_cast<size_t>(used) * sizeof(float);
 }
 
@@ -251,45 +253,52 @@ size_t scratch_bytes(int64_t head_dim, int64_t rows) {
   return divide(head_dim, rows, nothing, &parts);
 }
 
-// One row's scores of keys [first, first + n) become exp(score - max), of which those outside [low, high)
-// count as zero; `sums` is rescaled when the maximum grows.
-void soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high, AttentionState* state,
-            float* sums, int64_t width) {
-  const int64_t begin = most(low - first, 0), end = least(high - first, n);
-  const int64_t padded = round_up(n, kBlock);
-  if (begin >= end) {
-    memset(scores, 0, static_cast<size_t>(padded) * sizeof(float));
+// The two functions below are compiled once for all shapes of a call, so that they round equally.
+
+[[gnu::noinline]] void join(int64_t head_dim, const AttentionState* part, const float* part_sums,
+                            AttentionState* state, float* sums) {
+  const int64_t width = round_up(head_dim, kBlock);
+  if (part->sum == 0.0f) return;
+  if (state->sum == 0.0f) {
+    *state = *part;
+    memcpy(sums, part_sums, static_cast<size_t>(width) * sizeof(float));
     return;
   }
-  for (int64_t i = 0; i < begin; ++i) scores[i] = kNothing;
-  for (int64_t i = end; i < padded; ++i) scores[i] = kNothing;
-
-  F32 largest = load(scores);
-  for (int64_t i = kLanes; i < padded; i += kLanes) largest = max(largest, load(scores + i));
-  const float tile_max = max(largest);
-  if (tile_max > state->max) {
-    const F32 factor = exp(broadcast(state->max - tile_max));
-    for (int64_t i = 0; i < width; i += kLanes) store(sums + i, load(sums + i) * factor);
-    float lanes[kLanes];
-    store(lanes, factor);
-    state->sum *= lanes[0];
-    state->max = tile_max;
+  const float largest = state->max > part->max ? state->max : part->max;
+  const F32 ours = exp(broadcast(state->max - largest)), theirs = exp(broadcast(part->max - largest));
+  for (int64_t i = 0; i < width; i += kLanes) {
+    store(sums + i, fma(load(part_sums + i), theirs, load(sums + i) * ours));
   }
-
-  const F32 shift = broadcast(state->max);
-  F32 total = zero_f32();
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const F32 e = exp(load(scores + i) - shift);
-    store(scores + i, e);
-    total = total + e;
-  }
-  state->sum += sum(total);
-  // What was masked is e^-87 instead of nothing; in the sum that is far below rounding.
-  for (int64_t i = 0; i < begin; ++i) scores[i] = 0.0f;
-  for (int64_t i = end; i < padded; ++i) scores[i] = 0.0f;
+  float lanes[kLanes];
+  store(lanes, fma(broadcast(part->sum), theirs, broadcast(state->sum) * ours));
+  *state = {largest, lanes[0]};
 }
 
-// Keys [first, last) for rows [row, row + kRows); `keys` and `values` point at the first of them.
+// One row's scores of the split that begins with key `first` become exp(score - max), of n keys; those
+// outside [low, high) become zero. Sums of lanes meet the same keys, whatever n is.
+[[gnu::noinline]] AttentionState soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high) {
+  const int64_t begin = most(low - first, 0), end = least(high - first, n), padded = round_up(n, kBlock);
+  if (begin >= end) {
+    memset(scores, 0, static_cast<size_t>(padded) * sizeof(float));
+    return {kNothing, 0.0f};
+  }
+  const int64_t from = begin / kLanes * kLanes, to = round_up(end, kLanes);
+  for (int64_t i = from; i < begin; ++i) scores[i] = kNothing;
+  for (int64_t i = end; i < to; ++i) scores[i] = kNothing;
+  F32 largest = load(scores + from);
+  for (int64_t i = from + kLanes; i < to; i += kLanes) largest = max(largest, load(scores + i));
+  const float split_max = max(largest);
+
+  const F32 shift = broadcast(split_max);
+  for (int64_t i = from; i < to; i += kLanes) store(scores + i, exp(load(scores + i) - shift));
+  for (int64_t i = 0; i < begin; ++i) scores[i] = 0.0f;
+  for (int64_t i = end; i < padded; ++i) scores[i] = 0.0f;
+  F32 total = zero_f32();
+  for (int64_t i = from; i < to; i += kLanes) total = total + load(scores + i);
+  return {split_max, sum(total)};
+}
+
+// Keys [first, last) of a split for rows [row, row + kRows); `keys` and `values` point at the first of them.
 template <int kRows, class T>
 void attend_rows(const AttentionTile& t, const Scratch& s, int64_t row, int64_t first, int64_t last,
                  const T* keys, const T* values) {
@@ -297,21 +306,23 @@ void attend_rows(const AttentionTile& t, const Scratch& s, int64_t row, int64_t 
   const int64_t n = least(last, newest + 1) - first;
   if (n <= 0 || last <= oldest + 1 - t.window) return;
   const int64_t width = round_up(t.head_dim, kBlock);
-  float* scores = s.scores + row * kTile;
-  float* sums = s.sums + row * width;
+  float* scores = s.scores + row * kSplit;
+  float* part = s.part + row * width;
 
   // So many blocks at a time give few rows enough independent sums to hide the latency of additions.
   constexpr int kWide = kRows == 1 ? 4 : kRows <= 3 ? 2 : 1;
-  multiply<false, kRows, kWide>(Product<T>{t.head_dim, s.queries + row * t.head_dim, t.head_dim, keys, kBlock,
-                                           kBlock * t.head_dim, scores, kTile},
-                                round_up(n, kBlock) / kBlock);
+  multiply<kRows, kWide>(Product<T>{t.head_dim, s.queries + row * t.head_dim, t.head_dim, keys, kBlock,
+                                    kBlock * t.head_dim, scores, kSplit},
+                         round_up(n, kBlock) / kBlock);
+  AttentionState states[kRows];
   for (int i = 0; i < kRows; ++i) {
     const int64_t position = t.position + (row + i) / t.group;
-    soften(scores + i * kTile, first, n, position + 1 - t.window, position + 1, s.states + row + i,
-           sums + i * width, width);
+    states[i] = soften(scores + i * kSplit, first, n, position + 1 - t.window, position + 1);
   }
-  multiply<true, kRows, kWide>(Product<T>{n, scores, kTile, values, width, kBlock, sums, width},
-                               width / kBlock);
+  multiply<kRows, kWide>(Product<T>{n, scores, kSplit, values, width, kBlock, part, width}, width / kBlock);
+  for (int i = 0; i < kRows; ++i) {
+    join(t.head_dim, states + i, part + i * width, s.states + row + i, s.sums + (row + i) * width);
+  }
 }
 
 // The same for all rows.
@@ -347,8 +358,8 @@ void attend(const AttentionTile* tile) {
   }
   memset(s.sums, 0, static_cast<size_t>(t.rows * width) * sizeof(float));
 
-  for (int64_t first = t.first_key; first < t.last_key; first += kTile) {
-    const int64_t last = least(first + kTile, t.last_key);
+  for (int64_t first = t.first_key; first < t.last_key; first += kSplit) {
+    const int64_t last = least(first + kSplit, t.last_key);
     const uint8_t* keys = t.keys + first / kBlock * key_block_bytes(t.type, t.head_dim);
     const uint8_t* values = t.values + first * value_row_bytes(t.type, t.head_dim);
     if (t.type == KvType::kF32) {
@@ -368,7 +379,7 @@ void attend(const AttentionTile* tile) {
 }  // namespace
 
 extern const AttentionKernels HOTSET_TABLE(attention);
-const AttentionKernels HOTSET_TABLE(attention) = {kBlock,      key_block_bytes, value_row_bytes, store_key,
-                                                  store_value, scratch_bytes,   attend};
+const AttentionKernels HOTSET_TABLE(attention) = {
+    kBlock, kSplit, key_block_bytes, value_row_bytes, store_key, store_value, scratch_bytes, attend, join};
 
 }  // namespace hotset

@@ -78,8 +78,6 @@ struct NeuronMatrix {
   const uint8_t* data;  // 64-byte aligned
 };
 
-constexpr int64_t kMostListed = 8;  // tokens that share a list
-
 // Rows that are added up at once. Where a list has more, its order and these units decide every bit.
 constexpr int64_t kAddRows = 8;
 
@@ -103,14 +101,13 @@ struct NeuronKernels {
   int64_t (*activation_bytes)(Type type, int64_t cols);
   void (*pack_activations)(Type type, const float* x, int64_t cols, uint8_t* out);
 
-  // y[t * ldy + i] = row i of the list times token t, whose packed x is x + t * x_bytes.
-  void (*dot)(const NeuronList* list, const uint8_t* x, int64_t x_bytes, int64_t tokens, float* y,
-              int64_t ldy);
+  // y[i] = row i of the list times one token's packed x.
+  void (*dot)(const NeuronList* list, const uint8_t* x, float* y);
 
-  // sums + t * sum_floats(cols) += the sum over i of h[t * ldh + i] times row i of the list. Rows whose h are
-  // all zero change no bit.
+  // sums (sum_floats(cols) of them) += the sum over i of h[i] times row i of the list. Rows whose h is zero
+  // change no bit.
   int64_t (*sum_floats)(int64_t cols);
-  void (*add)(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, float* sums);
+  void (*add)(const NeuronList* list, const float* h, float* sums);
 
   int64_t group_cols;
 
@@ -119,11 +116,9 @@ struct NeuronKernels {
   void (*multiply)(const NeuronMatrix* w, int64_t group, const float* h, int64_t ldh, int64_t tokens,
                    float* y, int64_t ldy);
 
-  // Writes in ascending order `first` + j for those of n neurons that have a score which reaches `cutoff` for
-  // any token, and returns how many. The score is scores[t * stride + j], or its magnitude, times factors[j]
-  // (where it is not null).
-  int64_t (*select)(const float* scores, int64_t stride, const float* factors, bool magnitude, int64_t n,
-                    int64_t tokens, float cutoff, int32_t first, int32_t* indices);
+  // Bit j: neuron j of n (at most 64) has a score that reaches `cutoff`: scores[j], or its magnitude, times
+  // factors[j] (where it is not null).
+  uint64_t (*select)(const float* scores, const float* factors, bool magnitude, int64_t n, float cutoff);
 };
 
 // Everything else that runs over vectors (norms, RoPE, activations, attention): vector.cpp.

@@ -37,28 +37,28 @@ HOTSET_INLINE auto with_weight(Type type, F f) {
   }
 }
 
-// `n` panels at once (see linear_int8.h), each with two sums to hide the latency of additions.
+// `n` panels at once (see linear_int8.h), whose sums hide the latency of additions from one another: each has
+// one only, so that it adds in the same order as a product with many tokens does.
 template <class W, int n>
 HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t panel_bytes, int64_t cols, const float* x,
                                  float* y) {
-  constexpr int kStep = kLanes * W::kBytes;
-  F32 sums[n][2];
-  unroll<n>([&](auto p) HOTSET_INLINED { sums[p.value][0] = sums[p.value][1] = zero_f32(); });
-  int64_t k = 0;
-  for (; k + 2 <= cols; k += 2, panel += 2 * kStep) {
-    F32 x0 = broadcast(x[k]), x1 = broadcast(x[k + 1]);
+  constexpr int kStep = kLanes * W::kBytes, kTogether = 2;
+  F32 sums[n];
+  for (F32& sum : sums) sum = zero_f32();
+  const auto add = [&](int64_t k) HOTSET_INLINED {
+    const F32 factor = broadcast(x[k]);
     unroll<n>([&](auto p) HOTSET_INLINED {
-      const uint8_t* w = panel + p.value * panel_bytes;
-      if (n > 1) prefetch_l2(w + n * panel_bytes);
-      sums[p.value][0] = fma(W::load_lanes(w), x0, sums[p.value][0]);
-      sums[p.value][1] = fma(W::load_lanes(w + kStep), x1, sums[p.value][1]);
+      const uint8_t* w = panel + p.value * panel_bytes + k * kStep;
+      sums[p.value] = fma(W::load_lanes(w), factor, sums[p.value]);
     });
+  };
+  int64_t k = 0;
+  for (; k + kTogether <= cols; k += kTogether) {
+    for (int p = 0; n > 1 && p < n; p++) prefetch_l2(panel + p * panel_bytes + k * kStep + n * panel_bytes);
+    unroll<kTogether>([&](auto i) HOTSET_INLINED { add(k + i.value); });
   }
-  unroll<n>([&](auto p) HOTSET_INLINED {
-    F32 sum = sums[p.value][0];
-    if (k < cols) sum = fma(W::load_lanes(panel + p.value * panel_bytes), broadcast(x[k]), sum);
-    store(y + p.value * kLanes, sum + sums[p.value][1]);
-  });
+  for (; k < cols; k++) add(k);
+  unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * kLanes, sums[p.value]); });
 }
 
 template <class W>

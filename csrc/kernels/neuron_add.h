@@ -106,7 +106,7 @@ HOTSET_INLINE void add_rows(const uint8_t* const* data, const Layout<R>& layout,
   unroll<rows>([&](auto p) HOTSET_INLINED { row[p.value] = data[p.value]; });
   Factors<R, rows> factors;
   for (int64_t r = 0; r < layout.registers; r += R::kWords) {
-    if (ahead) ahead->go_on<rows>();
+    ahead->go_on<rows>();
     find_factors<R, rows>(row, layout, r / R::kWords * 2 * kLanes, h, factors);
     for (int64_t i = r; i < r + R::kWords && i < layout.registers; i++) {
       add_register<R, rows>(row, layout.codes + i * kWordBytes, factors, (i - r) * kColumns / kBlock,
@@ -122,7 +122,7 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const
   F32 factors[rows];
   unroll<rows>([&](auto p) HOTSET_INLINED { factors[p.value] = broadcast(h[p.value]); });
   for (int64_t k = 0; k < cols; k += 4 * kLanes) {
-    if (ahead) ahead->go_on<rows>();
+    ahead->go_on<rows>();
     F32 acc[4];
     unroll<4>([&](auto i) HOTSET_INLINED { acc[i.value] = load(sums + k + i.value * kLanes); });
     unroll<rows>([&](auto p) HOTSET_INLINED {
@@ -135,40 +135,28 @@ HOTSET_INLINE void add_half_rows(const uint8_t* const* data, int64_t cols, const
   }
 }
 
-// Calls add(rows, h, token, ahead) for row `first` of the list and those after it, for the first token, which
-// fetches rows in `calls` calls of go_on(), and for each other one of which h is not all zero.
+// Calls add(rows, h, ahead) for row `first` of the list and those after it, which fetches rows in `calls`
+// calls of go_on().
 template <int rows, class F>
-HOTSET_INLINE void add_list(const NeuronList* list, int64_t first, int64_t calls, const float* h, int64_t ldh,
-                            int64_t tokens, F add) {
+HOTSET_INLINE void add_list(const NeuronList* list, int64_t first, int64_t calls, const float* h, F add) {
   const uint8_t* data[rows];
   find_rows<rows>(list, first, data);
   Ahead ahead;
   ahead.begin<rows>(list, first, data, calls);
-  for (int64_t t = 0; t < tokens; t++) {
-    float factors[rows];
-    bool any = false;
-    for (int p = 0; p < rows; p++) {
-      factors[p] = first + p < list->count ? h[t * ldh + first + p] : 0.0f;
-      any |= factors[p] != 0.0f;
-    }
-    if (t == 0) {
-      add(data, factors, t, &ahead);
-    } else if (any) {
-      add(data, factors, t, nullptr);
-    }
-  }
+  float factors[rows];
+  for (int p = 0; p < rows; p++) factors[p] = first + p < list->count ? h[first + p] : 0.0f;
+  add(data, factors, &ahead);
 }
 
-void neuron_add(const NeuronList* list, const float* h, int64_t ldh, int64_t tokens, float* sums) {
+void neuron_add(const NeuronList* list, const float* h, float* sums) {
   const NeuronMatrix* w = list->matrix;
-  const int64_t stride = sum_floats(w->cols);
   // Fewer rows than there are would be read again and multiplied by zero.
   const auto add = [&](int64_t calls, auto rows_times_h) HOTSET_INLINED {
     for (int64_t i = 0; i < list->count; i += kAddRows) {
       if (list->count - i > kAddRows / 2) {
-        add_list<kAddRows>(list, i, calls, h, ldh, tokens, rows_times_h(Int<kAddRows>{}));
+        add_list<kAddRows>(list, i, calls, h, rows_times_h(Int<kAddRows>{}));
       } else {
-        add_list<kAddRows / 2>(list, i, calls, h, ldh, tokens, rows_times_h(Int<kAddRows / 2>{}));
+        add_list<kAddRows / 2>(list, i, calls, h, rows_times_h(Int<kAddRows / 2>{}));
       }
     }
   };
@@ -176,8 +164,8 @@ void neuron_add(const NeuronList* list, const float* h, int64_t ldh, int64_t tok
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
     add(cols / (4 * kLanes), [&](auto rows) HOTSET_INLINED {
-      return [&, cols](Rows data, const float* factors, int64_t t, Ahead* ahead)
-                 HOTSET_INLINED { add_half_rows<rows.value>(data, cols, factors, sums + t * stride, ahead); };
+      return [&, cols](Rows data, const float* factors, Ahead* ahead)
+                 HOTSET_INLINED { add_half_rows<rows.value>(data, cols, factors, sums, ahead); };
     });
     return;
   }
@@ -185,8 +173,8 @@ void neuron_add(const NeuronList* list, const float* h, int64_t ldh, int64_t tok
     using R = decltype(r);
     const Layout<R> layout(w->cols);
     add(layout.groups, [&](auto rows) HOTSET_INLINED {
-      return [&](Rows data, const float* factors, int64_t t, Ahead* ahead)
-                 HOTSET_INLINED { add_rows<R, rows.value>(data, layout, factors, sums + t * stride, ahead); };
+      return [&](Rows data, const float* factors, Ahead* ahead)
+                 HOTSET_INLINED { add_rows<R, rows.value>(data, layout, factors, sums, ahead); };
     });
   });
 }

@@ -115,7 +115,7 @@ HOTSET_INLINE void dot_rows(const uint8_t* const* rows, const Layout<R>& layout,
   int64_t at = layout.codes;
   // Calls f(row, scales of the group) for each row, after adding what its minima come to.
   const auto each_row = [&](int64_t group, auto f) HOTSET_INLINED {
-    if (ahead) ahead->go_on<n>();
+    ahead->go_on<n>();
     unroll<n>([&](auto p) HOTSET_INLINED {
       const uint8_t* meta = rows[p.value] + group * 2 * kLanes;
       const F32 scales = load_f16(reinterpret_cast<const uint16_t*>(meta));
@@ -157,7 +157,7 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, int64_t cols, const
   F32 sums[n][2];
   for (auto& sum : sums) sum[0] = sum[1] = zero_f32();
   for (int64_t k = 0; k < cols; k += 4 * kLanes) {
-    if (ahead) ahead->go_on<n>();
+    ahead->go_on<n>();
     unroll<n>([&](auto p) HOTSET_INLINED {
       const auto* w = reinterpret_cast<const uint16_t*>(rows[p.value]) + k;
       unroll<4>([&](auto i) HOTSET_INLINED {
@@ -169,48 +169,37 @@ HOTSET_INLINE void dot_half_rows(const uint8_t* const* rows, int64_t cols, const
   for (int p = 0; p < n; p++) y[p] = sum(sums[p][0] + sums[p][1]);
 }
 
-// Calls f(rows, values, token, ahead) for some rows of the list at a time and each token, and copies the
-// values to y. Rows are fetched with the first token, in `calls` calls of go_on().
+// Calls f(rows, values, ahead) for some rows of the list at a time, and copies the values to y. Rows are
+// fetched in `calls` calls of go_on().
 template <class F>
-HOTSET_INLINE void dot_list(const NeuronList* list, int64_t calls, int64_t tokens, float* y, int64_t ldy,
-                            F rows_times_x) {
+HOTSET_INLINE void dot_list(const NeuronList* list, int64_t calls, float* y, F rows_times_x) {
   Ahead ahead;
   for (int64_t i = 0; i < list->count; i += kDotRows) {
     const uint8_t* rows[kDotRows];
     find_rows<kDotRows>(list, i, rows);
     ahead.begin<kDotRows>(list, i, rows, calls);
-    const int64_t valid = list->count - i < kDotRows ? list->count - i : kDotRows;
-    for (int64_t t = 0; t < tokens; t++) {
-      float values[kDotRows];
-      if (t == 0) {
-        rows_times_x(rows, values, t, &ahead);
-      } else {
-        rows_times_x(rows, values, t, nullptr);
-      }
-      for (int64_t p = 0; p < valid; p++) y[t * ldy + i + p] = values[p];
-    }
+    float values[kDotRows];
+    rows_times_x(rows, values, &ahead);
+    for (int64_t p = 0; p < kDotRows && i + p < list->count; p++) y[i + p] = values[p];
   }
 }
 
-void neuron_dot(const NeuronList* list, const uint8_t* x, int64_t x_bytes, int64_t tokens, float* y,
-                int64_t ldy) {
+void neuron_dot(const NeuronList* list, const uint8_t* x, float* y) {
   const NeuronMatrix* w = list->matrix;
   using Rows = const uint8_t* const*;
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
-    dot_list(list, cols / (4 * kLanes), tokens, y, ldy,
-             [&](Rows rows, float* values, int64_t t, Ahead* ahead) HOTSET_INLINED {
-               const auto* token = reinterpret_cast<const float*>(x + t * x_bytes);
-               dot_half_rows<kDotRows>(rows, cols, token, values, ahead);
-             });
+    dot_list(list, cols / (4 * kLanes), y, [&](Rows rows, float* values, Ahead* ahead) HOTSET_INLINED {
+      dot_half_rows<kDotRows>(rows, cols, reinterpret_cast<const float*>(x), values, ahead);
+    });
     return;
   }
   with_row(w->type, [&](auto r) {
     using R = decltype(r);
     const Layout<R> layout(w->cols);
-    dot_list(list, layout.groups, tokens, y, ldy,
-             [&](Rows rows, float* values, int64_t t, Ahead* ahead)
-                 HOTSET_INLINED { dot_rows<R, kDotRows>(rows, layout, x + t * x_bytes, values, ahead); });
+    dot_list(list, layout.groups, y, [&](Rows rows, float* values, Ahead* ahead) HOTSET_INLINED {
+      dot_rows<R, kDotRows>(rows, layout, x, values, ahead);
+    });
   });
 }
 

@@ -41,28 +41,18 @@ void pack_activations(Type type, const float* x, int64_t cols, uint8_t* out) {
   }
 }
 
-int64_t select_neurons(const float* scores, int64_t stride, const float* factors, bool magnitude, int64_t n,
-                       int64_t tokens, float cutoff, int32_t first, int32_t* indices) {
-  // Bit l: neuron j + l is chosen.
-  const auto chosen = [&](int64_t j) HOTSET_INLINED {
+uint64_t select_neurons(const float* scores, const float* factors, bool magnitude, int64_t n, float cutoff) {
+  uint64_t bits = 0;
+  for (int64_t j = 0; j < n; j += kLanes) {
     const int64_t left = n - j;
-    const auto read = [&](const float* p) HOTSET_INLINED {
-      const F32 a = left < kLanes ? load_first(p, left) : load(p);
-      return magnitude ? abs(a) : a;
-    };
-    F32 best = read(scores + j);
-    for (int64_t t = 1; t < tokens; t++) best = max(best, read(scores + t * stride + j));
-    if (factors) best = best * (left < kLanes ? load_first(factors + j, left) : load(factors + j));
-    const uint32_t bits = not_less(best, broadcast(cutoff));  // NaN too, so that it comes to light
-    return uint64_t(left < kLanes ? bits & ((1u << left) - 1) : bits);
-  };
-  int64_t count = 0;
-  for (int64_t j = 0; j < n; j += 64) {  // as a loop's end is what cannot be predicted
-    uint64_t bits = 0;
-    for (int l = 0; l < 64 && j + l < n; l += kLanes) bits |= chosen(j + l) << l;
-    for (; bits != 0; bits &= bits - 1) indices[count++] = first + int32_t(j + __builtin_ctzll(bits));
+    const auto read = [&](const float* p)
+                          HOTSET_INLINED { return left < kLanes ? load_first(p + j, left) : load(p + j); };
+    F32 score = magnitude ? abs(read(scores)) : read(scores);
+    if (factors) score = score * read(factors);
+    const uint32_t chosen = not_less(score, broadcast(cutoff));  // NaN too, so that it comes to light
+    bits |= uint64_t(left < kLanes ? chosen & ((1u << left) - 1) : chosen) << j;
   }
-  return count;
+  return bits;
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ struct AttentionTile {
   KvType type;
   int64_t head_dim, group, rows;
   int64_t position, window;
-  int64_t first_key, last_key;   // [first, last); first is a multiple of key_block
+  int64_t first_key, last_key;   // [first, last); first is a multiple of `split`
   const uint8_t *keys, *values;  // of this head, from position 0
   const float* queries;  // row r at (r / group) * query_stride + (r % group) * head_dim, already scaled
   int64_t query_stride;
@@ -52,6 +52,9 @@ struct AttentionKernels {
   // key_block numbers.
   int64_t key_block;
 
+  // Keys are walked in splits of so many positions, at multiples of it: a multiple of key_block.
+  int64_t split;
+
   int64_t (*key_block_bytes)(KvType type, int64_t head_dim);
   int64_t (*value_row_bytes)(KvType type, int64_t head_dim);
 
@@ -62,8 +65,14 @@ struct AttentionKernels {
   size_t (*scratch_bytes)(int64_t head_dim, int64_t rows);
 
   // Leaves the states at the start of the scratch memory and after them, 64-byte aligned, the weighted sums:
-  // rows of head_dim numbers rounded up to key_block.
+  // rows of head_dim numbers rounded up to key_block. As if each split were attended to alone, and joined to
+  // those before. Keys after last_key, or outside a row's window, may hold anything.
   void (*attend)(const AttentionTile* tile);
+
+  // Joins one row's state and sums of the split that follows to those of all splits before; what has seen no
+  // key has the sum zero.
+  void (*join)(int64_t head_dim, const AttentionState* part, const float* part_sums, AttentionState* state,
+               float* sums);
 };
 
 struct VectorKernels {

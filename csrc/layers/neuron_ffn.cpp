@@ -1,14 +1,10 @@
 #include "layers/neuron_ffn.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 namespace hotset {
 namespace {
-
-// How fast an audit moves the cut-off, and the recall that is shown.
-constexpr float kAuditRate = 0.1f;
 
 const Matrix* or_else(const std::shared_ptr<const Matrix>& a, const std::shared_ptr<const Matrix>& b) {
   return a ? a.get() : b.get();
@@ -29,9 +25,6 @@ struct NeuronFfn::Input {
   Activations normed;  // for first, second and a predictor that reads what they read
   Activations raw;     // for a predictor that does not
 };
-
-NeuronFfn::NeuronFfn(NeuronFfnParts parts, float cutoff)
-    : parts_(std::move(parts)), cutoff_(cutoff), recall_seen_(std::numeric_limits<float>::quiet_NaN()) {}
 
 NeuronFfn::Input NeuronFfn::pack_input(Session& session, const float* x, int64_t rows) const {
   Input input = {rows, {{nullptr, nullptr}, rows}, {{nullptr, nullptr}, rows}};
@@ -79,9 +72,63 @@ float* NeuronFfn::values(Session& session, const Input& input) const {
   return h;
 }
 
-void NeuronFfn::forward(const float* x, float* out, int64_t rows, bool dense, const float* scores) {
+bool NeuronFfn::wants_scores(const Batch& batch) const {
+  if (!needs_scores()) return false;
+  const std::vector<Span>& spans = batch.spans();
+  return std::any_of(spans.begin(), spans.end(), [](const Span& span) { return !span.lossless; });
+}
+
+std::string NeuronFfn::refuses(const Batch& batch) const {
+  for (const Span& span : batch.spans()) {
+    if (span.lossless) continue;
+    const auto choosers = span.sequence ? static_cast<int64_t>(span.sequence->choosers.size()) : 0;
+    if (parts_.index < 0 || parts_.index >= choosers) return "the sequence is another model's";
+  }
+  return {};
+}
+
+// Rows of lossless spans, which need nearly all neurons together, go one way, however few they are; all
+// others go the other way, however many: so that a row's bits do not depend on its neighbours.
+void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const float* scores) const {
   Session session(parts_.runtime->pool);
-  if (rows <= kMostChosen) return forward_chosen(session, x, out, rows, dense, scores);
+  const int64_t width = hidden();
+  auto* lossless = session.allocate<int64_t>(batch.rows());
+  auto* chosen = session.allocate<int64_t>(batch.rows());
+  auto* choosers = session.allocate<Chooser*>(batch.rows());
+  int64_t n_lossless = 0, n_chosen = 0;
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    const Span& span = batch.span_of(row);
+    if (span.lossless) {
+      lossless[n_lossless++] = row;
+    } else {
+      choosers[n_chosen] = &span.sequence->choosers[parts_.index];
+      chosen[n_chosen++] = row;
+    }
+  }
+  if (n_chosen == 0) return add_all_neurons(session, x, out, n_lossless);
+  if (n_lossless == 0) return add_chosen_neurons(session, x, out, scores, choosers, n_chosen);
+
+  // Gathered before any result is written, as out may be x.
+  const auto gather = [&](const float* from, const int64_t* rows, int64_t n, int64_t cols) {
+    auto* to = session.allocate<float>(n * cols);
+    for (int64_t i = 0; i < n; ++i) std::copy_n(from + rows[i] * cols, cols, to + i * cols);
+    return to;
+  };
+  const auto scatter = [&](const float* from, const int64_t* rows, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) std::copy_n(from + i * width, width, out + rows[i] * width);
+  };
+  const float *lossless_x = gather(x, lossless, n_lossless, width),
+              *x_of = gather(x, chosen, n_chosen, width);
+  float *lossless_out = gather(out, lossless, n_lossless, width),
+        *out_of = gather(out, chosen, n_chosen, width);
+  const float* scores_of = scores ? gather(scores, chosen, n_chosen, neurons()) : nullptr;
+  add_all_neurons(session, lossless_x, lossless_out, n_lossless);
+  add_chosen_neurons(session, x_of, out_of, scores_of, choosers, n_chosen);
+  scatter(lossless_out, lossless, n_lossless);
+  scatter(out_of, chosen, n_chosen);
+}
+
+void NeuronFfn::add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
   const NeuronRows* any = parts_.first_rows ? parts_.first_rows.get() : parts_.second_rows.get();
   if (!any) {
@@ -104,14 +151,13 @@ void NeuronFfn::forward(const float* x, float* out, int64_t rows, bool dense, co
   add_all(session, runtime, h, rows, *parts_.down, parts_.post_norm.get(), out);
 }
 
-void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int64_t rows, bool dense,
-                               const float* scores) {
+void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out, const float* scores,
+                                   Chooser* const* choosers, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
   const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
-  const bool overruled = dense && (predicted || parts_.way == Way::kThreshold);
   const Input input = pack_input(session, x, rows);
   Chosen chosen{};
-  chosen.tokens = rows;
+  chosen.rows = rows;
   chosen.neurons = neurons();
   chosen.activation = parts_.activation;
   chosen.first = parts_.first_rows.get();
@@ -120,49 +166,29 @@ void NeuronFfn::forward_chosen(Session& session, const float* x, float* out, int
     chosen.x = pack_for_rows(session, runtime, x, rows, &parts_.norm, *any);
   }
   chosen.known = parts_.first ? values(session, input) : nullptr;
-  if (parts_.way == Way::kDense || overruled) {
-    chosen.everything = !overruled;
-  } else {
+  chosen.everything = parts_.way == Way::kDense;
+  if (!chosen.everything) {
     chosen.scores = !predicted ? chosen.known
                     : scores   ? keep(session, scores, rows * neurons())
                                : predict(session, input);
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
-    // Exactly what is not zero: the least number above it.
-    chosen.cutoff = exact ? std::numeric_limits<float>::denorm_min() : cutoff();
-    chosen.by_token = !exact;  // zeros add nothing
-    const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
-    if (predicted && parts_.recall > 0 && rows == 1 && chosen.first &&
-        call % parts_.audit_period == parts_.audit_offset) {
-      audit(session, chosen);
+    auto* cutoffs = session.allocate<float>(rows);
+    for (int64_t t = 0; t < rows; ++t) {
+      // Exactly what is not zero: the least number above it.
+      cutoffs[t] = exact ? std::numeric_limits<float>::denorm_min() : choosers[t]->cutoff;
+      if (!predicted || parts_.audit.recall <= 0 || !chosen.first) continue;
+      audit(session, runtime, parts_.audit, *chosen.first, chosen.x.row(t), chosen.scores + t * neurons(),
+            *choosers[t]);
     }
+    chosen.cutoffs = cutoffs;
   }
-  const Touched touched = add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out);
-  if (dense) return;
-  tokens_.fetch_add(rows, std::memory_order_relaxed);
-  read_.fetch_add(touched.read, std::memory_order_relaxed);
-  fired_.fetch_add(touched.fired, std::memory_order_relaxed);
-}
-
-// Computes which neurons truly fire, and moves the cut-off towards the one that would have kept the share
-// `recall` of them.
-void NeuronFfn::audit(Session& session, const Chosen& chosen) {
-  auto* pre = session.allocate<float>(neurons());
-  multiply_all_rows(session, *parts_.runtime, chosen.x, *chosen.first, pre);
-  auto* scores = session.allocate<float>(neurons());
-  int64_t fired = 0, found = 0;
-  for (int64_t j = 0; j < neurons(); ++j) {
-    if (!(pre[j] > 0)) continue;
-    scores[fired++] = chosen.scores[j];
-    found += chosen.scores[j] >= chosen.cutoff;
+  const Touched* touched = add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out);
+  for (int64_t t = 0; t < rows; ++t) {
+    ++choosers[t]->rows;
+    choosers[t]->read += touched[t].read;
+    choosers[t]->fired += touched[t].fired;
   }
-  if (fired == 0) return;
-  const auto missed = static_cast<int64_t>((1 - parts_.recall) * static_cast<float>(fired));
-  std::nth_element(scores, scores + missed, scores + fired);
-  set_cutoff(cutoff() + kAuditRate * (scores[missed] - cutoff()));
-  const float recall = static_cast<float>(found) / static_cast<float>(fired), before = recall_seen();
-  recall_seen_.store(std::isnan(before) ? recall : before + kAuditRate * (recall - before),
-                     std::memory_order_relaxed);
 }
 
 void NeuronFfn::neurons(const float* x, int64_t rows, float* pre, float* h) const {

@@ -1,11 +1,13 @@
 // An FFN stored by neuron, which computes only some neurons for each token.
 #pragma once
 
-#include <atomic>
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "layers/neuron_products.h"
+#include "layers/audit.h"
+#include "layers/batch.h"
+#include "layers/chosen_neurons.h"
 #include "layers/neuron_prompts.h"
 
 namespace hotset {
@@ -28,41 +30,34 @@ struct NeuronFfnParts {
   Score score;
   bool raw_input;  // the predictor reads x before the norm
   std::shared_ptr<const Norm> post_norm;
-  float recall;  // of the neurons that fire, the share to be predicted; 0: no audits
-  int64_t audit_period, audit_offset;
+  AuditPlan audit;
+  int64_t index;  // of its chooser in sequences
 };
 
 class NeuronFfn {
  public:
-  // In calls of more tokens, all neurons are computed.
-  static constexpr int64_t kMostChosen = kMostListed;
-
-  NeuronFfn(NeuronFfnParts parts, float cutoff);
+  explicit NeuronFfn(NeuronFfnParts parts) : parts_(std::move(parts)) {}
   ~NeuronFfn() { parts_.runtime->pool.quiesce(); }
 
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }
+  int64_t index() const { return parts_.index; }
   ThreadPool& pool() const { return parts_.runtime->pool; }
 
-  // out += ffn(x); out may be x. With `dense` no neurons are left out but zeros, and nothing is counted where
-  // the way would have left out others. The predictor's scores (rows x neurons) may be given; where it has no
-  // matrices they must be, if neurons are chosen.
-  void forward(const float* x, float* out, int64_t rows, bool dense, const float* scores = nullptr);
+  // out += ffn(x); out may be x. In lossless spans no neurons are left out but zeros, and nothing is counted.
+  // The predictor's scores (rows x neurons) may be given; where it has no matrices they must be, if neurons
+  // are chosen for any row.
+  void forward(const float* x, float* out, const Batch& batch, const float* scores = nullptr) const;
 
-  bool wants_scores(int64_t rows, bool dense) const {
-    return rows <= kMostChosen && !dense && parts_.way == Way::kPredictor && parts_.predictor.empty();
-  }
+  // Whether scores must be given where neurons are chosen, and whether they are in a batch.
+  bool needs_scores() const { return parts_.way == Way::kPredictor && parts_.predictor.empty(); }
+  bool wants_scores(const Batch& batch) const;
+
+  // Why it cannot compute the batch; empty where it can.
+  std::string refuses(const Batch& batch) const;
 
   // The activation's input and the neurons' values, both (rows x neurons).
   void neurons(const float* x, int64_t rows, float* pre, float* h) const;
-
-  float cutoff() const { return cutoff_.load(std::memory_order_relaxed); }
-  void set_cutoff(float cutoff) { cutoff_.store(cutoff, std::memory_order_relaxed); }
-  float recall_seen() const { return recall_seen_.load(std::memory_order_relaxed); }
-
-  int64_t tokens() const { return tokens_.load(std::memory_order_relaxed); }
-  int64_t read() const { return read_.load(std::memory_order_relaxed); }
-  int64_t fired() const { return fired_.load(std::memory_order_relaxed); }
 
  private:
   struct Input;
@@ -70,14 +65,11 @@ class NeuronFfn {
   Input pack_input(Session& session, const float* x, int64_t rows) const;
   const float* predict(Session& session, const Input& input) const;
   float* values(Session& session, const Input& input) const;
-  void forward_chosen(Session& session, const float* x, float* out, int64_t rows, bool dense,
-                      const float* scores);
-  void audit(Session& session, const Chosen& chosen);
+  void add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const;
+  void add_chosen_neurons(Session& session, const float* x, float* out, const float* scores,
+                          Chooser* const* choosers, int64_t rows) const;
 
   const NeuronFfnParts parts_;
-  std::atomic<float> cutoff_, recall_seen_;
-  std::atomic<int64_t> tokens_{0}, calls_{0};
-  std::atomic<int64_t> read_{0}, fired_{0};
 };
 
 }  // namespace hotset

@@ -58,13 +58,11 @@ void HostWorker::use(ThreadPool* pool) {
   if (std::find(pools_.begin(), pools_.end(), pool) == pools_.end()) pools_.push_back(pool);
 }
 
-void HostWorker::begin(std::vector<HostSpan> spans) {
+void HostWorker::begin(std::shared_ptr<const Batch> batch) {
   const std::lock_guard lock(mutex_);
   const uint64_t begun = begun_.load();
   if (ended_.load(std::memory_order_acquire) != begun) throw std::logic_error("a step is running");
-  batch_.rows = 0;
-  for (const HostSpan& span : spans) batch_.rows += span.rows;
-  batch_.spans = std::move(spans);
+  batch_ = std::move(batch);
   error_.clear();
   abort_.store(false);
   if (!thread_.joinable()) thread_ = std::thread([this, begun] { run(begun); });
@@ -122,7 +120,7 @@ void HostWorker::walk() {
   try {
     for (; i < tasks_.size(); ++i) {
       if (!await_ready(tasks_[i].ready)) throw std::runtime_error("it was stopped in mid-step");
-      for (const Work& work : tasks_[i].work) work(batch_);
+      for (const Work& work : tasks_[i].work) work(batch_.get());
       set_flag(tasks_[i].done, 1);
     }
   } catch (const std::exception& error) {

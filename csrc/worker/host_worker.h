@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -17,21 +18,8 @@
 
 namespace hotset {
 
-class KvCache;
+class Batch;
 class ThreadPool;
-
-// One sequence's rows in a batch.
-struct HostSpan {
-  KvCache* kv;
-  int64_t rows;
-  bool lossless;
-};
-
-// What a step is for. Vectors of a step have room for more rows; those after the batch's are left alone.
-struct HostBatch {
-  std::vector<HostSpan> spans;
-  int64_t rows = 0;
-};
 
 // Flags are 0 (low) or 1 (raised). What was written before one is raised is seen by whoever sees it raised.
 inline void set_flag(uint32_t* flag, uint32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
@@ -43,7 +31,7 @@ bool take_flag(uint32_t* flag, double seconds);
 class HostWorker {
  public:
   // Work on a step's input; `batch` is what begin() was given. It may throw std::exception.
-  using Work = std::function<void(const HostBatch& batch)>;
+  using Work = std::function<void(const Batch* batch)>;
 
   HostWorker() = default;
   ~HostWorker() { stop(); }
@@ -57,10 +45,10 @@ class HostWorker {
   // Keeps a pool that work runs on awake during steps. Work keeps it alive.
   void use(ThreadPool* pool);
 
-  // Starts a step of a batch, whose caches must live until its end: all flags are low. Throws
+  // Starts a step of a batch, whose sequences must live until its end: all flags are low. Throws
   // std::logic_error while one runs, std::system_error where the system refuses the thread, which runs from
   // the first step on and sleeps between steps.
-  void begin(std::vector<HostSpan> spans);
+  void begin(std::shared_ptr<const Batch> batch);
 
   // Waits for the end of the step, if one runs. Returns why it failed; empty if it did not.
   const std::string& finish();
@@ -86,8 +74,8 @@ class HostWorker {
 
   std::vector<Task> tasks_;
   std::vector<ThreadPool*> pools_;
-  HostBatch batch_;    // of the step that runs
-  std::string error_;  // written by the thread during a step only
+  std::shared_ptr<const Batch> batch_;  // of the step that runs
+  std::string error_;                   // written by the thread during a step only
 
   std::mutex mutex_;  // of begin() and stop()
   std::thread thread_;

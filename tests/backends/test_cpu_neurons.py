@@ -207,7 +207,7 @@ def test_a_token_gets_only_its_own_neurons(backend: CpuBackend) -> None:
     layer = LoneFFN(backend, spec)
     together = run(layer, x)
     alone = np.concatenate([run(layer, x[i : i + 1]) for i in range(6)])
-    assert_close(together, alone, 1e-5)
+    assert np.array_equal(together, alone)
 
 
 @pytest.mark.parametrize("plan", CHOICES, ids=lambda p: f"{p.score.value}{'-raw' * p.raw_input}")
@@ -218,7 +218,7 @@ def test_a_token_gets_only_its_own_neurons(backend: CpuBackend) -> None:
 def test_dense_calls_leave_nothing_out(
     backend: CpuBackend, activation: Activation, gated: bool, tokens: int, plan: FFNPlan
 ) -> None:
-    """To the bit as if every score reached the cut-off, and nothing is counted."""
+    """As if every score reached the cut-off, to the bit whatever that is, and nothing is counted."""
     x = inputs(tokens, 96)
     for type in (TensorType.F16, TensorType.Q4_0):
         spec = ffn(type, activation=activation, gated=gated, plan=plan, size=130, bias=tokens == 3)
@@ -226,8 +226,9 @@ def test_dense_calls_leave_nothing_out(
         dense = replace(spec, plan=DENSE)
         layer = LoneFFN(backend, none)
         found = run(layer, x, dense=True)
-        assert np.array_equal(found, run(LoneFFN(backend, all), x))
-        expected = run(LoneFFN(backend, dense), x)
+        assert np.array_equal(found, run(LoneFFN(backend, all), x, dense=True))
+        assert_close(found, run(LoneFFN(backend, all), x), 2e-5 if type is TensorType.F16 else 2e-3)
+        expected = run(LoneFFN(backend, dense), x, dense=True)
         assert_close(found, expected, 1e-4)
         if plan.score is Score.DOWN and not activation.zero_producing:  # what dense reads lies alike
             assert np.array_equal(found, expected)
@@ -245,7 +246,7 @@ def test_dense_calls_change_nothing_for_exact(backend: CpuBackend) -> None:
     spec, x = ffn(), inputs(1, 96)
     for made in (backend, ReferenceBackend()):
         usual, dense = LoneFFN(made, spec), LoneFFN(made, spec)
-        assert np.array_equal(run(usual, x), run(dense, x, dense=True))
+        assert_close(run(usual, x), run(dense, x, dense=True), 2e-3)
         assert 0 < usual.counts().read < 77
         assert dense.counts() == Work()
 
@@ -273,8 +274,10 @@ def test_neurons_for_profiles(backend: CpuBackend, type: TensorType, gated: bool
         assert_close(found[1], expected[1], TOLERANCE[type])
 
 
-def test_the_audit_holds_the_recall(backend: CpuBackend) -> None:
+@pytest.mark.parametrize("level", CpuBackend.levels())
+def test_the_audit_holds_the_recall(level: str) -> None:
     """A cut-off that lets nearly nothing through comes down until the recall asked for is reached."""
+    backend = CpuBackend(1, level)
     plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 5.0, recall=0.9)
     spec = ffn(TensorType.F16, plan=plan, size=300, width=64)
     layer = LoneFFN(backend, spec)

@@ -41,11 +41,11 @@ struct Model {
   Model() {
     for (int task = 0; task < kTasks; ++task) {
       worker.add_task(&slots[task].ready, &slots[task].done);
-      worker.add_work([this, task](const HostBatch&) {
+      worker.add_work([this, task](const Batch*) {
         dawdle(random);
         if (task == fail_at) throw std::runtime_error("as told");
       });
-      worker.add_work([this, task](const HostBatch&) {
+      worker.add_work([this, task](const Batch*) {
         Slot& slot = slots[task];
         for (int i = 0; i < kNumbers; ++i) slot.output[i] = slot.input[i] + static_cast<float>(task);
       });

@@ -87,14 +87,16 @@ void run(const std::vector<int64_t>& header) {
     }
   };
   lists(gate, list, [&](const NeuronList& now, int64_t i) {
-    k.dot(&now, packed.data, x_bytes, tokens, products.data() + i, count);
+    for (int64_t t = 0; t < tokens; t++)
+      k.dot(&now, packed.data + t * x_bytes, products.data() + t * count + i);
   });
   write(products.data(), tokens * count);
 
   const int64_t floats = k.sum_floats(cols);
   std::vector<float> added(tokens * floats);
-  lists(down, list,
-        [&](const NeuronList& now, int64_t i) { k.add(&now, h.data() + i, count, tokens, added.data()); });
+  lists(down, list, [&](const NeuronList& now, int64_t i) {
+    for (int64_t t = 0; t < tokens; t++) k.add(&now, h.data() + t * count + i, added.data() + t * floats);
+  });
   for (int64_t t = 0; t < tokens; t++) write(added.data() + t * floats, cols);
 
   // A neuron more, whose h are zero, changes no bit.
@@ -107,7 +109,8 @@ void run(const std::vector<int64_t>& header) {
   for (int64_t more = 0; more < 2; more++) {
     const NeuronList one = {&down, indices.data() + 1 - more, few + more, nullptr};
     sums_of[more].resize(tokens * floats);
-    k.add(&one, values.data() + 1 - more, few + 1, tokens, sums_of[more].data());
+    for (int64_t t = 0; t < tokens; t++)
+      k.add(&one, values.data() + t * (few + 1) + 1 - more, sums_of[more].data() + t * floats);
   }
   if (memcmp(sums_of[0].data(), sums_of[1].data(), tokens * floats * sizeof(float)) != 0) exit(5);
 
@@ -118,8 +121,13 @@ void run(const std::vector<int64_t>& header) {
   }
   for (int64_t t = 0; t < tokens; t++) write(sums.data() + t * width, cols);
 
-  std::vector<int32_t> chosen(rows);
-  const int64_t n = k.select(all.data(), rows, nullptr, true, rows, 1, 0.5f, 0, chosen.data());
+  std::vector<int32_t> chosen;
+  for (int64_t j = 0; j < rows; j++) {
+    const int64_t first = j / 64 * 64, n = std::min<int64_t>(64, rows - first);
+    const uint64_t bits = k.select(all.data() + first, nullptr, true, n, 0.5f);
+    if (bits >> (j - first) & 1) chosen.push_back(j);
+  }
+  const int64_t n = chosen.size();
   write(&n, 1);
   write(chosen.data(), n);
 }

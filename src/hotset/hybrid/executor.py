@@ -77,7 +77,7 @@ class Executor:
         np.copyto(self._arrays[step.first][:rows], x)
         try:
             if step.tasks:
-                self._worker.begin(on_host.native_spans())
+                self._worker.begin(on_host.native)
             self._tell_batch(on_device)
             self._device.mark(spin=not step.tasks).wait()
             error = self._worker.finish()
@@ -146,7 +146,7 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
         case Copy(x, to):
             worker.copy(arrays[x], arrays[to])
         case HostAttend(_, attention, x, to):
-            worker.attention(attention.native, arrays[x], arrays[to], attention.index)
+            worker.attention(attention.native, arrays[x], arrays[to])
         case HostFeed(_, CpuNeuronFFN() as ffn, x, to, scores):
             worker.neuron_ffn(ffn.native, arrays[x], arrays[to], None if scores is None else arrays[scores])
         case HostFeed(_, CpuFFN() as ffn, x, to):

@@ -42,7 +42,7 @@ def _handshake_us(device: Device, hidden: int) -> float:
     try:
         for _ in range(_WARM_STEPS + _STEPS):
             start = time.perf_counter()
-            worker.begin([])
+            worker.begin(_native.Batch([], [], []))
             recorded()
             device.synchronize()
             worker.finish()

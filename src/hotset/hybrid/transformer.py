@@ -5,16 +5,15 @@ batches go by a step that both sides know beforehand (`hotset.hybrid.step`); lar
 and the calling thread does the host's part.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
 
 from hotset.backends.contract import F32, Array, Embedding, Head
-from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
-from hotset.backends.cpu.state import CpuChooser
+from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
 from hotset.core.config import ModelConfig
 from hotset.core.errors import HotsetError
@@ -73,7 +72,6 @@ class HybridTransformer(Transformer):
         self._head_place = head
         self._stream, self._stream_from = stream, stream_from
         self._lock = Lock()
-        self._choosers = list(_host_choosers(self.parts))
         self._head_backend = device.backend if isinstance(head, OnDevice) else host
         with device.guard():
             self._executor = Executor(self.step, device)
@@ -103,13 +101,12 @@ class HybridTransformer(Transformer):
     def _logits(self, batch: Batch) -> F32:
         on_device, on_host = halves(batch)
         x = self.embedding.forward(batch.tokens, batch.positions)
-        if len(x) > MOST_ROWS or not self._lends(batch):
+        if len(x) > MOST_ROWS:
             choosing = not all(span.lossless for span in batch.spans)
             views = Views(self.device.backend.view(on_device), self._host.view(on_host), choosing)
             last = self._layer_by_layer(x, views)
         else:
-            with self._lent(on_host):
-                last, logits = self._executor.run(x, on_device, self._host.view(on_host))
+            last, logits = self._executor.run(x, on_device, self._host.view(on_host))
             if logits is not None:
                 wanted: F32 = logits[batch.wanted]
                 return wanted
@@ -120,20 +117,6 @@ class HybridTransformer(Transformer):
         if not len(rows):
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.head.forward(x if len(rows) == len(x) else self._head_backend.rows(x, rows))
-
-    # Until the host's parts take several sequences' choosers in one native call, one is lent to them.
-
-    def _lends(self, batch: Batch) -> bool:
-        return len(batch.spans) == 1 or not self._choosers
-
-    def _lent(self, on_host: Batch) -> ExitStack:
-        stack = ExitStack()
-        sequence = on_host.spans[0].sequence
-        for i, part in self._choosers:
-            chooser = sequence.choosers[i]
-            if isinstance(chooser, CpuChooser):
-                stack.enter_context(chooser.lent_to(part.native))
-        return stack
 
     def _layer_by_layer(self, x: F32, views: Views) -> Array:
         """The last hidden vectors of embeddings x (T, D), where the head is."""
@@ -205,10 +188,3 @@ class HybridTransformer(Transformer):
         self.device.download(x, here)
         self.device.synchronize()
         return here
-
-
-def _host_choosers(layers: Sequence[HybridLayer]) -> Iterator[tuple[int, CpuNeuronFFN]]:
-    for i, layer in enumerate(layers):
-        match layer.ffn:
-            case OnHost(CpuNeuronFFN() as part) | Split(cold=CpuNeuronFFN() as part):
-                yield i, part

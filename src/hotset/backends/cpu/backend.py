@@ -114,16 +114,14 @@ class CpuHead:
 
 
 class CpuAttention:
-    """One layer's attention, whose keys and values have number `index` in a sequence."""
+    """One layer's attention."""
 
-    def __init__(self, native: _native.Attention, index: int) -> None:
+    def __init__(self, native: _native.Attention) -> None:
         self.native = native
-        self.index = index
 
     def forward(self, x: F32, out: F32, view: CpuView) -> None:
         """See `Attention`."""
-        for sequence, rows, _ in view.spans:
-            self.native.forward(x[rows], out[rows], sequence.kv, self.index)
+        self.native.forward(x, out, view.native)
 
 
 class CpuFFN:
@@ -139,26 +137,15 @@ class CpuFFN:
 
 
 class CpuNeuronFFN:
-    """An FFN stored by neuron, whose chooser has number `index` in a sequence."""
+    """An FFN stored by neuron."""
 
-    def __init__(self, native: _native.NeuronFFN, index: int) -> None:
+    def __init__(self, native: _native.NeuronFFN) -> None:
         self.native = native
         self.neurons = native.neurons
-        self._index = index
 
     def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
-        """See `FFN`; `scores` (T, F), where the predictor's are given."""
-        if view is None:
-            self.native.forward(x, out, True)
-            return
-        for sequence, rows, lossless in view.spans:
-            chooser = sequence.choosers[self._index]
-            assert chooser is not None
-            with chooser.lent_to(self.native):
-                if scores is None or lossless:
-                    self.native.forward(x[rows], out[rows], lossless)
-                else:
-                    self.native.forward_scored(x[rows], out[rows], scores[rows])
+        """See `FFN`; `scores` (T, F), where the predictor's are given. Without a view all is lossless."""
+        self.native.forward(x, out, view.native if view else None, scores)
 
 
 class CpuBackend:
@@ -253,8 +240,9 @@ class CpuBackend:
             q_norm=self._optional_norm(spec.q_norm, spec.head_dim),
             k_norm=self._optional_norm(spec.k_norm, spec.head_dim),
             post_norm=self._optional_norm(spec.post_norm, hidden),
+            index=index,
         )
-        return CpuAttention(native, index)
+        return CpuAttention(native)
 
     def ffn(self, spec: FFNSpec) -> CpuFFN:
         """Build one layer's FFN."""
@@ -304,7 +292,6 @@ class CpuBackend:
             activation=_ACTIVATIONS[spec.activation],
             way=_WAYS[plan.way],
             score=_SCORES[plan.score],
-            cutoff=plan.cutoff,
             predictor=[] if scores_given else self._predictor(spec, first, size, hidden),
             raw_input=plan.raw_input,
             factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
@@ -313,8 +300,9 @@ class CpuBackend:
             audit_period=_AUDIT_PERIOD,
             # Neighbours are audited at different tokens.
             audit_offset=self._neuron_ffns * 37 % _AUDIT_PERIOD,
+            index=index,
         )
-        return CpuNeuronFFN(native, index)
+        return CpuNeuronFFN(native)
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """Build the final norm and the output projection."""
@@ -334,15 +322,21 @@ class CpuBackend:
         if capacity < 1:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
         try:
-            kv = _native.KVCache(
-                self._runtime, _KV_TYPES[kv_type], shape.n_layers, shape.n_kv_heads, shape.head_dim, capacity
+            native = _native.Sequence(
+                self._runtime,
+                _KV_TYPES[kv_type],
+                shape.n_layers,
+                shape.n_kv_heads,
+                shape.head_dim,
+                capacity,
+                list(shape.cutoffs),
             )
         except MemoryError:
             raise HotsetError(
                 f"KV cache: no memory for {capacity} positions of {shape.n_layers} layers; "
                 "ask for a smaller context"
             ) from None
-        return CpuSequence(kv, shape.cutoffs)
+        return CpuSequence(native)
 
     def _predictor(self, spec: NeuronFFNSpec, first: Linear, size: int, hidden: int) -> list[_native.Linear]:
         if spec.plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU):

@@ -1,8 +1,6 @@
-"""A sequence on the CPU: native keys and values, and each layer's chooser."""
+"""A sequence on the CPU, and a batch as the native parts take it."""
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hotset import _native
@@ -12,38 +10,47 @@ from hotset.core.batch import Batch, Work
 class CpuChooser:
     """See `hotset.core.batch.Chooser`."""
 
-    def __init__(self, cutoff: float) -> None:
-        self.start = self.cutoff = cutoff
-        self.recall_seen = math.nan
-        self.work = Work()
+    def __init__(self, native: _native.Chooser) -> None:
+        self._native = native
 
-    @contextmanager
-    def lent_to(self, ffn: _native.NeuronFFN) -> Iterator[None]:
-        """The FFN chooses by this cut-off, moves it and counts for it meanwhile."""
-        ffn.cutoff = self.cutoff
-        before = ffn.counts()
-        yield
-        rows, read, fired = (b - a for a, b in zip(before, ffn.counts(), strict=True))
-        self.cutoff, self.recall_seen = ffn.cutoff, ffn.recall_seen
-        self.work = Work(self.work.rows + rows, self.work.read + read, self.work.fired + fired)
+    @property
+    def cutoff(self) -> float:
+        """See `Chooser`."""
+        return self._native.cutoff
+
+    @cutoff.setter
+    def cutoff(self, value: float) -> None:
+        self._native.cutoff = value
+
+    @property
+    def recall_seen(self) -> float:
+        """See `Chooser`."""
+        return self._native.recall_seen
+
+    @property
+    def work(self) -> Work:
+        """See `Chooser`."""
+        return Work(*self._native.work)
 
 
 class CpuSequence:
     """See `hotset.core.batch.Sequence`."""
 
-    def __init__(self, kv: _native.KVCache, cutoffs: Sequence[float | None]) -> None:
-        self.kv = kv
-        self.choosers = [None if cutoff is None else CpuChooser(cutoff) for cutoff in cutoffs]
+    def __init__(self, native: _native.Sequence) -> None:
+        self.native = native
+        self.choosers: Sequence[CpuChooser | None] = [
+            CpuChooser(chooser) if chooser else None for chooser in native.choosers
+        ]
 
     @property
     def length(self) -> int:
         """See `Sequence`."""
-        return self.kv.length
+        return self.native.length
 
     @property
     def capacity(self) -> int:
         """See `Sequence`."""
-        return self.kv.capacity
+        return self.native.capacity
 
     def reusable(self, length: int) -> int:
         """See `Sequence`: every prefix is."""
@@ -51,41 +58,33 @@ class CpuSequence:
 
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
-        self.kv.truncate(length)
-        for chooser in self.choosers:
-            if length == 0 and chooser:
-                chooser.cutoff = chooser.start
+        self.native.rewind(length)
 
     def fork(self) -> "CpuSequence":
         """See `Sequence`; what is filled is copied."""
-        forked = CpuSequence(self.kv.fork(), [c.start if c else None for c in self.choosers])
-        for chooser, new in zip(self.choosers, forked.choosers, strict=True):
-            if chooser and new:
-                new.cutoff, new.recall_seen = chooser.cutoff, chooser.recall_seen
-        return forked
+        return CpuSequence(self.native.fork())
 
     def advance(self, count: int) -> None:
         """See `Sequence`."""
-        self.kv.advance(count)
+        self.native.advance(count)
 
 
 @dataclass(frozen=True)
 class CpuView:
-    """A batch for the CPU's parts: of each span the sequence, its rows, and whether it is lossless."""
+    """A batch for the CPU's parts, from its sequences' present lengths on."""
 
-    spans: list[tuple[CpuSequence, slice, bool]]
+    native: _native.Batch
+    lossless: bool
+    """Whether all its spans are."""
 
     @classmethod
     def of(cls, batch: Batch) -> "CpuView":
         """The view of a batch of this backend's sequences."""
-        spans, row = [], 0
+        sequences = []
         for span in batch.spans:
             if not isinstance(span.sequence, CpuSequence):
                 raise TypeError("the sequence is another backend's")
-            spans.append((span.sequence, slice(row, row + span.count), span.lossless))
-            row += span.count
-        return cls(spans)
-
-    def native_spans(self) -> list[tuple[_native.KVCache, int, bool]]:
-        """The spans as a native worker takes them: keys and values, rows, and whether they are lossless."""
-        return [(sequence.kv, rows.stop - rows.start, lossless) for sequence, rows, lossless in self.spans]
+            sequences.append(span.sequence.native)
+        lossless = [span.lossless for span in batch.spans]
+        counts = [span.count for span in batch.spans]
+        return cls(_native.Batch(sequences, counts, lossless), all(lossless))

@@ -1,0 +1,100 @@
+// Python's view of sequences and batches.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+#include <limits>
+#include <optional>
+
+#include "layers/batch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace hotset;
+
+namespace {
+
+using SequencePtr = std::shared_ptr<Sequence>;
+
+// A sequence's chooser by its number, as others may be added.
+struct ChooserOf {
+  SequencePtr sequence;
+  size_t index;
+  Chooser& get() const { return sequence->choosers[index]; }
+};
+
+SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type, int64_t n_layers, int64_t n_heads,
+                         int64_t head_dim, int64_t capacity,
+                         const std::vector<std::optional<float>>& starts) {
+  std::vector<float> cutoffs;
+  for (const auto& start : starts) {
+    cutoffs.push_back(start.value_or(std::numeric_limits<float>::quiet_NaN()));
+  }
+  return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads,
+                                    head_dim, capacity, cutoffs);
+}
+
+void advance_sequence(Sequence& sequence, int64_t count) {
+  if (count < 0 || count > sequence.capacity - sequence.length) {
+    throw nb::value_error("count: there is no room for so many positions");
+  }
+  sequence.length += count;
+}
+
+void rewind_sequence(Sequence& sequence, int64_t length) {
+  if (length < 0 || length > sequence.length) {
+    throw nb::value_error("length: expected 0 to the present length");
+  }
+  const nb::gil_scoped_release release;
+  sequence.rewind(length);
+}
+
+std::vector<std::optional<ChooserOf>> choosers(const SequencePtr& sequence) {
+  std::vector<std::optional<ChooserOf>> all;
+  for (size_t i = 0; i < sequence->choosers.size(); ++i) {
+    const bool none = std::isnan(sequence->choosers[i].start);
+    all.push_back(none ? std::nullopt : std::optional(ChooserOf{sequence, i}));
+  }
+  return all;
+}
+
+void new_batch(Batch* batch, const std::vector<Sequence*>& sequences, const std::vector<int64_t>& counts,
+               const std::vector<bool>& lossless) {
+  if (counts.size() != sequences.size() || lossless.size() != sequences.size()) {
+    throw nb::value_error("counts, lossless: expected one for each sequence");
+  }
+  new (batch) Batch();
+  for (size_t i = 0; i < sequences.size(); ++i) batch->add(sequences[i], counts[i], lossless[i]);
+}
+
+}  // namespace
+
+void bind_batch(nb::module_& m) {
+  nb::class_<ChooserOf>(m, "Chooser", "What one layer has learnt of one sequence.")
+      .def_prop_rw(
+          "cutoff", [](const ChooserOf& c) { return c.get().cutoff; },
+          [](const ChooserOf& c, float cutoff) { c.get().cutoff = cutoff; },
+          "The score that a neuron must reach.")
+      .def_prop_ro(
+          "recall_seen", [](const ChooserOf& c) { return c.get().recall_seen; },
+          "Share of the firing neurons that audits found predicted, a running mean; NaN at first.")
+      .def_prop_ro(
+          "work",
+          [](const ChooserOf& c) { return nb::make_tuple(c.get().rows, c.get().read, c.get().fired); },
+          "Rows that were not lossless, rows of down read for them, values that were not zero.");
+  nb::class_<Sequence>(m, "Sequence", nb::is_weak_referenceable(),
+                       "Keys and values of one conversation, and what its layers have learnt of it.")
+      .def(nb::new_(&new_sequence), "runtime"_a, "kv_type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
+           "capacity"_a, "cutoffs"_a)
+      .def_ro("length", &Sequence::length, "Positions filled so far.")
+      .def_ro("capacity", &Sequence::capacity, "Positions there is room for.")
+      .def("advance", &advance_sequence, "count"_a, "Count `count` more positions as filled.")
+      .def("rewind", &rewind_sequence, "length"_a, "Forget every position from `length` on.")
+      .def("fork", &Sequence::fork, nb::call_guard<nb::gil_scoped_release>(),
+           "The same past, a future of its own.")
+      .def_prop_ro("choosers", &choosers, "Each layer's; None where it has none.");
+  nb::class_<Batch>(m, "Batch", "Rows of several sequences, from their present lengths on, for one call.")
+      .def("__init__", &new_batch, "sequences"_a, "counts"_a, "lossless"_a, nb::keep_alive<1, 2>());
+}

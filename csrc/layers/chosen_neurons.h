@@ -1,0 +1,40 @@
+// Decoding: FFNs that compute for each row of a batch the neurons chosen for it.
+#pragma once
+
+#include "layers/neuron_products.h"
+
+namespace hotset {
+
+// Which neurons to compute for rows of a batch, each by its own choice, and how their values come about.
+struct Chosen {
+  int64_t rows, neurons;
+
+  // Those whose score (or its magnitude) times its factor reaches the row's cut-off; all, where scores
+  // (rows x neurons) are null. Factors may be.
+  const float* scores;
+  const float* factors;
+  bool magnitude;
+  const float* cutoffs;
+  bool everything;  // add up zeros too
+
+  // Values known for all neurons (rows x neurons): the activation of gate, or the neurons' values themselves.
+  // Null where `first` has to be multiplied.
+  const float* known;
+
+  const NeuronRows* first;   // the activation's rows: gate, or up where there is no gate
+  const NeuronRows* second;  // up's rows where there is a gate, and these are not in `known`
+  Activation activation;
+  RowActivations x;  // for first and second
+};
+
+// What adding up has touched for one row of a batch: rows of down read, and values that were not zero.
+struct Touched {
+  int64_t read, fired;
+};
+
+// out (rows x cols) += post_norm(sum of the row's chosen neurons' values times their rows of down + bias). A
+// row's sum depends on what it has chosen itself, and on nothing else. Returns what each row has touched.
+const Touched* add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen,
+                          const NeuronRows& down, const Norm* post_norm, float* out);
+
+}  // namespace hotset

@@ -1,0 +1,54 @@
+// What a model keeps of one conversation: keys and values, and what its layers have learnt of it.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "runtime/runtime.h"
+
+namespace hotset {
+
+// One layer's chooser of neurons: where it cuts off in this sequence, and what it has done there. Rows of
+// lossless spans are not counted.
+struct Chooser {
+  float start = 0;  // where a new sequence cuts off
+  float cutoff = start;
+  float recall_seen = std::numeric_limits<float>::quiet_NaN();  // a running mean over audits
+  int64_t calls = 0;                                            // rows chosen for, since the last audit too
+  int64_t rows = 0, read = 0, fired = 0;  // rows; rows of down read for them; values that were not zero
+};
+
+// Memory is reserved for the capacity, but used only as positions are filled. One call at a time.
+class Sequence {
+ public:
+  // `cutoffs` says where choosers start, each by its number. Throws std::bad_alloc.
+  Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
+           int64_t capacity, const std::vector<float>& cutoffs = {});
+  ~Sequence() { runtime_->pool.quiesce(); }
+
+  uint8_t* keys(int64_t layer, int64_t head) const {
+    return memory_.data() + (layer * n_heads + head) * (key_bytes_ + value_bytes_);
+  }
+  uint8_t* values(int64_t layer, int64_t head) const { return keys(layer, head) + key_bytes_; }
+  int64_t head_bytes() const { return key_bytes_ + value_bytes_; }
+
+  // Forgets every position from `new_length` on; with all of them, what choosers have learnt.
+  void rewind(int64_t new_length);
+
+  // The same past, a future of its own: what is filled is copied.
+  std::shared_ptr<Sequence> fork() const;
+
+  const KvType type;
+  const int64_t n_layers, n_heads, head_dim, capacity;
+  int64_t length = 0;
+  std::vector<Chooser> choosers;
+
+ private:
+  std::shared_ptr<Runtime> runtime_;
+  int64_t key_bytes_, value_bytes_;  // of one head in one layer
+  Buffer memory_;
+};
+
+}  // namespace hotset
