@@ -167,7 +167,9 @@ def test_a_failing_worker(expected: NDArray[np.float32]) -> None:
     kv.on_host = CpuBackend(threads=1).sequence(StateShape(1, 2, 8, (None,) * 4), 4, "f32")
     kv.on_host.advance(1)
     for _ in range(3):
-        with pytest.raises(HotsetError, match="CPU's part of the model failed: the sequence is another model's"):
+        with pytest.raises(
+            HotsetError, match="CPU's part of the model failed: the sequence is another model's"
+        ):
             within(30, lambda: model.forward(Batch.of(kv, TOKENS[1:2])))
         assert kv.length == 1
     kv.on_host = right
