@@ -189,8 +189,8 @@ void matmul_panels(const Matmul& m, int64_t panel, int64_t column) {
   }
 }
 
-// ---- Few tokens: as in decode, weights are read once, in streams; as in prefill, they are decoded once for all
-// tokens, whose sums stay in the first-level cache.
+// ---- Few tokens: as in decode, weights are read once, in streams; as in prefill, they are decoded once for
+// all tokens, whose sums stay in the first-level cache.
 
 constexpr int kFewTiles = kFewRows / kTile;
 constexpr int kFewBlocks = 8;  // decoded at a time: those of a record of scales of a K-quant

@@ -8,8 +8,8 @@ namespace {
 // pack_activations takes groups of so many rows.
 constexpr int64_t kRowGroup = 16;
 
-// Weights that a chunk reads where there are few rows of x: enough to hide what handing out a chunk costs, few enough that
-// threads finish together. Small products get smaller chunks, so that each thread has some.
+// Weights that a chunk reads where there are few rows of x: enough to hide what handing out a chunk costs,
+// few enough that threads finish together. Small products get smaller chunks, so that each thread has some.
 constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 256 << 10;
 constexpr int64_t kChunksPerThread = 4;
 
