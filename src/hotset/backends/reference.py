@@ -211,11 +211,11 @@ class ReferenceNeuronFFN:
         """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
 
-    def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `FFN`."""
+    def forward(self, x: F32, out: F32, view: Batch | None) -> None:
+        """See `FFN`; without a view the rows are lossless."""
         spec = self.spec
         gate, h = self.hidden(normalise(x, spec.norm))
-        for span, rows in view.rows():
+        for span, rows in view.rows() if view else ():
             if span.lossless:
                 continue
             chooser = _own(span.sequence).choosers[self.index]
