@@ -37,6 +37,7 @@ from synthetic import (
 )
 
 from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.core.config import DEFAULT_KEPT
 from hotset.core.errors import HotsetError
 from hotset.formats.gguf_writer import NewTensor, write_gguf
 
@@ -131,7 +132,7 @@ class Gate:
 
 
 def make_gate(space: Space, p: NDArray[np.float64], kind: Q, rng: np.random.Generator) -> Gate:
-    """Quantise a gate and its predictor; the cut-off keeps RECALL of what fires on random tokens."""
+    """Quantise a gate and its predictor; the cut-off keeps RECALL of what fires on random tokens, at first."""
     inner = space.gate(p, rng)
     gate = inner @ space.basis
     # A rotation (Hadamard's) spreads u over all columns, as 4 bits would lose it beside the rest.
@@ -208,7 +209,7 @@ def write(
         "hotset.ffn.way": ["predictor"] * depth,
         "hotset.ffn.score": ["low_rank"] * depth,
         "hotset.ffn.cutoff": np.array([gates[v].cutoff for v in variant], np.float32),
-        "hotset.ffn.recall": np.full(depth, RECALL, np.float32),
+        "hotset.ffn.kept": np.full(depth, DEFAULT_KEPT, np.float32),
     }
 
     def fixed(values: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

@@ -26,11 +26,12 @@ struct ChooserOf {
 };
 
 SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type, int64_t n_layers, int64_t n_heads,
-                         int64_t head_dim, int64_t capacity,
-                         const std::vector<std::optional<float>>& starts) {
-  std::vector<float> cutoffs;
-  for (const auto& start : starts) {
-    cutoffs.push_back(start.value_or(std::numeric_limits<float>::quiet_NaN()));
+                         int64_t head_dim, int64_t capacity, const std::vector<std::optional<float>>& starts,
+                         const std::vector<float>& kept) {
+  std::vector<CutoffPlan> cutoffs;
+  for (size_t i = 0; i < starts.size(); ++i) {
+    cutoffs.push_back({starts[i].value_or(std::numeric_limits<float>::quiet_NaN()),
+                       i < kept.size() ? kept[i] : 0, static_cast<int64_t>(i)});
   }
   return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads,
                                     head_dim, capacity, cutoffs);
@@ -54,7 +55,7 @@ void rewind_sequence(Sequence& sequence, int64_t length) {
 std::vector<std::optional<ChooserOf>> choosers(const SequencePtr& sequence) {
   std::vector<std::optional<ChooserOf>> all;
   for (size_t i = 0; i < sequence->choosers.size(); ++i) {
-    const bool none = std::isnan(sequence->choosers[i].start);
+    const bool none = std::isnan(sequence->choosers[i].cutoff.plan().start);
     all.push_back(none ? std::nullopt : std::optional(ChooserOf{sequence, i}));
   }
   return all;
@@ -74,20 +75,21 @@ void new_batch(Batch* batch, const std::vector<Sequence*>& sequences, const std:
 void bind_batch(nb::module_& m) {
   nb::class_<ChooserOf>(m, "Chooser", "What one layer has learnt of one sequence.")
       .def_prop_rw(
-          "cutoff", [](const ChooserOf& c) { return c.get().cutoff; },
-          [](const ChooserOf& c, float cutoff) { c.get().cutoff = cutoff; },
+          "cutoff", [](const ChooserOf& c) { return c.get().cutoff.value(); },
+          [](const ChooserOf& c, float cutoff) { c.get().cutoff.set(cutoff); },
           "The score that a neuron must reach.")
       .def_prop_ro(
-          "recall_seen", [](const ChooserOf& c) { return c.get().recall_seen; },
-          "Share of the firing neurons that audits found predicted, a running mean; NaN at first.")
-      .def_prop_ro(
           "work",
-          [](const ChooserOf& c) { return nb::make_tuple(c.get().rows, c.get().read, c.get().fired); },
-          "Rows that were not lossless, rows of down read for them, values that were not zero.");
+          [](const ChooserOf& c) {
+            const Chooser& of = c.get();
+            return nb::make_tuple(of.rows, of.read, of.fired, of.chosen, of.audits, of.kept);
+          },
+          "Of rows that were not lossless: how many, rows of down read, values that were not zero, neurons "
+          "chosen, rows audited, shares of the activation kept of these.");
   nb::class_<Sequence>(m, "Sequence", nb::is_weak_referenceable(),
                        "Keys and values of one conversation, and what its layers have learnt of it.")
       .def(nb::new_(&new_sequence), "runtime"_a, "kv_type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
-           "capacity"_a, "cutoffs"_a)
+           "capacity"_a, "cutoffs"_a, "kept"_a)
       .def_ro("length", &Sequence::length, "Positions filled so far.")
       .def_ro("capacity", &Sequence::capacity, "Positions there is room for.")
       .def("advance", &advance_sequence, "count"_a, "Count `count` more positions as filled.")

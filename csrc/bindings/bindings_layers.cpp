@@ -181,8 +181,7 @@ std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, Matr
                                           RowsPtr first_rows, MatrixPtr second, RowsPtr second_rows,
                                           RowsPtr down, int activation, int way, int score,
                                           std::vector<MatrixPtr> predictor, bool raw_input,
-                                          std::optional<Numbers> factors, NormPtr post_norm, float recall,
-                                          int64_t audit_period, int64_t audit_offset, int64_t index) {
+                                          std::optional<Numbers> factors, NormPtr post_norm, int64_t index) {
   NeuronFfnParts parts;
   parts.runtime = std::move(runtime);
   parts.norm = *norm;
@@ -198,7 +197,6 @@ std::shared_ptr<NeuronFfn> new_neuron_ffn(RuntimePtr runtime, NormPtr norm, Matr
   parts.raw_input = raw_input;
   if (factors) parts.factors.assign(factors->data(), factors->data() + factors->size());
   parts.post_norm = std::move(post_norm);
-  parts.audit = {recall, std::max<int64_t>(1, audit_period), audit_offset};
   parts.index = index;
   return std::make_shared<NeuronFfn>(std::move(parts));
 }
@@ -305,7 +303,7 @@ void bind_layers(nb::module_& m) {
       .def(nb::new_(&new_neuron_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "first"_a.none(),
            "first_rows"_a.none(), "second"_a.none(), "second_rows"_a.none(), "down"_a, "activation"_a,
            "way"_a, "score"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(), "post_norm"_a.none(),
-           "recall"_a, "audit_period"_a, "audit_offset"_a, "index"_a)
+           "index"_a)
       .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "batch"_a = nb::none(), "scores"_a = nb::none(),
            "Add the FFN of x (T, D) to out (T, D), which may be x itself. Each row's neurons are chosen by "
            "its "

@@ -122,8 +122,8 @@ struct ChosenJob {
   }
 
   // Writes which neurons of a part any row has chosen, until there are `enough`, and which rows have (or
-  // nullptr); returns how many.
-  int64_t choose(int64_t part, int64_t enough, int32_t* to, uint32_t* rows) const {
+  // nullptr); returns how many. Counts them for each row (or not: nullptr).
+  int64_t choose(int64_t part, int64_t enough, int32_t* to, uint32_t* rows, Touched* of_rows) const {
     int64_t count = 0;
     for (int64_t first = part * kNeighbours; first < c.neurons && count < enough;
          first += parts * kNeighbours) {
@@ -135,6 +135,7 @@ struct ChosenJob {
                                                         c.factors ? c.factors + first : nullptr, c.magnitude,
                                                         n, c.cutoffs[t]);
         any |= chosen[t];
+        if (of_rows) of_rows[t].chosen += std::popcount(chosen[t]);
       }
       for (; any != 0; any &= any - 1, ++count) {
         const int j = std::countr_zero(any);
@@ -155,8 +156,9 @@ struct ChosenJob {
     Work w;
     divide(memory, w);
     for (Queue* queue : {&w.listed, &w.pending, &w.idle}) queue->end = queue->taken = 0;
-    w.listed.end = choose(part, most, w.listed.neurons, w.listed.rows);
-    *w.result = {w.listed.end, {}};
+    *w.result = {};
+    w.listed.end = choose(part, most, w.listed.neurons, w.listed.rows, w.result->touched);
+    w.result->listed = w.listed.end;
     if (w.listed.end == 0) return;
     std::fill_n(w.sums[0].sums, c.rows * sum_floats, 0.0f);
     for (int64_t t = 0; t < c.rows; ++t) w.sums[t].count = w.sums[t].added = 0;
@@ -171,7 +173,9 @@ struct ChosenJob {
       now = ahead.stage == Stage::kUnknown ? take(w, none) : ahead;
     }
     for (int64_t t = 0; t < c.rows; ++t) {
-      w.result->touched[t] = {c.everything ? w.listed.end : w.sums[t].count, w.sums[t].count};
+      Touched& of_row = w.result->touched[t];
+      of_row.fired = w.sums[t].count;
+      of_row.read = c.everything ? w.listed.end : of_row.fired;
     }
   }
 
@@ -179,6 +183,11 @@ struct ChosenJob {
     Work w;
     divide(memory, w);
     std::copy_n(w.result->touched, c.rows, touched + part * c.rows);
+    for (int64_t t = 0; c.values && t < c.rows; ++t) {
+      const Sum& sum = w.sums[t];
+      const int64_t count = w.result->touched[t].fired;
+      for (int64_t k = 0; k < count; ++k) c.values[t * c.neurons + sum.neurons[k]] = sum.h[k];
+    }
     float* total = w.result->listed > 0 ? w.sums[0].sums : nullptr;
     if (!add_up(part, w.sums[0].sums, total)) return;
     for (int64_t t = 0; t < c.rows; ++t) {
@@ -268,7 +277,7 @@ struct ChosenJob {
   // What a part reads first, with room for its indices; nothing of a part that there is not.
   NeuronList first_of(int64_t part, int32_t* to) const {
     const NeuronMatrix* matrix = has_first ? &first : has_second ? &second : &down;
-    const int64_t count = part < parts ? choose(part, kGroup, to, nullptr) : 0;
+    const int64_t count = part < parts ? choose(part, kGroup, to, nullptr, nullptr) : 0;
     return {matrix, to, std::min(kGroup, count), nullptr};
   }
 
@@ -371,19 +380,20 @@ struct ChosenJob {
   }
 };
 
-// Some rows' part of a choice.
-Chosen rows_of(Chosen chosen, int64_t row, int64_t rows) {
-  chosen.rows = rows;
-  if (chosen.scores) {
-    chosen.scores += row * chosen.neurons;
-    chosen.cutoffs += row;
-  }
-  if (chosen.known) chosen.known += row * chosen.neurons;
-  if (chosen.x.packed) chosen.x.packed += row * chosen.x.bytes;
-  return chosen;
-}
-
 }  // namespace
+
+Chosen Chosen::part(int64_t row, int64_t count) const {
+  Chosen rows_of = *this;
+  rows_of.rows = count;
+  if (scores) {
+    rows_of.scores += row * neurons;
+    rows_of.cutoffs += row;
+  }
+  if (known) rows_of.known += row * neurons;
+  if (x.packed) rows_of.x.packed += row * x.bytes;
+  if (values) rows_of.values += row * neurons;
+  return rows_of;
+}
 
 const Touched* add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen,
                           const NeuronRows& down, const Norm* post_norm, float* out) {
@@ -413,7 +423,7 @@ const Touched* add_chosen(Session& session, const Runtime& runtime, const Chosen
   auto* touched = session.allocate<Touched>(chosen.rows);
   for (int64_t row = 0; row < chosen.rows; row += kMostRows) {
     const int64_t rows = std::min(kMostRows, chosen.rows - row);
-    job.c = rows_of(chosen, row, rows);
+    job.c = chosen.part(row, rows);
     job.sums = session.allocate<float>(2 * job.parts * rows * job.sum_floats);
     job.firsts = session.allocate<std::atomic<float*>>(job.parts);
     for (int64_t pair = 0; pair < job.parts; ++pair) {
@@ -427,6 +437,7 @@ const Touched* add_chosen(Session& session, const Runtime& runtime, const Chosen
       for (int64_t part = 0; part < job.parts; ++part) {
         all.read += job.touched[part * rows + t].read;
         all.fired += job.touched[part * rows + t].fired;
+        all.chosen += job.touched[part * rows + t].chosen;
       }
     }
   }

@@ -25,11 +25,17 @@ struct Chosen {
   const NeuronRows* second;  // up's rows where there is a gate, and these are not in `known`
   Activation activation;
   RowActivations x;  // for first and second
+
+  float* values;  // where the chosen neurons' values are written (rows x neurons), or null
+
+  // Some rows' part.
+  Chosen part(int64_t row, int64_t count) const;
 };
 
-// What adding up has touched for one row of a batch: rows of down read, and values that were not zero.
+// What adding up has touched for one row of a batch: rows of down read, values that were not zero, and
+// neurons chosen.
 struct Touched {
-  int64_t read, fired;
+  int64_t read, fired, chosen;
 };
 
 // out (rows x cols) += post_norm(sum of the row's chosen neurons' values times their rows of down + bias). A

@@ -17,6 +17,13 @@ const float* keep(Session& session, const float* values, int64_t n) {
   return copy;
 }
 
+// A copy of some rows.
+float* gather(Session& session, const float* from, const int64_t* rows, int64_t n, int64_t cols) {
+  auto* to = session.allocate<float>(n * cols);
+  for (int64_t i = 0; i < n; ++i) std::copy_n(from + rows[i] * cols, cols, to + i * cols);
+  return to;
+}
+
 }  // namespace
 
 // One call's input, packed for whoever reads it.
@@ -94,47 +101,66 @@ void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const fl
   const int64_t width = hidden();
   auto* lossless = session.allocate<int64_t>(batch.rows());
   auto* chosen = session.allocate<int64_t>(batch.rows());
-  auto* choosers = session.allocate<Chooser*>(batch.rows());
-  int64_t n_lossless = 0, n_chosen = 0;
+  auto* of_chosen = session.allocate<Row>(batch.rows());
+  auto* due = session.allocate<Row>(batch.rows());
+  int64_t n_lossless = 0, n_chosen = 0, n_due = 0;
   for (int64_t row = 0; row < batch.rows(); ++row) {
     const Span& span = batch.span_of(row);
-    if (span.lossless) {
-      lossless[n_lossless++] = row;
-    } else {
-      choosers[n_chosen] = &span.sequence->choosers[parts_.index];
+    const bool chooses = span.sequence && parts_.index < static_cast<int64_t>(span.sequence->choosers.size());
+    Chooser* chooser = chooses ? &span.sequence->choosers[parts_.index] : nullptr;
+    const int64_t position = span.position + row - span.row0;
+    if (!span.lossless) {
+      of_chosen[n_chosen] = {row, position, chooser};
       chosen[n_chosen++] = row;
+      continue;
     }
+    if (chooser && !parts_.predictor.empty() && chooser->cutoff.due(position, true)) {
+      due[n_due++] = {n_lossless, position, chooser};
+    }
+    lossless[n_lossless++] = row;
   }
-  if (n_chosen == 0) return add_all_neurons(session, x, out, n_lossless);
-  if (n_lossless == 0) return add_chosen_neurons(session, x, out, scores, choosers, n_chosen);
+  if (n_chosen == 0) return add_lossless(session, x, out, n_lossless, due, n_due);
+  if (n_lossless == 0) return add_chosen_neurons(session, x, out, scores, of_chosen, n_chosen);
 
   // Gathered before any result is written, as out may be x.
-  const auto gather = [&](const float* from, const int64_t* rows, int64_t n, int64_t cols) {
-    auto* to = session.allocate<float>(n * cols);
-    for (int64_t i = 0; i < n; ++i) std::copy_n(from + rows[i] * cols, cols, to + i * cols);
-    return to;
-  };
   const auto scatter = [&](const float* from, const int64_t* rows, int64_t n) {
     for (int64_t i = 0; i < n; ++i) std::copy_n(from + i * width, width, out + rows[i] * width);
   };
-  const float *lossless_x = gather(x, lossless, n_lossless, width),
-              *x_of = gather(x, chosen, n_chosen, width);
-  float *lossless_out = gather(out, lossless, n_lossless, width),
-        *out_of = gather(out, chosen, n_chosen, width);
-  const float* scores_of = scores ? gather(scores, chosen, n_chosen, neurons()) : nullptr;
-  add_all_neurons(session, lossless_x, lossless_out, n_lossless);
-  add_chosen_neurons(session, x_of, out_of, scores_of, choosers, n_chosen);
+  const float *lossless_x = gather(session, x, lossless, n_lossless, width),
+              *x_of = gather(session, x, chosen, n_chosen, width);
+  float *lossless_out = gather(session, out, lossless, n_lossless, width),
+        *out_of = gather(session, out, chosen, n_chosen, width);
+  const float* scores_of = scores ? gather(session, scores, chosen, n_chosen, neurons()) : nullptr;
+  add_lossless(session, lossless_x, lossless_out, n_lossless, due, n_due);
+  add_chosen_neurons(session, x_of, out_of, scores_of, of_chosen, n_chosen);
   scatter(lossless_out, lossless, n_lossless);
   scatter(out_of, chosen, n_chosen);
 }
 
-void NeuronFfn::add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const {
+// All neurons of all rows; those that are `due` are audited, for which only their scores are missing.
+void NeuronFfn::add_lossless(Session& session, const float* x, float* out, int64_t rows, const Row* due,
+                             int64_t n_due) const {
+  const float* scores = nullptr;
+  if (n_due > 0) {
+    auto* of = session.allocate<int64_t>(n_due);
+    for (int64_t i = 0; i < n_due; ++i) of[i] = due[i].row;
+    scores = predict(session, pack_input(session, gather(session, x, of, n_due, hidden()), n_due));
+  }
+  const float* h = add_all_neurons(session, x, out, rows);
+  for (int64_t i = 0; i < n_due; ++i) {
+    due[i].chooser->cutoff.learn(due[i].position, scores + i * neurons(), h + due[i].row * neurons(),
+                                 neurons(), true);
+  }
+}
+
+// Returns their values (rows x neurons).
+const float* NeuronFfn::add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
   const NeuronRows* any = parts_.first_rows ? parts_.first_rows.get() : parts_.second_rows.get();
   if (!any) {
-    add_all(session, runtime, values(session, pack_input(session, x, rows)), rows, *parts_.down,
-            parts_.post_norm.get(), out);
-    return;
+    const float* all = values(session, pack_input(session, x, rows));
+    add_all(session, runtime, all, rows, *parts_.down, parts_.post_norm.get(), out);
+    return all;
   }
   // Rows are multiplied as panels, which want the activations that a matrix of their type wants.
   const Activations normed = pack_as(session, runtime, x, rows, parts_.norm, *any, parts_.first.get());
@@ -149,10 +175,11 @@ void NeuronFfn::add_all_neurons(Session& session, const float* x, float* out, in
     multiply_rows(session, runtime, normed, *parts_.second_rows, Apply::kTimes, parts_.activation, h);
   }
   add_all(session, runtime, h, rows, *parts_.down, parts_.post_norm.get(), out);
+  return h;
 }
 
 void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out, const float* scores,
-                                   Chooser* const* choosers, int64_t rows) const {
+                                   const Row* of, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
   const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
   const Input input = pack_input(session, x, rows);
@@ -173,21 +200,42 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
                                : predict(session, input);
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
-    auto* cutoffs = session.allocate<float>(rows);
-    for (int64_t t = 0; t < rows; ++t) {
-      // Exactly what is not zero: the least number above it.
-      cutoffs[t] = exact ? std::numeric_limits<float>::denorm_min() : choosers[t]->cutoff;
-      if (!predicted || parts_.audit.recall <= 0 || !chosen.first) continue;
-      audit(session, runtime, parts_.audit, *chosen.first, chosen.x.row(t), chosen.scores + t * neurons(),
-            *choosers[t]);
-    }
-    chosen.cutoffs = cutoffs;
   }
-  const Touched* touched = add_chosen(session, runtime, chosen, *parts_.down, parts_.post_norm.get(), out);
-  for (int64_t t = 0; t < rows; ++t) {
-    ++choosers[t]->rows;
-    choosers[t]->read += touched[t].read;
-    choosers[t]->fired += touched[t].fired;
+  // An audited row computes all its neurons. What it shows counts from its sequence's next row on, so that
+  // the rows up to it are computed first.
+  auto* cutoffs = session.allocate<float>(rows);
+  chosen.cutoffs = cutoffs;
+  for (int64_t start = 0, end = 0; start < rows; start = end) {
+    bool audited = false, any_audited = false;
+    do {
+      Cutoff& cutoff = of[end].chooser->cutoff;
+      audited = predicted && cutoff.due(of[end].position, false);
+      any_audited |= audited;
+      // Exactly what is not zero: the least number above it.
+      cutoffs[end] = audited ? -std::numeric_limits<float>::infinity()
+                     : exact ? std::numeric_limits<float>::denorm_min()
+                             : cutoff.value();
+      ++end;
+    } while (end < rows && !(audited && of[end].chooser == of[end - 1].chooser));
+    Chosen part = chosen.part(start, end - start);
+    if (any_audited) {
+      part.values = session.allocate<float>(part.rows * neurons());
+      std::fill_n(part.values, part.rows * neurons(), 0.0f);
+    }
+    const Touched* touched =
+        add_chosen(session, runtime, part, *parts_.down, parts_.post_norm.get(), out + start * hidden());
+    for (int64_t t = start; t < end; ++t) {
+      Chooser& chooser = *of[t].chooser;
+      const Touched& of_row = touched[t - start];
+      ++chooser.rows;
+      chooser.read += of_row.read;
+      chooser.fired += of_row.fired;
+      chooser.chosen += predicted ? of_row.chosen : of_row.read;
+      if (!predicted || !chooser.cutoff.due(of[t].position, false)) continue;
+      ++chooser.audits;
+      chooser.kept += chooser.cutoff.learn(of[t].position, chosen.scores + t * neurons(),
+                                           part.values + (t - start) * neurons(), neurons(), false);
+    }
   }
 }
 

@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "layers/audit.h"
 #include "layers/batch.h"
 #include "layers/chosen_neurons.h"
 #include "layers/neuron_prompts.h"
@@ -30,7 +29,6 @@ struct NeuronFfnParts {
   Score score;
   bool raw_input;  // the predictor reads x before the norm
   std::shared_ptr<const Norm> post_norm;
-  AuditPlan audit;
   int64_t index;  // of its chooser in sequences
 };
 
@@ -62,12 +60,21 @@ class NeuronFfn {
  private:
   struct Input;
 
+  // A row that neurons are chosen for, or that is audited.
+  struct Row {
+    int64_t row;  // of the batch, or of its lossless rows
+    int64_t position;
+    Chooser* chooser;
+  };
+
   Input pack_input(Session& session, const float* x, int64_t rows) const;
   const float* predict(Session& session, const Input& input) const;
   float* values(Session& session, const Input& input) const;
-  void add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const;
-  void add_chosen_neurons(Session& session, const float* x, float* out, const float* scores,
-                          Chooser* const* choosers, int64_t rows) const;
+  void add_lossless(Session& session, const float* x, float* out, int64_t rows, const Row* due,
+                    int64_t n_due) const;
+  const float* add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const;
+  void add_chosen_neurons(Session& session, const float* x, float* out, const float* scores, const Row* of,
+                          int64_t rows) const;
 
   const NeuronFfnParts parts_;
 };

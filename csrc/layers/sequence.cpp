@@ -26,7 +26,7 @@ struct CopyJob {
 }  // namespace
 
 Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads,
-                   int64_t head_dim, int64_t capacity, const std::vector<float>& cutoffs)
+                   int64_t head_dim, int64_t capacity, const std::vector<CutoffPlan>& cutoffs)
     : type(type),
       n_layers(n_layers),
       n_heads(n_heads),
@@ -34,7 +34,7 @@ Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_laye
       capacity(capacity),
       choosers(cutoffs.size()),
       runtime_(std::move(runtime)) {
-  for (size_t i = 0; i < cutoffs.size(); ++i) choosers[i].start = choosers[i].cutoff = cutoffs[i];
+  for (size_t i = 0; i < cutoffs.size(); ++i) choosers[i].cutoff = Cutoff(cutoffs[i]);
   const AttentionKernels& kernels = runtime_->attention;
   const int64_t room = round_up(capacity, kernels.key_block);
   key_bytes_ = round_up(room / kernels.key_block * kernels.key_block_bytes(type, head_dim), 64);
@@ -48,11 +48,7 @@ void Sequence::rewind(int64_t new_length) {
   // Positions after it will be written again, which nobody may be reading then.
   if (new_length < length) runtime_->pool.quiesce();
   length = new_length;
-  if (length > 0) return;
-  for (Chooser& chooser : choosers) {
-    chooser.cutoff = chooser.start;
-    chooser.calls = 0;
-  }
+  for (Chooser& chooser : choosers) chooser.cutoff.rewind(length);
 }
 
 std::shared_ptr<Sequence> Sequence::fork() const {
@@ -64,8 +60,7 @@ std::shared_ptr<Sequence> Sequence::fork() const {
       .run(n_layers * n_heads,
            CopyJob{this, copy.get(), static_cast<size_t>(key_bytes), static_cast<size_t>(value_bytes)});
   copy->length = length;
-  copy->choosers = choosers;
-  for (Chooser& chooser : copy->choosers) chooser.rows = chooser.read = chooser.fired = 0;
+  for (const Chooser& chooser : choosers) copy->choosers.push_back({.cutoff = chooser.cutoff});
   return copy;
 }
 

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <vector>
 
+#include "layers/cutoff.h"
 #include "runtime/runtime.h"
 
 namespace hotset {
@@ -13,19 +13,19 @@ namespace hotset {
 // One layer's chooser of neurons: where it cuts off in this sequence, and what it has done there. Rows of
 // lossless spans are not counted.
 struct Chooser {
-  float start = 0;  // where a new sequence cuts off
-  float cutoff = start;
-  float recall_seen = std::numeric_limits<float>::quiet_NaN();  // a running mean over audits
-  int64_t calls = 0;                                            // rows chosen for, since the last audit too
-  int64_t rows = 0, read = 0, fired = 0;  // rows; rows of down read for them; values that were not zero
+  Cutoff cutoff;
+  // Rows; rows of down read for them; values that were not zero; neurons of which any row that could be left
+  // out was read; rows audited.
+  int64_t rows = 0, read = 0, fired = 0, chosen = 0, audits = 0;
+  double kept = 0;  // shares of the activation that the cut-off has kept of audited rows, summed
 };
 
 // Memory is reserved for the capacity, but used only as positions are filled. One call at a time.
 class Sequence {
  public:
-  // `cutoffs` says where choosers start, each by its number. Throws std::bad_alloc.
+  // `cutoffs` has each chooser's, by its number. Throws std::bad_alloc.
   Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
-           int64_t capacity, const std::vector<float>& cutoffs = {});
+           int64_t capacity, const std::vector<CutoffPlan>& cutoffs = {});
   ~Sequence() { runtime_->pool.quiesce(); }
 
   uint8_t* keys(int64_t layer, int64_t head) const {

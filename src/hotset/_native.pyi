@@ -46,9 +46,7 @@ class Rope:
 class Chooser:
     cutoff: float
     @property
-    def recall_seen(self) -> float: ...
-    @property
-    def work(self) -> tuple[int, int, int]: ...
+    def work(self) -> tuple[int, int, int, int, int, float]: ...
 
 class Sequence:
     def __init__(
@@ -60,6 +58,7 @@ class Sequence:
         head_dim: int,
         capacity: int,
         cutoffs: list[float | None],
+        kept: list[float],
     ) -> None: ...
     @property
     def length(self) -> int: ...
@@ -146,9 +145,6 @@ class NeuronFFN:
         raw_input: bool,
         factors: F32 | None,
         post_norm: Norm | None,
-        recall: float,
-        audit_period: int,
-        audit_offset: int,
         index: int,
     ) -> None: ...
     def forward(self, x: F32, out: F32, batch: Batch | None = None, scores: F32 | None = None) -> None: ...

@@ -251,15 +251,6 @@ def test_dense_calls_change_nothing_for_exact(backend: CpuBackend) -> None:
         assert dense.counts() == Work()
 
 
-def test_dense_calls_are_not_audited(backend: CpuBackend) -> None:
-    spec = ffn(TensorType.F16, plan=FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 5.0, recall=0.9))
-    layer = LoneFFN(backend, spec)
-    for token in inputs(300, 96):
-        run(layer, token[None], dense=True)
-    assert layer.cutoff == 5.0
-    assert np.isnan(layer.recall_seen)
-
-
 @pytest.mark.parametrize("plan", [EXACT, DENSE, CHOICES[0], CHOICES[1], CHOICES[2]])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("type", TYPES)
@@ -272,31 +263,6 @@ def test_neurons_for_profiles(backend: CpuBackend, type: TensorType, gated: bool
         LoneFFN(ReferenceBackend(), spec).neurons(x, *expected)
         assert_close(found[0], expected[0], TOLERANCE[type])
         assert_close(found[1], expected[1], TOLERANCE[type])
-
-
-@pytest.mark.parametrize("level", CpuBackend.levels())
-def test_the_audit_holds_the_recall(level: str) -> None:
-    """A cut-off that lets nearly nothing through comes down until the recall asked for is reached."""
-    backend = CpuBackend(1, level)
-    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 5.0, recall=0.9)
-    spec = ffn(TensorType.F16, plan=plan, size=300, width=64)
-    layer = LoneFFN(backend, spec)
-    assert np.isnan(layer.recall_seen)
-    rng = np.random.default_rng(3)
-    for _ in range(128 * 60):
-        run(layer, rng.standard_normal((1, 96)).astype(np.float32))
-    assert layer.cutoff < 1
-    x = inputs(400, 96, seed=4)
-    before = layer.counts()
-    for token in x:
-        run(layer, token[None])
-    truth = LoneFFN(backend, replace(spec, plan=EXACT))
-    for token in x:
-        run(truth, token[None])
-    # Fired neurons are those predicted that do fire.
-    recall = (layer.counts().fired - before.fired) / truth.counts().fired
-    assert recall == pytest.approx(0.9, abs=0.05)
-    assert layer.recall_seen == pytest.approx(0.9, abs=0.15)
 
 
 def test_two_bit_copies_are_near_the_best() -> None:

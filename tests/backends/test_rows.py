@@ -148,7 +148,7 @@ WAYS = [
     FFNPlan(Way.EXACT),
     FFNPlan(Way.THRESHOLD, Score.GATE, 0.3),
     FFNPlan(Way.THRESHOLD, Score.DOWN, 2.0),
-    FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, 0.1, recall=0.9),
+    FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, 0.1, kept=0.9),
     FFNPlan(Way.PREDICTOR, Score.GATE_Q2, -0.2),
 ]
 

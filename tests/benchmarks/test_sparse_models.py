@@ -45,5 +45,5 @@ def test_neurons_fire_through_the_real_gate(
 
     fired = density(FFNPlan(Way.EXACT))
     assert fired == pytest.approx(0.1, abs=0.02)
-    # What is predicted and fires: the recall that the predictor was built for.
-    assert density(None) / fired == pytest.approx(sparse_models.RECALL, abs=0.03)
+    # What is predicted and fires: fewer than RECALL once audits keep a share of the activation.
+    assert 0.8 < density(None) / fired < sparse_models.RECALL

@@ -165,7 +165,7 @@ def test_predictors_move_with_their_neurons(relu: Checkpoint, tmp_path: Path) ->
     rng = np.random.default_rng(0)
     fc1 = tensor_from_array("", rng.standard_normal((8, 64)))
     fc2 = tensor_from_array("", rng.standard_normal((FFN, 8)))
-    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 0.5, recall=0.75)
+    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 0.5, kept=0.75)
     profile = random_profile(relu)
     convert(relu, tmp_path / "o.gguf", profile, [plan, EXACT], {0: (fc1, fc2)})
     converted = open_checkpoint(tmp_path / "o.gguf")

@@ -137,7 +137,7 @@ def test_every_type_runs_and_converts(name: str, kind: Q, hidden: int, tmp_path:
     conversion = convert(source, tmp_path / "o.gguf", random_profile(source))
     after = open_checkpoint(tmp_path / "o.gguf")
     assert conversion.plans == (PREDICTED, PREDICTED)
-    stored = replace(PREDICTED, recall=float(np.float32(0.99)))
+    stored = replace(PREDICTED, kept=float(np.float32(0.99)))
     assert [layer.ffn for layer in after.config.layers] == [stored] * 2
     types = {tensor.type.name for key, tensor in after.tensors.items() if "ffn_down_t.w" in key}
     assert types == {STORED.get(kind, kind.name)}
@@ -148,7 +148,7 @@ def test_every_type_runs_and_converts(name: str, kind: Q, hidden: int, tmp_path:
     assert_close(decode(with_plan(after, Way.EXACT)), decode(exact), max(rounded, 1e-4))
     # The same neurons are chosen, in another order.
     assert_close(decode(after), decode(source), 1e-4)
-    unaudited = replace(PREDICTED, recall=0.0)
+    unaudited = replace(PREDICTED, kept=0.0)
     pair = [decode(with_plan(checkpoint, unaudited), CPU) for checkpoint in (after, source)]
     assert_close(
         *pair, 1e-2 if kind in (Q.F32, Q.F16) else 0.2
@@ -220,7 +220,7 @@ def test_quantize_keeps_the_plan(tmp_path: Path) -> None:
     source = open_checkpoint(converted("opt", predictor=predictor, threshold=0.25).write(tmp_path / "p.gguf"))
     quantise_model(source, tmp_path / "q.gguf", TensorType.Q8_0)
     after = open_checkpoint(tmp_path / "q.gguf")
-    stored = replace(PREDICTED, cutoff=0.25, recall=float(np.float32(0.99)))
+    stored = replace(PREDICTED, cutoff=0.25, kept=float(np.float32(0.99)))
     assert [layer.ffn for layer in after.config.layers] == [stored] * 2
     assert after.tensors["blk.1.ffn_down_t.weight"].type is TensorType.Q8_0
     exact = [with_plan(checkpoint, Way.EXACT) for checkpoint in (after, source)]

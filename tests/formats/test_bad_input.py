@@ -147,7 +147,7 @@ GGUF_KEYS = words("""
 GENERAL_KEYS = words("""
     general.architecture general.alignment general.type hotset.activation split.no split.count
     split.tensors.count tokenizer.ggml.tokens tokenizer.ggml.model tokenizer.ggml.pre hotset.ffn.way
-    hotset.ffn.score hotset.ffn.cutoff hotset.ffn.recall hotset.ffn.raw_input powerinfer.sparse_threshold
+    hotset.ffn.score hotset.ffn.cutoff hotset.ffn.kept hotset.ffn.raw_input powerinfer.sparse_threshold
 """)
 MODELS = st.sampled_from(ARCHITECTURES)
 FILES = st.tuples(MODELS, st.sampled_from([lambda file: file, by_neuron]))

@@ -1,5 +1,6 @@
 """GGUF files whose FFNs are stored by neuron: plans read back, damage refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from hotset.core.config import Activation, FFNPlan, Score, Way
+from hotset.core.config import DEFAULT_KEPT, Activation, FFNPlan, Score, Way
 from hotset.core.errors import CheckpointError
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def plans(checkpoint: Checkpoint) -> list[FFNPlan | None]:
 
 
 PLANS = [
-    FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 0.25, recall=0.5),
+    FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 0.25, kept=0.5),
     FFNPlan(Way.THRESHOLD, Score.DOWN, 0.5),
 ]
 
@@ -71,6 +72,13 @@ def test_a_dense_layer_keeps_its_down(tmp_path: Path) -> None:
     assert plans(model) == [None, PLANS[1]]
 
 
+def test_predictors_of_older_files_are_audited_for_the_default(tmp_path: Path) -> None:
+    keys = plan_keys(PLANS)
+    del keys["hotset.ffn.kept"]
+    model = open_checkpoint(write(tmp_path / "a.gguf", keys))
+    assert plans(model) == [replace(PLANS[0], kept=DEFAULT_KEPT), PLANS[1]]
+
+
 @pytest.mark.parametrize(("activation", "way"), [(Activation.RELU, Way.EXACT), (Activation.SILU, Way.DENSE)])
 def test_without_keys_the_activation_decides(activation: Activation, way: Way, tmp_path: Path) -> None:
     model = open_checkpoint(write(tmp_path / "a.gguf", {"hotset.activation": activation.value}))
@@ -82,7 +90,8 @@ def test_powerinfer_files_are_read(tmp_path: Path) -> None:
     file.write_bytes(b"PWRI" + file.read_bytes()[4:])
     model = open_checkpoint(file)
     assert model.config.activation is Activation.RELU
-    assert plans(model) == [FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, -0.5, 0.99, raw_input=True)] * 2
+    plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, -0.5, DEFAULT_KEPT, raw_input=True)
+    assert plans(model) == [plan] * 2
 
 
 DAMAGE = {
@@ -92,7 +101,7 @@ DAMAGE = {
     "score": (plan_keys([FFNPlan(Way.THRESHOLD, Score.LOW_RANK)] * 2), {}, "expected gate, down where"),
     "cut-offs": (plan_keys(PLANS) | {"hotset.ffn.cutoff": [1.0]}, {}, "expected 2 numbers"),
     "not finite": (plan_keys(PLANS) | {"hotset.ffn.cutoff": [1.0, float("nan")]}, {}, "expected 2 numbers"),
-    "recalls": (plan_keys(PLANS) | {"hotset.ffn.recall": [0.5, 1.5]}, {}, "expected numbers from 0 to 1"),
+    "kept": (plan_keys(PLANS) | {"hotset.ffn.kept": [0.5, 1.0]}, {}, "expected numbers from 0 to under 1"),
     "predictor": (plan_keys(PLANS), {"blk.0.fc2": None}, "blk.0.fc2.weight is missing"),
     "width": (plan_keys(PLANS), {"blk.0.fc2": (FFN, 5)}, r"fc2.weight: expected shape \[6, 4\]"),
     "by neuron": (plan_keys(PLANS), {"blk.1.ffn_down_t": (HIDDEN, FFN)}, r"expected shape \[6, 8\]"),

@@ -25,12 +25,15 @@ class LoneFFN:
     def __init__(self, backend: Any, spec: NeuronFFNSpec, layer: Any = None) -> None:
         self.backend = backend
         self.layer = layer or backend.neuron_ffn(spec)
-        self.sequence = backend.sequence(StateShape(1, 1, 32, (spec.plan.cutoff,)), 4096, "f16")
+        self.sequence = backend.sequence(
+            StateShape(1, 1, 32, (spec.plan.cutoff,), (spec.plan.kept,)), 4096, "f16"
+        )
 
     def forward(self, x: Any, out: Any, dense: bool = False) -> None:
-        """See `FFN`; `dense`: the rows are lossless."""
+        """Append the rows to the sequence, see `FFN`; `dense`: they are lossless."""
         batch = Batch.of(self.sequence, np.zeros(len(x), np.int32), lossless=dense)
         self.layer.forward(x, out, self.backend.view(batch))
+        self.sequence.advance(len(x))
 
     def neurons(self, x: Any, gate: F32, h: F32) -> None:
         """See `FFN`."""
@@ -46,11 +49,6 @@ class LoneFFN:
     def cutoff(self) -> float:
         """See `Chooser`."""
         return self.chooser.cutoff
-
-    @property
-    def recall_seen(self) -> float:
-        """See `Chooser`."""
-        return self.chooser.recall_seen
 
     def counts(self) -> Work:
         """What was computed so far."""

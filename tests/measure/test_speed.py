@@ -40,7 +40,7 @@ def clocked(monkeypatch, context=4096):
     bandwidths = iter([40.0, 10.0, 50.0])
     backend = SimpleNamespace(memory_bandwidth=lambda nbytes: next(bandwidths))
     tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
-    return Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
+    return Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1, ()))
 
 
 @pytest.mark.parametrize("context", [4096, 100])
@@ -68,7 +68,7 @@ def test_decoding_never_reads_faster_than_the_memory(monkeypatch):
 
     backend = SimpleNamespace(memory_bandwidth=memory_bandwidth)
     tokenizer = SimpleNamespace(encode=lambda text: [1, 2, 3])
-    model = Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1))
+    model = Model(Path("x.gguf"), transformer, tokenizer, backend, Traffic(2 * 10**9, (), 1, ()))
     speed = measure(model)
     assert speed.memory_gb_per_second == pytest.approx(2 / 1.01)
     assert speed.memory_share <= 1

@@ -73,6 +73,30 @@ def test_a_trace_follows_the_subjects(tmp_path: Path) -> None:
     assert (tmp_path / "trace.png").stat().st_size > 1000
 
 
+def test_a_trace_reads_long_texts_to_their_ends() -> None:
+    """With fewer points, and another conversation where the context ends; audits say what is kept."""
+    plan = FFNPlan(Way.PREDICTOR, Score.GATE_Q4, 1.0, kept=0.9)
+    traced = model(plan)
+    room = traced.config.context_length
+    found = trace(traced, {"one": "abc" * 800, "two": "xyz" * 100})
+    every = found[0].tokens
+    assert every % EVERY == 0
+    assert every > EVERY
+    assert room < 2400 - every < found[-1].tokens <= 2700
+    kept = [point.kept for point in found if not np.isnan(point.kept)]
+    assert len(kept) > len(found) // 2
+    assert np.mean(kept[4:]) == pytest.approx(0.9, abs=0.05)
+    assert found[-1].cutoffs != (1.0, 1.0)
+
+
+def test_density_counts_gates_read_in_vain() -> None:
+    """A predictor that chooses all neurons reads all gates, however few fire."""
+    everything = trace(model(FFNPlan(Way.PREDICTOR, Score.GATE_Q4, -1e9)), {"a": "abc" * 20})
+    assert everything[1].density == 1
+    exact = trace(model(FFNPlan(Way.EXACT)), {"a": "abc" * 20})
+    assert 0.3 < exact[1].density < 0.7
+
+
 def test_what_cannot_be_traced_is_refused() -> None:
     with pytest.raises(RequestError, match="computes all its neurons"):
         trace(model(FFNPlan(Way.DENSE)), {"a": "b" * 99})

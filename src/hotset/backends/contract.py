@@ -129,6 +129,8 @@ class StateShape:
     head_dim: int
     cutoffs: tuple[float | None, ...] = ()
     """Where each layer's chooser starts, by its number in `Backend.neuron_ffn`; None: it has none."""
+    kept: tuple[float, ...] = ()
+    """The share of the activation that its audits keep; 0, or no number: nothing is audited."""
 
 
 class Embedding(Protocol):

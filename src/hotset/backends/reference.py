@@ -4,7 +4,8 @@ Weights are dequantised to float32 and all arithmetic is float32. Nothing is fus
 it is slow and needs four bytes a weight; other backends are tested against it, and it against `transformers`.
 """
 
-import math
+from dataclasses import replace
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,16 +20,18 @@ from hotset.backends.contract import (
     NeuronFFNSpec,
     StateShape,
 )
+from hotset.backends.cutoff import Cutoff
 from hotset.backends.maths import (
     ACTIVATIONS,
     chosen_neurons,
     normalise,
+    predict,
     predictor_matrices,
     rotate,
     softmax,
 )
 from hotset.core.batch import I32, Batch, Work
-from hotset.core.config import Activation
+from hotset.core.config import Activation, Score, Way
 from hotset.core.errors import HotsetError
 
 
@@ -46,13 +49,20 @@ class ReferenceLinear:
 
 
 class ReferenceChooser:
-    """See `hotset.core.batch.Chooser`. Nothing adapts."""
+    """See `hotset.core.batch.Chooser`."""
 
-    recall_seen = math.nan
-
-    def __init__(self, cutoff: float) -> None:
-        self.cutoff = cutoff
+    def __init__(self, place: Cutoff) -> None:
+        self.place = place
         self.work = Work()
+
+    @property
+    def cutoff(self) -> float:
+        """See `Chooser`."""
+        return self.place.value
+
+    @cutoff.setter
+    def cutoff(self, value: float) -> None:
+        self.place = Cutoff(value)
 
 
 class ReferenceSequence:
@@ -71,12 +81,14 @@ class ReferenceSequence:
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
         self.length = length
+        for chooser in filter(None, self.choosers):
+            chooser.place.rewind(length)
 
     def fork(self) -> "ReferenceSequence":
         """See `Sequence`."""
         forked = ReferenceSequence(self.keys.copy(), self.values.copy())
         forked.length = self.length
-        forked.choosers = [chooser and ReferenceChooser(chooser.cutoff) for chooser in self.choosers]
+        forked.choosers = [c and ReferenceChooser(c.place.copy()) for c in self.choosers]
         return forked
 
     def advance(self, count: int) -> None:
@@ -197,7 +209,7 @@ class _Neurons:
 
 
 class ReferenceNeuronFFN:
-    """Computes all neurons, then forgets those that its plan would not have computed. Nothing adapts."""
+    """Computes all neurons, then forgets those that its plan would not have computed."""
 
     def __init__(self, spec: NeuronFFNSpec, index: int = 0) -> None:
         self.spec = spec
@@ -211,27 +223,44 @@ class ReferenceNeuronFFN:
         """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
 
-    def forward(self, x: F32, out: F32, view: Batch | None) -> None:
-        """See `FFN`; without a view the rows are lossless."""
+    def forward(self, x: F32, out: F32, view: Batch) -> None:
+        """See `FFN`."""
         spec = self.spec
         gate, h = self.hidden(normalise(x, spec.norm))
-        for span, rows in view.rows() if view else ():
-            if span.lossless:
-                continue
-            chooser = _own(span.sequence).choosers[self.index]
-            assert chooser is not None
-            chosen = chosen_neurons(
-                spec, chooser.cutoff, x[rows], gate[rows], h[rows], self._lengths, self._matrices
-            )
-            # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
-            read = chosen & (h[rows] != 0) if spec.activation.zero_producing else chosen
-            h[rows] = np.where(read, h[rows], np.float32(0))
-            work, fired = chooser.work, int((h[rows] != 0).sum())
-            chooser.work = Work(work.rows + span.count, work.read + int(read.sum()), work.fired + fired)
+        for span, rows in view.rows():
+            choosers = _own(span.sequence).choosers
+            chooser = choosers[self.index] if choosers else None
+            for i, position in enumerate(range(span.sequence.length, span.sequence.length + span.count)):
+                row = slice(rows.start + i, rows.start + i + 1)
+                if chooser:
+                    self._choose(x[row], gate[row], h[row], chooser, position, span.lossless)
         y: F32 = h @ self._down_t
         if spec.down_t.bias is not None:
             y += spec.down_t.bias
         out += normalise(y, spec.post_norm) if spec.post_norm else y
+
+    def _choose(
+        self, x: F32, gate: F32, h: F32, chooser: ReferenceChooser, position: int, lossless: bool
+    ) -> None:
+        """Set to zero what the plan leaves out of one row's neurons (1, F), and audit it where due."""
+        spec, place = self.spec, chooser.place
+        audited = spec.plan.way is Way.PREDICTOR and place.due(position, lossless)
+        cutoff = place.value
+        if audited:
+            read = x if spec.plan.raw_input else normalise(x, spec.norm)
+            scores = predict(self._matrices, read, spec.plan.score is Score.LOW_RANK_RELU)
+            kept = place.learn(position, scores[0], h[0], lossless)
+        if lossless:
+            return
+        chosen = np.ones(h.shape, np.bool_)
+        if not audited:
+            chosen = chosen_neurons(spec, cutoff, x, gate, h, self._lengths, self._matrices)
+        # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
+        read_rows = chosen & (h != 0) if spec.activation.zero_producing else chosen
+        h[~read_rows] = 0
+        touched = chosen if spec.plan.way is Way.PREDICTOR else read_rows
+        done = Work(1, int(read_rows.sum()), int((h != 0).sum()), int(touched.sum()))
+        chooser.work += replace(done, audits=1, kept=kept) if audited else done
 
 
 class ReferenceHead:
@@ -294,5 +323,8 @@ class ReferenceBackend:
             )
         size = shape.n_layers, capacity, shape.n_kv_heads, shape.head_dim
         sequence = ReferenceSequence(np.zeros(size, dtypes[kv_type]), np.zeros(size, dtypes[kv_type]))
-        sequence.choosers = [None if cutoff is None else ReferenceChooser(cutoff) for cutoff in shape.cutoffs]
+        sequence.choosers = [
+            None if cutoff is None else ReferenceChooser(Cutoff(cutoff, kept, layer))
+            for layer, (cutoff, kept) in enumerate(zip_longest(shape.cutoffs, shape.kept, fillvalue=0.0))
+        ]
         return sequence

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,11 +54,16 @@ def bench(
         ),
     ] = None,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Follow recall, density and cut-offs while the subject changes.")
+        bool,
+        typer.Option(
+            "--trace", help="Follow density, cut-offs and the activation kept while the subject changes."
+        ),
     ] = False,
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="Text to trace, a subject a file; may be repeated. Built-in text if not given."),
+        typer.Option(
+            help="Text to trace, a subject a file, to its end; may be repeated. Built-in text if not given."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the sweep or the trace: a PNG or SVG file.", show_default=False)
@@ -237,10 +243,10 @@ def _trace(
                 point.subject,
                 str(point.tokens),
                 f"{point.density:.1%}",
-                f"{point.recall:.1%}",
+                "" if math.isnan(point.kept) else f"{point.kept:.1%}",
                 f"{sum(point.cutoffs) / len(point.cutoffs):.4f}",
             )
             for point in points
         ],
-        header=("subject", "tokens", "density", "recall", "mean cut-off"),
+        header=("subject", "tokens", "density", "activation kept", "mean cut-off"),
     )

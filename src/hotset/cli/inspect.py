@@ -95,7 +95,7 @@ def _neurons(checkpoint: "Checkpoint") -> dict[str, Any] | None:
         "ways": dict(ways),
         "scores": dict(Counter(plan.score.value for plan in plans if plan and plan.score)),
         "cutoffs": [min(cutoffs), max(cutoffs)] if cutoffs else None,
-        "recall": max(plan.recall for plan in plans if plan),
+        "kept": max(plan.kept for plan in plans if plan),
         "predictor_bytes": sum(tensors[name].nbytes for name in predictors if name in tensors),
         **provenance,
     }
@@ -115,8 +115,8 @@ def _neuron_rows(neurons: dict[str, Any], n_layers: int) -> list[tuple[str, str]
         low, high = neurons["cutoffs"]
         scores = ", ".join(neurons["scores"])
         rows.append(("cut-offs", f"{low:.4g} to {high:.4g} on {scores}"))
-    if neurons["recall"]:
-        rows.append(("recall held", f"{neurons['recall']:.1%}"))
+    if neurons["kept"]:
+        rows.append(("activation kept", f"{neurons['kept']:.1%}, by audits"))
     if neurons["predictor_bytes"]:
         rows.append(("predictors", size(neurons["predictor_bytes"])))
     if "profile.tokens" in neurons:

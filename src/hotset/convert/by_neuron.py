@@ -20,7 +20,7 @@ from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.ffn_plan import CUTOFF, RECALL, plan_keys
+from hotset.formats.ffn_plan import CUTOFF, KEPT, plan_keys
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
 from hotset.formats.mapped import check_whole
@@ -296,7 +296,7 @@ def _keys(
     provenance: Mapping[str, str | int | float],
 ) -> dict[str, Any]:
     keys = plan_keys([plan or FFNPlan(Way.DENSE) for plan in plans])
-    keys |= {key: np.array(keys[key], np.float32) for key in (CUTOFF, RECALL)}
+    keys |= {key: np.array(keys[key], np.float32) for key in (CUTOFF, KEPT)}
     keys |= {
         "hotset.profile.model": profile.model,
         "hotset.profile.model_hash": profile.model_hash,

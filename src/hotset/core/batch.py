@@ -25,17 +25,30 @@ class Work:
     """Neurons whose row of down was read."""
     fired: int = 0
     """Of these, neurons that were not zero."""
+    chosen: int = 0
+    """Neurons of which any row was read that could be left out: where a predictor chooses, also those that
+    turned out to be zero once their row of gate was read."""
+    audits: int = 0
+    """Rows that were audited."""
+    kept: float = 0.0
+    """Shares of the activation that the cut-off would have kept of these rows, summed."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.rows + other.rows,
+            self.read + other.read,
+            self.fired + other.fired,
+            self.chosen + other.chosen,
+            self.audits + other.audits,
+            self.kept + other.kept,
+        )
 
 
 class Chooser(Protocol):
     """What one layer has learnt of one sequence: where to cut off, and what it did."""
 
     cutoff: float
-    """A neuron is computed where its score is at least this; an audit may move it."""
-
-    @property
-    def recall_seen(self) -> float:
-        """Share of the firing neurons that were predicted, a running mean over audits; NaN without any."""
+    """A neuron is computed where its score is at least this; audits may move it."""
 
     @property
     def work(self) -> Work:

@@ -83,6 +83,10 @@ class Score(str, Enum):
     """The same with 2 bits."""
 
 
+DEFAULT_KEPT = 0.99
+"""Share of the activation that predictors are made and audited for."""
+
+
 @dataclass(frozen=True)
 class FFNPlan:
     """How one layer, stored by neuron, chooses the neurons that it computes for a token in decoding."""
@@ -91,8 +95,9 @@ class FFNPlan:
     score: Score | None = None
     cutoff: float = 0.0
     """A neuron is computed where its score is at least this."""
-    recall: float = 0.0
-    """Share of the firing neurons that the running audit holds by moving the cut-off; 0: no audit."""
+    kept: float = 0.0
+    """Share of the activation that audits keep by moving the cut-off, which is where they start; 0: it stays.
+    The activation is the sum of |h| over a token's neurons."""
     raw_input: bool = False
     """The predictor reads the FFN's input before its norm, as in PowerInfer's files."""
 

@@ -42,13 +42,13 @@ def plot_sweep(points: Sequence[SweepPoint], title: str, path: Path) -> None:
 
 
 def plot_trace(points: Sequence[TracePoint], title: str, path: Path) -> None:
-    """Density, recall and cut-offs over the tokens decoded, the subjects marked: a PNG."""
+    """Density, activation kept and cut-offs over the tokens decoded, the subjects marked: a PNG."""
     figure, axes = _figure(3)
     tokens = [point.tokens for point in points]
     axes[0].plot(tokens, [100 * point.density for point in points], color=_MEASURED)
     axes[0].set(ylabel="density, %", title=title)
-    axes[1].plot(tokens, [100 * point.recall for point in points], color=_THIRD)
-    axes[1].set(ylabel="recall, %")
+    axes[1].plot(tokens, [100 * point.kept for point in points], color=_THIRD)
+    axes[1].set(ylabel="activation kept, %")
     cutoffs = np.array([point.cutoffs for point in points])
     axes[2].plot(tokens, cutoffs - cutoffs[0], color=_MEASURED, alpha=0.35, linewidth=0.8)
     axes[2].set(ylabel="cut-offs' change", xlabel="tokens decoded")

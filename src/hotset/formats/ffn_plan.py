@@ -8,20 +8,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hotset.core.config import Activation, FFNPlan, Score, Way
+from hotset.core.config import DEFAULT_KEPT, Activation, FFNPlan, Score, Way
 from hotset.core.errors import CheckpointError
 from hotset.formats.gguf_file import GGUFFile
 from hotset.formats.keys import Keys
 from hotset.formats.tensor_table import TensorTable
 
-WAY, SCORE, CUTOFF, RECALL, RAW_INPUT = (
-    f"hotset.ffn.{key}" for key in ("way", "score", "cutoff", "recall", "raw_input")
+WAY, SCORE, CUTOFF, KEPT, RAW_INPUT = (
+    f"hotset.ffn.{key}" for key in ("way", "score", "cutoff", "kept", "raw_input")
 )
-"""Keys: each layer's way, score (empty for none), cut-off, recall, and whether its predictor reads the FFN's
-input before the norm (PowerInfer's; absent: none does)."""
-
-POWERINFER_RECALL = 0.99
-"""Share of the firing neurons that audits hold in PowerInfer's files, which do not say."""
+"""Keys: each layer's way, score (empty for none), cut-off, share of the activation to keep, and whether its
+predictor reads the FFN's input before the norm (PowerInfer's; absent: none does)."""
 
 _SCORES = {
     Way.DENSE: (None,),
@@ -36,7 +33,10 @@ _Choice = TypeVar("_Choice", bound=Enum)
 def read_plans(
     file: GGUFFile, path: Path, activation: Activation, table: TensorTable, layers: int
 ) -> list[FFNPlan | None]:
-    """Each layer's plan; None where its down is not stored by neuron."""
+    """Each layer's plan; None where its down is not stored by neuron.
+
+    Predictors of files that do not say what is to be kept are audited for the default.
+    """
     keys = Keys(file.metadata, str(path))
     if file.powerinfer:
         plans = _powerinfer_plans(keys, table, layers)
@@ -62,7 +62,7 @@ def plan_keys(plans: Sequence[FFNPlan | None]) -> dict[str, Any]:
         WAY: [plan.way.value for plan in stated],
         SCORE: [plan.score.value if plan.score else "" for plan in stated],
         CUTOFF: np.array([plan.cutoff for plan in stated], np.float32),
-        RECALL: np.array([plan.recall for plan in stated], np.float32),
+        KEPT: np.array([plan.kept for plan in stated], np.float32),
     }
     if any(plan.raw_input for plan in stated):
         keys[RAW_INPUT] = np.array([plan.raw_input for plan in stated])
@@ -82,7 +82,7 @@ def _powerinfer_plans(keys: Keys, table: TensorTable, layers: int) -> list[FFNPl
     largest = float(np.finfo(np.float32).max)
     cutoff = keys.number("powerinfer.sparse_threshold", 0.0, low=-math.inf, high=math.inf)
     cutoff = min(max(cutoff, -largest), largest)  # no score is beyond
-    predicted = FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, cutoff, POWERINFER_RECALL, raw_input=True)
+    predicted = FFNPlan(Way.PREDICTOR, Score.LOW_RANK_RELU, cutoff, DEFAULT_KEPT, raw_input=True)
     names = [[f"blk.{layer}.{part}.weight" for part in ("fc1", "fc2")] for layer in range(layers)]
     return [predicted if all(name in table for name in pair) else FFNPlan(Way.EXACT) for pair in names]
 
@@ -90,26 +90,26 @@ def _powerinfer_plans(keys: Keys, table: TensorTable, layers: int) -> list[FFNPl
 def _stated_plans(keys: Keys, layers: int) -> list[FFNPlan]:
     ways = _entries(keys, WAY, layers, Way)
     scores = _entries(keys, SCORE, layers, Score, optional=True)
-    cutoffs, recalls = _numbers(keys, CUTOFF, layers), _numbers(keys, RECALL, layers)
-    if min(recalls) < 0 or max(recalls) > 1:
-        raise keys.refuse(RECALL, "numbers from 0 to 1", np.array(recalls))
+    cutoffs, kept = _numbers(keys, CUTOFF, layers), _numbers(keys, KEPT, layers, DEFAULT_KEPT)
+    if min(kept) < 0 or max(kept) >= 1:
+        raise keys.refuse(KEPT, "numbers from 0 to under 1", np.array(kept))
     raw = keys.get(RAW_INPUT, np.zeros(layers, bool))
     if not isinstance(raw, np.ndarray) or raw.shape != (layers,) or raw.dtype != bool:
         raise keys.refuse(RAW_INPUT, f"true or false for each of {layers} layers", raw)
     plans = []
-    for way, score, cutoff, recall, unnormed in zip(ways, scores, cutoffs, recalls, raw, strict=True):
+    for way, score, cutoff, share, unnormed in zip(ways, scores, cutoffs, kept, raw, strict=True):
         if way is None or score not in _SCORES[way]:
             expected = ", ".join(choice.value for choice in _SCORES[way or Way.DENSE] if choice) or "none"
             raise keys.refuse(
                 SCORE, f"{expected} where the way is {way and way.value}", score and score.value
             )
         predicted = way is Way.PREDICTOR
-        plans.append(FFNPlan(way, score, cutoff, recall if predicted else 0.0, predicted and bool(unnormed)))
+        plans.append(FFNPlan(way, score, cutoff, share if predicted else 0.0, predicted and bool(unnormed)))
     return plans
 
 
-def _numbers(keys: Keys, key: str, layers: int) -> list[float]:
-    values = keys.get(key, np.zeros(layers))
+def _numbers(keys: Keys, key: str, layers: int, default: float = 0.0) -> list[float]:
+    values = keys.get(key, np.full(layers, default))
     if not isinstance(values, np.ndarray) or values.shape != (layers,) or not np.isfinite(values).all():
         raise keys.refuse(key, f"{layers} numbers, one for each layer", values)
     return [float(value) for value in values]

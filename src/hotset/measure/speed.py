@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hotset.activations.sample_text import sample_text
 from hotset.core.batch import Batch, Work
+from hotset.model.reading import Neurons
 from hotset.model.transformer import SINK_TOKENS
 from hotset.serve.loaded import Model
 
@@ -113,16 +114,24 @@ def sample_tokens(model: Model, count: int) -> NDArray[np.int32]:
     return np.resize(np.array(model.tokenizer.encode(sample_text()), np.int32), count)
 
 
-def neurons_per_token(before: list[Work | None], after: list[Work | None]) -> list[float]:
-    """Neurons that each layer computed for a token between two calls of `Model.work`."""
+def neurons_per_token(before: list[Work | None], after: list[Work | None]) -> list[Neurons]:
+    """What each layer computed for a token between two calls of `Model.work`."""
+
+    def mean(a: Work, b: Work) -> Neurons:
+        rows = max(b.rows - a.rows, 1)
+        return Neurons((b.chosen - a.chosen) / rows, (b.read - a.read) / rows)
+
     pairs = zip(before, after, strict=True)
-    return [(b.read - a.read) / max(b.rows - a.rows, 1) if a and b else 0.0 for a, b in pairs]
+    return [mean(a, b) if a and b else Neurons(0.0, 0.0) for a, b in pairs]
 
 
-def density(model: Model, computed: list[float]) -> float | None:
-    """Share of neurons computed in the layers that choose them; None where none does."""
+def density(model: Model, computed: list[Neurons]) -> float | None:
+    """Share of neurons computed in the layers that choose them; None where none does.
+
+    A neuron whose gate is read in vain counts, since its predictor has chosen it.
+    """
     layers = zip(model.config.layers, computed, strict=True)
-    choosing = [n for layer, n in layers if layer.ffn]
+    choosing = [n.chosen for layer, n in layers if layer.ffn]
     if not model.chooses_neurons:
         return None
     return sum(choosing) / len(choosing) / model.config.ffn_size

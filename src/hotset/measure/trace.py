@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotset.core.batch import Batch
+from hotset.core.batch import Batch, Work
 from hotset.core.errors import RequestError
 from hotset.measure.speed import density, neurons_per_token
 from hotset.serve.loaded import Model
 
 EVERY = 16
-"""Tokens between two points."""
+"""Tokens between two points, at least; a multiple of it where there would be more than `_POINTS`."""
+_POINTS = 128
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class TracePoint:
     subject: str
     density: float
     """Share of neurons computed in this stretch, where the model chose them: not at first positions."""
-    recall: float
-    """Of the neurons that fire, the share predicted: running mean of the audits, over layers; NaN before."""
+    kept: float
+    """Share of the activation kept, the mean of this stretch's audits in all layers; NaN without any."""
     cutoffs: tuple[float, ...]
     """Of each layer that chooses its neurons, at the end of the stretch."""
 
@@ -33,43 +34,49 @@ def trace(
     model: Model,
     texts: Mapping[str, str],
     *,
-    limit: int = 512,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TracePoint]:
-    """Decode texts, by subject, one after the other, at most `limit` tokens each.
+    """Decode texts, by subject, one after the other, as one conversation.
 
-    Raises `RequestError` for a model that computes all its neurons, or texts of less than a stretch.
+    Where the model's context ends another conversation begins. Raises `RequestError` for a model that
+    computes all its neurons, or texts of less than a stretch.
     """
     if not model.chooses_neurons:
         raise RequestError(f"{model.path} computes all its neurons: there is nothing to trace")
-    tokens = {name: model.tokenizer.encode(text, parse_special=False)[:limit] for name, text in texts.items()}
+    tokens = {name: model.tokenizer.encode(text, parse_special=False) for name, text in texts.items()}
     for name, ids in tokens.items():
         if len(ids) < EVERY:
             raise RequestError(f"{name}: {len(ids)} tokens of text: expected at least {EVERY}")
     total = sum(map(len, tokens.values()))
-    sequence = model.sequence()
+    sequence = model.sequence(min(total, model.config.context_length))
     choosers = [chooser for chooser in sequence.choosers if chooser]
+    every = min(EVERY * -(-total // (EVERY * _POINTS)), *map(len, tokens.values()), sequence.capacity)
     points: list[TracePoint] = []
     done = 0
     for name, ids in tokens.items():
-        for start in range(0, len(ids) - EVERY + 1, EVERY):
-            if sequence.capacity - sequence.length < EVERY:
+        for start in range(0, len(ids) - every + 1, every):
+            if sequence.capacity - sequence.length < every:
                 sequence.rewind(0)
             before = model.work(sequence)
-            for token in ids[start : start + EVERY]:
+            for token in ids[start : start + every]:
                 model.transformer.forward(Batch.of(sequence, np.array([token], np.int32)))
-            done += EVERY
-            computed = neurons_per_token(before, model.work(sequence))
-            recalls = [c.recall_seen for c in choosers if not np.isnan(c.recall_seen)]
+            done += every
+            after = model.work(sequence)
             points.append(
                 TracePoint(
                     done,
                     name,
-                    density(model, computed) or 0.0,
-                    float(np.mean(recalls)) if recalls else float("nan"),
-                    tuple(c.cutoff for c in choosers),
+                    density(model, neurons_per_token(before, after)) or 0.0,
+                    _kept(before, after),
+                    tuple(chooser.cutoff for chooser in choosers),
                 )
             )
             if progress:
                 progress(done, total)
     return points
+
+
+def _kept(before: list[Work | None], after: list[Work | None]) -> float:
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a and b]
+    audits = sum(b.audits - a.audits for a, b in pairs)
+    return sum(b.kept - a.kept for a, b in pairs) / audits if audits else float("nan")

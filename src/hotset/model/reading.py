@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,15 @@ def skipped_matrices(plan: FFNPlan, gated: bool) -> tuple[str, ...]:
     return ("ffn_down_t",)
 
 
+class Neurons(NamedTuple):
+    """Neurons that one layer computes for a token, on average."""
+
+    chosen: float
+    """Those that were chosen; where a predictor chooses, the row of gate is read of each."""
+    read: float
+    """Those of which every row is read, as they turn out not to be zero."""
+
+
 @dataclass(frozen=True)
 class Traffic:
     """Bytes that every token reads, and for each layer those of one neuron that may be left out."""
@@ -32,15 +42,18 @@ class Traffic:
     always: int
     by_neuron: tuple[int, ...]
     ffn_size: int
+    predicted: tuple[int, ...]
+    """Of each layer's `by_neuron`, what is read of a chosen neuron before it is known to be zero."""
 
     @property
     def dense(self) -> int:
         """Bytes of a token for which every neuron is computed."""
         return self.always + self.ffn_size * sum(self.by_neuron)
 
-    def bytes_per_token(self, neurons: Sequence[float]) -> float:
+    def bytes_per_token(self, neurons: Sequence[Neurons]) -> float:
         """Bytes of a token for which each layer computes so many neurons."""
-        return self.always + sum(size * n for size, n in zip(self.by_neuron, neurons, strict=True))
+        layers = zip(self.by_neuron, self.predicted, neurons, strict=True)
+        return self.always + sum(first * n.chosen + (size - first) * n.read for size, first, n in layers)
 
 
 def traffic(checkpoint: Checkpoint) -> Traffic:
@@ -49,6 +62,7 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
     unread = {"position_embd.weight"} | ({"token_embd.weight"} if "output.weight" in tensors else set())
     always = 0
     by_neuron = []
+    predicted = []
     for i, layer in enumerate(config.layers):
         block = f"blk.{i}"
         unread.add(f"{block}.ffn_profile.weight")
@@ -57,11 +71,13 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
         rows = skipped_matrices(layer.ffn, config.gated) if layer.ffn else ()
         nbytes = sum(tensors[f"{block}.{name}.weight"].nbytes for name in rows)
         by_neuron.append(nbytes // config.ffn_size)
+        first = rows[0] if layer.ffn and layer.ffn.way is Way.PREDICTOR else None
+        predicted.append(tensors[f"{block}.{first}.weight"].nbytes // config.ffn_size if first else 0)
         always -= nbytes
         if layer.ffn and layer.ffn.score in COPY_BITS:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
-    return Traffic(always, tuple(by_neuron), config.ffn_size)
+    return Traffic(always, tuple(by_neuron), config.ffn_size, tuple(predicted))
 
 
 def rounding_notes(checkpoint: Checkpoint) -> list[str]:

@@ -60,7 +60,8 @@ class Transformer:
         """What the layers keep of a sequence."""
         c = self.config
         cutoffs = tuple(layer.ffn.cutoff if layer.ffn else None for layer in c.layers)
-        return StateShape(c.n_layers, c.n_kv_heads, c.head_dim, cutoffs)
+        kept = tuple(layer.ffn.kept if layer.ffn else 0.0 for layer in c.layers)
+        return StateShape(c.n_layers, c.n_kv_heads, c.head_dim, cutoffs, kept)
 
     def forward(self, batch: Batch) -> F32:
         """Append the batch's tokens to their sequences, and predict what follows.

@@ -59,7 +59,10 @@ class Model:
             return work
         rows = max((w.rows for w in work if w), default=0)
         hot = [layer.hot for layer in self.plan.placement.layers]
-        return [w and Work(rows, w.read + n * rows, w.fired) for w, n in zip(work, hot, strict=True)]
+        return [
+            w and Work(rows, w.read + n * rows, w.fired, w.chosen + n * rows)
+            for w, n in zip(work, hot, strict=True)
+        ]
 
     def _wholly_on_device(self, layer: int) -> bool:
         return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.ffn_size

@@ -137,7 +137,7 @@ def judged(spec: NeuronFFNSpec, texts: Texts, target: float) -> Choice:
     hit = chosen & fires
     recall = _ratio(hit, fires)
     return Choice(
-        replace(spec.plan, cutoff=cutoff, recall=recall if spec.activation.zero_producing else 0.0),
+        replace(spec.plan, cutoff=cutoff, kept=target if spec.activation.zero_producing else 0.0),
         spec.predictor,
         predictor_bytes(spec),
         recall=recall,

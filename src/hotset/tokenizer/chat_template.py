@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hotset.core.errors import RequestError
-from hotset.tokenizer.written import Written, by_template, named
+from hotset.tokenizer.written import Written
 
 if TYPE_CHECKING:
     import jinja2
@@ -29,12 +29,11 @@ class ChatTemplate:
         """
         self.source = source
         self.tool_use = tool_use
-        self._tokens = {name: by_template(text) for name, text in (tokens or {}).items()}
+        self._tokens = {name: Written.by_template(text) for name, text in (tokens or {}).items()}
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
-        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -53,7 +52,6 @@ class ChatTemplate:
     def write(
         self,
         messages: Sequence[Mapping[str, Any]],
-        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -129,7 +127,7 @@ def _plain(value: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    return named(value) if isinstance(value, str) and _NAME.fullmatch(value) else value
+    return Written.name(value) if isinstance(value, str) and _NAME.fullmatch(value) else value
 
 
 def _message(index: int, message: Any) -> dict[str, Any]:

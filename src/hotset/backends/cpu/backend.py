@@ -31,10 +31,6 @@ from hotset.formats.tensor import Tensor, TensorType
 
 MAX_THREADS = 512
 
-# Decode calls from one audit of a layer's predictor to the next. An audit reads the layer's gate, about as
-# much as a sparse step of the layer reads: 1 in 128 stays under 1 % of the time.
-_AUDIT_PERIOD = 128
-
 _ROW_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
 
 # As the native enumerations number them.
@@ -175,7 +171,6 @@ class CpuBackend:
             self._runtime = _native.Runtime(threads, level)
         except RuntimeError as error:
             raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
-        self._neuron_ffns = 0
         self._ropes: dict[RopeConfig, _native.Rope] = {}
 
     @staticmethod
@@ -280,7 +275,6 @@ class CpuBackend:
         first_rows = first if by_row else None
         second_rows = second if second_by_row else None
         store = self._store([first_rows, second_rows, spec.down_t], size, hidden)
-        self._neuron_ffns += 1
         native = _native.NeuronFFN(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
@@ -296,10 +290,6 @@ class CpuBackend:
             raw_input=plan.raw_input,
             factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
             post_norm=self._optional_norm(spec.post_norm, hidden),
-            recall=plan.recall if spec.activation.zero_producing else 0.0,
-            audit_period=_AUDIT_PERIOD,
-            # Neighbours are audited at different tokens.
-            audit_offset=self._neuron_ffns * 37 % _AUDIT_PERIOD,
             index=index,
         )
         return CpuNeuronFFN(native)
@@ -330,6 +320,7 @@ class CpuBackend:
                 shape.head_dim,
                 capacity,
                 list(shape.cutoffs),
+                list(shape.kept),
             )
         except MemoryError:
             raise HotsetError(

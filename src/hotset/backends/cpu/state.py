@@ -23,11 +23,6 @@ class CpuChooser:
         self._native.cutoff = value
 
     @property
-    def recall_seen(self) -> float:
-        """See `Chooser`."""
-        return self._native.recall_seen
-
-    @property
     def work(self) -> Work:
         """See `Chooser`."""
         return Work(*self._native.work)
