@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from machine import fail, report, summary, write_json
 
-from hotset import _native
+from hotset import _kernels, _native
 from hotset.backends.cpu import CpuBackend
 from hotset.formats.tensor import TensorType
 
@@ -25,12 +25,12 @@ MATRIX_BYTES = 128 << 20  # a thread's
 PREFILL_ROWS, PREFILL_TOKENS = 512, 512
 
 
-def matrix(level: str, type: TensorType, nbytes: int, cols: int) -> tuple[_native.Matrix, int]:
+def matrix(level: str, type: TensorType, nbytes: int, cols: int) -> tuple[_kernels.Matrix, int]:
     """A matrix of about so many bytes, and its rows; all its numbers are small and finite."""
     row_bytes = cols // type.block_size * type.block_bytes
     rows = nbytes // row_bytes
     data = np.full(rows * row_bytes, 0x21, np.uint8)
-    return _native.Matrix(level, type, data, rows, cols), rows
+    return _kernels.Matrix(level, type, data, rows, cols), rows
 
 
 def seconds(pool: ThreadPoolExecutor, work: list[Callable[[], Any]]) -> float:

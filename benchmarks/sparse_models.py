@@ -132,7 +132,7 @@ class Gate:
 
 
 def make_gate(space: Space, p: NDArray[np.float64], kind: Q, rng: np.random.Generator) -> Gate:
-    """Quantise a gate and its predictor; the cut-off keeps RECALL of what fires on random tokens, at first."""
+    """Quantise a gate and its predictor; the cut-off first keeps RECALL of what fires on random tokens."""
     inner = space.gate(p, rng)
     gate = inner @ space.basis
     # A rotation (Hadamard's) spreads u over all columns, as 4 bits would lose it beside the rest.

@@ -1,20 +1,34 @@
 // The Python module hotset._native: what each part binds is in the file of its name.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
 
 namespace nb = nanobind;
 
-void bind_linear(nb::module_& m);
-void bind_vector(nb::module_& m);
 void bind_layers(nb::module_& m);
 void bind_batch(nb::module_& m);
 void bind_quantise(nb::module_& m);
 void bind_worker(nb::module_& m);
 void bind_files(nb::module_& m);
 
+namespace {
+
+std::vector<std::string> kernel_levels() {
+  std::vector<std::string> names;
+  for (auto kernels = hotset::available_kernels(); *kernels; kernels++) names.push_back((*kernels)->name);
+  return names;
+}
+
+}  // namespace
+
 NB_MODULE(_native, m) {
   m.doc() = "Hotset's CPU kernels.";
-  bind_linear(m);
-  bind_vector(m);
+  m.def("kernel_levels", &kernel_levels, "Instruction sets with kernels that this CPU runs, best first.");
   bind_batch(m);
   bind_layers(m);
   bind_quantise(m);

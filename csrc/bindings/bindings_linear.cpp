@@ -22,12 +22,6 @@ using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Result = nb::ndarray<nb::numpy, float>;
 
-std::vector<std::string> kernel_levels() {
-  std::vector<std::string> names;
-  for (auto kernels = available_kernels(); *kernels; kernels++) names.push_back((*kernels)->name);
-  return names;
-}
-
 const LinearKernels& linear_kernels(const std::string& level) {
   for (auto kernels = available_kernels(); *kernels; kernels++) {
     if (level == (*kernels)->name) return *(*kernels)->linear;
@@ -164,7 +158,6 @@ class Matrix {
 }  // namespace
 
 void bind_linear(nb::module_& m) {
-  m.def("kernel_levels", &kernel_levels, "Instruction sets with kernels that this CPU runs, best first.");
   nb::class_<Matrix>(m, "Matrix", "A weight matrix packed for one instruction set; for tests and benchmarks.")
       .def(nb::init<const std::string&, int, Bytes, int64_t, int64_t>(), nb::arg("level"), nb::arg("type"),
            nb::arg("data"), nb::arg("rows"), nb::arg("cols"),

@@ -35,6 +35,9 @@ struct PackedMatrix {
   const uint8_t* data;  // 64-byte aligned
 };
 
+// Rows of x that are multiplied with weights as these are read from memory.
+constexpr int64_t kFewRows = 16;
+
 // Products of packed weights with activations: linear.cpp.
 struct LinearKernels {
   int64_t lanes;  // rows in a panel

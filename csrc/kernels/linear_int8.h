@@ -109,7 +109,9 @@ struct Chunk {
   }
 
   // Adds the products with a tile of activations, at its first block here, to sums[token][panel].
-  HOTSET_INLINE void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
+  [[gnu::noinline]] void multiply(int64_t n_blocks, const uint8_t* x, F32* sums_of) const {
+    F32 sums[kTile * n];
+    for (int i = 0; i < kTile * n; i++) sums[i] = sums_of[i];
     for (int64_t b = 0; b < n_blocks; b++, x += kActBlockBytes<kTile>) {
       typename F::Dot dots[2][kTile * n];
       unroll<2>([&](auto half) HOTSET_INLINED {
@@ -148,6 +150,7 @@ struct Chunk {
         });
       }
     }
+    for (int i = 0; i < kTile * n; i++) sums_of[i] = sums[i];
   }
 };
 
@@ -186,12 +189,69 @@ void matmul_panels(const Matmul& m, int64_t panel, int64_t column) {
   }
 }
 
+// ---- Few tokens: as in decode, weights are read once, in streams; as in prefill, they are decoded once for
+// all tokens, whose sums stay in the first-level cache.
+
+constexpr int kFewTiles = kFewRows / kTile;
+constexpr int kFewBlocks = 8;  // decoded at a time: those of a record of scales of a K-quant
+
+// The panels at `panel` and, where n is 2, `stride` bytes after it; their products go to y and y + ldp.
+template <class F, int n>
+void multiply_few(const PackedMatrix* w, const uint8_t* panel, int64_t stride, const uint8_t* x, int64_t rows,
+                  float* y, int64_t ldy, int64_t ldp) {
+  constexpr int64_t kAhead = 2 << 10;
+  const int64_t n_blocks = w->cols / kBlock, bytes = tile_bytes(kActInt8, kTile, w->cols);
+  const int64_t tiles = (rows + kTile - 1) / kTile;
+  Chunk<F, n> chunk;
+  F32 sums[kFewTiles][kTile * n];
+  for (int64_t t = 0; t < tiles; t++) {
+    for (F32& sum : sums[t]) sum = zero_f32();
+  }
+  for (int64_t block = 0; block < n_blocks; block += kFewBlocks) {
+    const int64_t count = n_blocks - block < kFewBlocks ? n_blocks - block : kFewBlocks;
+    const uint8_t* ahead = panel + F::codes_start(w->cols) + block * F::kCodeBytes + kAhead;
+    for (int64_t k = 0; k < count * F::kCodeBytes; k += 64) {
+      for (int p = 0; p < n; p++) prefetch_l2(ahead + p * stride + k);
+    }
+    chunk.unpack(panel, stride, w->cols, block, count);
+    for (int64_t t = 0; t < tiles; t++) {
+      chunk.multiply(count, x + t * bytes + block * kActBlockBytes<kTile>, sums[t]);
+    }
+  }
+  for (int64_t t = 0; t < tiles; t++) {
+    const int64_t tokens = rows - t * kTile < kTile ? rows - t * kTile : kTile;
+    for (int i = 0; i < tokens * n; i++) {
+      const F32 factor = broadcast(load_factor<kTile>(x + t * bytes, n_blocks, i / n));
+      store(y + (t * kTile + i / n) * ldy + i % n * ldp, sums[t][i] * factor);
+    }
+  }
+}
+
+template <class F>
+void matmul_few_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, int64_t rows,
+                     float* y, int64_t ldy) {
+  const int64_t run = (panel1 - panel0) / 2, bytes = w->panel_bytes;
+  const uint8_t* panel = w->data + panel0 * bytes;
+  for (int64_t i = 0; i < run; i++) {
+    multiply_few<F, 2>(w, panel + i * bytes, run * bytes, x, rows, y + i * kLanes, ldy, run * kLanes);
+  }
+  if (2 * run < panel1 - panel0) {
+    multiply_few<F, 1>(w, panel + 2 * run * bytes, 0, x, rows, y + 2 * run * kLanes, ldy, 0);
+  }
+}
+
+// ---- Many tokens
+
 // The columns are cut so that the activations of a block of tokens stay in the second-level cache while all
 // panels go by; between the cuts the sums wait in y, without the rows' factors.
 template <class F>
 void matmul_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, int64_t row0,
                  int64_t row1, float* y, int64_t ldy) {
   const int64_t n_blocks = w->cols / kBlock;
+  if (row1 - row0 <= kFewRows) {
+    const uint8_t* tile = x + row0 / kTile * tile_bytes(kActInt8, kTile, w->cols);
+    return matmul_few_int8<F>(w, panel0, panel1, tile, row1 - row0, y, ldy);
+  }
   for (int64_t row = row0; row < row1; row += kTokenBlock, y += kTokenBlock * ldy) {
     const int64_t last_row = row1 - row < kTokenBlock ? row1 : row + kTokenBlock;
     for (int64_t block = 0; block < n_blocks; block += kChunkBlocks) {

@@ -8,15 +8,15 @@ namespace {
 // pack_activations takes groups of so many rows.
 constexpr int64_t kRowGroup = 16;
 
-// Weights that a chunk reads in decode: enough to hide what handing out a chunk costs, few enough that
-// threads finish together. Small products get smaller chunks, so that each thread has some.
+// Weights that a chunk reads where there are few rows of x: enough to hide what handing out a chunk costs,
+// few enough that threads finish together. Small products get smaller chunks, so that each thread has some.
 constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 256 << 10;
 constexpr int64_t kChunksPerThread = 4;
 
 // Packed weights after which the file's pages are given back.
 constexpr int64_t kSliceBytes = 16 << 20;
 
-// The decode kernels are fastest on so many panels at once.
+// The kernels for few rows are fastest on so many panels at once.
 constexpr int64_t kPanelGroup = 4;
 
 // Prefill: more rows make unpacking the weights worth more, while their packed activations, and the chunk's
@@ -49,7 +49,8 @@ struct Tile {
 // multiplies).
 Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, int64_t bytes, int64_t rows) {
   Tiling t{matrix.panels(), rows, 1, 1};
-  if (rows == 1) {
+  if (rows <= kFewRows) {
+    t.tile_rows = rows;
     const int64_t share = bytes / (runtime.pool.threads() * kChunksPerThread);
     const int64_t panels = std::clamp(share, kMinChunkBytes, kMaxChunkBytes) / panel_bytes;
     t.tile_panels = std::min(std::max<int64_t>(1, panels / kPanelGroup) * kPanelGroup,

@@ -36,7 +36,7 @@ class Terminal:
         """Type."""
         os.write(self._fd, data)
 
-    def until(self, mark: bytes, seconds: float = 60) -> bytes:
+    def until(self, mark: bytes, seconds: float = 300) -> bytes:
         """What is shown from here on, up to and with `mark`."""
         end = time.monotonic() + seconds
         while (at := self.seen.find(mark, self._read)) < 0:
@@ -56,7 +56,7 @@ class Terminal:
         os.close(self._fd)
         self._fd = -1
 
-    def code(self, seconds: float = 60) -> int:
+    def code(self, seconds: float = 300) -> int:
         """Wait for the command; its exit code."""
         end = time.monotonic() + seconds
         while (ended := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):

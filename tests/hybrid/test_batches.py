@@ -30,15 +30,15 @@ PLANS = {
 }
 
 
-def checkpoint(plan: str, parallel: bool) -> Checkpoint:
+def checkpoint(plan: str, parallel: bool, type: TensorType = TensorType.F16) -> Checkpoint:
     chosen = PLANS[plan]
     usual = random_checkpoint(
         hidden_size=32, ffn_size=SIZE, activation=Activation.RELU, parallel=parallel, windows=(None, 7, None)
     )
     if chosen is None:
-        return quantised(usual, TensorType.F16)
+        return quantised(usual, type)
     order = [np.random.default_rng(i).permutation(SIZE) for i in range(3)]
-    return quantised(by_neuron(usual, chosen, order), TensorType.F16)
+    return quantised(by_neuron(usual, chosen, order), type)
 
 
 @dataclass
@@ -155,22 +155,26 @@ def test_lossless_spans_beside_others(plan: str) -> None:
     hybrid.close()  # type: ignore[attr-defined]
 
 
-def test_a_row_does_not_see_its_neighbours() -> None:
-    """To the bit: by a step of as many rows as there are, choosing neurons."""
-    stored = checkpoint("predictor", False)
-    model = build_hybrid(stored, EVERYWHERE, StandInDevice(), CpuBackend(threads=1))
+@pytest.mark.parametrize("plan", ["exact", "predictor"])
+@pytest.mark.parametrize("type", [TensorType.Q8_0, TensorType.Q4_0])
+def test_a_row_does_not_see_its_neighbours(type: TensorType, plan: str) -> None:
+    """To the bit, alone or beside up to seven others, by one planned step; it chooses neurons or zeros."""
+    device = StandInDevice()
+    model = build_hybrid(checkpoint(plan, False, type), EVERYWHERE, device, CpuBackend(threads=1))
+    beside = [Conversation(1 + i, [model.sequence(CAPACITY)]) for i in range(7)]
+    for i, talk in enumerate(beside):
+        model.forward(batch([talk], [2 * i + 1], [True], 0))
 
-    def read(beside: int) -> NDArray[np.float32]:
-        talks = [Conversation(i, [model.sequence(CAPACITY)]) for i in range(1 + beside)]
-        found = []
-        for counts in ([10] + [3 * i + 1 for i in range(beside)], *[[1] * (1 + beside)] * 3):
-            lossless = [counts[0] > 1, *[False] * beside]
-            found.append(model.forward(batch(talks, counts, lossless, 0))[: counts[0]])
+    def read(others: int) -> NDArray[np.float32]:
+        talks = [Conversation(0, [model.sequence(CAPACITY)]), *beside[:others]]
+        found = [model.forward(batch(talks[:1], [10], [True], 0))]
+        for _ in range(3):
+            found.append(model.forward(batch(talks, [1] * len(talks), [False] * len(talks), 0))[:1])
         return np.concatenate(found)
 
     alone = read(0)
-    for beside in (1, 3, 7):
-        assert_close(read(beside), alone)
+    for others in (1, 3, 7):
+        np.testing.assert_array_equal(read(others), alone)
 
 
 def test_logits_only_where_they_are_wanted() -> None:

@@ -300,15 +300,15 @@ def test_too_little_memory_twice(put: Put) -> None:
     assert device.pinned_memory.used == 0
 
 
-def test_no_room_to_stream_a_prompt(expected: NDArray[np.float32]) -> None:
-    """The CPU computes what does not fit any more, and the model goes on."""
+@pytest.mark.parametrize("room", [0, 12_000, 1 << 20])
+def test_no_room_to_stream_a_prompt(room: int, expected: NDArray[np.float32]) -> None:
+    """The CPU computes what does not fit any more, and the model goes on; the next prompt tries again."""
     device = StandInDevice(vram=MODEL_BYTES)
     model = build(device, by_share(CHECKPOINT, 0.3, 64), stream_from=9)
-    prompt = build_transformer(CHECKPOINT, CpuBackend(threads=1))
-    logits = prompt.forward(Batch.of(prompt.sequence(32, "f32"), TOKENS, lossless=True, logits=None))
-    for capacity in (MODEL_BYTES, device.memory.used + 12_000, MODEL_BYTES):
-        device.memory.capacity = capacity + 32_000
-        kv = model.sequence(32, "f32")
+    usual = build_transformer(CHECKPOINT, CpuBackend(threads=1))
+    logits = usual.forward(Batch.of(usual.sequence(32, "f32"), TOKENS, lossless=True, logits=None))
+    sequences = [model.sequence(32, "f32") for _ in range(2)]
+    for capacity, kv in zip((device.memory.used + room, MODEL_BYTES), sequences, strict=True):
         device.memory.capacity = capacity
         found = within(30, lambda kv=kv: model.forward(Batch.of(kv, TOKENS, lossless=True, logits=None)))
         assert np.abs(found - logits).max() <= 1e-3 * np.abs(logits).max()

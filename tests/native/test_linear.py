@@ -3,11 +3,12 @@
 import gguf
 import numpy as np
 import pytest
+from hotset._kernels import Matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset._native import Matrix, kernel_levels
+from hotset._native import kernel_levels
 from hotset.formats.tensor import TensorType
 
 LEVELS = kernel_levels()

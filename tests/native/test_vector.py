@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotset import _native
+from hotset import _kernels, _native
 from hotset.core.config import Activation
 
 KINDS = {activation: number for number, activation in enumerate(Activation)}
@@ -20,7 +20,7 @@ SIZES = [1, 3, 4, 7, 8, 15, 16, 31, 33, 64, 100, 576, 1000]
 
 @pytest.fixture(scope="module", params=_native.kernel_levels())
 def kernels(request: pytest.FixtureRequest) -> Any:
-    return _native.VectorKernels(request.param)
+    return _kernels.VectorKernels(request.param)
 
 
 def numbers(seed: int, *shape: int) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 class Runner:
-    """`hotset._native.VectorKernels` by a program that answers requests: `vector_runner.cpp`."""
+    """`hotset._kernels.VectorKernels` by a program that answers requests: `vector_runner.cpp`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process

@@ -182,3 +182,16 @@ def test_progress_counts_what_is_read_and_the_text_stays_the_same(make_engine):
     told.clear()
     assert text(engine.generate(prompt, progress=lambda *t: told.append(t))) == "yes"
     assert told == [(0, 1201), (1, 1)]
+
+
+def test_a_chat_hands_tools_and_variables_to_the_template(make_engine):
+    engine = make_engine()
+    told = {}
+    engine.tokenizer.encode_chat = lambda messages, **variables: told.update(variables) or [1, 2]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    list(
+        engine.chat(
+            [{"role": "user", "content": "hi"}], tools=tools, template_variables={"n": 1}, max_tokens=1
+        )
+    )
+    assert told == {"tools": tools, "n": 1}

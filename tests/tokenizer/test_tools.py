@@ -136,6 +136,12 @@ def directory(path: Path, kind: str, default: str, tool_use: str | None) -> Toke
     return Tokenizer.from_checkpoint(checkpoint(path, {}))
 
 
+def test_a_variable_cannot_take_the_conversations_place() -> None:
+    template = ChatTemplate("{{ messages[0].content }}{{ tools }}")
+    variables = {"messages": [{"content": "no"}], "self": "x", "tools": ["t"]}
+    assert template.render([{"role": "user", "content": "yes"}], **variables) == "yes['t']"
+
+
 def test_variables_reach_the_template() -> None:
     template = ChatTemplate("{{ enable_thinking }} {{ n + 1 }} {{ words | join('-') }} {{ bos_token }}")
     variables = {"enable_thinking": False, "n": 1, "words": ["a", "b"], "bos_token": "mine"}

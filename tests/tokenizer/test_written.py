@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotset.tokenizer.jinja import compiled
-from hotset.tokenizer.written import Written, joined
+from hotset.tokenizer.written import Written, by_template, joined, named, template_wrote
 
 THEIRS, OURS = "ab<, ", "AB[ \n"
-pieces = st.lists(
-    st.text(OURS, max_size=4).map(Written.by_template) | st.text(THEIRS, max_size=4), max_size=6
-).map(joined)
+pieces = st.lists(st.text(OURS, max_size=4).map(by_template) | st.text(THEIRS, max_size=4), max_size=6).map(
+    joined
+)
 separators = st.sampled_from(["A", "b", "AB", "a<", " ", "XX"]) | st.text(
     OURS + THEIRS, min_size=1, max_size=2
 )
@@ -21,7 +21,7 @@ numbers = st.integers(-8, 8)
 
 
 def authors(text: str) -> list[tuple[str, bool]]:
-    return [(c, isinstance(text, Written) and text.is_template(i, i + 1)) for i, c in enumerate(text)]
+    return [(c, template_wrote(text, i, i + 1)) for i, c in enumerate(text)]
 
 
 OPERATIONS: dict[str, Callable[[Any, str, int], Any]] = {
@@ -45,7 +45,7 @@ OPERATIONS: dict[str, Callable[[Any, str, int], Any]] = {
     "times": lambda text, sep, n: text * n,
     "add": lambda text, sep, n: text + "ab",
     "add to": lambda text, sep, n: "ab" + text,
-    "join": lambda text, sep, n: text.join(["a", Written.by_template("A"), "b"]),
+    "join": lambda text, sep, n: text.join(["a", by_template("A"), "b"]),
 }
 
 
@@ -76,8 +76,8 @@ def test_each_character_of_a_slice_is_that_of_the_whole(text: Written, start: in
 
 
 def test_case_changes_keep_authors_where_characters_stay_one() -> None:
-    text = joined([Written.by_template("<|User|>"), "Hi ß"])
-    assert text.lower().is_template(0, 8)  # type: ignore[attr-defined]
+    text = joined([by_template("<|User|>"), "Hi ß"])
+    assert template_wrote(text.lower(), 0, 8)
     assert not isinstance(text.upper(), Written), "ß becomes two characters"
 
 
@@ -110,7 +110,7 @@ def test_case_changes_keep_authors_where_characters_stay_one() -> None:
 def test_jinja_keeps_authors(source: str, expected: str) -> None:
     text = compiled(source).render(m="hello")
     assert isinstance(text, Written)
-    shown = "".join(c if text.is_template(i, i + 1) else "." for i, c in enumerate(text))
+    shown = "".join(c if template_wrote(text, i, i + 1) else "." for i, c in enumerate(text))
     assert shown == expected
     assert str.__str__(text) == plain_jinja(source)
 
@@ -126,8 +126,8 @@ def plain_jinja(source: str) -> str:
 
 
 def test_a_name_counts_only_inside_what_the_template_wrote() -> None:
-    text = joined([Written.by_template("<|"), Written.name("user"), Written.by_template("|>"), "user"])
-    assert text.is_template(0, 8)
-    assert not text.is_template(2, 6)
-    assert not text.is_template(6, 9)
-    assert not text.is_template(3, 3)
+    text = joined([by_template("<|"), named("user"), by_template("|>"), "user"])
+    assert template_wrote(text, 0, 8)
+    assert not template_wrote(text, 2, 6)
+    assert not template_wrote(text, 6, 9)
+    assert not template_wrote(text, 3, 3)

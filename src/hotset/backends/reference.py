@@ -223,11 +223,11 @@ class ReferenceNeuronFFN:
         """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
 
-    def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `FFN`."""
+    def forward(self, x: F32, out: F32, view: Batch | None) -> None:
+        """See `FFN`; without a view the rows are lossless."""
         spec = self.spec
         gate, h = self.hidden(normalise(x, spec.norm))
-        for span, rows in view.rows():
+        for span, rows in view.rows() if view else ():
             choosers = _own(span.sequence).choosers
             chooser = choosers[self.index] if choosers else None
             for i, position in enumerate(range(span.sequence.length, span.sequence.length + span.count)):

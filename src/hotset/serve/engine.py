@@ -173,7 +173,7 @@ class Engine:
         as they are, such as ``{"enable_thinking": False}``. Otherwise as `generate`.
         """
         check_messages(messages, tools, template_variables)
-        ids = self.tokenizer.encode_chat(messages, tools=tools, **(template_variables or {}))
+        ids = self.tokenizer.encode_chat(messages, **{"tools": tools, **(template_variables or {})})
         return self._start(ids, max_tokens, sampling, stop, progress)
 
     @overload

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hotset.core.errors import RequestError
-from hotset.tokenizer.written import Written
+from hotset.tokenizer.written import Written, by_template, named
 
 if TYPE_CHECKING:
     import jinja2
@@ -29,11 +29,12 @@ class ChatTemplate:
         """
         self.source = source
         self.tool_use = tool_use
-        self._tokens = {name: Written.by_template(text) for name, text in (tokens or {}).items()}
+        self._tokens = {name: by_template(text) for name, text in (tokens or {}).items()}
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -52,6 +53,7 @@ class ChatTemplate:
     def write(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -127,7 +129,7 @@ def _plain(value: Any) -> Any:
 
 
 def _named(value: Any) -> Any:
-    return Written.name(value) if isinstance(value, str) and _NAME.fullmatch(value) else value
+    return named(value) if isinstance(value, str) and _NAME.fullmatch(value) else value
 
 
 def _message(index: int, message: Any) -> dict[str, Any]:

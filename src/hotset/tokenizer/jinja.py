@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from hotset.core.errors import RequestError
-from hotset.tokenizer.written import Written, joined
+from hotset.tokenizer.written import Written, by_template, joined, template_wrote
 
 REFUSES = "the model's chat template refuses this conversation"
 
@@ -52,12 +52,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
         def tracked(*args: Any, **values: Any) -> str:
             whole = plain(*args, **values)
-            if not text.is_template(0, len(text)) or value.__name__ != "format":
+            if not template_wrote(text, 0, len(text)) or value.__name__ != "format":
                 return whole
             parts: list[str] = []
             place = 0
             for literal, field, spec, conversion in Formatter().parse(text):
-                parts.append(Written.by_template(literal))
+                parts.append(by_template(literal))
                 if field is None:
                     continue
                 name = field or str(place)
@@ -93,7 +93,7 @@ class _Literals(NodeTransformer):
         return whole
 
     def _literal(self, text: str, line: int) -> nodes.Expr:
-        self.texts.append(Written.by_template(text))
+        self.texts.append(by_template(text))
         place = nodes.Const(len(self.texts) - 1, lineno=line)
         return nodes.Getitem(nodes.EnvironmentAttribute("written"), place, "load", lineno=line)
 

@@ -1,6 +1,7 @@
 """The tokenizer that the rest of Hotset sees, wherever its vocabulary came from."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hotset.core.errors import RequestError
@@ -11,6 +12,7 @@ from hotset.tokenizer.gguf import read_metadata
 from hotset.tokenizer.huggingface import directory_files, embedded_files, read_files
 from hotset.tokenizer.streaming import StreamDecoder
 from hotset.tokenizer.vocabulary import Encoder, Vocabulary
+from hotset.tokenizer.written import template_wrote
 
 
 class Tokenizer:
@@ -60,6 +62,7 @@ class Tokenizer:
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -79,7 +82,7 @@ class Tokenizer:
         text = self.chat_template.write(
             messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
         )
-        return self._encoder.encode(_unicode(text), text.is_template)
+        return self._encoder.encode(_unicode(text), partial(template_wrote, text))
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes of one token: a part of a character perhaps, or a control token's name."""

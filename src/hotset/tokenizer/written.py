@@ -23,25 +23,10 @@ class Written(str):
     _by: bytes
 
     def __new__(cls, text: str, by: bytes | None = None) -> "Written":
-        """``by`` is what `by_template` and the like make of it; by default anybody may have written it."""
+        """``by`` has a number a character; by default anybody may have written it."""
         made = super().__new__(cls, text)
         made._by = bytes(len(made)) if by is None else by
         return made
-
-    @classmethod
-    def by_template(cls, text: str) -> "Written":
-        """A literal of the template."""
-        return cls(text, bytes([_TEMPLATE]) * len(text))
-
-    @classmethod
-    def name(cls, text: str) -> "Written":
-        """A word such as a role, which a template may put inside its control tokens (``<|user|>``)."""
-        return cls(text, bytes([_NAME]) * len(text))
-
-    def is_template(self, start: int, end: int) -> bool:
-        """Whether the template wrote the characters from ``start`` to ``end``, names among them aside."""
-        by = self._by[start:end]
-        return 0 not in by and _TEMPLATE in by
 
     def __str__(self) -> str:
         return self
@@ -153,6 +138,22 @@ class Written(str):
 
     def _recased(self, text: str) -> str:
         return Written(text, self._by) if len(text) == len(self) else text
+
+
+def by_template(text: str) -> Written:
+    """A literal of the template."""
+    return Written(text, bytes([_TEMPLATE]) * len(text))
+
+
+def named(text: str) -> Written:
+    """A word such as a role, which a template may put inside its control tokens (``<|user|>``)."""
+    return Written(text, bytes([_NAME]) * len(text))
+
+
+def template_wrote(text: str, start: int, end: int) -> bool:
+    """Whether the template wrote the characters from ``start`` to ``end``, names among them aside."""
+    by = _by(text)[start:end]
+    return 0 not in by and _TEMPLATE in by
 
 
 def joined(texts: Iterable[str], separator: str = "") -> Written:

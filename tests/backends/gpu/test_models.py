@@ -47,13 +47,16 @@ def test_logits_of_half_precision(backend: Any, dtype: str, tmp_path: Path) -> N
 
 
 def test_stored_by_neuron(backend: Any) -> None:
-    """Whatever the plan is, every neuron that is not zero is computed."""
+    """Whatever the plan is, every neuron that is not zero is computed.
+
+    Rows that are read by neuron are rounded to float16, so a prompt's activations are float16 too.
+    """
     checkpoint = random_checkpoint(parallel=True)
     rng = np.random.default_rng(0)
     orders = [rng.permutation(28) for _ in range(2)]
     stored = by_neuron(checkpoint, FFNPlan(Way.EXACT), orders)
     tokens = np.arange(6, dtype=np.int32)
-    reference = build_transformer(checkpoint, ReferenceBackend())
+    reference = build_transformer(stored, ReferenceBackend())
     expected = reference.forward(Batch.of(reference.sequence(8, "f32"), tokens, logits=None))
     transformer = build_transformer(stored, backend)
     kv = transformer.sequence(8, "f32")
@@ -61,4 +64,4 @@ def test_stored_by_neuron(backend: Any) -> None:
         transformer.forward(Batch.of(kv, tokens[:5], logits=None)),
         transformer.forward(Batch.of(kv, tokens[5:])),
     ]
-    assert_close(np.concatenate(found), expected)
+    assert_close(np.concatenate(found), expected, 3e-3)
