@@ -6,9 +6,10 @@ from hotset.core.version import __version__
 
 if TYPE_CHECKING:
     from hotset.serve.engine import Engine
+    from hotset.serve.request import Request
     from hotset.serve.sampler import Sampling
 
-__all__ = ["Engine", "Sampling", "__version__"]
+__all__ = ["Engine", "Request", "Sampling", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,6 +18,10 @@ def __getattr__(name: str) -> Any:
         from hotset.serve.engine import Engine
 
         return Engine
+    if name == "Request":
+        from hotset.serve.request import Request
+
+        return Request
     if name == "Sampling":
         from hotset.serve.sampler import Sampling
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.formats.tensor import TensorType
 from hotset.model.build import build_transformer
+from hotset.serve import runner
 from hotset.serve.engine import Engine
 from hotset.serve.loaded import Model
 from hotset.serve.request import Request
 from hotset.serve.sampler import Sampling
+from hotset.state.kv_types import kv_cache_bytes
 
 PLANS = {
     "dense": None,
@@ -33,7 +36,7 @@ def model(backend, plan, tokenizer):
     checkpoint = random_checkpoint(windows=(None, 30), hidden_size=32, ffn_size=100)
     if given := PLANS[plan]:
         checkpoint = quantised(by_neuron(checkpoint, given, [np.arange(100)] * 2), TensorType.F16)
-    made = ReferenceBackend() if backend == "reference" else CpuBackend(2)
+    made = ReferenceBackend() if backend == "reference" else CpuBackend(1)
     return Model(Path("random.gguf"), build_transformer(checkpoint, made), tokenizer, made, 0)
 
 
@@ -69,14 +72,20 @@ requests = st.lists(
 )
 
 
-@on_models
+# Not the reference with thresholds: NumPy adds floats in an order that depends on the rows, and the last bits
+# of a score may decide on a neuron.
+@pytest.mark.parametrize(
+    ("backend", "plan"), [("reference", "dense"), ("cpu", "dense"), ("cpu", "exact"), ("cpu", "threshold")]
+)
 def test_answers_are_as_alone(backend, plan, tokenizer):
     loaded = model(backend, plan, tokenizer)
 
-    @settings(deadline=None, max_examples=6 if backend == "reference" else 20)
+    @patch.object(runner, "_ROOM_FOR_ANSWER", 1)
+    @settings(deadline=None, max_examples=6)
     @given(requests, st.integers(1, 4), st.data())
     def check(asked, parallel, data):
-        engine = Engine(loaded, context=64, parallel=parallel)
+        whole = kv_cache_bytes(loaded.config, 64, "f16")
+        engine = Engine(loaded, context=64, parallel=parallel, kv_room=whole * 3 // 2)
         streams = [
             engine.generate(r.prompt, max_tokens=r.max_tokens, sampling=r.sampling) for r in asked[:-1]
         ]

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 import weakref
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotset.core.errors import BusyError, HotsetError, ModelError, RequestError
+from hotset.serve import runner
 from hotset.serve.request import Request
 from hotset.serve.sampler import Sampling
+from hotset.state import pool
 
 LONG = 60  # seconds that no test takes
 
@@ -90,7 +93,11 @@ REQUESTS = st.lists(
 @given(requests=REQUESTS, parallel=st.integers(1, 4), room=st.integers(800, 2000), data=st.data())
 def test_each_answer_is_as_alone(make_engine, requests, parallel, room, data):
     """Whatever runs beside it, begins later, is cancelled, or has to make room."""
-    engine = make_engine(parallel=parallel, kv_room=room)
+    with patch.object(runner, "_ROOM_FOR_ANSWER", 1), patch.object(pool, "_BLOCK", 4):
+        check_answers(make_engine, requests, make_engine(parallel=parallel, kv_room=room), data)
+
+
+def check_answers(make_engine, requests, engine, data):
     streams, cancelled = [], set()
     for request in requests:
         for _ in range(data.draw(st.integers(0, 5))):
@@ -318,6 +325,29 @@ def test_prompts_take_turns_and_answers_go_on(make_engine):
         assert set(spans) == {(7 + i - 1, 1, False), (34 * (i // 2), 34, True)}
     for prompt in prompts:
         assert len(ids(prompt)) == 1
+
+
+def test_the_request_that_came_last_makes_way_and_comes_back(make_engine):
+    """Three answers outgrow the room, which has two of them; the oldest never waits."""
+    engine = make_engine(parallel=3, kv_room=4 * 400)
+    requests = [ask(c * 20, max_tokens=180, sampling=Sampling(1.0, seed=1)) for c in "abc"]
+    with patch.object(runner, "_ROOM_FOR_ANSWER", 1):
+        jobs = [engine._answer(request) for request in requests]
+        for job in jobs:
+            engine._runner.add(job)
+            job.lasting = True
+        seen = []
+        while engine.step():
+            seen.append((engine.running, jobs[0].slot is None and not jobs[0].done))
+            assert engine._pool.bytes <= engine._pool.room
+    assert {running for running, _ in seen} >= {3, 2}
+    assert not any(waits for _, waits in seen)
+    assert (0, 20, True) in engine.model.transformer.spans[0]
+    # What had to make way is read again in a batch: its prompt, then its answer, which is no prompt.
+    again = [span for spans in engine.model.transformer.spans[1:] for span in spans if span[1] > 1]
+    assert any(not lossless for _, _, lossless in again)
+    for job, request in zip(jobs, requests, strict=True):
+        assert ids(job.out) == alone(make_engine, request)
 
 
 class TestPrefixes:

@@ -89,13 +89,6 @@ class Sequence(Protocol):
         """What each layer has learnt of this sequence; None where it chooses no neurons."""
 
 
-class SequencePool(Protocol):
-    """Room for all sequences of a model, within bytes that the user named."""
-
-    def new(self) -> Sequence:
-        """An empty sequence. Raises `RequestError` where there is no room for another."""
-
-
 @dataclass(frozen=True)
 class Span:
     """One sequence's rows in a batch, at positions ``sequence.length + 0 .. count - 1``."""

@@ -105,6 +105,7 @@ class Engine:
             vram=vram,
             context=context,
             kv_type=kv_type,
+            parallel=parallel or 1,
             progress=progress,
         )
         return cls(loaded, context=context, kv_type=kv_type, parallel=parallel, kv_room=kv_room)

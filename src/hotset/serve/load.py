@@ -33,6 +33,7 @@ def load_model(
     vram: int | None = None,
     context: int | None = None,
     kv_type: str = "f16",
+    parallel: int = 1,
     device: "Device | None" = None,
     machine: "MachineProfile | None" = None,
     progress: Progress | None = None,
@@ -42,11 +43,11 @@ def load_model(
     `model` is a path, a name on the hub (see `locate`), None for the demo model, or one that is open;
     `overrides` take the place of its metadata, see `open_model`. `threads` None means one a physical core;
     `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how many
-    bytes may lie on the GPU, a KV cache of `context` tokens and `kv_type` among them; `device` takes the
-    GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which it is
-    chosen what lies there. Raises `CheckpointError` for what cannot be read or run, `HotsetError` where main
-    memory has too little room for the weights and a KV cache of `context` tokens, and `DeviceMemoryError`
-    where the GPU has.
+    bytes may lie on the GPU, `parallel` KV caches of `context` tokens and `kv_type` among them; `device`
+    takes the GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which
+    it is chosen what lies there. Raises `CheckpointError` for what cannot be read or run, `HotsetError` where
+    main memory has too little room for the weights and a KV cache of `context` tokens, and
+    `DeviceMemoryError` where the GPU has.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
@@ -84,7 +85,7 @@ def load_model(
         backend,
         device.free_bytes() if vram is None else vram,
         machine=machine or gpu_machine(progress),
-        context=context,
+        context=context * parallel,
         kv_type=kv_type,
         frequency=frequency,
         progress=progress,
