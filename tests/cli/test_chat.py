@@ -228,7 +228,7 @@ def test_the_speed_line_has_the_share_of_neurons_computed(
     config = SimpleNamespace(layers=(SimpleNamespace(ffn=object()),) * 2, ffn_size=100)
     engine.model = SimpleNamespace(path="m.gguf", config=config, chooses_neurons=True)
     # In two tokens 40 and 20 of a layer's 100 neurons each.
-    counts = [[Work(5, 90), Work(5, 7)], [Work(7, 130), Work(7, 27)]]
+    counts = [[Work(5, chosen=90), Work(5, chosen=7)], [Work(7, chosen=130), Work(7, chosen=27)]]
     monkeypatch.setattr(Answering, "work", lambda stream: counts.pop(0))
     talk(monkeypatch, ["one"], engine)
     assert capsys.readouterr().err.endswith("; computed: 15.0% of the neurons\n")
