@@ -38,7 +38,7 @@ def test_standard_error_that_takes_nothing_changes_nothing(demo, tmp_path, stder
 @pytest.mark.parametrize("streams", [">&-", "<&- >&-", "<&- >&- 2>&-"])
 def test_closed_streams_stop_no_work(demo, tmp_path, streams):
     model, out = write_plain(tmp_path / "m.gguf", random_model("llama")), tmp_path / "o.gguf"
-    for arguments in ("run -p Hello -n 3", f"quantize {model} --type q4_0 -o {out}"):
+    for arguments in ("run -q -p Hello -n 3", f"quantize {model} --type q4_0 -o {out}"):
         assert shell(f"{COMMAND} {arguments} {streams}") == (0, "", "")
     assert gguf.GGUFReader(out).tensors  # and nothing that was printed is in it
 

@@ -6,7 +6,6 @@ missing, misshapen or left over is seen to by `hotset.formats`.
 
 from collections.abc import Callable
 
-from hotset.backends.blocks import dequantise, neuron_type, store_as
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -18,9 +17,8 @@ from hotset.backends.contract import (
     NeuronFFNSpec,
     Norm,
 )
-from hotset.core.config import FFNPlan, Score, Way
+from hotset.core.config import FFNPlan, Score
 from hotset.formats.checkpoint import Checkpoint
-from hotset.formats.tensor import Tensor
 from hotset.model.transformer import Layer, Transformer
 
 
@@ -122,17 +120,11 @@ class _Weights:
     def neuron_ffn(self, i: int, plan: FFNPlan) -> NeuronFFNSpec:
         ffn = f"blk.{i}"
         low_rank = plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU)
-        by_row = plan.way is Way.PREDICTOR
-        # With a gate, up is read by row where that tells which neurons to compute.
-        up_by_row = by_row or (
-            self.config.gated and (self.config.activation.zero_producing or plan.score is Score.GATE)
-        )
-        up_by_row = up_by_row and plan.score is not Score.DOWN
         return NeuronFFNSpec(
             norm=self.optional_norm(f"{ffn}.ffn_norm") or self.norm(f"{ffn}.attn_norm"),
-            gate=self.linear(f"{ffn}.ffn_gate", by_row=by_row) if self.config.gated else None,
-            up=self.linear(f"{ffn}.ffn_up", by_row=up_by_row),
-            down_t=Linear(self.rows(f"{ffn}.ffn_down_t"), self.vector(f"{ffn}.ffn_down.bias")),
+            gate=self.linear(f"{ffn}.ffn_gate") if self.config.gated else None,
+            up=self.linear(f"{ffn}.ffn_up"),
+            down_t=Linear(self.tensors[f"{ffn}.ffn_down_t.weight"], self.vector(f"{ffn}.ffn_down.bias")),
             activation=self.config.activation,
             plan=plan,
             predictor=(self.linear(f"{ffn}.fc1"), self.linear(f"{ffn}.fc2")) if low_rank else (),
@@ -144,15 +136,8 @@ class _Weights:
         name = "output" if "output.weight" in self.tensors else "token_embd"
         return HeadSpec(norm=self.norm("output_norm"), output=self.linear(name))
 
-    def linear(self, name: str, *, by_row: bool = False) -> Linear:
-        weight = self.rows(name) if by_row else self.tensors[f"{name}.weight"]
-        return Linear(weight, self.vector(f"{name}.bias"))
-
-    def rows(self, name: str) -> Tensor:
-        """A matrix of which single rows are read, rounded anew where its type does not allow that."""
-        tensor = self.tensors[f"{name}.weight"]
-        type = neuron_type(tensor.type, tensor.shape[1])
-        return tensor if type is tensor.type else store_as(tensor.name, dequantise(tensor), type)
+    def linear(self, name: str) -> Linear:
+        return Linear(self.tensors[f"{name}.weight"], self.vector(f"{name}.bias"))
 
     def norm(self, name: str) -> Norm:
         weight = self.tensors[f"{name}.weight"].to_float32()

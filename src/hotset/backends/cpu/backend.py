@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.backends.blocks import dequantise, neuron_type, round_to_nearest, store_as
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -30,8 +30,6 @@ from hotset.core.limits import available_cores
 from hotset.formats.tensor import Tensor, TensorType
 
 MAX_THREADS = 512
-
-_ROW_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
 
 # As the native enumerations number them.
 _WAYS = {way: number for number, way in enumerate(Way)}
@@ -258,7 +256,8 @@ class CpuBackend:
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0, *, scores_given: bool = False) -> CpuNeuronFFN:
         """Build one layer's FFN that is stored by neuron.
 
-        What every token reads lies in panels like other matrices, what is read for chosen neurons by row.
+        What every token reads lies in panels like other matrices, what is read for chosen neurons by row; for
+        that, types of which single rows cannot be read are rounded to the nearest that can.
         With `scores_given` it has no predictor: ``forward(x, out, view, scores)`` gets what that would say.
         """
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
@@ -272,9 +271,10 @@ class CpuBackend:
         # Dense as exact, so that the same numbers come out of the same kernels.
         second_by_row = by_row or spec.activation.zero_producing or plan.score is Score.GATE
         second_by_row = second_by_row and plan.score is not Score.DOWN
-        first_rows = first if by_row else None
-        second_rows = second if second_by_row else None
-        store = self._store([first_rows, second_rows, spec.down_t], size, hidden)
+        first_rows = self._by_row(first) if by_row else None
+        second_rows = self._by_row(second) if second and second_by_row else None
+        down = self._by_row(spec.down_t)
+        store = self._store([first_rows, second_rows, down], size, hidden)
         native = _native.NeuronFFN(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
@@ -282,7 +282,7 @@ class CpuBackend:
             first_rows=self._rows(store, first_rows, size, hidden) if first_rows else None,
             second=self._linear(second, size, hidden) if second and not second_by_row else None,
             second_rows=self._rows(store, second_rows, size, hidden) if second_rows else None,
-            down=self._rows(store, spec.down_t, size, hidden, added=True),
+            down=self._rows(store, down, size, hidden, added=True),
             activation=_ACTIVATIONS[spec.activation],
             way=_WAYS[plan.way],
             score=_SCORES[plan.score],
@@ -349,16 +349,19 @@ class CpuBackend:
             data = round_to_nearest(weight.name, dequantise(weight), TensorType.Q4_0, self.threads).data
         return [_native.Linear(self._runtime, type, size, hidden, data, False, first.bias)]
 
+    def _by_row(self, linear: Linear) -> Linear:
+        """The matrix in a type of which single rows can be read."""
+        weight = linear.weight
+        type = neuron_type(weight.type, weight.shape[1])
+        if type is weight.type:
+            return linear
+        return Linear(store_as(weight.name, dequantise(weight), type, self.threads), linear.bias)
+
     def _store(self, linears: list[Linear | None], rows: int, cols: int) -> _native.NeuronStore:
         """Memory for these matrices (rows, cols), whose rows are read by neuron in this order."""
         weights = [linear.weight for linear in linears if linear]
         for weight in weights:
             _check_shape(weight.name, weight.shape, (rows, cols))
-            if weight.type not in _ROW_TYPES:
-                raise CheckpointError(
-                    f"{weight.name}: expected {', '.join(type.name for type in _ROW_TYPES)}, which can be "
-                    f"read by neuron, found {weight.type.name}; write it anew with hotset convert --ffn q8_0"
-                )
         try:
             return _native.NeuronStore(self._runtime, rows, cols, [int(weight.type) for weight in weights])
         except MemoryError:
