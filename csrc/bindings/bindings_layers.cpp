@@ -26,7 +26,7 @@ using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Numbers = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RuntimePtr = std::shared_ptr<Runtime>;
-using MatrixPtr = std::shared_ptr<Matrix>;
+using MatrixPtr = std::shared_ptr<Linear>;
 using NormPtr = std::shared_ptr<Norm>;
 using RowsPtr = std::shared_ptr<NeuronRows>;
 using StorePtr = std::shared_ptr<NeuronStore>;
@@ -74,7 +74,7 @@ MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, B
   if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
   if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), rows);
   const nb::gil_scoped_release release;
-  return std::make_shared<Matrix>(std::move(runtime), static_cast<Type>(type), rows, cols,
+  return std::make_shared<Linear>(std::move(runtime), static_cast<Type>(type), rows, cols,
                                   static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
                                   bias ? bias->data() : nullptr);
 }
@@ -271,7 +271,7 @@ void bind_layers(nb::module_& m) {
           },
           "bytes"_a, "repeats"_a, "Bytes a second at which all threads together read memory.");
 
-  nb::class_<Matrix>(m, "Linear", "A packed weight matrix with its bias.")
+  nb::class_<Linear>(m, "Linear", "A packed weight matrix with its bias.")
       .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
            "bias"_a.none());
   nb::class_<Norm>(m, "Norm", "A normalisation.")

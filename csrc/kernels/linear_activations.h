@@ -2,13 +2,18 @@
 //
 // kActF32: floats, interleaved by tile: x[k][token].
 //
-// kActInt8: symmetric int8 with one scale for each 32 columns. With a = max |x| over a block and A = max |x|
-// over the row,
-//   factor = A / 127 / 32767 (float, one for the row)      scale = ceil(32767 a / A), in [1, 32767] (one for
-//   the block) q = round(x / (scale * factor)), to nearest even        x ~ q * scale * factor
-// An integer scale lets int16 hardware multiply by it for nothing, and errs by less than a block's own
-// rounding. A tile of n tokens (1, or kTile) is its blocks, each the quads int8[8][n][4] and then the words
-// of BlockWords [n] each, and then the factors [n].
+// kActInt8: symmetric int8 with one scale for each 16 columns. With a = max |x| over 16 columns and A = max
+// |x| over the row:
+//
+//   factor = A / 127 / 32767                       a float, one for the row
+//
+//   scale = ceil(32767 a / A)                      in [1, 32767], one for 16 columns
+//
+//   q = round(x / (scale * factor))                to nearest even, so that x ~ q * scale * factor
+//
+// An integer scale lets int16 hardware multiply by it for nothing, and errs by less than a code's own
+// rounding. A tile of n tokens (1, or kTile) is its blocks of 32 columns, each the quads int8[8][n][4] and
+// then the words of BlockWord [n] each, and then the factors [n].
 #pragma once
 
 #include "kernels/linear_formats.h"

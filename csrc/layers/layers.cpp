@@ -7,7 +7,7 @@ namespace hotset {
 
 namespace {
 
-Activations pack_for_neurons(Session& session, const Ffn& ffn, const float* x, int64_t rows) {
+Activations pack_input(Session& session, const Ffn& ffn, const float* x, int64_t rows) {
   return ffn.gate ? pack(session, *ffn.runtime, x, rows, &ffn.norm, {ffn.gate.get(), ffn.up.get()})
                   : pack(session, *ffn.runtime, x, rows, &ffn.norm, {ffn.up.get()});
 }
@@ -16,17 +16,17 @@ Activations pack_for_neurons(Session& session, const Ffn& ffn, const float* x, i
 
 void Ffn::forward(const float* x, float* out, int64_t rows) const {
   Session session(runtime->pool);
-  const Activations normed = pack_for_neurons(session, *this, x, rows);
+  const Activations normed = pack_input(session, *this, x, rows);
   auto* h = session.allocate<float>(rows * up->rows());
-  multiply_neurons(session, *runtime, normed, gate.get(), *up, activation, h);
+  multiply_gated(session, *runtime, normed, gate.get(), *up, activation, h);
   const Activations neurons = pack(session, *runtime, h, rows, nullptr, {down.get()});
   multiply_residual(session, *runtime, neurons, *down, post_norm.get(), out);
 }
 
 void Ffn::neurons(const float* x, int64_t rows, float* pre, float* h) const {
   Session session(runtime->pool);
-  const Activations normed = pack_for_neurons(session, *this, x, rows);
-  multiply_neurons_apart(session, *runtime, normed, gate.get(), *up, activation, pre, h);
+  const Activations normed = pack_input(session, *this, x, rows);
+  multiply_gated_apart(session, *runtime, normed, gate.get(), *up, activation, pre, h);
 }
 
 void Head::forward(const float* x, float* logits, int64_t rows) const {

@@ -16,7 +16,7 @@ namespace hotset {
 struct Attention {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::shared_ptr<const Matrix> q, k, v, output;
+  std::shared_ptr<const Linear> q, k, v, output;
   int64_t n_heads, n_kv_heads, head_dim;
   float scale;
   int64_t window;                                         // the largest integer for none
@@ -38,7 +38,7 @@ struct Attention {
 struct Ffn {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::shared_ptr<const Matrix> gate, up, down;  // gate may be null
+  std::shared_ptr<const Linear> gate, up, down;  // gate may be null
   Activation activation;
   std::shared_ptr<const Norm> post_norm;  // or null
 
@@ -52,7 +52,7 @@ struct Ffn {
 struct Head {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::shared_ptr<const Matrix> output;
+  std::shared_ptr<const Linear> output;
 
   void forward(const float* x, float* logits, int64_t rows) const;
 };

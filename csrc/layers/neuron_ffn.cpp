@@ -6,7 +6,7 @@
 namespace hotset {
 namespace {
 
-const Matrix* or_else(const std::shared_ptr<const Matrix>& a, const std::shared_ptr<const Matrix>& b) {
+const Linear* or_else(const std::shared_ptr<const Linear>& a, const std::shared_ptr<const Linear>& b) {
   return a ? a.get() : b.get();
 }
 
@@ -36,12 +36,12 @@ struct NeuronFfn::Input {
 NeuronFfn::Input NeuronFfn::pack_input(Session& session, const float* x, int64_t rows) const {
   Input input = {rows, {{nullptr, nullptr}, rows}, {{nullptr, nullptr}, rows}};
   const Runtime& runtime = *parts_.runtime;
-  const std::shared_ptr<const Matrix> predictor = parts_.predictor.empty() ? nullptr : parts_.predictor[0];
+  const std::shared_ptr<const Linear> predictor = parts_.predictor.empty() ? nullptr : parts_.predictor[0];
   // Where first is no matrix, second is none either.
-  const Matrix* one = or_else(parts_.first, parts_.raw_input ? nullptr : predictor);
+  const Linear* one = or_else(parts_.first, parts_.raw_input ? nullptr : predictor);
   if (one) {
-    const Matrix* two = parts_.second ? parts_.second.get() : one;
-    const Matrix* three = predictor && !parts_.raw_input ? predictor.get() : one;
+    const Linear* two = parts_.second ? parts_.second.get() : one;
+    const Linear* three = predictor && !parts_.raw_input ? predictor.get() : one;
     input.normed = pack(session, runtime, x, rows, &parts_.norm, {one, two, three});
   }
   if (parts_.raw_input && predictor) {
@@ -56,12 +56,12 @@ const float* NeuronFfn::predict(Session& session, const Input& input) const {
   Activations x = parts_.raw_input ? input.raw : input.normed;
   float* scores = nullptr;
   for (size_t i = 0; i < parts_.predictor.size(); ++i) {
-    const Matrix& matrix = *parts_.predictor[i];
+    const Linear& matrix = *parts_.predictor[i];
     if (i > 0) x = pack(session, runtime, scores, input.rows, nullptr, {&matrix});
     scores = session.allocate<float>(input.rows * matrix.rows());
     const bool relu = parts_.score == Score::kLowRankRelu && i + 1 < parts_.predictor.size();
     if (relu) {
-      multiply_neurons(session, runtime, x, nullptr, matrix, Activation::kRelu, scores);
+      multiply_gated(session, runtime, x, nullptr, matrix, Activation::kRelu, scores);
     } else {
       multiply(session, runtime, x, {{&matrix, scores, matrix.rows()}}, false);
     }
@@ -73,9 +73,9 @@ const float* NeuronFfn::predict(Session& session, const Input& input) const {
 float* NeuronFfn::values(Session& session, const Input& input) const {
   auto* h = session.allocate<float>(input.rows * neurons());
   const bool gated = parts_.first && parts_.second;
-  multiply_neurons(session, *parts_.runtime, input.normed, gated ? parts_.first.get() : nullptr,
-                   gated ? *parts_.second : *parts_.first,
-                   gated ? parts_.activation : alone(parts_.activation), h);
+  multiply_gated(session, *parts_.runtime, input.normed, gated ? parts_.first.get() : nullptr,
+                 gated ? *parts_.second : *parts_.first, gated ? parts_.activation : alone(parts_.activation),
+                 h);
   return h;
 }
 
@@ -166,7 +166,7 @@ const float* NeuronFfn::add_all_neurons(Session& session, const float* x, float*
   const Activations normed = pack_as(session, runtime, x, rows, parts_.norm, *any, parts_.first.get());
   auto* h = session.allocate<float>(rows * neurons());
   if (parts_.first) {
-    multiply_neurons(session, runtime, normed, nullptr, *parts_.first, alone(parts_.activation), h);
+    multiply_gated(session, runtime, normed, nullptr, *parts_.first, alone(parts_.activation), h);
   } else {
     multiply_rows(session, runtime, normed, *parts_.first_rows, Apply::kActivate, alone(parts_.activation),
                   h);
@@ -246,7 +246,7 @@ void NeuronFfn::neurons(const float* x, int64_t rows, float* pre, float* h) cons
   const Activations normed = any ? pack_as(session, runtime, x, rows, parts_.norm, *any, parts_.first.get())
                                  : pack_input(session, x, rows).normed;
   const int64_t n = rows * neurons();
-  const auto product = [&](const Matrix* matrix, const NeuronRows* by_row, float* y) {
+  const auto product = [&](const Linear* matrix, const NeuronRows* by_row, float* y) {
     if (matrix) {
       multiply(session, runtime, normed, {{matrix, y, matrix->rows()}}, false);
     } else {

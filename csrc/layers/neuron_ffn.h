@@ -20,9 +20,9 @@ enum class Score : int32_t { kNone, kGate, kDown, kLowRank, kLowRankRelu, kCopy 
 struct NeuronFfnParts {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
-  std::shared_ptr<const Matrix> first, second;
+  std::shared_ptr<const Linear> first, second;
   std::shared_ptr<const NeuronRows> first_rows, second_rows, down;
-  std::vector<std::shared_ptr<const Matrix>> predictor;  // one matrix after the other
+  std::vector<std::shared_ptr<const Linear>> predictor;  // one matrix after the other
   std::vector<float> factors;                            // of scores, one to a neuron, or empty
   Activation activation;
   Way way;

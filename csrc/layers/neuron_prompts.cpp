@@ -137,7 +137,7 @@ void multiply_rows(Session& session, const Runtime& runtime, const Activations& 
 }
 
 Activations pack_as(Session& session, const Runtime& runtime, const float* x, int64_t tokens,
-                    const Norm& norm, const NeuronRows& rows, const Matrix* matrix) {
+                    const Norm& norm, const NeuronRows& rows, const Linear* matrix) {
   unsigned formats = 1u << runtime.linear.activation_format(rows.packed.type);
   if (matrix) formats |= 1u << matrix->format;
   return pack_formats(session, runtime, x, tokens, rows.cols(), &norm, formats);

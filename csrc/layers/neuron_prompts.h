@@ -16,7 +16,7 @@ void multiply_rows(Session& session, const Runtime& runtime, const Activations& 
 
 // Rows of x (contiguous), normalised and packed for multiply_rows(), and for a matrix too where not null.
 Activations pack_as(Session& session, const Runtime& runtime, const float* x, int64_t tokens,
-                    const Norm& norm, const NeuronRows& rows, const Matrix* matrix);
+                    const Norm& norm, const NeuronRows& rows, const Linear* matrix);
 
 // out (tokens x cols) += post_norm(h times down + bias) for the values h (tokens x neurons) of all neurons.
 void add_all(Session& session, const Runtime& runtime, const float* h, int64_t tokens, const NeuronRows& down,

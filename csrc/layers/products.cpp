@@ -47,7 +47,7 @@ struct Tile {
 
 // `bytes` is the region's whole weight, `panel_bytes` that of one panel (of all matrices that a chunk
 // multiplies).
-Tiling cut(const Runtime& runtime, const Matrix& matrix, int64_t panel_bytes, int64_t bytes, int64_t rows) {
+Tiling cut(const Runtime& runtime, const Linear& matrix, int64_t panel_bytes, int64_t bytes, int64_t rows) {
   Tiling t{matrix.panels(), rows, 1, 1};
   if (rows <= kFewRows) {
     t.tile_rows = rows;
@@ -73,7 +73,7 @@ struct Part {
   Tiling tiling;
 
   Part() = default;
-  Part(const Runtime& runtime, const Matrix& m, const Activations& x, int64_t panel_bytes, int64_t bytes)
+  Part(const Runtime& runtime, const Linear& m, const Activations& x, int64_t panel_bytes, int64_t bytes)
       : matrix(&m.packed),
         bias(m.bias.empty() ? nullptr : m.bias.data()),
         x(x.packed[m.format]),
@@ -159,7 +159,7 @@ struct ProductJob {
   }
 };
 
-struct NeuronJob {
+struct GatedJob {
   const Runtime* runtime;
   bool gated;
   Part gate, up;
@@ -286,7 +286,7 @@ struct PackWeightsJob {
 
 }  // namespace
 
-Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
+Linear::Linear(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
                const uint8_t* data, bool from_file, const float* bias)
     : runtime_(std::move(runtime)) {
   const LinearKernels& linear = runtime_->linear;
@@ -313,9 +313,9 @@ Matrix::Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_
 }
 
 Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,
-                 std::initializer_list<const Matrix*> matrices) {
+                 std::initializer_list<const Linear*> matrices) {
   unsigned formats = 0;
-  for (const Matrix* matrix : matrices) formats |= 1u << matrix->format;
+  for (const Linear* matrix : matrices) formats |= 1u << matrix->format;
   return pack_formats(session, runtime, x, rows, (*matrices.begin())->cols(), norm, formats);
 }
 
@@ -346,11 +346,11 @@ void multiply(Session& session, const Runtime& runtime, const Activations& x,
   session.run(chunks, job);
 }
 
-void multiply_neurons(Session& session, const Runtime& runtime, const Activations& x, const Matrix* gate,
-                      const Matrix& up, Activation activation, float* h) {
+void multiply_gated(Session& session, const Runtime& runtime, const Activations& x, const Linear* gate,
+                    const Linear& up, Activation activation, float* h) {
   const int64_t panel_bytes = up.packed.panel_bytes + (gate ? gate->packed.panel_bytes : 0);
   const int64_t bytes = up.panels() * panel_bytes;
-  NeuronJob job{};
+  GatedJob job{};
   job.runtime = &runtime;
   job.gated = gate != nullptr;
   if (gate) job.gate = Part(runtime, *gate, x, panel_bytes, bytes);
@@ -360,9 +360,8 @@ void multiply_neurons(Session& session, const Runtime& runtime, const Activation
   session.run(job.up.tiling.tiles(), job);
 }
 
-void multiply_neurons_apart(Session& session, const Runtime& runtime, const Activations& x,
-                            const Matrix* gate, const Matrix& up, Activation activation, float* pre,
-                            float* h) {
+void multiply_gated_apart(Session& session, const Runtime& runtime, const Activations& x, const Linear* gate,
+                          const Linear& up, Activation activation, float* pre, float* h) {
   const int64_t size = up.rows(), count = x.rows * size;
   if (gate) {
     multiply(session, runtime, x, {{gate, pre, size}, {&up, h, size}}, false);
@@ -378,7 +377,7 @@ void add_normed(Session& session, const Runtime& runtime, const Norm& norm, floa
   session.run(ceil_div(rows, kRowGroup), AddNormedJob{&runtime.vector, &norm, y, rows, out});
 }
 
-void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,
+void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Linear& matrix,
                        const Norm* post_norm, float* out) {
   const int64_t n = matrix.rows();
   if (!post_norm) return multiply(session, runtime, x, {{&matrix, out, n}}, true);

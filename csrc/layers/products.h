@@ -10,14 +10,14 @@
 namespace hotset {
 
 // y = W x + b, the weights packed for the kernels.
-class Matrix {
+class Linear {
  public:
   // `data` holds `rows` rows of `row_bytes` bytes as in GGUF; `bias` has `rows` numbers or is null. Both are
   // copied. With `from_file`, `data` is a read-only file mapping, whose pages are given back to the system as
   // they are copied, so that the weights are never in memory twice.
-  Matrix(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
+  Linear(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
          const uint8_t* data, bool from_file, const float* bias);
-  ~Matrix() { runtime_->pool.quiesce(); }
+  ~Linear() { runtime_->pool.quiesce(); }
 
   int64_t rows() const { return packed.rows; }
   int64_t cols() const { return packed.cols; }
@@ -53,14 +53,14 @@ struct Activations {
 
 // Where a product goes: row t to y + t * stride.
 struct Output {
-  const Matrix* matrix;
+  const Linear* matrix;
   float* y;
   int64_t stride;
 };
 
 // Packs rows of x (contiguous) for these matrices, normalised where `norm` is not null.
 Activations pack(Session& session, const Runtime& runtime, const float* x, int64_t rows, const Norm* norm,
-                 std::initializer_list<const Matrix*> matrices);
+                 std::initializer_list<const Linear*> matrices);
 
 // The same in the formats named by bit 1 << ActivationFormat.
 Activations pack_formats(Session& session, const Runtime& runtime, const float* x, int64_t rows, int64_t cols,
@@ -71,21 +71,20 @@ void multiply(Session& session, const Runtime& runtime, const Activations& x,
               std::initializer_list<Output> outputs, bool add);
 
 // h (rows x F, contiguous) = act(gate x) * (up x), or act(up x) where gate is null.
-void multiply_neurons(Session& session, const Runtime& runtime, const Activations& x, const Matrix* gate,
-                      const Matrix& up, Activation activation, float* h);
+void multiply_gated(Session& session, const Runtime& runtime, const Activations& x, const Linear* gate,
+                    const Linear& up, Activation activation, float* h);
 
 // The same in two results, of which a caller wants to see the first: pre-activations of the gate (of up,
 // where gate is null) and h.
-void multiply_neurons_apart(Session& session, const Runtime& runtime, const Activations& x,
-                            const Matrix* gate, const Matrix& up, Activation activation, float* pre,
-                            float* h);
+void multiply_gated_apart(Session& session, const Runtime& runtime, const Activations& x, const Linear* gate,
+                          const Linear& up, Activation activation, float* pre, float* h);
 
 // out += norm(y) for rows of y (contiguous), which is overwritten.
 void add_normed(Session& session, const Runtime& runtime, const Norm& norm, float* y, int64_t rows,
                 float* out);
 
 // out += post_norm(W x + b); without post_norm where it is null.
-void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Matrix& matrix,
+void multiply_residual(Session& session, const Runtime& runtime, const Activations& x, const Linear& matrix,
                        const Norm* post_norm, float* out);
 
 }  // namespace hotset

@@ -37,15 +37,20 @@ namespace hotset {
 namespace {
 
 // Dot products of bytes. Weights are codes (unsigned, at most 63) or bytes (signed), activations x are int8
-// in
-// [-127, 127]; add() adds to every lane the product of its four weights with its four activations.
-// - start(correction) begins a sum of (code - offset) * x, `correction` being correction_word() of the
+// from -127 to 127; add() adds to every lane the product of its four weights with its four activations.
+//
+// - start(correction) begins a sum of (code - offset) * x; `correction` is correction_word() of the
 // activations.
-// - scaled(scale) is the sum times `scale`, in every lane the scale_word() of an integer in [0, 32767].
+//
+// - scaled(scale) is the sum times `scale`, in every lane the scale_word() of an integer from 0 to 32767.
+//
 // - scaled_sum(a, scale_a, b, scale_b) is the same of two sums, added up; codes are at most 16 from their
-// offset. A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it
-// for either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
+// offset.
+//
+// A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it for
+// either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
 // scaled sum stays within int32.
+//
 // - ByteDot::add_uncorrected() does as add() does, in a sum that began with no correction: with start<0>(0).
 
 constexpr int log2_of(int power) { return power <= 1 ? 0 : 1 + log2_of(power / 2); }

@@ -31,7 +31,7 @@ class NeuronStore {
 // A matrix (neurons x cols) of which single rows are read.
 class NeuronRows {
  public:
-  // `data` as in `Matrix`; `type` is one of NeuronMatrix's. The bias belongs to the rows where they are
+  // `data` as in `Linear`; `type` is one of NeuronMatrix's. The bias belongs to the rows where they are
   // multiplied with x, and to the columns where they are added up.
   NeuronRows(std::shared_ptr<NeuronStore> store, Type type, NeuronUse use, int64_t rows, int64_t cols,
              int64_t row_bytes, const uint8_t* data, bool from_file, const float* bias);
