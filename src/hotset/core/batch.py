@@ -119,8 +119,8 @@ class Batch:
     @cached_property
     def positions(self) -> I32:
         """Each row's position in its sequence (T,)."""
-        parts = [np.arange(s.sequence.length, s.sequence.length + s.count) for s in self.spans]
-        return np.concatenate(parts).astype(np.int32)
+        starts = [(span.sequence.length, span.count) for span in self.spans]
+        return np.array([at for start, count in starts for at in range(start, start + count)], np.int32)
 
     def rows(self) -> Iterator[tuple[Span, slice]]:
         """Each span and its rows."""
@@ -132,9 +132,13 @@ class Batch:
     @cached_property
     def wanted(self) -> NDArray[np.intp]:
         """The rows whose logits are wanted, in their order."""
-        ends = np.cumsum([span.count for span in self.spans])
-        pairs = zip(self.spans, ends, strict=True)
-        return np.concatenate([np.arange(end - span.logits, end) for span, end in pairs]).astype(np.intp)
+        wanted = [row for span, rows in self.rows() for row in range(rows.stop - span.logits, rows.stop)]
+        return np.array(wanted, np.intp)
+
+    @property
+    def all_wanted(self) -> bool:
+        """Whether logits are wanted of every row, as in decoding."""
+        return all(span.logits == span.count for span in self.spans)
 
     def pieces(self, rows: int, lossless_below: int) -> Iterator["Batch"]:
         """The same as batches of at most `rows` rows, to be computed in turn.
@@ -142,6 +146,10 @@ class Batch:
         A span that is cut goes on in the next piece, once its sequence has advanced. Positions below
         `lossless_below` are lossless, whatever their span says.
         """
+        early_rows = any(not span.lossless and span.sequence.length < lossless_below for span in self.spans)
+        if len(self.tokens) <= rows and not early_rows:  # nothing to cut: decoding
+            yield self
+            return
         spans: list[Span] = []
         start = end = 0
         for span, base in [(span, span.sequence.length) for span in self.spans]:

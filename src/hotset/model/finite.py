@@ -1,5 +1,6 @@
 """Numbers that are not finite: found in what a model predicts, then traced to where they began."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,11 @@ class NotFiniteError(HotsetError):
 
 def is_finite(values: Any) -> bool:
     """Whether all numbers of an array in main memory are finite; true for arrays that are elsewhere."""
-    return not isinstance(values, np.ndarray) or bool(np.isfinite(values).all())
+    if not isinstance(values, np.ndarray):
+        return True
+    # A sum is finite only if its numbers are, and needs no second array; it may overflow where they do not.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(values.sum()) or bool(np.isfinite(values).all())
 
 
 def not_finite(batch: Batch) -> NotFiniteError:

@@ -91,7 +91,7 @@ class Transformer:
         """The logits that are wanted of a batch of at most `SLICE` rows; sequences do not advance."""
         x = self._hidden(batch)
         # A row spoils those that attend to it: what is not looked at here is found in later logits.
-        if len(batch.wanted) < len(batch.tokens) and not is_finite(x):
+        if not batch.all_wanted and not is_finite(x):
             raise self.not_finite(batch)
         return self._head(x, batch)
 
@@ -101,10 +101,11 @@ class Transformer:
 
     def _head(self, x: Array, batch: Batch) -> F32:
         """The logits that are wanted of the last hidden vectors (T, D)."""
-        wanted = batch.wanted
-        if not len(wanted):
+        if batch.all_wanted:
+            return self.head.forward(x)
+        if not len(batch.wanted):
             return np.empty((0, self.config.vocab_size), np.float32)
-        return self.head.forward(x if len(wanted) == len(x) else self.backend.rows(x, wanted))
+        return self.head.forward(self.backend.rows(x, batch.wanted))
 
     def _hidden(self, batch: Batch) -> Array:
         """A batch of at most `SLICE` rows through all layers: hidden vectors (T, D)."""
