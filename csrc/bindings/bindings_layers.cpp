@@ -62,9 +62,10 @@ class Rows {
   Py_buffer view_;
 };
 
-RuntimePtr new_runtime(int threads, const std::string& level) {
+RuntimePtr new_runtime(int threads, const std::string& level, int64_t parts) {
+  if (parts < 1) refuse("parts: expected at least 1, found " + std::to_string(parts));
   for (auto kernels = available_kernels(); *kernels; ++kernels) {
-    if (level == (*kernels)->name) return std::make_shared<Runtime>(threads, **kernels);
+    if (level == (*kernels)->name) return std::make_shared<Runtime>(threads, **kernels, parts);
   }
   refuse("level: " + level + " is not in kernel_levels()");
 }
@@ -262,7 +263,7 @@ void gather(int type, Bytes data, int64_t rows, Indices indices, nb::handle out,
 
 void bind_layers(nb::module_& m) {
   nb::class_<Runtime>(m, "Runtime", "The threads, kernels and weight memory that a model's parts share.")
-      .def(nb::new_(&new_runtime), "threads"_a, "level"_a)
+      .def(nb::new_(&new_runtime), "threads"_a, "level"_a, "parts"_a)
       .def(
           "memory_bandwidth",
           [](Runtime& runtime, int64_t bytes, int repeats) {
@@ -304,6 +305,7 @@ void bind_layers(nb::module_& m) {
            "first_rows"_a.none(), "second"_a.none(), "second_rows"_a.none(), "down"_a, "activation"_a,
            "way"_a, "score"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(), "post_norm"_a.none(),
            "index"_a)
+      .def_prop_ro("parts", &NeuronFfn::parts, "Sums that its neurons are added up in, a chunk each.")
       .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "batch"_a = nb::none(), "scores"_a = nb::none(),
            "Add the FFN of x (T, D) to out (T, D), which may be x itself. Each row's neurons are chosen by "
            "its "

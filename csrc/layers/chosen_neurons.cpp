@@ -11,8 +11,8 @@ namespace {
 // Neurons are dealt out to parts, a few neighbours at a time; each part finds out which of its own are chosen
 // and adds these up in their order. So the order of additions depends neither on the threads nor on which
 // other neurons are computed: leaving out zeros changes no bit of the result. As the hottest come first,
-// dealing also balances the parts. Some for each thread, but each part's sums cost their room in the caches.
-constexpr int64_t kMinParts = 8, kMaxParts = 16;
+// dealing also balances the parts. Some for each core, but each part's sums cost their room in the caches: a
+// part has so many neurons at least, but there are half of the runtime's parts.
 constexpr int64_t kPartNeurons = 320;
 constexpr int64_t kNeighbours = 64;
 
@@ -395,9 +395,14 @@ Chosen Chosen::part(int64_t row, int64_t count) const {
   return rows_of;
 }
 
+int64_t parts_of(const Runtime& runtime, int64_t neurons) {
+  const int64_t wanted = std::clamp(neurons / kPartNeurons, ceil_div(runtime.parts, 2), runtime.parts);
+  return std::min(ceil_div(neurons, kNeighbours), wanted);
+}
+
 const Touched* add_chosen(Session& session, const Runtime& runtime, const Chosen& chosen,
                           const NeuronRows& down, const Norm* post_norm, float* out) {
-  const int64_t cols = down.cols(), blocks = ceil_div(chosen.neurons, kNeighbours);
+  const int64_t cols = down.cols();
   float* y = out;
   if (post_norm) {
     y = session.allocate<float>(chosen.rows * cols);
@@ -416,8 +421,8 @@ const Touched* add_chosen(Session& session, const Runtime& runtime, const Chosen
     job.second = chosen.second->packed;
     job.second_bias = chosen.second->bias_data();
   }
-  job.parts = std::min(blocks, std::clamp<int64_t>(chosen.neurons / kPartNeurons, kMinParts, kMaxParts));
-  job.most = ceil_div(blocks, job.parts) * kNeighbours;
+  job.parts = parts_of(runtime, chosen.neurons);
+  job.most = ceil_div(ceil_div(chosen.neurons, kNeighbours), job.parts) * kNeighbours;
   job.sum_floats = runtime.neurons.sum_floats(cols);
   job.bias = down.bias_data();
   auto* touched = session.allocate<Touched>(chosen.rows);

@@ -40,6 +40,7 @@ class NeuronFfn {
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }
   int64_t index() const { return parts_.index; }
+  int64_t parts() const { return parts_of(*parts_.runtime, neurons()); }
   ThreadPool& pool() const { return parts_.runtime->pool; }
 
   // out += ffn(x); out may be x. In lossless spans no neurons are left out but zeros, and nothing is counted.

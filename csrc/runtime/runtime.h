@@ -9,14 +9,18 @@
 namespace hotset {
 
 struct Runtime {
-  Runtime(int threads, const Kernels& kernels)
+  Runtime(int threads, const Kernels& kernels, int64_t parts)
       : pool(threads),
+        parts(parts),
         linear(*kernels.linear),
         vector(*kernels.vector),
         attention(*kernels.vector->attention),
         neurons(*kernels.neurons) {}
 
   ThreadPool pool;
+  // In how many sums a sparse layer's neurons are added up at most. Results depend on it, so that it follows
+  // from the machine, not from the threads.
+  const int64_t parts;
   const LinearKernels& linear;
   const VectorKernels& vector;
   const AttentionKernels& attention;

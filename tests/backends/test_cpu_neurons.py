@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu import CpuBackend
+from hotset.backends.cpu import backend as backend_module
 from hotset.backends.low_bit import low_bit_copy, two_bit_blocks
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Work
 from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
-from hotset.core.errors import CheckpointError
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor, TensorType
 
 TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0, TensorType.Q4_1)
@@ -163,6 +164,29 @@ def test_any_number_of_threads_gives_the_same_bits(type: TensorType) -> None:
     results = [run(LoneFFN(CpuBackend(threads=n), spec), x) for n in (1, 2, 3)]
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(("parts", "expected"), [(16, 9), (64, 32)])
+def test_parts_follow_the_machine_and_not_the_threads(parts: int, expected: int) -> None:
+    spec = ffn(hidden=64, size=3000, plan=FFNPlan(Way.PREDICTOR, Score.LOW_RANK, -0.5))
+    x = inputs(3, 64)
+    results = []
+    for threads in (1, 2, 8, 16):
+        backend = CpuBackend(threads, parts=parts)
+        assert backend.parts == parts
+        layer = LoneFFN(backend, spec)
+        assert layer.layer.parts == expected
+        results.append(run(layer, x))
+    assert all(np.array_equal(found, results[0]) for found in results[1:])
+    assert_close(results[0], run(LoneFFN(CpuBackend(1, parts=1), spec), x), TOLERANCE[TensorType.Q4_0])
+
+
+def test_parts_are_sixteen_or_four_to_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, parts in ((2, 16), (12, 48), (4096, 2048)):
+        monkeypatch.setattr(backend_module, "physical_cores", lambda cores=cores: cores)
+        assert CpuBackend(threads=1).parts == parts
+    with pytest.raises(HotsetError, match="parts: expected 1 to 2048, found 0"):
+        CpuBackend(parts=0)
 
 
 CHOICES = [

@@ -47,6 +47,14 @@ V1 = {
 }
 
 
+def test_physical_cores_are_the_machines(system, monkeypatch):
+    root = system()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert limits.physical_cores(root) == 8
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert limits.physical_cores(root / "elsewhere") == 6
+
+
 def test_without_control_groups(system):
     root = system()
     assert limits.available_cores(root) == 8  # 16 threads

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hotset.cli import main
+from hotset.core.limits import physical_cores
 from hotset.placing import doctor, doctor_cpu, doctor_gpu
 from hotset.placing.machine import load_machine
 
@@ -28,6 +29,8 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = doctor.this_machine(progress=lambda done, total: steps.append((done, total)))
     assert steps == [(i, len(steps)) for i in range(1, len(steps) + 1)]
     assert first.gpu is None
+    assert first.cpu.parts == max(16, 4 * physical_cores())
+    assert first.sources["cpu.parts"] == f"measured: of {physical_cores()} cores"
     assert first.cpu.stream_contended == first.cpu.stream
     assert "no GPU" in first.sources["cpu.stream_contended"]
     assert load_machine(doctor.cache_path()) == first

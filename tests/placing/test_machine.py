@@ -23,6 +23,16 @@ def test_a_profile_survives_its_file(tmp_path: Path, gpu: bool) -> None:
     assert stream == {"value": 61.25, "unit": "GB/s", "source": "assumed"}
 
 
+def test_an_older_profile_has_no_parts(tmp_path: Path) -> None:
+    document = machine(cpu_parts=64.0).as_json()
+    assert document["cpu"]["parts"] == {"value": 64.0, "unit": "parts", "source": "assumed"}
+    del document["cpu"]["parts"]
+    (tmp_path / "older.json").write_text(json.dumps(document))
+    older = load_machine(tmp_path / "older.json")
+    assert older.cpu.parts == 16
+    assert "older" in older.sources["cpu.parts"]
+
+
 def broken(change: dict[str, Any]) -> dict[str, Any]:
     document = machine().as_json()
     for key, value in change.items():

@@ -17,6 +17,7 @@ _NAMES = {
     "kernel_share": "matrices for one token, share of streaming",
     "part_us": "time of a part without weights",
     "tflops": "prompts",
+    "parts": "sums of a sparse layer, at most",
     "ram_bytes": "memory",
     "to_device": "main memory to GPU, pinned",
     "to_device_contended": "the same, both sides busy",

@@ -48,6 +48,12 @@ def available_cores(root: Path = _ROOT) -> int:
     return max(1, math.floor(min(quotas)))
 
 
+def physical_cores(root: Path = _ROOT) -> int:
+    """Physical cores of the machine, whoever may use them; processors, where the system does not say."""
+    lists = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
+    return len({_read(path) for path in lists}) or os.cpu_count() or 1
+
+
 def available_memory(root: Path = _ROOT) -> Memory | None:
     """Memory that this process can still get without being killed for it; None where the system does not say.
 

@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from hotset.core.errors import HotsetError
+from hotset.core.limits import physical_cores
 from hotset.core.version import __version__
 from hotset.placing.doctor_cpu import CpuBench
 from hotset.placing.machine import CpuRates, GpuRates, MachineProfile, load_machine
@@ -106,11 +107,13 @@ def measure_machine(progress: Progress | None = None) -> MachineProfile:
         part_us=bench.part_us(),
         tflops=bench.tflops(),
         ram_bytes=_ram_bytes(),
+        parts=bench.backend.parts,
     )
     done()
     threads = f"measured with {bench.backend.threads} threads, {bench.backend.level}"
     sources = {f"cpu.{field.name}": threads for field in fields(CpuRates)}
     sources["cpu.ram_bytes"] = "measured"
+    sources["cpu.parts"] = f"measured: of {physical_cores()} cores"
     gpu: GpuRates | None = None
     if has_gpu:
         from hotset.placing.doctor_gpu import measure_gpu

@@ -7,7 +7,7 @@ figures and assumptions, come with Hotset (``machines/``); others can be written
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,11 @@ SCHEMA = 1
 
 def _number(unit: str) -> Any:
     return field(metadata={"unit": unit})
+
+
+def _later(unit: str, value: float) -> Any:
+    """A number that older profiles do not have, and what held for them."""
+    return field(default=value, metadata={"unit": unit})
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class CpuRates:
     tflops: float = _number("TFLOP/s")
     """Matrices times the tokens of a prompt; a multiplication and an addition are two."""
     ram_bytes: float = _number("bytes")
+    parts: float = _later("parts", 16)
+    """Sums that a sparse layer's neurons are added up in at most, chosen from the machine's cores."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,7 @@ def _rates(kind: type[_Rates], entries: Any, where: str, sources: dict[str, str]
     if not isinstance(entries, dict):
         raise HotsetError(f"{where}: expected numbers by name, found {entries!r}")
     known = {f.name: f.metadata["unit"] for f in fields(kind)}
+    defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
     for name in entries:
         if name not in known:
             raise HotsetError(f"{where}.{name}: there is no such number; expected {', '.join(known)}")
@@ -164,6 +172,8 @@ def _rates(kind: type[_Rates], entries: Any, where: str, sources: dict[str, str]
     for name, unit in known.items():
         entry = entries.get(name)
         key = f"{where}.{name}"
+        if entry is None and name in defaults:
+            entry = {"value": defaults[name], "unit": unit, "source": "assumed: the profile is an older one"}
         if not isinstance(entry, dict):
             raise HotsetError(f"{key}: expected value, unit and source, found {entry!r}")
         value, source = entry.get("value"), entry.get("source")

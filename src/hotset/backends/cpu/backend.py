@@ -26,10 +26,11 @@ from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.core.batch import I32, Batch
 from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
-from hotset.core.limits import available_cores
+from hotset.core.limits import available_cores, physical_cores
 from hotset.formats.tensor import Tensor, TensorType
 
 MAX_THREADS = 512
+MAX_PARTS = 4 * MAX_THREADS
 
 # As the native enumerations number them.
 _WAYS = {way: number for number, way in enumerate(Way)}
@@ -61,6 +62,11 @@ def cache_bytes() -> int:
             size = (index / "size").read_text().strip()
             caches[(index / "shared_cpu_list").read_text()] = int(size.removesuffix("K")) << 10
     return sum(caches.values())
+
+
+def machine_parts() -> int:
+    """Sums that a sparse layer's neurons are added up in at most: four to a core of this machine, or 16."""
+    return min(max(16, 4 * physical_cores()), MAX_PARTS)
 
 
 class CpuEmbedding:
@@ -136,6 +142,8 @@ class CpuNeuronFFN:
     def __init__(self, native: _native.NeuronFFN) -> None:
         self.native = native
         self.neurons = native.neurons
+        self.parts = native.parts
+        """Sums that its neurons are added up in."""
 
     def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
         """See `FFN`; `scores` (T, F), where the predictor's are given. Without a view all is lossless."""
@@ -147,12 +155,15 @@ class CpuBackend:
 
     `threads` counts the calling thread; by default there is one to each physical core that this process may
     use. `level` is one of `levels()`, by default the best. The threads are idle outside calls; one call runs
-    at a time, others wait.
+    at a time, others wait. A sparse layer's neurons are added up in at most `parts` sums, which threads share
+    among them; by default `machine_parts()`, so that results do not depend on `threads`.
     """
 
     name = "cpu"
 
-    def __init__(self, threads: int | None = None, level: str | None = None) -> None:
+    def __init__(
+        self, threads: int | None = None, level: str | None = None, parts: int | None = None
+    ) -> None:
         if threads is None:
             threads = available_cores()
         if not 1 <= threads <= MAX_THREADS:
@@ -163,10 +174,14 @@ class CpuBackend:
         level = self.levels()[0] if level is None else level.lower()
         if level not in self.levels():
             raise HotsetError(f"level: expected one of {', '.join(self.levels())}, found {level!r}")
+        parts = machine_parts() if parts is None else parts
+        if not 1 <= parts <= MAX_PARTS:
+            raise HotsetError(f"parts: expected 1 to {MAX_PARTS}, found {parts}")
         self.threads = threads
         self.level = level
+        self.parts = parts
         try:
-            self._runtime = _native.Runtime(threads, level)
+            self._runtime = _native.Runtime(threads, level, parts)
         except RuntimeError as error:
             raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
         self._ropes: dict[RopeConfig, _native.Rope] = {}
