@@ -382,19 +382,6 @@ struct ChosenJob {
 
 }  // namespace
 
-Chosen Chosen::part(int64_t row, int64_t count) const {
-  Chosen rows_of = *this;
-  rows_of.rows = count;
-  if (scores) {
-    rows_of.scores += row * neurons;
-    rows_of.cutoffs += row;
-  }
-  if (known) rows_of.known += row * neurons;
-  if (x.packed) rows_of.x.packed += row * x.bytes;
-  if (values) rows_of.values += row * neurons;
-  return rows_of;
-}
-
 int64_t parts_of(const Runtime& runtime, int64_t neurons) {
   const int64_t wanted = std::clamp(neurons / kPartNeurons, ceil_div(runtime.parts, 2), runtime.parts);
   return std::min(ceil_div(neurons, kNeighbours), wanted);

@@ -29,7 +29,18 @@ struct Chosen {
   float* values;  // where the chosen neurons' values are written (rows x neurons), or null
 
   // Some rows' part.
-  Chosen part(int64_t row, int64_t count) const;
+  Chosen part(int64_t row, int64_t count) const {
+    Chosen rows_of = *this;
+    rows_of.rows = count;
+    if (scores) {
+      rows_of.scores += row * neurons;
+      rows_of.cutoffs += row;
+    }
+    if (known) rows_of.known += row * neurons;
+    if (x.packed) rows_of.x.packed += row * x.bytes;
+    if (values) rows_of.values += row * neurons;
+    return rows_of;
+  }
 };
 
 // How many sums a layer of so many neurons is added up in, each a chunk for the threads.
