@@ -15,6 +15,7 @@ void bind_batch(nb::module_& m);
 void bind_quantise(nb::module_& m);
 void bind_worker(nb::module_& m);
 void bind_files(nb::module_& m);
+void bind_numbers(nb::module_& m);
 
 namespace {
 
@@ -34,4 +35,5 @@ NB_MODULE(_native, m) {
   bind_quantise(m);
   bind_worker(m);
   bind_files(m);
+  bind_numbers(m);
 }

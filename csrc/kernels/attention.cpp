@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t kBlock = 2 * kLanes;  // key_block
 constexpr int64_t kSplit = 128;         // keys in a split, a multiple of every kBlock
 constexpr int64_t kFewRows = 12;  // up to here half-precision keys and values are converted in the inner loop
-constexpr int64_t kQ8 = 32;       // numbers to a scale
 constexpr float kNothing = -1e30f;  // the maximum of no scores
 
 HOTSET_INLINE int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -31,7 +30,7 @@ int64_t key_block_bytes(KvType type, int64_t head_dim) {
     case KvType::kF16:
       return kBlock * head_dim * 2;
     default:  // codes, then a scale to each position and 32 dimensions
-      return kBlock * (head_dim + head_dim / kQ8 * 2);
+      return kBlock * (head_dim + head_dim / kKvBlock * 2);
   }
 }
 
@@ -42,7 +41,7 @@ int64_t value_row_bytes(KvType type, int64_t head_dim) {
     case KvType::kF16:
       return round_up(head_dim, kBlock) * 2;
     default:
-      return head_dim + head_dim / kQ8 * 2;
+      return head_dim + head_dim / kKvBlock * 2;
   }
 }
 
@@ -62,13 +61,13 @@ HOTSET_INLINE float from_f16(uint16_t x) {
 // 32 numbers as codes times the scale that is returned (a half), NaN where one is not finite.
 HOTSET_INLINE uint16_t quantise(const float* x, int8_t* codes) {
   F32 largest = zero_f32(), not_finite = zero_f32();
-  for (int i = 0; i < kQ8; i += kLanes) {
+  for (int i = 0; i < kKvBlock; i += kLanes) {
     largest = max(largest, abs(load(x + i)));
     not_finite = fma(load(x + i), zero_f32(), not_finite);
   }
   const float scale = max(largest) / 127.0f + sum(not_finite);
   const F32 inverse = broadcast(scale > 0.0f ? 1.0f / scale : 0.0f);
-  for (int i = 0; i < kQ8; i += kLanes) store_i8(codes + i, round_to_i32(load(x + i) * inverse));
+  for (int i = 0; i < kKvBlock; i += kLanes) store_i8(codes + i, round_to_i32(load(x + i) * inverse));
   return to_f16(scale);
 }
 
@@ -95,10 +94,10 @@ void store_key(KvType type, const float* key, int64_t head_dim, int64_t position
   } else {
     int8_t* out = reinterpret_cast<int8_t*>(block) + column;
     uint16_t* scales = reinterpret_cast<uint16_t*>(block + head_dim * kBlock) + column;
-    for (int64_t d = 0; d < head_dim; d += kQ8) {
-      int8_t codes[kQ8];
-      scales[d / kQ8 * kBlock] = quantise(key + d, codes);
-      for (int64_t i = 0; i < kQ8; ++i) out[(d + i) * kBlock] = codes[i];
+    for (int64_t d = 0; d < head_dim; d += kKvBlock) {
+      int8_t codes[kKvBlock];
+      scales[d / kKvBlock * kBlock] = quantise(key + d, codes);
+      for (int64_t i = 0; i < kKvBlock; ++i) out[(d + i) * kBlock] = codes[i];
     }
   }
 }
@@ -116,7 +115,7 @@ void store_value(KvType type, const float* value, int64_t head_dim, int64_t posi
   } else {
     int8_t* codes = reinterpret_cast<int8_t*>(row);
     uint16_t* scales = reinterpret_cast<uint16_t*>(row + head_dim);
-    for (int64_t d = 0; d < head_dim; d += kQ8) scales[d / kQ8] = quantise(value + d, codes + d);
+    for (int64_t d = 0; d < head_dim; d += kKvBlock) scales[d / kKvBlock] = quantise(value + d, codes + d);
   }
 }
 
@@ -132,7 +131,7 @@ void unpack_keys(KvType type, const uint8_t* keys, int64_t head_dim, int64_t blo
       const uint16_t* scales = reinterpret_cast<const uint16_t*>(keys + n);
       for (int64_t d = 0; d < head_dim; ++d) {
         for (int64_t i = 0; i < kBlock; i += kLanes) {
-          const F32 scale = load_f16(scales + d / kQ8 * kBlock + i);
+          const F32 scale = load_f16(scales + d / kKvBlock * kBlock + i);
           store(out + d * kBlock + i, to_f32(load_i8(codes + d * kBlock + i)) * scale);
         }
       }
@@ -151,7 +150,7 @@ void unpack_values(KvType type, const uint8_t* values, int64_t head_dim, int64_t
       const int8_t* codes = reinterpret_cast<const int8_t*>(values);
       const uint16_t* scales = reinterpret_cast<const uint16_t*>(values + head_dim);
       for (int64_t i = 0; i < width; i += kLanes) {
-        store(out + i, to_f32(load_i8(codes + i)) * broadcast(from_f16(scales[i / kQ8])));
+        store(out + i, to_f32(load_i8(codes + i)) * broadcast(from_f16(scales[i / kKvBlock])));
       }
     }
   }

@@ -24,8 +24,9 @@ inline float of_up(Activation activation, float up) {
   return activation == Activation::kDrelu && up < 0 ? 0.0f : up;
 }
 
-// Elements of the key-value cache. kQ8: int8 with one half-precision scale to 32 numbers of a head.
+// Elements of the key-value cache. kQ8: int8 with one half-precision scale to kKvBlock numbers of a head.
 enum class KvType : int32_t { kF32, kF16, kQ8 };
+constexpr int64_t kKvBlock = 32;
 
 // Some rows of queries against a range of keys of one key-value head. Row r is query head r % group of token
 // r / group; that token stands at `position` + r / group and sees keys up to itself, at most `window` of

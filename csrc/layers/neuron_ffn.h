@@ -11,7 +11,8 @@
 
 namespace hotset {
 
-// As in Python's hotset.config; the copies of a gate are one kind here, a matrix like any other.
+// As in Python's hotset.core.config, by name (bindings_numbers.cpp); the copies of a gate are one kind here,
+// a matrix like any other.
 enum class Way : int32_t { kDense, kExact, kThreshold, kPredictor };
 enum class Score : int32_t { kNone, kGate, kDown, kLowRank, kLowRankRelu, kCopy };
 

@@ -9,6 +9,13 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 Flag = NDArray[np.uint32]
 
+ACTIVATIONS: dict[str, int]
+WAYS: dict[str, int]
+SCORES: dict[str, int]
+KV_TYPES: dict[str, int]
+TENSOR_TYPES: dict[str, int]
+KV_BLOCK: int
+
 def kernel_levels() -> list[str]: ...
 def survive_cut_files(tell: Callable[[], object]) -> None: ...
 def watch_mapping(data: NDArray[np.uint8]) -> None: ...

@@ -3,11 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset import _native
 from hotset.backends.blocks import dequantise, round_to_nearest
 from hotset.backends.contract import F32
 from hotset.formats.tensor import TensorType
 
-Q2 = 1000
+Q2 = _native.TENSOR_TYPES["Q2"]
 """The native type of the two-bit blocks; GGUF has none like it."""
 
 _ROWS = 1024

@@ -32,21 +32,12 @@ from hotset.formats.tensor import Tensor, TensorType
 MAX_THREADS = 512
 MAX_PARTS = 4 * MAX_THREADS
 
-# As the native enumerations number them.
-_WAYS = {way: number for number, way in enumerate(Way)}
-_SCORES = {
-    None: 0,
-    Score.GATE: 1,
-    Score.DOWN: 2,
-    Score.LOW_RANK: 3,
-    Score.LOW_RANK_RELU: 4,
-    Score.GATE_Q4: 5,
-    Score.GATE_Q2: 5,
-}
-_ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
-_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
-
-_Q8_BLOCK = 32
+_COPIES = (Score.GATE_Q4, Score.GATE_Q2)
+# As the native enumerations number them; a name that they do not have fails here.
+_WAYS = {way: _native.WAYS[way.value] for way in Way}
+_SCORES = {score: _native.SCORES["copy" if score in _COPIES else score.value] for score in Score}
+_NO_SCORE = _native.SCORES["none"]
+_ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
 
 _BANDWIDTH_BYTES = 256 << 20
 """At least so many are read to measure the memory, and far more than caches hold."""
@@ -300,7 +291,7 @@ class CpuBackend:
             down=self._rows(store, down, size, hidden, added=True),
             activation=_ACTIVATIONS[spec.activation],
             way=_WAYS[plan.way],
-            score=_SCORES[plan.score],
+            score=_SCORES[plan.score] if plan.score else _NO_SCORE,
             predictor=[] if scores_given else self._predictor(spec, first, size, hidden),
             raw_input=plan.raw_input,
             factors=_row_lengths(spec.down_t.weight) if plan.score is Score.DOWN else None,
@@ -317,11 +308,13 @@ class CpuBackend:
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
         """Room for `capacity` positions; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
-        if kv_type not in _KV_TYPES:
-            raise HotsetError(f"KV cache type: expected one of {', '.join(_KV_TYPES)}, found {kv_type!r}")
-        if kv_type == "q8_0" and shape.head_dim % _Q8_BLOCK:
+        if kv_type not in _native.KV_TYPES:
             raise HotsetError(
-                f"KV cache type q8_0: expected heads of a multiple of {_Q8_BLOCK} numbers, found "
+                f"KV cache type: expected one of {', '.join(_native.KV_TYPES)}, found {kv_type!r}"
+            )
+        if kv_type == "q8_0" and shape.head_dim % _native.KV_BLOCK:
+            raise HotsetError(
+                f"KV cache type q8_0: expected heads of a multiple of {_native.KV_BLOCK} numbers, found "
                 f"{shape.head_dim}; use f16"
             )
         if capacity < 1:
@@ -329,7 +322,7 @@ class CpuBackend:
         try:
             native = _native.Sequence(
                 self._runtime,
-                _KV_TYPES[kv_type],
+                _native.KV_TYPES[kv_type],
                 shape.n_layers,
                 shape.n_kv_heads,
                 shape.head_dim,
@@ -349,7 +342,7 @@ class CpuBackend:
             fc1, fc2 = spec.predictor
             width = fc1.weight.shape[0]
             return [self._linear(fc1, width, hidden), self._linear(fc2, size, width)]
-        if spec.plan.score not in (Score.GATE_Q4, Score.GATE_Q2):
+        if spec.plan.score not in _COPIES:
             return []
         weight = first.weight
         if hidden % 32:

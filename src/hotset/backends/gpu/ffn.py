@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import triton
 
+from hotset import _native
 from hotset.backends.contract import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
@@ -15,7 +16,7 @@ from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape,
 from hotset.core.config import Activation, NormKind
 from hotset.core.errors import CheckpointError
 
-_ACTIVATIONS = {activation: number for number, activation in enumerate(Activation)}
+_ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
 
 
 class GpuNorm:
