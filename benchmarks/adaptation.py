@@ -65,7 +65,7 @@ class _Watched:
 def watched(model: Transformer) -> tuple[Transformer, list[_Watched]]:
     """The same model, whose FFNs can be watched."""
     ffns = [_Watched(layer.ffn) for layer in model.layers]
-    layers = [Layer(layer.attention, ffn) for layer, ffn in zip(model.layers, ffns, strict=True)]
+    layers = [Layer(layer.mixer, ffn) for layer, ffn in zip(model.layers, ffns, strict=True)]
     return Transformer(model.config, model.backend, model.embedding, layers, model.head), ffns
 
 

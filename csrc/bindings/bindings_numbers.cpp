@@ -27,7 +27,8 @@ void bind_numbers(nb::module_& m) {
                                                {"relu2", Activation::kRelu2},
                                                {"silu", Activation::kSilu},
                                                {"gelu", Activation::kGelu},
-                                               {"gelu_tanh", Activation::kGeluTanh}});
+                                               {"gelu_tanh", Activation::kGeluTanh},
+                                               {"swiglu_clamped", Activation::kSwigluClamped}});
   m.attr("WAYS") = numbers<Way>({{"dense", Way::kDense},
                                  {"exact", Way::kExact},
                                  {"threshold", Way::kThreshold},

@@ -44,6 +44,12 @@ F32 swish(F32 x, F32 minus_sx) { return x / (broadcast(1.0f) + exp(minus_sx)); }
 
 F32 silu(F32 x) { return swish(x, zero_f32() - x); }
 
+// gpt-oss: g times the logistic function of 1.702 g, g being x or 7, what is less.
+F32 clamped_swish(F32 x) {
+  const F32 g = min(broadcast(7.0f), x);
+  return swish(g, broadcast(-1.702f) * g);
+}
+
 // 0.5 x (1 + tanh z) is x times the logistic function of 2 z; z = sqrt(2 / pi) (x + 0.044715 x^3).
 F32 gelu_tanh(F32 x) {
   const F32 inner = fma(x * x, broadcast(-1.59576912f * 0.044715f), broadcast(-1.59576912f));
@@ -86,6 +92,12 @@ void activate(Activation kind, float* gate, const float* up, int64_t n) {
       return apply(gate, up, n, [](F32 x) { return gelu(x); });
     case Activation::kGeluTanh:
       return apply(gate, up, n, [](F32 x) { return gelu_tanh(x); });
+    case Activation::kSwigluClamped:
+      if (!up) return map(gate, n, gate, clamped_swish);
+      return map(gate, up, n, gate, [](F32 g, F32 u) {
+        const F32 clamped = max(broadcast(-7.0f), min(broadcast(7.0f), u));
+        return clamped_swish(g) * (clamped + broadcast(1.0f));
+      });
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace hotset {
 
-enum class Activation : int32_t { kRelu, kDrelu, kRelu2, kSilu, kGelu, kGeluTanh };
+enum class Activation : int32_t { kRelu, kDrelu, kRelu2, kSilu, kGelu, kGeluTanh, kSwigluClamped };
 
 // Whether many neurons become zero.
 inline bool leaves_zeros(Activation activation) {
@@ -19,9 +19,11 @@ inline Activation alone(Activation activation) {
   return activation == Activation::kDrelu ? Activation::kRelu : activation;
 }
 
-// What the activated gate is multiplied with: dReLU's other half.
+// What the activated gate is multiplied with: the other half of activations of gate and up together.
 inline float of_up(Activation activation, float up) {
-  return activation == Activation::kDrelu && up < 0 ? 0.0f : up;
+  if (activation == Activation::kDrelu && up < 0) return 0.0f;
+  if (activation == Activation::kSwigluClamped) return (up < -7 ? -7 : up > 7 ? 7 : up) + 1;
+  return up;
 }
 
 // Elements of the key-value cache. kQ8: int8 with one half-precision scale to kKvBlock numbers of a head.

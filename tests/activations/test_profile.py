@@ -42,7 +42,7 @@ def capture_one(model, kv, token, seen):
     x = model.embedding.forward(batch.tokens, batch.positions)
     for layer in model.layers:
         out = x.copy() if model.config.parallel else x
-        layer.attention.forward(x, out, view)
+        layer.mixer.forward(x, out, view)
         gate, h = np.empty((2, 1, model.config.ffn_size), np.float32)
         layer.ffn.neurons(x, gate, h)
         seen.append(h[0])

@@ -129,8 +129,8 @@ def test_attention_with_quantised_cache(backend: CpuBackend) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("activation", list(Activation))
 def test_ffn(backend: CpuBackend, activation: Activation, gated: bool) -> None:
-    if activation is Activation.DRELU and not gated:
-        pytest.skip("dReLU is gated")
+    if activation.gated_only and not gated:
+        pytest.skip("it has a gate")
     size = 67
     spec = FFNSpec(
         norm=norm(1, HIDDEN),
@@ -322,7 +322,7 @@ def test_shapes_that_do_not_fit() -> None:
         backend.attention(replace(spec, n_kv_heads=3))
     with pytest.raises(CheckpointError, match="expected RoPE on 2 to 20 numbers of a head, found 22"):
         backend.attention(replace(spec, rope=rope(22, False)))
-    with pytest.raises(CheckpointError, match="dReLU needs a gate"):
+    with pytest.raises(CheckpointError, match="drelu needs a gate"):
         backend.ffn(
             FFNSpec(norm(1, HIDDEN), None, linear(1, 8, HIDDEN), linear(2, HIDDEN, 8), Activation.DRELU)
         )

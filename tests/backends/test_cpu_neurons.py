@@ -319,7 +319,7 @@ def test_types_of_which_no_row_can_be_read_are_rounded(backend: CpuBackend) -> N
 
 def test_what_cannot_run_is_refused() -> None:
     assert "silu is never zero" in refused(activation=Activation.SILU)
-    assert "dReLU needs a gate" in refused(activation=Activation.DRELU, gated=False)
+    assert "drelu needs a gate" in refused(activation=Activation.DRELU, gated=False)
     assert "multiple of 32 numbers, found 40" in refused(
         FFNPlan(Way.PREDICTOR, Score.GATE_Q2), type=TensorType.F16, hidden=40
     )

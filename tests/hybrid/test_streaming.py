@@ -11,7 +11,7 @@ from helpers.random_checkpoint import random_checkpoint
 
 from hotset.backends.contract import FFN, FFNSpec
 from hotset.backends.cpu import CpuBackend
-from hotset.backends.reference import ReferenceFFN
+from hotset.backends.reference.ffn import ReferenceFFN
 from hotset.core.batch import Batch
 from hotset.core.config import Activation
 from hotset.hybrid.build import any_ffn_spec, build_hybrid

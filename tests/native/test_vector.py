@@ -48,6 +48,8 @@ def exact_activation(kind: Activation, x: NDArray[np.float64]) -> NDArray[np.flo
         return x / (1 + np.exp(-x))
     if kind is Activation.GELU:
         return x * np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in x])
+    if kind is Activation.SWIGLU_CLAMPED:
+        return np.minimum(x, 7) / (1 + np.exp(-1.702 * np.minimum(x, 7)))
     if kind is Activation.GELU_TANH:
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return np.maximum(x, 0)
@@ -56,8 +58,8 @@ def exact_activation(kind: Activation, x: NDArray[np.float64]) -> NDArray[np.flo
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", list(Activation))
 def test_activation(kernels: Any, kind: Activation, gated: bool) -> None:
-    if kind is Activation.DRELU and not gated:
-        pytest.skip("dReLU is gated")
+    if kind.gated_only and not gated:
+        pytest.skip("it has a gate")
     x = np.concatenate([np.linspace(-30, 30, 4001), [0.0, -0.0, 1e-6, -1e-6, 87.5, -87.5, 300, -300]])
     gate, up = x.astype(np.float32), numbers(1, len(x)) if gated else None
     found = gate.copy()
@@ -66,6 +68,8 @@ def test_activation(kernels: Any, kind: Activation, gated: bool) -> None:
     factor = 1.0 if up is None else up.astype(np.float64)
     if kind is Activation.DRELU:
         factor = np.maximum(factor, 0)
+    elif kind is Activation.SWIGLU_CLAMPED:
+        factor = np.clip(factor, -7, 7) + 1
     expected = exact_activation(kind, gate.astype(np.float64)) * factor
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 

@@ -8,7 +8,7 @@ import pytest
 
 from hotset.backends.contract import Linear, NeuronFFNSpec, Norm
 from hotset.backends.maths import chosen_neurons, predictor_matrices
-from hotset.backends.reference import ReferenceNeuronFFN
+from hotset.backends.reference.ffn import ReferenceNeuronFFN
 from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.tensor import TensorType, tensor_from_array

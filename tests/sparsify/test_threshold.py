@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hotset.backends.contract import Linear, NeuronFFNSpec, Norm
-from hotset.backends.reference import ReferenceNeuronFFN
+from hotset.backends.reference.ffn import ReferenceNeuronFFN
 from hotset.core.config import Activation, FFNPlan, NormKind, Score, Way
 from hotset.core.errors import RequestError
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array

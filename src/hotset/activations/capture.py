@@ -65,10 +65,7 @@ def capture(
         transformer.config,
         transformer.backend,
         transformer.embedding,
-        [
-            Layer(layer.attention, _WatchedFFN(i, layer.ffn, watch))
-            for i, layer in enumerate(transformer.layers)
-        ],
+        [Layer(layer.mixer, _WatchedFFN(i, layer.ffn, watch)) for i, layer in enumerate(transformer.layers)],
         transformer.head,
     )
     for count, window in enumerate(windows, 1):

@@ -10,14 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, StateShape
-from hotset.backends.reference import (
-    ReferenceAttention,
-    ReferenceBackend,
-    ReferenceEmbedding,
-    ReferenceFFN,
-    ReferenceLinear,
-    ReferenceNeuronFFN,
-)
+from hotset.backends.reference import ReferenceBackend
+from hotset.backends.reference.attention import ReferenceAttention
+from hotset.backends.reference.backend import ReferenceEmbedding
+from hotset.backends.reference.ffn import ReferenceFFN, ReferenceNeuronFFN
+from hotset.backends.reference.linear import ReferenceLinear
 from hotset.core.batch import Batch
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError

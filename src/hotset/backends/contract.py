@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.batch import I32, Batch, Sequence
-from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig
+from hotset.core.config import Activation, DeltaNetConfig, ExpertsConfig, FFNPlan, NormKind, RopeConfig
 from hotset.formats.tensor import Tensor
 
 F32 = NDArray[np.float32]
@@ -60,7 +60,8 @@ class AttentionSpec:
     """``out += post_norm(W_o attention(W_qkv norm(x)))``, grouped-query, causal, with RoPE on q and k.
 
     ``q`` is (n_heads * head_dim, D), ``k`` and ``v`` are (n_kv_heads * head_dim, D), ``output`` is
-    (D, n_heads * head_dim). ``q_norm`` and ``k_norm`` act on every head before RoPE.
+    (D, n_heads * head_dim). ``q_norm`` and ``k_norm`` act before RoPE, on every head, or on all heads as one
+    vector where they are as long as that.
     """
 
     norm: Norm
@@ -77,6 +78,45 @@ class AttentionSpec:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     post_norm: Norm | None = None
+    gated: bool = False
+    """``q`` is twice as long: each head's query is followed by its gate, whose sigmoid multiplies the head's
+    result, number by number (Qwen3-Next)."""
+    sinks: F32 | None = None
+    """(n_heads,): one more logit in each head's softmax, without a value (gpt-oss)."""
+
+
+@dataclass(frozen=True)
+class DeltaNetSpec:
+    """``out += W_out y``, y being the gated delta net of norm(x) (arXiv 2412.06464; Qwen3-Next).
+
+    With n = norm(x), H value heads and d numbers a head: ``qkv`` n (C) goes through a causal convolution over
+    `kernel` positions of each channel, then SiLU, and is cut into queries, keys (n_key_heads * d each) and
+    values (H * d). Queries and keys are divided by their length, queries by the root of d. For each value
+    head with its state S (d keys, d values), beta = sigmoid(``beta`` n) and
+    g = ``decay`` * softplus(``alpha`` n + ``dt_bias``)::
+
+        S = S exp(g);  S = S + k (beta (v - S^T k))^T;  o = S^T q
+
+    y is ``out_norm(o) * silu(z n)`` of each head.
+    """
+
+    norm: Norm
+    qkv: Linear
+    z: Linear
+    """(H * d, D)."""
+    beta: Linear
+    """(H, D), like `alpha`."""
+    alpha: Linear
+    conv: F32
+    """(C, kernel), the newest position's factor last."""
+    dt_bias: F32
+    """(H,), like `decay`, which is negative."""
+    decay: F32
+    out_norm: Norm
+    """Over the d numbers of a head."""
+    output: Linear
+    """(D, H * d)."""
+    shape: DeltaNetConfig
 
 
 @dataclass(frozen=True)
@@ -112,6 +152,43 @@ class NeuronFFNSpec:
 
 
 @dataclass(frozen=True)
+class SharedExpertSpec:
+    """The expert that every row uses: gate and up (Fs, D), down (D, Fs).
+
+    With a ``switch`` (1, D) its result is multiplied by ``sigmoid(switch n)``.
+    """
+
+    gate: Linear | None
+    up: Linear
+    down: Linear
+    switch: Linear | None = None
+
+
+@dataclass(frozen=True)
+class ExpertsSpec:
+    """``out += post_norm(sum of w_e expert_e(n) over the row's experts + shared(n))``, ``n = norm(x)``.
+
+    The weights of E experts lie in one tensor: gate and up (E, F, D), down (E, D, F), or, with a `plan`,
+    stored by neuron, (E, F, D); their biases are (E, F) and (E, D). Each is an FFN as `FFNSpec` says.
+    The router's logits are ``router n`` (E), in float32; `maths.route` says what follows from them.
+    """
+
+    norm: Norm
+    router: Linear
+    gate: Linear | None
+    up: Linear
+    down: Linear
+    activation: Activation
+    shape: ExpertsConfig
+    selection_bias: F32 | None = None
+    """(E,): added to an expert's probability when experts are selected, but not in its weight."""
+    shared: SharedExpertSpec | None = None
+    plan: FFNPlan | None = None
+    """How neurons inside the selected experts are chosen; None: all are computed."""
+    post_norm: Norm | None = None
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     """``logits = W norm(x)``, W being (V, D)."""
 
@@ -131,6 +208,8 @@ class StateShape:
     """Where each layer's chooser starts, by its number in `Backend.neuron_ffn`; None: it has none."""
     kept: tuple[float, ...] = ()
     """The share of the activation that its audits keep; 0, or no number: nothing is audited."""
+    delta_nets: tuple[DeltaNetConfig, ...] = ()
+    """Layers with a recurrent state, by their numbers in `Backend.delta_net`."""
 
 
 class Embedding(Protocol):
@@ -140,14 +219,16 @@ class Embedding(Protocol):
         """Embed tokens (T,) at positions (T,): (T, D)."""
 
 
-class Attention(Protocol):
-    """One layer's attention."""
+class Mixer(Protocol):
+    """What mixes positions in one layer: attention, or a layer with a recurrent state."""
 
     def forward(self, x: Array, out: Array, view: BatchView) -> None:
-        """Add the attention of x (T, D) to out (T, D), which may be x itself.
+        """Add the mixture of x (T, D) to out (T, D), which may be x itself.
 
-        Each span's rows attend to their own sequence, whose keys and values are written at positions
-        ``sequence.length + 0 .. count - 1``.
+        Each span's rows see their own sequence, and of that what was there and what the span adds. Attention
+        writes their keys and values at positions ``sequence.length + 0 .. count - 1``; a recurrent layer
+        writes the state after them beside the present one, and `Sequence.advance` makes that the present one.
+        So the same batch may be computed again if it was not advanced.
         """
 
 
@@ -166,6 +247,19 @@ class FFN(Protocol):
 
         Written are the activation's input to ``gate`` (T, F), which is up's product where there is no gate,
         and the neurons' values, which are the input of down, to ``h`` (T, F).
+        """
+
+
+class Experts(FFN, Protocol):
+    """One layer's mixture of experts."""
+
+    def route(self, x: Array) -> Array:
+        """The router's logits (T, E) of x (T, D), which is the layer's input: for early routers."""
+
+    def forward(self, x: Array, out: Array, view: BatchView, logits: Array | None = None) -> None:
+        """Add the experts' result of x (T, D) to out, which may be x itself; `logits` are an early router's.
+
+        A row reads its own experts only, and they are summed in the order of their numbers.
         """
 
 
@@ -196,14 +290,20 @@ class Backend(Protocol):
     def embedding(self, spec: EmbeddingSpec) -> Embedding:
         """Build the token embedding."""
 
-    def attention(self, spec: AttentionSpec, index: int = 0) -> Attention:
+    def attention(self, spec: AttentionSpec, index: int = 0) -> Mixer:
         """Build one layer's attention, which keeps its keys and values under number `index`."""
+
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> Mixer:
+        """Build one layer's gated delta net, which keeps its state under number `index`."""
 
     def ffn(self, spec: FFNSpec) -> FFN:
         """Build one layer's FFN."""
 
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> FFN:
         """Build one layer's FFN that is stored by neuron, whose chooser has number `index`."""
+
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
+        """Build one layer's mixture of experts, whose chooser of neurons, if any, has number `index`."""
 
     def head(self, spec: HeadSpec) -> Head:
         """Build the final norm and the output projection."""

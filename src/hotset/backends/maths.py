@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, NeuronFFNSpec, Norm
 from hotset.backends.low_bit import low_bit_copy
-from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation, ExpertsConfig, Gating, NormKind, RopeConfig, Score, Way
 
 
 def relu(x: F32) -> F32:
@@ -18,9 +18,20 @@ def relu(x: F32) -> F32:
     return y
 
 
+def sigmoid(x: F32) -> F32:
+    """The logistic function, by a form that does not overflow."""
+    y: F32 = 0.5 * (1 + np.tanh(0.5 * x))
+    return y
+
+
 def silu(x: F32) -> F32:
-    """x times the logistic sigmoid of x, by a form that does not overflow."""
-    y: F32 = x * (0.5 * (1 + np.tanh(0.5 * x)))
+    """x times the logistic sigmoid of x."""
+    return x * sigmoid(x)
+
+
+def softplus(x: F32) -> F32:
+    """log(1 + e^x), by a form that does not overflow."""
+    y: F32 = np.logaddexp(x, np.float32(0))
     return y
 
 
@@ -38,6 +49,12 @@ def gelu_tanh(x: F32) -> F32:
     return y
 
 
+def clamped_swish(x: F32) -> F32:
+    """``g sigmoid(1.702 g)``, g being x or 7, what is less (gpt-oss)."""
+    g: F32 = np.minimum(x, np.float32(7))
+    return g * sigmoid(np.float32(1.702) * g)
+
+
 ACTIVATIONS: dict[Activation, Callable[[F32], F32]] = {
     Activation.RELU: relu,
     Activation.DRELU: relu,
@@ -45,7 +62,20 @@ ACTIVATIONS: dict[Activation, Callable[[F32], F32]] = {
     Activation.SILU: silu,
     Activation.GELU: gelu,
     Activation.GELU_TANH: gelu_tanh,
+    Activation.SWIGLU_CLAMPED: clamped_swish,
 }
+
+
+def neurons(activation: Activation, gate: F32 | None, up: F32) -> F32:
+    """The neurons' values, given the products of gate (None: there is none) and up."""
+    act = ACTIVATIONS[activation]
+    if gate is None:
+        return act(up)
+    if activation is Activation.DRELU:
+        up = act(up)
+    elif activation is Activation.SWIGLU_CLAMPED:
+        up = np.clip(up, -7, 7) + 1
+    return act(gate) * up
 
 
 def normalise(x: F32, norm: Norm) -> F32:
@@ -74,6 +104,36 @@ def rotate(x: F32, rope: RopeConfig, positions: NDArray[np.integer]) -> F32:
     y[..., first] = a * cos - b * sin
     y[..., second] = a * sin + b * cos
     return y
+
+
+LEAST_SUM = 6.1e-5
+"""Weights of experts are divided by no less (the smallest normal half)."""
+
+
+def route(logits: F32, bias: F32 | None, shape: ExpertsConfig) -> tuple[NDArray[np.intp], F32]:
+    """Each row's experts (T, used), in the order of their numbers, and their weights, of logits (T, E).
+
+    `bias` (E,) is added to the probabilities when experts are selected, but not in their weights
+    (arXiv 2408.15664). Of equal experts the one with the lower number is selected.
+    """
+    p = logits
+    if shape.gating is not Gating.SELECTED:
+        p = softmax(logits) if shape.gating is Gating.SOFTMAX else sigmoid(logits)
+    score = p if bias is None else p + bias
+    if shape.groups > 1:
+        grouped = score.reshape(len(score), shape.groups, -1)
+        best = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
+        kept = np.argsort(-best, axis=1, kind="stable")[:, : shape.groups_used]
+        allowed = np.zeros(best.shape, np.bool_)
+        np.put_along_axis(allowed, kept, True, axis=1)
+        score = np.where(allowed[:, :, None], grouped, -np.inf).reshape(score.shape)
+    experts = np.sort(np.argsort(-score, axis=1, kind="stable")[:, : shape.used], axis=1)
+    weights = np.take_along_axis(p, experts, axis=1)
+    if shape.gating is Gating.SELECTED:
+        weights = softmax(weights)
+    if shape.normalised:
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), LEAST_SUM)
+    return experts, (weights * shape.scale).astype(np.float32)
 
 
 def softmax(x: F32) -> F32:

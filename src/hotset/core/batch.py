@@ -70,12 +70,21 @@ class Sequence(Protocol):
         """Positions there is room for."""
 
     def reusable(self, length: int) -> int:
-        """The longest prefix, at most `length` positions, that every layer can go back to."""
+        """The longest prefix, at most `length` positions, that every layer can go back to.
+
+        With recurrent layers that is the present length, one that was saved (`save`), or 0.
+        """
 
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on, a length that `reusable` gave.
 
         At 0 the sequence is as new, but for what it counted (`work`).
+        """
+
+    def save(self) -> None:
+        """Keep what is needed to come back to the present length, where a layer cannot go back by itself.
+
+        Nothing is done where every layer can. Raises `MemoryError`.
         """
 
     def fork(self) -> "Sequence":

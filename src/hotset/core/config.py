@@ -18,11 +18,18 @@ class Activation(str, Enum):
     """Exact GELU, by the error function."""
     GELU_TANH = "gelu_tanh"
     """The tanh approximation of GELU (Gemma)."""
+    SWIGLU_CLAMPED = "swiglu_clamped"
+    """gpt-oss: ``g sigmoid(1.702 g) (u + 1)``, g = min(gate, 7), u = up clamped to -7 … 7. Gated only."""
 
     @property
     def zero_producing(self) -> bool:
         """Whether the activation is exactly zero for negative input, so that `exact` skipping is lossless."""
         return self in (Activation.RELU, Activation.DRELU, Activation.RELU2)
+
+    @property
+    def gated_only(self) -> bool:
+        """Whether it is one of gate and up together."""
+        return self in (Activation.DRELU, Activation.SWIGLU_CLAMPED)
 
 
 class NormKind(str, Enum):
@@ -102,6 +109,60 @@ class FFNPlan:
     """The predictor reads the FFN's input before its norm, as in PowerInfer's files."""
 
 
+class Gating(str, Enum):
+    """How a router's logits become the weights of the experts that it selects."""
+
+    SOFTMAX = "softmax"
+    """Softmax over all experts."""
+    SIGMOID = "sigmoid"
+    """Each expert's own sigmoid."""
+    SELECTED = "selected"
+    """Softmax over the selected experts alone."""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts: `used` of `count` FFNs compute a token, as a router says (arXiv 1701.06538)."""
+
+    count: int
+    used: int
+    size: int
+    """Neurons of one expert."""
+    shared_size: int = 0
+    """Neurons of the expert that every token uses; 0: there is none."""
+    gating: Gating = Gating.SOFTMAX
+    normalised: bool = True
+    """The selected experts' weights are divided by their sum."""
+    scale: float = 1.0
+    """Factor on the weights."""
+    groups: int = 1
+    groups_used: int = 1
+    """Experts are selected from so many of so many groups, those whose two best sum highest (DeepSeek-V3)."""
+    early: bool = False
+    """The router reads the layer's input, before attention and without a norm (SmallThinker)."""
+
+
+@dataclass(frozen=True)
+class DeltaNetConfig:
+    """A gated delta net (arXiv 2412.06464): a layer with a state of fixed size instead of keys and values."""
+
+    n_key_heads: int
+    n_value_heads: int
+    """A multiple of `n_key_heads`."""
+    head_dim: int
+    """Of keys and of values."""
+    kernel: int
+    """Positions that the convolution before it reaches over, the token itself included."""
+    tiled: bool
+    """Value head h reads key head ``h mod n_key_heads`` (Qwen3.5's GGUF files), else
+    ``h // (n_value_heads / n_key_heads)``."""
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a position that the convolution runs over: queries, keys and values."""
+        return (2 * self.n_key_heads + self.n_value_heads) * self.head_dim
+
+
 @dataclass(frozen=True)
 class LayerConfig:
     """Where one layer differs from its neighbours."""
@@ -111,6 +172,10 @@ class LayerConfig:
     """Attention reaches back over this many positions, the token itself included; None: over all."""
     ffn: FFNPlan | None = None
     """None: the FFN is not stored by neuron, and all its neurons are computed."""
+    experts: ExpertsConfig | None = None
+    """None: one FFN, `ModelConfig.ffn_size` neurons wide."""
+    delta_net: DeltaNetConfig | None = None
+    """None: the layer mixes positions by attention."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +187,7 @@ class ModelConfig:
     context_length: int
     hidden_size: int
     ffn_size: int
+    """Neurons of the layers' FFNs that are no mixtures; 0: all are."""
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -136,6 +202,8 @@ class ModelConfig:
     """Factor on q.k; 0 means ``head_dim ** -0.5``."""
     embedding_scale: float = 1.0
     """Factor on the token embedding (Gemma: the square root of the hidden size)."""
+    gated_attention: bool = False
+    """Attention's results are multiplied by the sigmoid of gates, as `AttentionSpec.gated` says."""
     position_offset: int = 0
     """Row of ``position_embd.weight`` for position 0 (OPT: 2); used only where that tensor exists."""
 
@@ -143,6 +211,16 @@ class ModelConfig:
     def n_layers(self) -> int:
         """How many layers the decoder has."""
         return len(self.layers)
+
+    @property
+    def mixture(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(layer.experts for layer in self.layers)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether any layer keeps a state that cannot go back to an earlier position."""
+        return any(layer.delta_net for layer in self.layers)
 
 
 @dataclass(frozen=True)

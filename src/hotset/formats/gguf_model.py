@@ -179,7 +179,7 @@ def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activ
     if file.powerinfer and usual is not Activation.DRELU:
         usual = Activation.RELU  # its models are, whatever the architecture's others have
     name = keys.text("hotset.activation", usual.value)
-    known = [a.value for a in Activation if architecture.gated or a is not Activation.DRELU]
+    known = [a.value for a in Activation if architecture.gated or not a.gated_only]
     if name not in known:
         raise keys.refuse("hotset.activation", "one of " + ", ".join(known), name)
     return Activation(name)

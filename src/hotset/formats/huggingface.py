@@ -129,7 +129,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
 def _activation(keys: Keys, architecture: Architecture) -> Activation:
     name = keys.text("hidden_act", architecture.activation.value)
     activation = architecture.activations.get(name)
-    if activation is None or (activation is Activation.DRELU and not architecture.gated):
+    if activation is None or (activation.gated_only and not architecture.gated):
         raise keys.refuse("hidden_act", "one of " + ", ".join(architecture.activations), name)
     return activation
 

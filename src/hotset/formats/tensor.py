@@ -69,6 +69,11 @@ class Tensor:
         data = self.data[start * row_bytes : stop * row_bytes]
         return Tensor(self.name, self.type, (stop - start, *self.shape[1:]), data)
 
+    def part(self, index: int) -> "Tensor":
+        """Part `index` of the first axis, a view: of (E, F, D) the matrix (F, D) of one expert."""
+        nbytes = self.nbytes // self.shape[0]
+        return Tensor(self.name, self.type, self.shape[1:], self.data[index * nbytes : (index + 1) * nbytes])
+
     def columns(self, start: int, stop: int) -> "Tensor":
         """The matrix of columns [start, stop), a copy of their blocks: nothing is rounded.
 

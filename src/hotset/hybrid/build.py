@@ -7,6 +7,7 @@ from itertools import count
 from hotset.backends.contract import Head
 from hotset.backends.cpu import CpuBackend
 from hotset.core.config import Placement
+from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.device import Device
 from hotset.hybrid.ffn import build_ffn, build_host_ffn, build_split
@@ -38,6 +39,11 @@ def build_hybrid(
     config = checkpoint.config
     if not placement.fits(config):
         raise ValueError("the placement is another model's")
+    if config.mixture or config.recurrent:
+        raise HotsetError(
+            f"{checkpoint.path}: mixtures of experts and recurrent layers run on the CPU alone as yet; "
+            "leave out --vram"
+        )
 
     def done(parts: int) -> None:
         if progress:

@@ -6,7 +6,7 @@ Each variant is a type of its own; whoever treats them differently matches on it
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
-from hotset.backends.contract import FFN, Attention
+from hotset.backends.contract import FFN, Mixer
 from hotset.backends.cpu import CpuAttention, CpuFFN, CpuNeuronFFN
 from hotset.hybrid.device import AddNormed, Predict
 
@@ -48,7 +48,7 @@ class Split:
     """The norm after the FFN, which is of the sum, where there is one."""
 
 
-AnyAttention: TypeAlias = OnHost[CpuAttention] | OnDevice[Attention]
+AnyAttention: TypeAlias = OnHost[CpuAttention] | OnDevice[Mixer]
 AnyFFN: TypeAlias = OnHost[HostFFN] | OnDevice[FFN] | Split
 
 

@@ -45,6 +45,9 @@ class HybridSequence:
             half.rewind(min(length, half.length))
         self._length = length
 
+    def save(self) -> None:
+        """See `Sequence`: every layer can go back by itself."""
+
     def fork(self) -> "HybridSequence":
         """See `Sequence`."""
         self.settle()

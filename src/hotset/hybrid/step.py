@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from hotset.backends.contract import FFN, Attention, Head
+from hotset.backends.contract import FFN, Head, Mixer
 from hotset.backends.cpu import CpuAttention
 from hotset.hybrid.device import AddNormed, Predict
 from hotset.hybrid.parts import HostFFN
@@ -139,7 +139,7 @@ class Attend:
     """Add a layer's attention of x, computed on the device."""
 
     layer: int
-    part: Attention = field(repr=False)
+    part: Mixer = field(repr=False)
     x: Vector
     to: Vector
 

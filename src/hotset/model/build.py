@@ -8,16 +8,22 @@ from collections.abc import Callable
 
 from hotset.backends.contract import (
     F32,
+    FFN,
     AttentionSpec,
     Backend,
+    DeltaNetSpec,
     EmbeddingSpec,
+    Experts,
+    ExpertsSpec,
     FFNSpec,
     HeadSpec,
     Linear,
+    Mixer,
     NeuronFFNSpec,
     Norm,
+    SharedExpertSpec,
 )
-from hotset.core.config import FFNPlan, Score
+from hotset.core.config import DeltaNetConfig, ExpertsConfig, FFNPlan, Score
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Layer, Transformer
 
@@ -37,13 +43,33 @@ def build_transformer(
     done(1)
     layers = []
     for i in range(n_layers):
-        plan = checkpoint.config.layers[i].ffn
-        ffn = backend.neuron_ffn(weights.neuron_ffn(i, plan), i) if plan else backend.ffn(weights.ffn(i))
-        layers.append(Layer(backend.attention(weights.attention(i), i), ffn))
+        layers.append(_layer(weights, backend, i))
         done(i + 2)
     head = backend.head(weights.head())
     done(n_layers + 2)
     return Transformer(checkpoint.config, backend, embedding, layers, head)
+
+
+def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
+    config = weights.config
+    layer = config.layers[i]
+    # States are numbered kind by kind.
+    recurrent = sum(before.delta_net is not None for before in config.layers[:i])
+    mixer: Mixer
+    if layer.delta_net:
+        mixer = backend.delta_net(weights.delta_net(i, layer.delta_net), recurrent)
+    else:
+        mixer = backend.attention(weights.attention(i), i - recurrent)
+    ffn: FFN
+    early: Experts | None = None
+    if layer.experts:
+        ffn = experts = backend.experts(weights.experts(i, layer.experts), i)
+        early = experts if layer.experts.early else None
+    elif layer.ffn:
+        ffn = backend.neuron_ffn(weights.neuron_ffn(i, layer.ffn), i)
+    else:
+        ffn = backend.ffn(weights.ffn(i))
+    return Layer(mixer, ffn, early)
 
 
 def embedding_spec(checkpoint: Checkpoint) -> EmbeddingSpec:
@@ -104,6 +130,50 @@ class _Weights:
             q_norm=self.optional_norm(f"blk.{i}.attn_q_norm"),
             k_norm=self.optional_norm(f"blk.{i}.attn_k_norm"),
             post_norm=self.optional_norm(f"blk.{i}.post_attention_norm"),
+            gated=c.gated_attention,
+            sinks=self.vector(f"blk.{i}.attn_sinks.weight"),
+        )
+
+    def delta_net(self, i: int, shape: DeltaNetConfig) -> DeltaNetSpec:
+        layer = f"blk.{i}"
+        return DeltaNetSpec(
+            norm=self.norm(f"{layer}.attn_norm"),
+            qkv=self.linear(f"{layer}.attn_qkv"),
+            z=self.linear(f"{layer}.attn_gate"),
+            beta=self.linear(f"{layer}.ssm_beta"),
+            alpha=self.linear(f"{layer}.ssm_alpha"),
+            conv=self.tensors[f"{layer}.ssm_conv1d.weight"].to_float32(),
+            dt_bias=self.tensors[f"{layer}.ssm_dt.bias"].to_float32(),
+            decay=self.tensors[f"{layer}.ssm_a.weight"].to_float32(),
+            out_norm=self.norm(f"{layer}.ssm_norm"),
+            output=self.linear(f"{layer}.ssm_out"),
+            shape=shape,
+        )
+
+    def experts(self, i: int, shape: ExpertsConfig) -> ExpertsSpec:
+        ffn, plan = f"blk.{i}", self.config.layers[i].ffn
+        shared = (
+            SharedExpertSpec(
+                gate=self.linear(f"{ffn}.ffn_gate_shexp") if self.config.gated else None,
+                up=self.linear(f"{ffn}.ffn_up_shexp"),
+                down=self.linear(f"{ffn}.ffn_down_shexp"),
+                switch=self.optional_linear(f"{ffn}.ffn_gate_inp_shexp"),
+            )
+            if shape.shared_size
+            else None
+        )
+        return ExpertsSpec(
+            norm=self.norm(f"{ffn}.ffn_norm"),
+            router=self.linear(f"{ffn}.ffn_gate_inp"),
+            gate=self.linear(f"{ffn}.ffn_gate_exps") if self.config.gated else None,
+            up=self.linear(f"{ffn}.ffn_up_exps"),
+            down=self.linear(f"{ffn}.ffn_down_t_exps" if plan else f"{ffn}.ffn_down_exps"),
+            activation=self.config.activation,
+            shape=shape,
+            selection_bias=self.vector(f"{ffn}.exp_probs_b.bias"),
+            shared=shared,
+            plan=plan,
+            post_norm=self.optional_norm(f"{ffn}.post_ffw_norm"),
         )
 
     def ffn(self, i: int) -> FFNSpec:
@@ -138,6 +208,9 @@ class _Weights:
 
     def linear(self, name: str) -> Linear:
         return Linear(self.tensors[f"{name}.weight"], self.vector(f"{name}.bias"))
+
+    def optional_linear(self, name: str) -> Linear | None:
+        return self.linear(name) if f"{name}.weight" in self.tensors else None
 
     def norm(self, name: str) -> Norm:
         weight = self.tensors[f"{name}.weight"].to_float32()

@@ -56,7 +56,7 @@ def traced(transformer: "Transformer", batch: Batch) -> NotFiniteError:
     for i, layer in enumerate(transformer.layers):
         out = backend.copy(x) if parallel else x
         for name, part, otherwise in (
-            (f"attention of layer {i}", layer.attention, _KV),
+            (f"attention of layer {i}", layer.mixer, _KV),
             (f"FFN of layer {i}", layer.ffn, _OVERFLOW),
         ):
             part.forward(x, out, view)

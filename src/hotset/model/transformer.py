@@ -8,7 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotset.backends.contract import F32, FFN, Array, Attention, Backend, Embedding, Head, StateShape
+from hotset.backends.contract import (
+    F32,
+    FFN,
+    Array,
+    Backend,
+    BatchView,
+    Embedding,
+    Experts,
+    Head,
+    Mixer,
+    StateShape,
+)
 from hotset.core.batch import Batch, Sequence
 from hotset.core.config import ModelConfig
 from hotset.core.errors import HotsetError, RequestError
@@ -27,8 +38,20 @@ attend to them (attention sinks, arXiv 2309.17453)."""
 class Layer:
     """One decoder layer; each part has its own norms inside."""
 
-    attention: Attention
+    mixer: Mixer
     ffn: FFN
+    early: Experts | None = None
+    """The FFN, where its router reads what the mixer reads."""
+
+    def forward(self, x: Array, out: Array, view: BatchView) -> None:
+        """Both parts read x and add to out, a copy of x in parallel layers, else x itself."""
+        if self.early:
+            logits = self.early.route(x)
+            self.mixer.forward(x, out, view)
+            self.early.forward(x, out, view, logits)
+        else:
+            self.mixer.forward(x, out, view)
+            self.ffn.forward(x, out, view)
 
 
 class Transformer:
@@ -61,7 +84,8 @@ class Transformer:
         c = self.config
         cutoffs = tuple(layer.ffn.cutoff if layer.ffn else None for layer in c.layers)
         kept = tuple(layer.ffn.kept if layer.ffn else 0.0 for layer in c.layers)
-        return StateShape(c.n_layers, c.n_kv_heads, c.head_dim, cutoffs, kept)
+        delta_nets = tuple(layer.delta_net for layer in c.layers if layer.delta_net)
+        return StateShape(c.n_layers - len(delta_nets), c.n_kv_heads, c.head_dim, cutoffs, kept, delta_nets)
 
     def forward(self, batch: Batch) -> F32:
         """Append the batch's tokens to their sequences, and predict what follows.
@@ -116,8 +140,7 @@ class Transformer:
             # Both parts read x and add to out. One after the other, out is x itself, so the FFN reads what
             # the attention has added; in parallel it is a copy, so the FFN reads what the attention read.
             out = self.backend.copy(x) if parallel else x
-            layer.attention.forward(x, out, view)
-            layer.ffn.forward(x, out, view)
+            layer.forward(x, out, view)
             x = out
         return x
 

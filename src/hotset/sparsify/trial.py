@@ -137,7 +137,7 @@ class Trial:
         out = x.copy()
         batch = Batch.of(sequence, np.zeros(len(x), np.int32), lossless=True)
         view = self._transformer.backend.view(batch)
-        self._transformer.layers[index].attention.forward(x, out, view)
+        self._transformer.layers[index].mixer.forward(x, out, view)
         read = x if self._transformer.config.parallel else out.copy()
         ffn.forward(read, out, view)
         return out, read

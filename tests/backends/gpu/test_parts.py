@@ -197,8 +197,8 @@ def test_attention_of_several_sequences(backend: Any) -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("activation", list(Activation))
 def test_ffn(backend: Any, activation: Activation, gated: bool) -> None:
-    if activation is Activation.DRELU and not gated:
-        pytest.skip("dReLU is gated")
+    if activation.gated_only and not gated:
+        pytest.skip("it has a gate")
     size = 67
     spec = FFNSpec(
         norm=norm(1, HIDDEN),
@@ -349,5 +349,5 @@ def test_wrong_arguments(backend: Any) -> None:
         backend.attention(replace(attention_spec(), n_kv_heads=3))
     with pytest.raises(CheckpointError, match="expected RoPE on 2 to 20 numbers of a head, found 22"):
         backend.attention(replace(attention_spec(), rope=rope(22, False)))
-    with pytest.raises(CheckpointError, match="dReLU needs a gate"):
+    with pytest.raises(CheckpointError, match="drelu needs a gate"):
         backend.ffn(FFNSpec(norm(1, 40), None, linear(1, 8, 40), linear(2, 40, 8), Activation.DRELU))

@@ -1,14 +1,7 @@
 """The native backend: this CPU's kernels behind the contract."""
 
-from hotset.backends.cpu.backend import (
-    CpuAttention,
-    CpuBackend,
-    CpuEmbedding,
-    CpuFFN,
-    CpuHead,
-    CpuNeuronFFN,
-    cache_bytes,
-)
+from hotset.backends.cpu.backend import CpuBackend, cache_bytes
+from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
 from hotset.backends.cpu.state import CpuSequence, CpuView
 
 __all__ = [

@@ -13,19 +13,24 @@ from hotset.backends.blocks import dequantise, neuron_type, round_to_nearest, st
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
+    DeltaNetSpec,
     EmbeddingSpec,
+    Experts,
+    ExpertsSpec,
     FFNSpec,
     HeadSpec,
     Linear,
+    Mixer,
     NeuronFFNSpec,
     Norm,
     StateShape,
 )
+from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
 from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.backends.low_bit import Q2, two_bit_blocks
-from hotset.core.batch import I32, Batch
+from hotset.core.batch import Batch
 from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
-from hotset.core.errors import CheckpointError, HotsetError, RequestError
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.core.limits import available_cores, physical_cores
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -58,87 +63,6 @@ def cache_bytes() -> int:
 def machine_parts() -> int:
     """Sums that a sparse layer's neurons are added up in at most: four to a core of this machine, or 16."""
     return min(max(16, 4 * physical_cores()), MAX_PARTS)
-
-
-class CpuEmbedding:
-    """The table stays as it is in the file; rows are dequantised as they are asked for."""
-
-    def __init__(self, spec: EmbeddingSpec) -> None:
-        self._tokens = spec.tokens
-        self._scale = np.float32(spec.scale)
-        self._positions = spec.positions
-        self._position_offset = spec.position_offset
-
-    def forward(self, tokens: I32, positions: I32) -> F32:
-        """See `Embedding`."""
-        try:
-            x = dequantise(self._tokens, tokens)
-        except IndexError as error:
-            raise RequestError(
-                f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is the tokenizer another model's?"
-            ) from None
-        if self._scale != 1:
-            x *= self._scale
-        if self._positions is not None:
-            try:
-                x += dequantise(self._positions, positions + np.int32(self._position_offset))
-            except IndexError:
-                raise RequestError(
-                    f"position {positions.max()}: the model has "
-                    f"{self._positions.shape[0] - self._position_offset} positions; shorten the prompt"
-                ) from None
-        return x
-
-
-class CpuHead:
-    """The final norm and the output projection."""
-
-    def __init__(self, native: _native.Head, vocab_size: int) -> None:
-        self._native = native
-        self._vocab_size = vocab_size
-
-    def forward(self, x: F32) -> F32:
-        """See `Head`."""
-        logits = np.empty((len(x), self._vocab_size), np.float32)
-        self._native.forward(x, logits)
-        return logits
-
-
-class CpuAttention:
-    """One layer's attention."""
-
-    def __init__(self, native: _native.Attention) -> None:
-        self.native = native
-
-    def forward(self, x: F32, out: F32, view: CpuView) -> None:
-        """See `Attention`."""
-        self.native.forward(x, out, view.native)
-
-
-class CpuFFN:
-    """An FFN of which every neuron is computed."""
-
-    def __init__(self, native: _native.FFN) -> None:
-        self.native = native
-        self.neurons = native.neurons
-
-    def forward(self, x: F32, out: F32, view: CpuView | None = None) -> None:
-        """See `FFN`."""
-        self.native.forward(x, out)
-
-
-class CpuNeuronFFN:
-    """An FFN stored by neuron."""
-
-    def __init__(self, native: _native.NeuronFFN) -> None:
-        self.native = native
-        self.neurons = native.neurons
-        self.parts = native.parts
-        """Sums that its neurons are added up in."""
-
-    def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
-        """See `FFN`; `scores` (T, F), where the predictor's are given. Without a view all is lossless."""
-        self.native.forward(x, out, view.native if view else None, scores)
 
 
 class CpuBackend:
@@ -246,8 +170,10 @@ class CpuBackend:
     def ffn(self, spec: FFNSpec) -> CpuFFN:
         """Build one layer's FFN."""
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
-        if spec.activation is Activation.DRELU and spec.gate is None:
-            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        if spec.activation.gated_only and spec.gate is None:
+            raise CheckpointError(
+                f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
+            )
         native = _native.FFN(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
@@ -268,8 +194,10 @@ class CpuBackend:
         """
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         plan = spec.plan
-        if spec.activation is Activation.DRELU and spec.gate is None:
-            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        if spec.activation.gated_only and spec.gate is None:
+            raise CheckpointError(
+                f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
+            )
         if plan.way is Way.EXACT and not spec.activation.zero_producing:
             raise CheckpointError(f"{spec.down_t.weight.name}: exact: {spec.activation.value} is never zero")
         first, second = (spec.gate, spec.up) if spec.gate else (spec.up, None)
@@ -299,6 +227,14 @@ class CpuBackend:
             index=index,
         )
         return CpuNeuronFFN(native)
+
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> Mixer:
+        """Refuse: it has none yet."""
+        raise HotsetError(f"{spec.qkv.weight.name}: the CPU backend has no gated delta net yet")
+
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
+        """Refuse: it has none yet."""
+        raise HotsetError(f"{spec.up.weight.name}: the CPU backend has no mixtures of experts yet")
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """Build the final norm and the output projection."""

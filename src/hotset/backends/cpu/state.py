@@ -55,6 +55,9 @@ class CpuSequence:
         """See `Sequence`."""
         self.native.rewind(length)
 
+    def save(self) -> None:
+        """See `Sequence`: every layer can go back by itself."""
+
     def fork(self) -> "CpuSequence":
         """See `Sequence`; what is filled is copied."""
         return CpuSequence(self.native.fork())

@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
+    DeltaNetSpec,
     EmbeddingSpec,
+    Experts,
+    ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    Mixer,
     NeuronFFNSpec,
     Norm,
     StateShape,
@@ -25,6 +29,7 @@ from hotset.backends.gpu.predictor import GpuPredictor
 from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
 from hotset.core.batch import I32, Batch
+from hotset.core.errors import HotsetError
 
 
 class GpuEmbedding:
@@ -102,6 +107,14 @@ class GpuBackend:
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> GpuNeuronFFN:
         """Build one layer's FFN that is stored by neuron; all its neurons are computed."""
         return GpuNeuronFFN(self.gpu, spec)
+
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> Mixer:
+        """Refuse: it has none yet."""
+        raise HotsetError(f"{spec.qkv.weight.name}: the GPU backend has no gated delta net yet")
+
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
+        """Refuse: it has none yet."""
+        raise HotsetError(f"{spec.up.weight.name}: the GPU backend has no mixtures of experts yet")
 
     def head(self, spec: HeadSpec) -> GpuHead:
         """Build the final norm and the output projection."""

@@ -64,8 +64,10 @@ class GpuFFN:
 
     def __init__(self, gpu: Gpu, spec: FFNSpec | NeuronFFNSpec) -> None:
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
-        if spec.activation is Activation.DRELU and spec.gate is None:
-            raise CheckpointError(f"{spec.up.weight.name}: dReLU needs a gate, which this FFN has not")
+        if spec.activation.gated_only and spec.gate is None:
+            raise CheckpointError(
+                f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
+            )
         self.gpu, self.size = gpu, size
         self.norm = GpuNorm(gpu, spec.norm, hidden)
         self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None

@@ -70,6 +70,9 @@ class GpuSequence:
             raise ValueError(f"length: expected 0 to {self._length}, found {length}")
         self._length = length
 
+    def save(self) -> None:
+        """See `Sequence`: every layer can go back by itself."""
+
     def fork(self) -> "GpuSequence":
         """See `Sequence`; what is filled is copied."""
         try:

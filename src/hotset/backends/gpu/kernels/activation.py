@@ -16,6 +16,9 @@ def activate(x, ACTIVATION: tl.constexpr):
         y = x * tl.sigmoid(x)
     elif ACTIVATION == 4:  # GELU
         y = x * (0.5 * (1.0 + tl.erf(x * 0.7071067811865476)))
+    elif ACTIVATION == 6:  # SWIGLU_CLAMPED
+        g = tl.minimum(x, 7.0)
+        y = g * tl.sigmoid(1.702 * g)
     else:  # GELU_TANH
         z = 1.5957691216057308 * (x + 0.044715 * x * x * x)  # 2 sqrt(2 / pi): 1 + tanh(z / 2) = 2 sigmoid(z)
         y = x * tl.sigmoid(z)
@@ -27,6 +30,8 @@ def gated(gate, up, ACTIVATION: tl.constexpr):
     """A gated neuron's value."""
     if ACTIVATION == 1:  # DRELU
         up = tl.maximum(up, 0.0)
+    elif ACTIVATION == 6:  # SWIGLU_CLAMPED
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0
     return activate(gate, ACTIVATION) * up
 
 

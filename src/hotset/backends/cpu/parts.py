@@ -1,0 +1,91 @@
+"""The native parts as the contract has them."""
+
+import numpy as np
+
+from hotset import _native
+from hotset.backends.blocks import dequantise
+from hotset.backends.contract import F32, EmbeddingSpec
+from hotset.backends.cpu.state import CpuView
+from hotset.core.batch import I32
+from hotset.core.errors import RequestError
+
+
+class CpuEmbedding:
+    """The table stays as it is in the file; rows are dequantised as they are asked for."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self._tokens = spec.tokens
+        self._scale = np.float32(spec.scale)
+        self._positions = spec.positions
+        self._position_offset = spec.position_offset
+
+    def forward(self, tokens: I32, positions: I32) -> F32:
+        """See `Embedding`."""
+        try:
+            x = dequantise(self._tokens, tokens)
+        except IndexError as error:
+            raise RequestError(
+                f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is the tokenizer another model's?"
+            ) from None
+        if self._scale != 1:
+            x *= self._scale
+        if self._positions is not None:
+            try:
+                x += dequantise(self._positions, positions + np.int32(self._position_offset))
+            except IndexError:
+                raise RequestError(
+                    f"position {positions.max()}: the model has "
+                    f"{self._positions.shape[0] - self._position_offset} positions; shorten the prompt"
+                ) from None
+        return x
+
+
+class CpuHead:
+    """The final norm and the output projection."""
+
+    def __init__(self, native: _native.Head, vocab_size: int) -> None:
+        self._native = native
+        self._vocab_size = vocab_size
+
+    def forward(self, x: F32) -> F32:
+        """See `Head`."""
+        logits = np.empty((len(x), self._vocab_size), np.float32)
+        self._native.forward(x, logits)
+        return logits
+
+
+class CpuAttention:
+    """One layer's attention."""
+
+    def __init__(self, native: _native.Attention) -> None:
+        self.native = native
+
+    def forward(self, x: F32, out: F32, view: CpuView) -> None:
+        """See `Attention`."""
+        self.native.forward(x, out, view.native)
+
+
+class CpuFFN:
+    """An FFN of which every neuron is computed."""
+
+    def __init__(self, native: _native.FFN) -> None:
+        self.native = native
+        self.neurons = native.neurons
+
+    def forward(self, x: F32, out: F32, view: CpuView | None = None) -> None:
+        """See `FFN`."""
+        self.native.forward(x, out)
+
+
+class CpuNeuronFFN:
+    """An FFN stored by neuron."""
+
+    def __init__(self, native: _native.NeuronFFN) -> None:
+        self.native = native
+        self.neurons = native.neurons
+        self.parts = native.parts
+        """Sums that its neurons are added up in."""
+
+    def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
+        """See `FFN`; `scores` (T, F), where the predictor's are given. Without a view all is lossless."""
+        self.native.forward(x, out, view.native if view else None, scores)

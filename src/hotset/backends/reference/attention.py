@@ -1,0 +1,73 @@
+"""Attention."""
+
+import numpy as np
+
+from hotset.backends.contract import F32, AttentionSpec, Norm
+from hotset.backends.maths import normalise, rotate, sigmoid, softmax
+from hotset.backends.reference.linear import ReferenceLinear
+from hotset.backends.reference.state import ReferenceSequence, own_sequence
+from hotset.core.batch import Batch
+
+
+class ReferenceAttention:
+    """Grouped-query attention with the whole matrix of scores."""
+
+    def __init__(self, spec: AttentionSpec, index: int = 0) -> None:
+        self.spec = spec
+        self.index = index
+        self.q, self.k, self.v = ReferenceLinear(spec.q), ReferenceLinear(spec.k), ReferenceLinear(spec.v)
+        self.output = ReferenceLinear(spec.output)
+
+    def forward(self, x: F32, out: F32, view: Batch) -> None:
+        """See `Attention`."""
+        s = self.spec
+        n = normalise(x, s.norm)
+        q = self.q(n).reshape(-1, s.n_heads, (1 + s.gated) * s.head_dim)
+        q, gate = q[:, :, : s.head_dim], q[:, :, s.head_dim :]
+        k = self.k(n).reshape(-1, s.n_kv_heads, s.head_dim)
+        v = self.v(n).reshape(-1, s.n_kv_heads, s.head_dim)
+        q, k = _normalised(q, s.q_norm), _normalised(k, s.k_norm)
+        if s.rope:
+            q, k = rotate(q, s.rope, view.positions), rotate(k, s.rope, view.positions)
+        mixed = np.empty_like(q)
+        for span, rows in view.rows():
+            mixed[rows] = self._attend(q[rows], k[rows], v[rows], own_sequence(span.sequence))
+        if s.gated:
+            mixed *= sigmoid(gate)
+        y = self.output(mixed.reshape(len(x), -1))
+        out += normalise(y, s.post_norm) if s.post_norm else y
+
+    def _attend(self, q: F32, k: F32, v: F32, sequence: ReferenceSequence) -> F32:
+        """One span's rows: q (T, H, d), k and v (T, K, d), to (T, H, d)."""
+        s = self.spec
+        start, end = sequence.length, sequence.length + len(q)
+        sequence.keys[self.index, start:end] = k
+        sequence.values[self.index, start:end] = v
+
+        # Heads first: queries (H, T, d) against the keys (H, S, d) of all positions so far. A key-value head
+        # serves n_heads / n_kv_heads query heads that follow one another.
+        group = s.n_heads // s.n_kv_heads
+        queries = q.transpose(1, 0, 2)
+        keys, values = (
+            kept[self.index, :end].astype(np.float32).transpose(1, 0, 2).repeat(group, axis=0)
+            for kept in (sequence.keys, sequence.values)
+        )
+        distance = np.arange(start, end)[:, None] - np.arange(end)[None, :]
+        visible = distance >= 0
+        if s.window is not None:
+            visible &= distance < s.window
+        scores = np.where(visible, s.scale * (queries @ keys.transpose(0, 2, 1)), -np.inf)
+        if s.sinks is not None:
+            sinks = np.broadcast_to(s.sinks[:, None, None], (*scores.shape[:2], 1))
+            scores = np.concatenate([scores, sinks], axis=2).astype(np.float32)
+        mixed: F32 = (softmax(scores)[:, :, :end] @ values).transpose(1, 0, 2)
+        return mixed
+
+
+def _normalised(heads: F32, norm: Norm | None) -> F32:
+    """Heads (T, H, d), each normalised, or all as one vector."""
+    if norm is None:
+        return heads
+    if norm.weight.size == heads.shape[2]:
+        return normalise(heads, norm)
+    return normalise(heads.reshape(len(heads), -1), norm).reshape(heads.shape)

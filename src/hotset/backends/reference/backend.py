@@ -1,0 +1,122 @@
+"""The backend, and the parts at a model's ends."""
+
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from hotset.backends.contract import (
+    F32,
+    AttentionSpec,
+    DeltaNetSpec,
+    EmbeddingSpec,
+    ExpertsSpec,
+    FFNSpec,
+    HeadSpec,
+    NeuronFFNSpec,
+    StateShape,
+)
+from hotset.backends.cutoff import Cutoff
+from hotset.backends.maths import normalise
+from hotset.backends.reference.attention import ReferenceAttention
+from hotset.backends.reference.delta_net import ReferenceDeltaNet
+from hotset.backends.reference.experts import ReferenceExperts
+from hotset.backends.reference.ffn import ReferenceFFN, ReferenceNeuronFFN
+from hotset.backends.reference.linear import ReferenceLinear
+from hotset.backends.reference.state import ReferenceChooser, ReferenceSequence
+from hotset.core.batch import I32, Batch
+from hotset.core.errors import HotsetError
+
+
+class ReferenceEmbedding:
+    """A row of the table for each token, and one for its position where there is such a table."""
+
+    def __init__(self, spec: EmbeddingSpec) -> None:
+        self.tokens = spec.tokens.to_float32()
+        self.positions = None if spec.positions is None else spec.positions.to_float32()
+        self.scale = np.float32(spec.scale)
+        self.position_offset = spec.position_offset
+
+    def forward(self, tokens: I32, positions: I32) -> F32:
+        """See `Embedding`."""
+        x: F32 = self.tokens[tokens] * self.scale
+        if self.positions is not None:
+            x += self.positions[positions + self.position_offset]
+        return x
+
+
+class ReferenceHead:
+    """The final norm and the output projection."""
+
+    def __init__(self, spec: HeadSpec) -> None:
+        self.norm = spec.norm
+        self.output = ReferenceLinear(spec.output)
+
+    def forward(self, x: F32) -> F32:
+        """See `Head`."""
+        return self.output(normalise(x, self.norm))
+
+
+class ReferenceBackend:
+    """Builds the parts; see `hotset.backends.contract.Backend`."""
+
+    name = "reference"
+
+    def copy(self, x: F32) -> F32:
+        """See `Backend`."""
+        y: F32 = x.copy()
+        return y
+
+    def rows(self, x: F32, rows: NDArray[np.intp]) -> F32:
+        """See `Backend`."""
+        y: F32 = x[rows]
+        return y
+
+    def view(self, batch: Batch) -> Batch:
+        """See `Backend`."""
+        return batch
+
+    def embedding(self, spec: EmbeddingSpec) -> ReferenceEmbedding:
+        """Build the token embedding."""
+        return ReferenceEmbedding(spec)
+
+    def attention(self, spec: AttentionSpec, index: int = 0) -> ReferenceAttention:
+        """Build one layer's attention."""
+        return ReferenceAttention(spec, index)
+
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> ReferenceDeltaNet:
+        """Build one layer's gated delta net."""
+        return ReferenceDeltaNet(spec, index)
+
+    def ffn(self, spec: FFNSpec) -> ReferenceFFN:
+        """Build one layer's FFN."""
+        return ReferenceFFN(spec)
+
+    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> ReferenceNeuronFFN:
+        """Build one layer's FFN that is stored by neuron."""
+        return ReferenceNeuronFFN(spec, index)
+
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> ReferenceExperts:
+        """Build one layer's mixture of experts."""
+        return ReferenceExperts(spec, index)
+
+    def head(self, spec: HeadSpec) -> ReferenceHead:
+        """Build the final norm and the output projection."""
+        return ReferenceHead(spec)
+
+    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> ReferenceSequence:
+        """Room for `capacity` positions; `kv_type` is ``f32`` or ``f16``."""
+        dtypes: dict[str, DTypeLike] = {"f32": np.float32, "f16": np.float16}
+        if kv_type not in dtypes:
+            raise HotsetError(
+                f"KV cache type {kv_type!r}: the reference backend has f32 and f16; choose one of them"
+            )
+        size = shape.n_layers, capacity, shape.n_kv_heads, shape.head_dim
+        sequence = ReferenceSequence(
+            np.zeros(size, dtypes[kv_type]), np.zeros(size, dtypes[kv_type]), shape.delta_nets
+        )
+        sequence.choosers = [
+            None if cutoff is None else ReferenceChooser(Cutoff(cutoff, kept, layer))
+            for layer, (cutoff, kept) in enumerate(zip_longest(shape.cutoffs, shape.kept, fillvalue=0.0))
+        ]
+        return sequence

@@ -1,0 +1,112 @@
+"""What the reference backend keeps of a sequence."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.backends.contract import F32
+from hotset.backends.cutoff import Cutoff
+from hotset.core.batch import Work
+from hotset.core.config import DeltaNetConfig
+
+
+class ReferenceChooser:
+    """See `hotset.core.batch.Chooser`."""
+
+    def __init__(self, place: Cutoff) -> None:
+        self.place = place
+        self.work = Work()
+
+    @property
+    def cutoff(self) -> float:
+        """See `Chooser`."""
+        return self.place.value
+
+    @cutoff.setter
+    def cutoff(self, value: float) -> None:
+        self.place = Cutoff(value)
+
+
+@dataclass
+class DeltaState:
+    """One delta net's state after some position."""
+
+    sums: F32
+    """(value heads, keys d, values d)."""
+    inputs: F32
+    """(kernel - 1, channels): what the convolution reaches back to."""
+
+    @classmethod
+    def empty(cls, shape: DeltaNetConfig) -> "DeltaState":
+        """That of a new sequence."""
+        sums = np.zeros((shape.n_value_heads, shape.head_dim, shape.head_dim), np.float32)
+        return cls(sums, np.zeros((shape.kernel - 1, shape.channels), np.float32))
+
+    def copy(self) -> "DeltaState":
+        """A state of its own."""
+        return DeltaState(self.sums.copy(), self.inputs.copy())
+
+
+class ReferenceSequence:
+    """Keys and values as two arrays (layers, capacity, n_kv_heads, head_dim); see `Sequence`."""
+
+    def __init__(
+        self,
+        keys: NDArray[np.floating],
+        values: NDArray[np.floating],
+        delta_nets: tuple[DeltaNetConfig, ...] = (),
+    ) -> None:
+        self.keys, self.values = keys, values
+        self.length = 0
+        self.capacity = keys.shape[1]
+        self.choosers: list[ReferenceChooser | None] = []
+        self.states = [DeltaState.empty(shape) for shape in delta_nets]
+        self.next_states = list(self.states)
+        """After what was computed, but not advanced."""
+        self.saved = {0: self.states}
+        """By length."""
+
+    def reusable(self, length: int) -> int:
+        """See `Sequence`."""
+        if not self.states or length >= self.length:
+            return min(length, self.length)
+        return max(at for at in self.saved if at <= length)
+
+    def rewind(self, length: int) -> None:
+        """See `Sequence`."""
+        if self.states and length < self.length:
+            self.states = self.saved[length]
+            self.saved = {at: states for at, states in self.saved.items() if at <= length}
+        self.next_states = list(self.states)
+        self.length = length
+        for chooser in filter(None, self.choosers):
+            chooser.place.rewind(length)
+
+    def save(self) -> None:
+        """See `Sequence`."""
+        if self.states:
+            self.saved[self.length] = self.states
+
+    def fork(self) -> "ReferenceSequence":
+        """See `Sequence`."""
+        forked = ReferenceSequence(self.keys.copy(), self.values.copy())
+        forked.length = self.length
+        forked.choosers = [c and ReferenceChooser(c.place.copy()) for c in self.choosers]
+        forked.states = self.states
+        forked.next_states = list(self.states)
+        forked.saved = dict(self.saved)
+        return forked
+
+    def advance(self, count: int) -> None:
+        """See `Sequence`."""
+        self.length += count
+        self.states = self.next_states
+        self.next_states = list(self.states)
+
+
+def own_sequence(sequence: object) -> ReferenceSequence:
+    """The sequence as this backend made it; `TypeError` if it did not."""
+    if not isinstance(sequence, ReferenceSequence):
+        raise TypeError("the sequence is another backend's")
+    return sequence
