@@ -270,7 +270,19 @@ void bind_layers(nb::module_& m) {
             const nb::gil_scoped_release release;
             return memory_bandwidth(runtime, static_cast<size_t>(bytes), repeats);
           },
-          "bytes"_a, "repeats"_a, "Bytes a second at which all threads together read memory.");
+          "bytes"_a, "repeats"_a, "Bytes a second at which all threads together read memory.")
+      .def(
+          "measure_zones", [](Runtime& runtime, bool on) { runtime.zones.measure(on); }, "on"_a,
+          "Start to time the zones anew, or stop.")
+      .def(
+          "zone_seconds",
+          [](Runtime& runtime) {
+            nb::dict seconds;
+            const Zones::Seconds& of = runtime.zones.seconds();
+            for (size_t i = 0; i < kZoneNames.size(); ++i) seconds[kZoneNames[i]] = of[i];
+            return seconds;
+          },
+          "Seconds in each zone since they are timed.");
 
   nb::class_<Linear>(m, "Linear", "A packed weight matrix with its bias.")
       .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,

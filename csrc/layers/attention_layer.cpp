@@ -182,6 +182,7 @@ std::string Attention::refuses(const Batch& batch) const {
 
 void Attention::forward(const float* x, float* out, const Batch& batch) const {
   Session session(runtime->pool);
+  Zone zone(runtime->zones, ZoneName::kAttentionInput);
   const int64_t rows = batch.rows(), q_size = n_heads * head_dim, kv_size = n_kv_heads * head_dim;
   auto* queries = session.allocate<float>(rows * q_size);
   auto* keys = session.allocate<float>(rows * kv_size);
@@ -193,7 +194,9 @@ void Attention::forward(const float* x, float* out, const Batch& batch) const {
            {{q.get(), queries, q_size}, {k.get(), keys, kv_size}, {v.get(), values, kv_size}}, false);
   const float* rope_rows = rope ? batch.rope_rows(*rope) : nullptr;
   session.run(ceil_div(rows, kPrepareRows), PrepareJob{this, queries, keys, values, &batch, rope_rows});
+  zone.next(ZoneName::kAttentionScores);
   attend(session, queries, batch, mixed);
+  zone.next(ZoneName::kAttentionOutput);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});
   multiply_residual(session, *runtime, heads, *output, post_norm.get(), out);
 }

@@ -16,9 +16,11 @@ Activations pack_input(Session& session, const Ffn& ffn, const float* x, int64_t
 
 void Ffn::forward(const float* x, float* out, int64_t rows) const {
   Session session(runtime->pool);
+  Zone zone(runtime->zones, ZoneName::kFfnUp);
   const Activations normed = pack_input(session, *this, x, rows);
   auto* h = session.allocate<float>(rows * up->rows());
   multiply_gated(session, *runtime, normed, gate.get(), *up, activation, h);
+  zone.next(ZoneName::kFfnDown);
   const Activations neurons = pack(session, *runtime, h, rows, nullptr, {down.get()});
   multiply_residual(session, *runtime, neurons, *down, post_norm.get(), out);
 }
@@ -31,6 +33,7 @@ void Ffn::neurons(const float* x, int64_t rows, float* pre, float* h) const {
 
 void Head::forward(const float* x, float* logits, int64_t rows) const {
   Session session(runtime->pool);
+  const Zone zone(runtime->zones, ZoneName::kHead);
   const Activations normed = pack(session, *runtime, x, rows, &norm, {output.get()});
   multiply(session, *runtime, normed, {{output.get(), logits, output->rows()}}, false);
 }

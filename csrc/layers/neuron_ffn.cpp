@@ -52,6 +52,7 @@ NeuronFfn::Input NeuronFfn::pack_input(Session& session, const float* x, int64_t
 
 // The predictor's scores (rows x neurons).
 const float* NeuronFfn::predict(Session& session, const Input& input) const {
+  const Zone zone(parts_.runtime->zones, ZoneName::kFfnPredictor);
   const Runtime& runtime = *parts_.runtime;
   Activations x = parts_.raw_input ? input.raw : input.normed;
   float* scores = nullptr;
@@ -71,6 +72,7 @@ const float* NeuronFfn::predict(Session& session, const Input& input) const {
 
 // All neurons' values, or their activations where `second` is read by rows.
 float* NeuronFfn::values(Session& session, const Input& input) const {
+  const Zone zone(parts_.runtime->zones, ZoneName::kFfnUp);
   auto* h = session.allocate<float>(input.rows * neurons());
   const bool gated = parts_.first && parts_.second;
   multiply_gated(session, *parts_.runtime, input.normed, gated ? parts_.first.get() : nullptr,
@@ -98,6 +100,7 @@ std::string NeuronFfn::refuses(const Batch& batch) const {
 // others go the other way, however many: so that a row's bits do not depend on its neighbours.
 void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const float* scores) const {
   Session session(parts_.runtime->pool);
+  const Zone zone(parts_.runtime->zones, ZoneName::kFfnChosen);
   const int64_t width = hidden();
   auto* lossless = session.allocate<int64_t>(batch.rows());
   auto* chosen = session.allocate<int64_t>(batch.rows());
@@ -156,9 +159,11 @@ void NeuronFfn::add_lossless(Session& session, const float* x, float* out, int64
 // Returns their values (rows x neurons).
 const float* NeuronFfn::add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
+  Zone zone(runtime.zones, ZoneName::kFfnUp);
   const NeuronRows* any = parts_.first_rows ? parts_.first_rows.get() : parts_.second_rows.get();
   if (!any) {
     const float* all = values(session, pack_input(session, x, rows));
+    zone.next(ZoneName::kFfnDown);
     add_all(session, runtime, all, rows, *parts_.down, parts_.post_norm.get(), out);
     return all;
   }
@@ -174,6 +179,7 @@ const float* NeuronFfn::add_all_neurons(Session& session, const float* x, float*
   if (parts_.second_rows) {
     multiply_rows(session, runtime, normed, *parts_.second_rows, Apply::kTimes, parts_.activation, h);
   }
+  zone.next(ZoneName::kFfnDown);
   add_all(session, runtime, h, rows, *parts_.down, parts_.post_norm.get(), out);
   return h;
 }

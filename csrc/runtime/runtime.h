@@ -5,6 +5,7 @@
 #include "kernels/vector.h"
 #include "runtime/memory.h"
 #include "runtime/thread_pool.h"
+#include "runtime/zones.h"
 
 namespace hotset {
 
@@ -26,6 +27,7 @@ struct Runtime {
   const AttentionKernels& attention;
   const NeuronKernels& neurons;
   SharedBuffers buffers;
+  mutable Zones zones;  // of the thread that has a session
 };
 
 inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }

@@ -115,6 +115,18 @@ def test_bench_of_several_sequences(hotset, demo):
     assert re.search(r"sequences +tokens/s +gap, median ms +gap, longest ms", out)
 
 
+def test_bench_zones(hotset, demo):
+    code, out, err = hotset("bench", demo, *QUICK, "--zones", "--json")
+    assert (code, err) == (0, "")
+    zones = {zone["zone"]: zone for zone in json.loads(out)}
+    assert {"outside the native code", "attention: output", "FFN: down", "head"} <= set(zones)
+    # Single tokens read the weights that a prompt's share: every zone takes longer.
+    assert all(zone["decode_us"] > zone["prefill_us"] > 0 for zone in zones.values())
+    code, out, err = hotset("bench", demo, *QUICK, "--tokens", "0", "--zones")
+    assert (code, err) == (0, "")
+    assert re.search(r"^head +[\d.]+ +[\d.]+%", out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -123,6 +135,7 @@ def test_bench_of_several_sequences(hotset, demo):
         (["--parallel", "2", "--tokens", "0"], "expected --tokens of 1 or more"),
         (["--parallel", "2", "--trace"], "go with neither --sweep nor --trace"),
         (["--repeats", "2", "--sweep", "density"], "go with neither --sweep nor --trace"),
+        (["--zones", "--trace"], "--zones goes with none of --sweep, --trace, --parallel and --vram"),
     ],
 )
 def test_bench_refuses(hotset, demo, options, named):

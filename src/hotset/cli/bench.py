@@ -47,6 +47,9 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    zones: Annotated[
+        bool, typer.Option("--zones", help="Show where the time of a token goes, on the CPU.")
+    ] = False,
     sweep: Annotated[
         Sweep | None,
         typer.Option(
@@ -77,6 +80,8 @@ def bench(
         raise RequestError(
             "--prompt-tokens, --tokens, --repeats and --parallel go with neither --sweep nor --trace"
         )
+    if zones and (sweep or trace or parallel or vram):
+        raise RequestError("--zones goes with none of --sweep, --trace, --parallel and --vram")
     if sweep and (trace or ffn):
         raise RequestError("--sweep goes with neither --trace nor --ffn")
     if vram and (sweep or trace):
@@ -96,6 +101,8 @@ def bench(
     checkpoint = open_model(model, options.overrides(override))
     if sweep:
         _sweep(checkpoint, threads, plot, as_json)
+    elif zones:
+        _zones(checkpoint, threads, ffn, sizes_given, as_json)
     elif trace:
         _trace(checkpoint, threads, ffn, text or [], plot, as_json)
     else:
@@ -179,6 +186,37 @@ def _speed(
             ],
             header=("sequences", "tokens/s", "gap, median ms", "gap, longest ms"),
         )
+
+
+def _zones(
+    model: "Checkpoint", threads: int | None, ffn: Way | None, sizes_given: dict[str, int], as_json: bool
+) -> None:
+    from hotset.cli.console import notes, progress, table
+    from hotset.measure.speed import Sizes
+    from hotset.measure.zones import measure_zones
+    from hotset.serve.load import load_model
+
+    with progress("Loading") as loading:
+        loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
+    notes(loaded)
+    with progress("Measuring") as measuring:
+        zones = measure_zones(loaded, Sizes(**sizes_given), progress=measuring)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(zone) for zone in zones], indent=2))
+        return
+    header = ["zone"]
+    rows = [[zone.zone] for zone in zones] + [["all"]]
+    for name, column in (
+        ("decode", [zone.decode_us for zone in zones]),
+        ("prefill", [zone.prefill_us for zone in zones]),
+    ):
+        times = [us for us in column if us is not None]
+        if not times:
+            continue
+        header += [f"{name}, us a token", "share"]
+        for row, us in zip(rows, [*times, sum(times)], strict=True):
+            row += [f"{us:.1f}", f"{us / sum(times):.1%}"]
+    table([tuple(row) for row in rows], header=tuple(header))
 
 
 def _sweep(model: "Checkpoint", threads: int | None, plot: Path | None, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ class CpuBackend:
         if nbytes is None:
             nbytes = max(_BANDWIDTH_BYTES, 4 * cache_bytes())
         return self._runtime.memory_bandwidth(max(nbytes, _LEAST_BANDWIDTH_BYTES), 5) / 1e9
+
+    @contextlib.contextmanager
+    def zones(self) -> Iterator[dict[str, float]]:
+        """Time the zones of what runs within, in seconds by name; filled in at its end.
+
+        For one thread at a time: what other threads compute meanwhile is counted wrongly.
+        """
+        seconds: dict[str, float] = {}
+        self._runtime.measure_zones(True)
+        try:
+            yield seconds
+        finally:
+            seconds |= self._runtime.zone_seconds()
+            self._runtime.measure_zones(False)
 
     def copy(self, x: F32) -> F32:
         """See `Backend`."""
