@@ -206,3 +206,9 @@ def test_a_wrong_value_is_refused_by_name_in_one_line(name, value):
 def test_logit_bias_outside_the_vocabulary_is_refused():
     with pytest.raises(RequestError, match="token 8: the vocabulary has 8"):
         Sampler(Sampling(logit_bias={8: 1.0}), 8)
+
+
+def test_frequency_penalty_counts():
+    sampler = Sampler(Sampling(frequency_penalty=1.0), 3)
+    logits = np.array([2.5, 2.0, 0.25], np.float32)
+    assert [sampler.sample(logits) for _ in range(6)] == [0, 1, 0, 1, 0, 2]

@@ -19,6 +19,7 @@ from hotset.cli import (
     profile,
     quantize,
     run,
+    serve,
     train_predictor,
 )
 from hotset.core.errors import HotsetError
@@ -48,6 +49,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(options.with_model_option(_command))
+app.command("serve")(serve.serve)  # of any number of models
 
 # What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.
 _UsageError: Any = typer.BadParameter.__mro__[1]

@@ -119,7 +119,8 @@ class Answer(Job):
         elif self.slot:
             self.slot.append(token)
         wanted = self._logprobs
-        self.out.append(Token(token, piece, None if wanted is None else logprobs(row, token, wanted), reason))
+        probable = None if wanted is None else logprobs(row, token, wanted)
+        self.out.append(Token(token, piece, probable, reason, self._stops.found))
         return reason is not None
 
 

@@ -40,6 +40,8 @@ class Token:
     logprobs: Logprobs | None = None
     """Given when `Sampling.logprobs` asks for them."""
     finish_reason: FinishReason | None = None
+    stop: str | None = None
+    """The stop string that ended the answer."""
 
 
 class StopStrings:
@@ -53,8 +55,13 @@ class StopStrings:
         self._stops = stops
         self._longest = max(map(len, stops), default=0)
         self._held = ""
-        self.stopped = False
-        """Whether a stop string was found; everything pushed from then on is dropped."""
+        self.found: str | None = None
+        """The stop string that was found; everything pushed from then on is dropped."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.found is not None
 
     def push(self, piece: str) -> str:
         """Take the next piece of text, give what is certain to stand before any stop string."""
@@ -63,8 +70,9 @@ class StopStrings:
         text = self._held + piece
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            self.found, self._held = text[start:end], ""
+            return text[:start]
         keep = min(self._longest - 1, len(text))
         while keep > 0 and not any(stop.startswith(text[-keep:]) for stop in self._stops):
             keep -= 1

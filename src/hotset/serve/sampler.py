@@ -5,7 +5,8 @@ The order of operations, on a copy of the raw logits:
 1. ``logit_bias`` is added;
 2. ``repetition_penalty`` divides positive and multiplies negative logits of every token in the prompt or the
    answer (CTRL, arXiv 1909.05858);
-3. ``presence_penalty`` is subtracted from every token already in the answer (as in OpenAI's API);
+3. ``presence_penalty`` is subtracted from every token already in the answer, and ``frequency_penalty`` as
+   many times as it is there (as in OpenAI's API);
 4. a ``temperature`` of 0 takes the largest logit and stops here; any other divides the logits;
 5. ``top_k``, ``top_p`` (arXiv 1904.09751) and ``min_p`` (arXiv 2407.01082) narrow the choice, each what the
    one before it left, and one token is drawn in proportion to its probability.
@@ -43,6 +44,8 @@ class Sampling:
     """Over 1 makes tokens of the prompt and the answer less likely."""
     presence_penalty: float = 0.0
     """Over 0 makes tokens of the answer less likely."""
+    frequency_penalty: float = 0.0
+    """Over 0 makes tokens of the answer less likely, the more often they are there."""
     seed: int | None = None
     """Makes the draws repeatable; None: different every time."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Sampling:
         if self.repetition_penalty <= 0:
             raise RequestError(f"repetition_penalty is {self.repetition_penalty}: expected a number over 0")
         _check_number("presence_penalty", self.presence_penalty)
+        _check_number("frequency_penalty", self.frequency_penalty)
         if self.seed is not None:
             _check_integer("seed", self.seed, 0)
         if self.logprobs is not None:
@@ -93,6 +97,7 @@ class Sampler:
         self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
         self._repeated = _IdSet(vocab_size) if sampling.repetition_penalty != 1 else None
         self._present = _IdSet(vocab_size) if sampling.presence_penalty != 0 else None
+        self._counts = np.zeros(vocab_size, np.float32) if sampling.frequency_penalty != 0 else None
         if self._repeated:
             self._repeated.add(prompt)
 
@@ -103,11 +108,13 @@ class Sampler:
         for ids in (self._repeated, self._present):
             if ids:
                 ids.add((token,))
+        if self._counts is not None:
+            self._counts[token] += 1
         return token
 
     def _penalised(self, logits: _F32) -> _F32:
         """Steps 1 to 3; the array itself when there is nothing to do."""
-        if not (len(self._bias) or self._repeated or self._present):
+        if not (len(self._bias) or self._repeated or self._present) and self._counts is None:
             return logits
         logits = logits.copy()
         logits[self._bias_ids] += self._bias
@@ -117,6 +124,8 @@ class Sampler:
             logits[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
         if self._present:
             logits[self._present.ids] -= self._sampling.presence_penalty
+        if self._counts is not None:
+            logits -= self._sampling.frequency_penalty * self._counts
         return logits
 
     def _draw(self, logits: _F32) -> int:

@@ -38,6 +38,7 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_last: bool = False,
         **variables: Any,
     ) -> str:
         """Write out ``messages``, each a mapping with ``role`` and ``content``.
@@ -45,9 +46,16 @@ class ChatTemplate:
         A message may have ``tool_calls`` (a call's arguments as a mapping or as JSON) and
         ``reasoning_content``. ``tools`` are JSON schemas of functions; ``variables`` go to the template as
         they are. The text holds the model's own special tokens, so it is encoded with ``add_special=False``.
+        With ``continue_last`` the text ends with the last message's content, for the model to go on there.
         Raises `RequestError` where the template fails or refuses the conversation.
         """
-        text = self.write(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
+        text = self.write(
+            messages,
+            tools=tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_last=continue_last,
+            **variables,
+        )
         return str.__str__(text)
 
     def write(
@@ -57,9 +65,20 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_last: bool = False,
         **variables: Any,
     ) -> Written:
         """As `render`; the text knows which of its characters the template wrote."""
+        text = self._write(messages, tools, add_generation_prompt, variables)
+        return _until_last(text, messages) if continue_last else text
+
+    def _write(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> Written:
         template = self._tool_use if tools is not None and self.tool_use is not None else self._template
         conversation = [_message(index, message) for index, message in enumerate(messages)]
         known = {"tools": _plain(tools), "documents": None, "add_generation_prompt": add_generation_prompt}
@@ -115,6 +134,17 @@ def _failure(reason: BaseException) -> RequestError:
 
     text = " ".join(str(reason).split()) or type(reason).__name__
     return RequestError(f"{REFUSES}: {text}")
+
+
+def _until_last(text: Written, messages: Sequence[Mapping[str, Any]]) -> Written:
+    """The text up to the end of the last message's content, which the model is to continue."""
+    content = str(messages[-1].get("content") or "").strip()
+    start = text.rfind(content) if content else -1
+    if start < 0:
+        raise RequestError(
+            "the last message cannot be continued: its text is not in what the template writes"
+        )
+    return text[: start + len(content)]
 
 
 def _plain(value: Any) -> Any:

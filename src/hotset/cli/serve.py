@@ -1,0 +1,181 @@
+"""`hotset serve`: answer over HTTP."""
+
+import asyncio
+import logging
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotset.cli import options
+from hotset.core.errors import HotsetError, RequestError
+
+if TYPE_CHECKING:
+    from hotset.serve.engine import Engine
+    from hotset.server.models import Known
+
+_PARTS = ("starlette", "uvicorn", "llguidance", "prometheus_client")
+_NAMED = re.compile(r"([\w][\w.:/-]*)=(.+)")
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]MODEL...",
+            help="Files, directories or hf:org/repo:Q4_K_M; the demo model if none. The first is loaded at "
+            "once, others when asked for by name.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any that is free.")
+    ] = 8080,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer only requests with this key; may be repeated.",
+            envvar="HOTSET_API_KEY",
+            show_default=False,
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A site whose pages may ask, such as http://localhost:3000; *: any.", show_default=False
+        ),
+    ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Requests computed at the same time: 8 if not given, 1 with --vram.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "-c",
+            "--context",
+            min=0,
+            help="Tokens of context of each request; 0: what the model was trained for; if not given that, "
+            "at most 4096.",
+            show_default=False,
+        ),
+    ] = None,
+    kv_type: options.KVType = "f16",
+    cache_ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for keys and values, of running requests and kept for later ones, such as 4GiB; "
+            "half of what is free, if not given, or less.",
+            show_default=False,
+        ),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory for all models; what is free, if not given. For one more, those unused for "
+            "longest go.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    vram: options.Vram = None,
+    keep_alive: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds after which a silent stream says that it is alive; 0: never."),
+    ] = 15.0,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No line for each request.")] = False,
+) -> None:
+    """Answer over HTTP as the APIs of OpenAI, Anthropic and Ollama (docs/serve.md)."""
+    if missing := [part for part in _PARTS if find_spec(part) is None]:
+        raise HotsetError(f"hotset serve needs {', '.join(missing)}: pip install 'hotset[serve]'")
+    from hotset.serve.engine import Engine
+    from hotset.server.app import Limits, Server
+    from hotset.server.models import Models
+    from hotset.server.run import bind, serve
+
+    room = None if cache_ram is None else options.parse_size(cache_ram)
+    gpu = options.vram_bytes(vram)
+
+    def load(known: "Known") -> "Engine":
+        return Engine.load(
+            known.source,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            vram=gpu,
+            parallel=parallel,
+            kv_room=room,
+        )
+
+    known = [_known(model, context, kv_type, room) for model in models or (None,)]
+    if twice := {model.name for model in known if [other.name for other in known].count(model.name) > 1}:
+        raise RequestError(f"two models are named {min(twice)}: give names as NAME=MODEL")
+    bound = bind(host, port)
+    address = f"[{host}]" if ":" in host else host
+    _log(quiet)
+    print(f"hotset: http://{address}:{bound.getsockname()[1]} (Ctrl-C stops)", file=sys.stderr)
+    server = Server(
+        Models(known, load, None if ram is None else options.parse_size(ram)),
+        Limits(keep_alive=keep_alive or None),
+    )
+    asyncio.run(
+        serve(
+            server,
+            bound,
+            keys=tuple(filter(None, api_key or ())),
+            host=host,
+            origins=tuple(cors_origin or ()),
+        )
+    )
+
+
+def _known(model: str | None, context: int | None, kv_type: str, room: int | None) -> "Known":
+    """A model's name and size, by the headers of its file."""
+    from hotset.model.reading import traffic
+    from hotset.serve.load import open_model
+    from hotset.serve.loaded import check_context
+    from hotset.server.models import Known
+    from hotset.state.kv_types import check_kv_type, kv_cache_bytes
+
+    named = _NAMED.fullmatch(model) if model and not Path(model).exists() else None
+    name, source = (named[1], named[2]) if named else (None, model)
+    checkpoint = open_model(source)
+    config = checkpoint.config
+    tokens = check_context(config, context)
+    keys_and_values = room or kv_cache_bytes(config, tokens, check_kv_type(kv_type, config))
+    path = checkpoint.path
+    return Known(
+        name
+        or (
+            source.removeprefix("hf:")
+            if source and source.startswith("hf:")
+            else path.name.removesuffix(".gguf")
+        ),
+        str(path),
+        traffic(checkpoint).dense + keys_and_values,
+        config.context_length,
+    )
+
+
+def _log(quiet: bool) -> None:
+    """Lines of the server on stderr, with the time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("hotset.access", "hotset.server", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.WARNING if quiet or name == "uvicorn.error" else logging.INFO)

@@ -1,0 +1,173 @@
+"""Messages as clients send them to messages that chat templates read, and to token ids."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from hotset.core.errors import RequestError
+from hotset.serve.engine import Engine
+from hotset.server.ask import Conversation, Prompt
+from hotset.server.errors import ApiError, wrong
+from hotset.server.fields import Fields, shown
+
+T = TypeVar("T")
+
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_VOLATILE = re.compile(r"x-anthropic-billing-header:[^\n]*\n?")
+"""Claude Code begins its system prompt with a line that differs in every request: no prefix would match."""
+
+
+def check_messages(fields: Fields, name: str = "messages") -> list[dict[str, Any]]:
+    """The messages of a body in OpenAI's form, with their texts in one piece."""
+    messages = fields.list(name)
+    if not messages:
+        raise fields.wrong(name, "a list of at least one message")
+    return [_message(Fields(message, f"{fields.name(name)}[{i}]")) for i, message in enumerate(messages)]
+
+
+def _message(message: Fields) -> dict[str, Any]:
+    role = message.choice("role", _ROLES)
+    if role is None:
+        raise message.wrong("role", f"one of {', '.join(_ROLES)}")
+    made = {**message.all, "role": "system" if role == "developer" else role}
+    made["content"] = text_of(message, "content")
+    calls = message.list("tool_calls") if role == "assistant" else None
+    if calls is not None:
+        made["tool_calls"] = [
+            _tool_call(Fields(call, f"{message.name('tool_calls')}[{i}]")) for i, call in enumerate(calls)
+        ]
+    if made["content"] is None and not calls and role != "assistant":
+        raise message.wrong("content", "a text or a list of parts")
+    return made
+
+
+def _tool_call(call: Fields) -> dict[str, Any]:
+    function = call.fields("function")
+    if function is None:
+        raise call.wrong("function", "an object with name and arguments")
+    function.need_text("name")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str | dict | None):
+        raise function.wrong("arguments", "JSON as a text")
+    return {**call.all, "type": "function", "function": {**function.all, "arguments": arguments or "{}"}}
+
+
+def text_of(fields: Fields, name: str) -> str | None:
+    """A content's text: as it is, or of its parts a line each."""
+    content = fields.get(name)
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise fields.wrong(name, "a text or a list of parts")
+    return "\n".join(part_text(Fields(part, f"{fields.name(name)}[{i}]")) for i, part in enumerate(content))
+
+
+def part_text(part: Fields) -> str:
+    """The text of a part; pictures, sound and files are a 400."""
+    kind = part.get("type")
+    if kind in (None, "text", "input_text", "output_text"):
+        return part.need_text("text")
+    if kind == "refusal":
+        return part.need_text("refusal")
+    raise wrong(part.name("type"), f"{part.name('type')} is {shown(kind)}: this model reads text only")
+
+
+def check_tools(fields: Fields) -> list[dict[str, Any]]:
+    """Functions that the model may call. Tools of other types, which only their vendors run, are left out."""
+    tools = []
+    for i, tool in enumerate(fields.list("tools") or []):
+        one = Fields(tool, f"{fields.name('tools')}[{i}]")
+        if one.get("type") in (None, "function"):
+            tools.append(check_function(one, one.fields("function")))
+    return tools
+
+
+def check_function(tool: Fields, function: Fields | None) -> dict[str, Any]:
+    """A tool in OpenAI's form."""
+    if function is None:
+        raise tool.wrong("function", "an object with name and parameters")
+    function.need_text("name")
+    function.text("description")
+    function.fields("parameters")
+    return {"type": "function", "function": function.all}
+
+
+def template_variables(fields: Fields) -> dict[str, Any]:
+    """What a request sets for the chat template: its own variables, and how much to think."""
+    given = fields.fields("chat_template_kwargs")
+    variables = {} if given is None else dict(given.all)
+    for name in ("messages", "tools", "add_generation_prompt", "continue_last"):
+        variables.pop(name, None)
+    effort = fields.text("reasoning_effort")
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+        variables.setdefault("enable_thinking", effort not in ("none", "minimal"))
+    if "enable_thinking" in fields:
+        variables["enable_thinking"] = fields.flag("enable_thinking")
+    return variables
+
+
+def token_ids(engine: Engine, prompt: Prompt) -> tuple[int, ...]:
+    """The token ids of a prompt. Takes long for long ones: not for the event loop."""
+    if isinstance(prompt, tuple):
+        return prompt
+    if isinstance(prompt, str):
+        return tuple(engine.tokenizer.encode(prompt))
+    return tuple(_as_it_can(engine.tokenizer.encode_chat, prompt))
+
+
+def written(engine: Engine, conversation: Conversation) -> str:
+    """A conversation as the model reads it."""
+    template = engine.tokenizer.chat_template
+    if template is None:
+        raise RequestError("this model has no chat template: use /v1/completions")
+    return _as_it_can(template.render, conversation)
+
+
+def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
+    """Write a conversation by a template, which may know system messages at the beginning alone, or none."""
+    messages = _one_system(conversation.messages)
+    options = {**conversation.variables, "tools": list(conversation.tools) or None}
+    if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        options |= {"add_generation_prompt": False, "continue_last": True}
+    try:
+        return write(messages, **options)
+    except RequestError:
+        later = [*messages[:1], *map(_said_by_user, messages[1:])]
+        if later == messages:
+            raise
+        return write(later, **options)
+
+
+def _one_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, those of the system at the beginning as one, without what differs in each request."""
+    opening: list[str] = []
+    for message in messages:
+        if message["role"] != "system":
+            break
+        opening.append(message["content"] or "")
+    rest = [dict(message) for message in messages[len(opening) :]]
+    if not opening:
+        return rest
+    system = _VOLATILE.sub("", "\n\n".join(opening), count=1) if _VOLATILE.match(opening[0]) else None
+    text = "\n\n".join(opening) if system is None else system.lstrip("\n")
+    return [*([{"role": "system", "content": text}] if text or not rest else []), *rest]
+
+
+def _said_by_user(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "role": "user"} if message["role"] == "system" else message
+
+
+def check_fits(engine: Engine, ids: Sequence[int]) -> None:
+    """Raise a 400 for a prompt that the context has no room for: nothing of it is ever left out."""
+    if len(ids) >= engine.context:
+        raise ApiError(
+            400,
+            f"the prompt has {len(ids)} tokens, but the context has room for {engine.context}, the answer's "
+            "among them: shorten it, or start the server with a larger --context",
+            kind="exceed_context_size_error",
+            code="context_length_exceeded",
+            param="messages",
+            n_prompt_tokens=len(ids),
+            n_ctx=engine.context,
+        )

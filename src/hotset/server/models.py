@@ -1,0 +1,128 @@
+"""The models that a server has by name: loaded on demand, within a budget, the longest unused out first."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from hotset.core.errors import HotsetError
+from hotset.core.limits import available_memory
+from hotset.serve.engine import Engine
+from hotset.server.errors import ApiError
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model that may be asked for."""
+
+    name: str
+    source: str | None
+    """Where it is: what `Engine.load` takes."""
+    bytes: int = 0
+    """What it takes in memory: weights, keys and values."""
+    trained_context: int = 0
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(eq=False)
+class Held:
+    """A model in memory."""
+
+    known: Known
+    engine: Engine
+    busy: int = 0
+    """Requests that hold it."""
+    used: float = field(default_factory=time.monotonic)
+
+
+class Models:
+    """Models by name. For one event loop; what takes long is done by other threads."""
+
+    def __init__(
+        self, known: Sequence[Known], load: Callable[[Known], Engine], room: int | None = None
+    ) -> None:
+        """`room` is how many bytes all may take; None: what the machine has free."""
+        self.known = {model.name: model for model in known}
+        self.held: dict[str, Held] = {}
+        self._load = load
+        self._room = room
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._one = asyncio.Lock()  # that is being loaded
+        self._idle = asyncio.Event()
+
+    def find(self, name: str | None) -> Known:
+        """The model that a request names. A server with one model answers for any name."""
+        if len(self.known) == 1 or name is None:
+            return next(iter(self.known.values()))
+        if name not in self.known:
+            names = ", ".join(self.known)
+            raise ApiError(
+                404,
+                f"no model {name[:100]!r}: this server has {names}",
+                param="model",
+                code="model_not_found",
+            )
+        return self.known[name]
+
+    async def take(self, name: str | None) -> Held:
+        """A model, in memory and not to be dropped until it is given back; loads it where need be."""
+        known = self.find(name)
+        while (held := self.held.get(known.name)) is None:
+            task = self._loading.get(known.name)
+            if task is None:
+                task = asyncio.create_task(self._bring(known))
+                task.add_done_callback(lambda task: task.cancelled() or task.exception())
+                self._loading[known.name] = task
+            await asyncio.shield(task)  # others may wait for it too
+        held.busy += 1
+        held.used = time.monotonic()
+        return held
+
+    def give_back(self, held: Held) -> None:
+        """Say that a request no longer needs its model."""
+        held.busy -= 1
+        held.used = time.monotonic()
+        if not held.busy:
+            self._idle.set()
+
+    async def drop(self, held: Held) -> None:
+        """Take an idle model out of memory."""
+        del self.held[held.known.name]
+        await asyncio.to_thread(held.engine.close)
+
+    async def close(self) -> None:
+        """End all requests and drop all models."""
+        for task in list(self._loading.values()):
+            with contextlib.suppress(Exception):
+                await task
+        for held in list(self.held.values()):
+            await self.drop(held)
+
+    async def _bring(self, known: Known) -> None:
+        try:
+            async with self._one:
+                await self._make_room(known)
+                try:
+                    engine = await asyncio.to_thread(self._load, known)
+                except (HotsetError, OSError, MemoryError) as error:
+                    raise ApiError(500, f"{known.name} cannot be loaded: {error}") from error
+                self.held[known.name] = Held(known, engine)
+        finally:
+            del self._loading[known.name]
+
+    async def _make_room(self, known: Known) -> None:
+        """Drop models, the longest unused first, until one more fits; wait while all are busy."""
+        while self.held and self._lacks(known):
+            self._idle.clear()
+            idle = [held for held in self.held.values() if not held.busy]
+            if idle:
+                await self.drop(min(idle, key=lambda held: held.used))
+            else:
+                await self._idle.wait()
+
+    def _lacks(self, known: Known) -> bool:
+        if self._room is not None:
+            return sum(held.known.bytes for held in self.held.values()) + known.bytes > self._room
+        memory = available_memory()
+        return memory is not None and known.bytes > memory.free

@@ -1,0 +1,196 @@
+"""OpenAI's chat completions."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from hotset.core.errors import HotsetError
+from hotset.core.version import __version__
+from hotset.serve.request import Token
+from hotset.server.answers import Answer, Piece
+from hotset.server.ask import MOST_CHOICES, Ask, Conversation, most_tokens, sampling
+from hotset.server.call import Call, Handler, Reply, Streamed, dump, fields_of
+from hotset.server.conversation import check_messages, check_tools, template_variables
+from hotset.server.errors import ApiError, as_api_error, error_body
+from hotset.server.fields import Fields
+from hotset.server.generation import Generation, Usage
+from hotset.server.plain import CallArguments, CallBegin, Content, Reasoning
+
+if TYPE_CHECKING:
+    from hotset.serve.engine import Engine
+    from hotset.server.app import Server
+
+FINGERPRINT = f"hotset-{__version__}"
+ALIVE = b":\n\n"
+"""A comment, which clients pass over."""
+DONE = b"data: [DONE]\n\n"
+
+
+def read_ask(fields: Fields) -> Ask:
+    """What a body asks for."""
+    messages = check_messages(fields)
+    top = fields.integer("top_logprobs", 0, 20)
+    if top and not fields.flag("logprobs"):
+        raise fields.wrong("logprobs", "true, as top_logprobs is given")
+    tools = check_tools(fields)
+    return Ask(
+        model=fields.text("model"),
+        prompts=[Conversation(messages, tools, template_variables(fields))],
+        sampling=sampling(fields, logprobs=(top or 0) if fields.flag("logprobs") else None),
+        max_tokens=most_tokens(fields, "max_completion_tokens", "max_tokens", "n_predict"),
+        stop=fields.stops("stop"),
+        choices=fields.integer("n", 1, MOST_CHOICES) or 1,
+        stream=fields.flag("stream"),
+    )
+
+
+async def chat(server: "Server", call: Call) -> Reply:
+    """Answer a conversation."""
+    fields = fields_of(call)
+    ask = read_ask(fields)
+    options = fields.fields("stream_options")
+    with_usage = options is not None and options.flag("include_usage")
+    held = await server.hold(call, ask.model)
+    generation = await server.generate(call, held, ask)
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": held.known.name,
+        "system_fingerprint": FINGERPRINT,
+    }
+    engine = held.engine
+    if ask.stream:
+        chunks = Chunks({**head, "object": "chat.completion.chunk"}, engine, with_usage)
+        return Streamed("text/event-stream", events(generation, chunks, server.limits.keep_alive))
+    answers = await generation.whole()
+    return {
+        **head,
+        "object": "chat.completion",
+        "choices": [_choice(answer, engine, ask.sampling.logprobs is not None) for answer in answers],
+        "usage": usage_body(generation.usage),
+    }
+
+
+def _choice(answer: Answer, engine: "Engine", logprobs: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message["content"] = answer.content or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in answer.calls
+        ]
+    return {
+        "index": answer.index,
+        "message": message,
+        "logprobs": logprobs_body(answer.logprobs, engine) if logprobs else None,
+        "finish_reason": answer.finish_reason,
+    }
+
+
+class Chunks:
+    """A stream's chunks, from what is new of the answers."""
+
+    def __init__(self, head: dict[str, Any], engine: "Engine", with_usage: bool) -> None:
+        self._head = head
+        self._engine = engine
+        self._with_usage = with_usage
+
+    def begin(self, answer: Answer) -> list[bytes]:
+        """The role, before anything else."""
+        return [self._chunk(answer, {"role": "assistant", "content": ""})]
+
+    def pieces(self, answer: Answer, pieces: list[Piece]) -> list[bytes]:
+        """Pieces of an answer, and its end."""
+        chunks = [self._piece(answer, piece) for piece in pieces if (_delta(piece))]
+        if answer.finish_reason:
+            chunks.append(self._chunk(answer, {}, finish=answer.finish_reason))
+        return chunks
+
+    def end(self, usage: Usage) -> list[bytes]:
+        """What comes after all answers."""
+        last = {**self._head, "choices": [], "usage": usage_body(usage)}
+        return [event(last), DONE] if self._with_usage else [DONE]
+
+    def _piece(self, answer: Answer, piece: Piece) -> bytes:
+        probable = logprobs_body(piece.tokens, self._engine) if piece.tokens else None
+        return self._chunk(answer, _delta(piece), logprobs=probable)
+
+    def _chunk(
+        self,
+        answer: Answer,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish: str | None = None,
+    ) -> bytes:
+        choice = {"index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return event({**self._head, "choices": [choice]})
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    match piece.event:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallBegin(index, id, name):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case _:
+            return {}
+
+
+async def events(generation: Generation, chunks: "Chunks", keep_alive: float | None) -> AsyncIterator[bytes]:
+    """The events of a stream, an error in the middle as one of them."""
+    try:
+        for answer in generation.answers:
+            for chunk in chunks.begin(answer):
+                yield chunk
+        async for news in generation.read(keep_alive):
+            made = [chunk for answer, pieces in news for chunk in chunks.pieces(answer, pieces)]
+            if made or not news:
+                yield b"".join(made) or ALIVE
+        yield b"".join(chunks.end(generation.usage))
+    except (ApiError, HotsetError) as error:
+        yield event(error_body("", as_api_error(error))) + DONE
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + dump(data) + b"\n\n"
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """Tokens used, as OpenAI counts them."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.answer,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+
+
+def logprobs_body(tokens: list[Token], engine: "Engine") -> dict[str, Any]:
+    """Log-probabilities of tokens, and of the most likely in their places."""
+    content = []
+    for token in tokens:
+        assert token.logprobs is not None
+        top = [_logprob(engine, id, value) for id, value in token.logprobs.top]
+        content.append({**_logprob(engine, token.id, token.logprobs.chosen), "top_logprobs": top})
+    return {"content": content, "refusal": None}
+
+
+def _logprob(engine: "Engine", id: int, value: float) -> dict[str, Any]:
+    text = engine.tokenizer.token_bytes(id)
+    return {"token": text.decode(errors="replace"), "logprob": max(value, -9999.0), "bytes": list(text)}
+
+
+ROUTES: list[tuple[str, str, Handler]] = [
+    ("POST", path, chat) for path in ("/v1/chat/completions", "/chat/completions", "/api/v0/chat/completions")
+]
