@@ -80,7 +80,7 @@ def bytes_by_hand(planner: Planner, plan: Plan) -> int:
     for layer, placed in zip(parts.layers, plan.placement.layers, strict=True):
         if placed.attention:
             total += layer.attention_bytes + layer.kv_position_bytes * planner.context
-        total += placed.hot * round(layer.ffn.neuron_bytes * 64) // 64
+        total += placed.hot * round(layer.ffn.unit_bytes * 64) // 64
         if 0 < placed.hot < layer.ffn.size:
             total += layer.ffn.predictor_bytes
     return total + parts.head_bytes * plan.placement.head

@@ -79,7 +79,8 @@ def plan(
         checkpoint, profile, context=context, prompt=prompt or min(_PROMPT, context), frequency=frequency
     )
     found = planner.plan(budget)
-    split = any(0 < layer.hot < checkpoint.config.ffn_size for layer in found.placement.layers)
+    layers = enumerate(found.placement.layers)
+    split = any(0 < layer.hot < checkpoint.config.units(i) for i, layer in layers)
     notes(checkpoint, *(order_notes(checkpoint) if split else ()))
     if plot:
         from hotset.draw.plots import plot_plan
@@ -114,6 +115,8 @@ def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
     from hotset.placing.costs import needs_profile
 
     plans = [layer.ffn for layer in checkpoint.config.layers]
+    if checkpoint.config.mixture:
+        return None, "none: every expert is taken to be selected as often as any other"
     if not any(plan and plan.way is not Way.DENSE for plan in plans):
         return None, "none: every neuron is computed"
     if not needs_profile(checkpoint):
@@ -137,6 +140,7 @@ def _facts(
         "model": str(checkpoint.path),
         "machine": machine.name,
         "profile": heat,
+        "units": "experts" if checkpoint.config.mixture else "neurons",
         "budget_bytes": plan.budget,
         "context": plan.context,
         "prompt": plan.prompt,
@@ -169,10 +173,10 @@ def _facts(
 def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
     from hotset.cli.console import size, table
 
-    predicted, device = facts["predicted"], facts["device_bytes"]
+    predicted, device, units = facts["predicted"], facts["device_bytes"], facts["units"]
     parts = predicted["ms_by_part"]
     bound = facts["lower_bound_ms_per_token"]
-    prompts = {"cpu": "cold neurons on the CPU", "stream": "cold neurons streamed to the GPU"}
+    prompts = {"cpu": f"cold {units} on the CPU", "stream": f"cold {units} streamed to the GPU"}
     names = {"ffn": "FFN", "handshakes": "hand-shakes"}
     memory = facts["main_memory_bytes"]
     short = "" if facts["host_bytes"] < memory else ": TOO LITTLE, the model would be read from disk"
@@ -181,7 +185,7 @@ def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
         [
             ("model", facts["model"]),
             ("machine", facts["machine"]),
-            ("neurons' profile", facts["profile"]),
+            (f"profile of {facts['units']}", facts["profile"]),
             ("budget", f"{size(facts['budget_bytes'])}, used {size(device['total'])}"),
             ("budget for everything", size(facts["budget_for_everything_bytes"])),
             ("main memory", f"{size(facts['host_bytes'])} of {size(int(memory))}{short}"),
@@ -199,15 +203,10 @@ def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
         ]
     )
     print()
-    names = {
-        "attention": "attention",
-        "kv_cache": f"KV cache of {facts['context']} tokens",
-        "neurons": "neurons",
-    }
     kinds = {
         "attention": "attention",
         "kv_cache": f"KV cache of {facts['context']} tokens",
-        "neurons": "neurons",
+        "neurons": units,
         "predictors": "predictors",
         "head": "head",
         "working_buffers": "working buffers",
@@ -229,7 +228,7 @@ def _print(facts: dict[str, Any], layers: "Sequence[LayerUse]") -> None:
             for first, last, use in _alike(layers)
         ]
         + [("head", "GPU" if facts["head_on_device"] else "CPU", "", "", "", "", f"{parts['head']:.3f}")],
-        header=("layer", "attention", "hot neurons", "attention, cache", "neurons", "CPU's", "ms"),
+        header=("layer", "attention", f"hot {units}", "attention, cache", units, "CPU's", "ms"),
     )
 
 

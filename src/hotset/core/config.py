@@ -162,6 +162,11 @@ class DeltaNetConfig:
         """Numbers of a position that the convolution runs over: queries, keys and values."""
         return (2 * self.n_key_heads + self.n_value_heads) * self.head_dim
 
+    @property
+    def state_size(self) -> int:
+        """Numbers of the state: the heads' sums, and what the convolution reaches back to."""
+        return self.n_value_heads * self.head_dim**2 + (self.kernel - 1) * self.channels
+
 
 @dataclass(frozen=True)
 class LayerConfig:
@@ -212,6 +217,11 @@ class ModelConfig:
         """How many layers the decoder has."""
         return len(self.layers)
 
+    def units(self, layer: int) -> int:
+        """How many units a layer's FFN is placed by: experts, or neurons where it is no mixture."""
+        experts = self.layers[layer].experts
+        return experts.count if experts else self.ffn_size
+
     @property
     def mixture(self) -> bool:
         """Whether any layer is a mixture of experts."""
@@ -230,7 +240,7 @@ class LayerPlacement:
     attention: bool
     """Attention, with its part of the KV cache."""
     hot: int
-    """The FFN's neurons ``[:hot]``, the hottest; 0: none, ``ffn_size``: all."""
+    """The FFN's units ``[:hot]``, the hottest: neurons, or experts of a mixture. 0: none."""
 
 
 @dataclass(frozen=True)
@@ -244,5 +254,5 @@ class Placement:
     def fits(self, config: ModelConfig) -> bool:
         """Whether this is a placement of a model of that shape."""
         return len(self.layers) == config.n_layers and all(
-            0 <= layer.hot <= config.ffn_size for layer in self.layers
+            0 <= layer.hot <= config.units(i) for i, layer in enumerate(self.layers)
         )

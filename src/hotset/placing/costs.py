@@ -8,6 +8,9 @@ are of one token decoded after `filled` others:
 - cold neurons take their scanned bytes (such as the gate, by which `exact` chooses) over the streaming
   bandwidth, and their other bytes, times how often each fires, over the gathering bandwidth;
 - where both sides work, both do at their contended rates until one is done;
+- of a mixture's experts, on either side, those that the router selects are read, each at the streaming
+  bandwidth, as they are megabytes long;
+- a recurrent layer reads and writes its state;
 - a hand-shake is paid where a layer is split, or where its FFN lies wholly across from its attention.
 
 A layer is split for want of memory only. With few neurons that fire, a split layer can be reckoned faster
@@ -16,6 +19,7 @@ would pay for it. Such options are left out.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,32 +36,38 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 SLAB = 64
-"""Neurons are placed in groups of so many."""
+"""Neurons are placed in groups of so many, experts one by one."""
 HOST, DEVICE = 0, 1
 """Homes of a layer, and rows of its tables."""
 
 
 @dataclass(frozen=True)
 class FFNPart:
-    """One layer's FFN. Bytes of a neuron are those of its rows (columns) of all matrices."""
+    """One layer's FFN: units that are placed, neurons or, in a mixture, experts.
+
+    Bytes of a neuron are those of its rows (columns) of all matrices.
+    """
 
     size: int
     slab: int
     """Hot counts are multiples of this, and ``size`` itself."""
-    neuron_bytes: float
+    unit_bytes: float
     scanned: float
-    """Bytes of a cold neuron that every token reads."""
+    """Bytes of a cold unit that every token reads."""
     chosen: float
-    """Bytes of a cold neuron that are read only where the neuron is computed."""
+    """Bytes of a cold unit that are read only where the unit is computed."""
     f16_rows: bool
     frequency: F64
-    """(size,): how often each neuron is computed, in the file's order."""
+    """(size,): how often each unit is computed, in the file's order."""
     fixed_bytes: int
-    """Norms and the like: wherever the FFN, or a part of it, lies."""
+    """Norms, routers, shared experts and the like: wherever the FFN, or a part of it, lies."""
     predictor_bytes: int
     """On the device where the layer is split, on the host where it is wholly cold, unused if wholly hot."""
     parameters: float
-    """Of one neuron."""
+    """Of one unit."""
+    experts: bool = False
+    used: float = 1.0
+    """Share of the units that a token of a prompt computes."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,12 @@ class LayerPart:
     """One layer."""
 
     attention_bytes: int
+    """Of the attention, or of the recurrent mixer in its place."""
     attention_parameters: int
     kv_position_bytes: int
     window: int | None
+    state_bytes: int
+    """Of a recurrent layer, however long the context; read and written with every token."""
     ffn: FFNPart
 
 
@@ -98,12 +111,15 @@ class Options:
 
 
 def model_parts(
-    checkpoint: Checkpoint, frequency: NDArray[np.floating] | None = None, kv_number_bytes: float = 2.0
+    checkpoint: Checkpoint,
+    frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
+    kv_number_bytes: float = 2.0,
 ) -> ModelParts:
     """Sizes of a model's parts.
 
-    `frequency` (L, F) says how often each layer's neurons fire, in the file's order; None: what the file's
-    profile says. Raises `HotsetError` where a layer chooses neurons and there is neither.
+    `frequency` (L, units) says how often each layer's neurons fire, or its experts are selected, in the
+    file's order; None: what the file's profile says. Raises `HotsetError` where a layer chooses neurons and
+    there is neither; experts are then taken to be equally hot.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
     layers = []
@@ -113,14 +129,20 @@ def model_parts(
             for name, tensor in tensors.items()
             if name.startswith(f"blk.{i}.")
         }
-        attention = [tensor for name, tensor in own.items() if name.startswith(("attn_", "post_attention"))]
+        attention = [t for name, t in own.items() if name.startswith(("attn_", "post_attention", "ssm_"))]
+        measured = None if frequency is None else frequency[i]
+        build = _experts_part if layer.experts else _ffn_part
+        net = layer.delta_net
         layers.append(
             LayerPart(
                 attention_bytes=sum(tensor.nbytes for tensor in attention),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention),
-                kv_position_bytes=int(2 * config.n_kv_heads * config.head_dim * kv_number_bytes),
+                kv_position_bytes=(
+                    0 if net else int(2 * config.n_kv_heads * config.head_dim * kv_number_bytes)
+                ),
                 window=layer.window,
-                ffn=_ffn_part(checkpoint, i, own, None if frequency is None else frequency[i]),
+                state_bytes=4 * net.state_size if net else 0,
+                ffn=build(checkpoint, i, own, measured),
             )
         )
     output = tensors.get("output.weight", tensors["token_embd.weight"])
@@ -148,7 +170,7 @@ def _ffn_part(
     biases = [own[f"{name}.bias"] for name in ("ffn_gate", "ffn_up") if f"{name}.bias" in own]
     row = {name: tensor.nbytes / size for name, tensor in matrices.items()}
     skipped = skipped_matrices(plan, config.gated) if plan else ()
-    neuron_bytes = sum(row.values()) + sum(tensor.nbytes for tensor in biases) / size
+    unit_bytes = sum(row.values()) + sum(tensor.nbytes for tensor in biases) / size
     chosen = sum(row[name] for name in skipped)
     frequency = np.ones(size)
     if skipped:
@@ -171,14 +193,46 @@ def _ffn_part(
     return FFNPart(
         size=size,
         slab=SLAB if "ffn_down_t" in matrices else math.lcm(SLAB, matrices["ffn_down"].type.block_size),
-        neuron_bytes=neuron_bytes,
-        scanned=neuron_bytes - chosen,
+        unit_bytes=unit_bytes,
+        scanned=unit_bytes - chosen,
         chosen=chosen,
         f16_rows=bool(skipped) and matrices[skipped[-1]].type is TensorType.F16,
         frequency=frequency,
         fixed_bytes=sum(tensor.nbytes for name, tensor in own.items() if name.startswith(shared)),
         predictor_bytes=predictor,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices.values()) / size,
+    )
+
+
+def _experts_part(
+    checkpoint: Checkpoint, number: int, own: dict[str, Tensor], measured: NDArray[np.floating] | None
+) -> FFNPart:
+    """Neurons that are left out inside the experts are taken to be read."""
+    experts = checkpoint.config.layers[number].experts
+    assert experts
+    matrices = [tensor for name, tensor in own.items() if name.endswith("_exps.weight")]
+    stacked = sum(tensor.nbytes for name, tensor in own.items() if "_exps." in name)
+    profile = own.get("ffn_profile.weight")
+    frequency = np.full(experts.count, experts.used / experts.count)
+    if measured is not None:
+        frequency = np.asarray(measured, np.float64)
+    elif profile is not None:
+        frequency = profile.to_float32()[0].astype(np.float64)
+    each = stacked / experts.count
+    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw")
+    return FFNPart(
+        size=experts.count,
+        slab=1,
+        unit_bytes=each,
+        scanned=0.0,
+        chosen=each,
+        f16_rows=False,
+        frequency=frequency,
+        fixed_bytes=sum(t.nbytes for name, t in own.items() if name.startswith(fixed) or "_shexp." in name),
+        predictor_bytes=0,
+        parameters=sum(math.prod(tensor.shape) for tensor in matrices) / experts.count,
+        experts=True,
+        used=experts.used / experts.count,
     )
 
 
@@ -198,9 +252,13 @@ def layer_options(layer: LayerPart, machine: MachineProfile, *, context: int, fi
     hot = np.append(np.arange(0, ffn.size, ffn.slab), ffn.size)
     all_cold, split, all_hot = hot == 0, (hot > 0) & (hot < ffn.size), hot == ffn.size
 
-    device_bytes = np.ceil(hot * ffn.neuron_bytes).astype(np.int64) + ffn.fixed_bytes * ~all_cold
+    device_bytes = np.ceil(hot * ffn.unit_bytes).astype(np.int64) + ffn.fixed_bytes * ~all_cold
     resident = device_bytes + ffn.predictor_bytes * split
-    fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # neurons computed of those from hot on
+    fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # units computed of those from hot on
+    # The device computes all of its neurons, but of its experts only the selected ones.
+    device_read = (
+        (fires[0] - fires) * ffn.chosen + ffn.fixed_bytes * ~all_cold if ffn.experts else device_bytes
+    )
     streamed = (ffn.size - hot) * ffn.scanned + ffn.fixed_bytes + ffn.predictor_bytes * all_cold
     gathered = fires * ffn.chosen
 
@@ -209,18 +267,21 @@ def layer_options(layer: LayerPart, machine: MachineProfile, *, context: int, fi
         return np.where(all_hot, 0.0, ms)
 
     def device(stream: float) -> F64:
-        ms = gpu.part_us / 1e3 + device_bytes / (stream * gpu.kernel_share * 1e6)
+        ms = gpu.part_us / 1e3 + device_read / (stream * gpu.kernel_share * 1e6)
         return np.where(all_cold, 0.0, ms)
 
     gather = (
         (cpu.gather_f16, cpu.gather_f16_contended) if ffn.f16_rows else (cpu.gather, cpu.gather_contended)
     )
+    if ffn.experts:
+        gather = (cpu.stream * cpu.kernel_share, cpu.stream_contended * cpu.kernel_share)
     quiet = host(cpu.stream, gather[0]), device(gpu.stream)
     busy = host(cpu.stream_contended, gather[1]), device(gpu.stream_contended)
     prediction = split * ffn.predictor_bytes / (gpu.stream * gpu.kernel_share * 1e6)
     both = np.where(split, _overlapped(quiet, busy), quiet[HOST] + quiet[DEVICE]) + prediction
 
     read = layer.attention_bytes + layer.kv_position_bytes * min(filled, layer.window or filled)
+    read += 2 * layer.state_bytes
     attention = np.array(
         [
             cpu.part_us / 1e3 + read / (cpu.stream * cpu.kernel_share * 1e6),
@@ -228,7 +289,8 @@ def layer_options(layer: LayerPart, machine: MachineProfile, *, context: int, fi
         ]
     )
     handshake = gpu.handshake_us / 1e3 * np.stack([~all_cold, ~all_hot])
-    nbytes = np.stack([resident, resident + layer.attention_bytes + layer.kv_position_bytes * context])
+    own = layer.attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes
+    nbytes = np.stack([resident, resident + own])
     ms = attention[:, None] + both + handshake
     kept = all_cold | all_hot | (ms >= ms[DEVICE, -1]).all(axis=0)
     return Options(hot[kept], nbytes[:, kept], ms[:, kept], attention, handshake[:, kept])

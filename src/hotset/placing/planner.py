@@ -5,6 +5,7 @@ out, in bytes and milliseconds. docs/plan.md explains the reckoning.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +115,7 @@ class Planner:
         *,
         context: int,
         prompt: int,
-        frequency: NDArray[np.floating] | None = None,
+        frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
         kv_number_bytes: float = 2.0,
     ) -> None:
         if not 1 <= prompt <= context:
@@ -138,6 +139,19 @@ class Planner:
         if budget < 0:
             raise RequestError(f"budget is {budget} bytes: expected 0 or more (--vram)")
         return self.described(tabulated(self.problem, max(0, budget - self.working_bytes)), budget)
+
+    def reckoned(self, placement: Placement) -> Plan:
+        """The plan that has this placement, for comparison; its hot counts must be among the options."""
+        homes = [DEVICE if layer.attention else HOST for layer in placement.layers]
+        homes.append(DEVICE if placement.head else HOST)
+        hot = [layer.hot for layer in placement.layers] + [0]
+        options = [int(np.flatnonzero(item.hot == n)[0]) for item, n in zip(self._items, hot, strict=True)]
+        chosen = list(zip(self._items, homes, options, strict=True))
+        moves = sum(a != b for a, b in zip([HOST, *homes], homes, strict=False))
+        ms = sum(float(item.ms[home, k]) for item, home, k in chosen) + moves * self.problem.switch_ms
+        nbytes = sum(int(item.bytes[home, k]) for item, home, k in chosen)
+        solution = Solution(tuple(homes), tuple(options), nbytes, ms, ms)
+        return self.described(solution, nbytes + self.working_bytes)
 
     def described(self, solution: Solution, budget: int) -> Plan:
         """A solution of `problem` as a plan."""
@@ -201,12 +215,13 @@ class Planner:
     def _use(self, number: int, home: int, option: int) -> LayerUse:
         item, layer = self._items[number], self.parts.layers[number]
         hot, split = int(item.hot[option]), 0 < item.hot[option] < layer.ffn.size
-        attention, kv = layer.attention_bytes, layer.kv_position_bytes * self.context
+        attention = layer.attention_bytes
+        kv = layer.kv_position_bytes * self.context + 2 * layer.state_bytes
         predictor = layer.ffn.predictor_bytes if split else 0
         neurons = int(item.bytes[HOST, option]) - predictor
-        ffn = round(layer.ffn.size * layer.ffn.neuron_bytes) + layer.ffn.fixed_bytes
+        ffn = round(layer.ffn.size * layer.ffn.unit_bytes) + layer.ffn.fixed_bytes
         on_device = home == DEVICE
-        on_host = ffn - round(hot * layer.ffn.neuron_bytes) if hot < layer.ffn.size else 0
+        on_host = ffn - round(hot * layer.ffn.unit_bytes) if hot < layer.ffn.size else 0
         return LayerUse(
             placement=LayerPlacement(on_device, hot),
             attention_bytes=attention if on_device else 0,
@@ -229,6 +244,10 @@ def working_bytes(parts: ModelParts) -> int:
     """
     config = parts.config
     heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
-    numbers = SLICE * (4 * config.hidden_size + heads + 2 * config.ffn_size) + config.vocab_size
-    largest = max(math.ceil(layer.ffn.size * layer.ffn.neuron_bytes) for layer in parts.layers)
+    widths = [
+        config.ffn_size,
+        *(e.used * e.size + e.shared_size for e in (x.experts for x in config.layers) if e),
+    ]
+    numbers = SLICE * (4 * config.hidden_size + heads + 2 * max(widths)) + config.vocab_size
+    largest = max(math.ceil(layer.ffn.size * layer.ffn.unit_bytes) for layer in parts.layers)
     return 4 * numbers + 6 * min(largest, PIECE_BYTES)

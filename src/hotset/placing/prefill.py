@@ -54,13 +54,16 @@ def _layer_ms(
     n_cold = ffn.size - hot
     crossing = tokens * config.hidden_size * 4 * (1 / gpu.to_host + 1 / gpu.to_device) / 1e6
 
-    def on_gpu(neurons: int) -> float:
-        return compute(gpu, neurons * ffn.parameters * tokens, neurons * ffn.neuron_bytes) if neurons else 0.0
+    # Of experts, a token multiplies those that it uses; a few tokens together do not read all.
+    each, share = ffn.used * ffn.parameters, 1 - (1 - ffn.used) ** min(tokens, SLICE)
+
+    def on_gpu(units: int) -> float:
+        return compute(gpu, units * each * tokens, units * share * ffn.unit_bytes) if units else 0.0
 
     if cold is ColdPrefill.STREAM:
-        bus = passes * n_cold * ffn.neuron_bytes / (gpu.to_device * 1e6)
+        bus = passes * n_cold * ffn.unit_bytes / (gpu.to_device * 1e6)
         return attention + max(on_gpu(ffn.size), bus) + crossing * (not on_device)
-    on_cpu = compute(cpu, n_cold * ffn.parameters * tokens, n_cold * ffn.neuron_bytes) if n_cold else 0.0
+    on_cpu = compute(cpu, n_cold * each * tokens, n_cold * share * ffn.unit_bytes) if n_cold else 0.0
     crosses = on_device if n_cold else not on_device
     crosses |= 0 < hot < ffn.size
     return attention + max(on_gpu(hot), on_cpu) + crossing * crosses

@@ -90,7 +90,8 @@ def load_model(
         frequency=frequency,
         progress=progress,
     )
-    if any(0 < layer.hot < checkpoint.config.ffn_size for layer in placed.plan.placement.layers):
+    layers = enumerate(placed.plan.placement.layers)
+    if any(0 < layer.hot < checkpoint.config.units(i) for i, layer in layers):
         notes += order_notes(checkpoint)
     return Model(
         checkpoint.path,

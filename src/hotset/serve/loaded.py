@@ -65,7 +65,7 @@ class Model:
         ]
 
     def _wholly_on_device(self, layer: int) -> bool:
-        return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.ffn_size
+        return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.units(layer)
 
     def sequence(self, context: int | None = None, kv_type: str = "f16") -> Sequence:
         """Room for `context` tokens: 0 for what the model was trained for; None: that, at most 4096."""
