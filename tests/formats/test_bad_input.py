@@ -16,12 +16,13 @@ from typing import Any
 import gguf  # noqa: F401 - not to be counted when an error message needs it
 import numpy as np
 import pytest
-from helpers.gguf_bytes import by_neuron, split, tiny_model
+from helpers.gguf_bytes import by_neuron, shape_of, split, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from hotset.architectures.table import ARCHITECTURES, SHAPES, Architecture
+from hotset.architectures.row import Architecture
+from hotset.architectures.table import ARCHITECTURES
 from hotset.core.errors import CheckpointError, RequestError
 from hotset.formats import Overrides, open_checkpoint
 from hotset.formats.tensor_table import is_global
@@ -142,6 +143,9 @@ GGUF_KEYS = words("""
     attention.layer_norm_epsilon attention.sliding_window attention.sliding_window_pattern attention.scale
     attention.causal expert_count rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
     rope.scaling.factor rope.scale_linear rope.scaling.original_context_length rope.scaling.attn_factor
+    expert_used_count expert_feed_forward_length expert_shared_feed_forward_length expert_weights_norm
+    expert_weights_scale expert_gating_func expert_group_count expert_group_used_count
+    leading_dense_block_count interleave_moe_layer_step
     rope.scaling.yarn_beta_fast final_logit_softcapping rope.global.freq_base rope.local.freq_base
 """)
 GENERAL_KEYS = words("""
@@ -209,7 +213,6 @@ def test_reordered_and_cyclic_splits(examples: int, tmp_path: Path) -> None:
 
 # Hugging Face directories.
 
-SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "S": 16}
 CONFIG = {
     "vocab_size": 6,
     "hidden_size": 8,
@@ -218,10 +221,15 @@ CONFIG = {
     "max_position_embeddings": 32,
     "tie_word_embeddings": True,
 }
-FAMILY = {
+EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2}
+FAMILY: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 12, "multi_query": True},
     "opt": {"ffn_dim": 12, "num_key_value_heads": 1},
-    "gemma3": {"layer_types": ["full_attention"]},
+    "gemma3_text": {"layer_types": ["full_attention"]},
+    "mixtral": {"num_experts_per_tok": 2, "num_local_experts": 3, "intermediate_size": 5},
+    "olmoe": EXPERTS | {"intermediate_size": 5},
+    "qwen2_moe": EXPERTS | {"moe_intermediate_size": 5, "shared_expert_intermediate_size": 7},
+    "qwen3_moe": EXPERTS | {"moe_intermediate_size": 5},
 }
 HF_KEYS = words("""
     model_type hidden_size vocab_size intermediate_size num_hidden_layers num_attention_heads
@@ -230,6 +238,8 @@ HF_KEYS = words("""
     use_sliding_window max_window_layers layer_types sliding_window_pattern rope_theta rope_scaling
     rope_parameters rope_local_base_freq partial_rotary_factor query_pre_attn_scalar attention_bias mlp_bias
     bias enable_bias alibi multi_query new_decoder_architecture parallel_attn ffn_hidden_size ffn_dim
+    num_experts num_local_experts num_experts_per_tok moe_intermediate_size norm_topk_prob
+    shared_expert_intermediate_size decoder_sparse_step mlp_only_layers clip_qkv
     num_kv_heads original_max_position_embeddings quantization_config final_logit_softcapping
     hidden_act_param do_layer_norm_before
 """)
@@ -252,15 +262,17 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
     """config.json and model.safetensors of a one-layer model."""
     tensors = {}
     for part, modules in architecture.tensors.items():
-        if part in ("output", "attn_norm_2"):
+        if part in ("output", "attn_norm_2", "ffn_gate_up_exps"):
             continue
-        shape = tuple(SIZES[letter] for letter in SHAPES.get(part, "SD"))
+        shape = shape_of(architecture, part)
         name = modules.split("|", maxsplit=1)[0].format(0)
-        tensors[f"{name}.weight"] = np.ones(shape, np.float16 if is_global(part) else np.float32)
-        if part in architecture.always_biased:
-            tensors[f"{name}.bias"] = np.ones(shape[:1], np.float32)
+        for number in range(shape[0]) if "*" in name else [0]:
+            own, whole = (shape[1:], name.replace("*", str(number))) if "*" in name else (shape, name)
+            tensors[f"{whole}.weight"] = np.ones(own, np.float16 if is_global(part) else np.float32)
+            if part in architecture.always_biased:
+                tensors[f"{whole}.bias"] = np.ones(own[:-1] or own, np.float32)
     config = CONFIG | {"model_type": architecture.model_types[0], "num_key_value_heads": 1, "head_dim": 4}
-    return config | {"intermediate_size": 12} | FAMILY.get(architecture.name, {}), save(tensors)
+    return config | {"intermediate_size": 12} | FAMILY.get(architecture.model_types[0], {}), save(tensors)
 
 
 def write_directory(folder: Path, config: Mapping[str, Any] | bytes, weights: bytes) -> None:
@@ -276,8 +288,10 @@ def test_what_gets_mutated_is_sound(architecture: Architecture, tmp_path: Path) 
     (tmp_path / "m.gguf").write_bytes(tiny_model(architecture).to_bytes())
     file = open_checkpoint(tmp_path / "m.gguf")
     assert set(directory.tensors) == set(file.tensors)
-    (tmp_path / "m.gguf").write_bytes(by_neuron(tiny_model(architecture)).to_bytes())
-    assert open_checkpoint(tmp_path / "m.gguf").config.layers[0].ffn
+    assert bool(file.config.layers[0].experts) == bool(directory.config.layers[0].experts)
+    if not architecture.experts:
+        (tmp_path / "m.gguf").write_bytes(by_neuron(tiny_model(architecture)).to_bytes())
+        assert open_checkpoint(tmp_path / "m.gguf").config.layers[0].ffn
 
 
 @examples(200, 3000)

@@ -104,7 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"llama__attention__head_count": [2, 1]}, r"llama.attention.head_count: expected a whole number"),
     ({"llama__attention__value_length": 8}, r"value_length: expected 4 like the key's, found 8"),
-    ({"llama__expert_count": 8}, r"llama.expert_count: expected 0, found 8"),
+    ({"llama__expert_count": 8}, r"llama.expert_used_count is missing"),
     ({"llama__final_logit_softcapping": 30.0}, r"final_logit_softcapping: expected 0, found 30.0"),
     ({"llama__attention__max_alibi_bias": 8.0}, r"attention.max_alibi_bias: expected 0, found 8.0"),
     ({"llama__attention__causal": False}, r"llama.attention.causal: expected True, found False"),

@@ -133,7 +133,7 @@ def test_drelu_is_named_in_several_ways(saved: Any, tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ("llama", {"model_type": "mixtral"}, r"model_type: expected one of llama, mistral, .*; found 'mixtral'"),
+    ("llama", {"model_type": "mamba"}, r"model_type: expected one of llama, mistral, .*; found 'mamba'"),
     ("llama", {"model_type": "ABSENT"}, r"model_type: expected one of .*; found None"),
     ("llama", {"hidden_size": "ABSENT"}, r"config.json: hidden_size is missing"),
     ("llama", {"hidden_size": 44}, r"token_embd.weight: expected shape \[101, 44\], found \[101, 45\]"),

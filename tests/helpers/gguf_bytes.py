@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures.table import ARCHITECTURES, SHAPES, Architecture
+from hotset.architectures.row import SHAPES, Architecture
+from hotset.architectures.table import ARCHITECTURES
 from hotset.formats.tensor_table import is_global
 
 _ALIGNMENT = 32
@@ -79,7 +80,14 @@ class GGUFBytes:
         return header + bytes(-len(header) % _ALIGNMENT) + body
 
 
-SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4}
+SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "N": 2, "E": 3, "X": 5, "S": 7, "1": 1}
+
+
+def shape_of(architecture: Architecture, part: str) -> tuple[int, ...]:
+    """A weight of a tiny model."""
+    if part == "attn_qkv":
+        return 16, 8
+    return tuple(SIZES[letter] for letter in architecture.shapes.get(part, SHAPES[part]))
 
 
 def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
@@ -98,18 +106,19 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
         "tokenizer.ggml.tokens": ["a", "bc", "", "ä", "d", "e"],
         "tokenizer.ggml.token_type": [1, 1, 1, 1, 1, 3],
     }
+    if architecture.experts:
+        keys |= {f"{name}.expert_count": 3, f"{name}.expert_used_count": 2}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
     for part in architecture.tensors:
-        if part in ("output", "attn_norm_2"):  # what a model may lack
+        if part in ("output", "attn_norm_2", "ffn_gate_up_exps"):  # what a model may lack
             continue
         place = part if is_global(part) else f"blk.0.{part}"
-        rows, *columns = SHAPES.get(part, "SD")
-        shape = tuple((SIZES | {"S": 16})[letter] for letter in (rows, *columns))
+        shape = shape_of(architecture, part)
         parts = {"weight": shape}
         if part in architecture.always_biased:
-            parts["bias"] = shape[:1]
+            parts["bias"] = shape[:-1] or shape
         for suffix, dims in parts.items():
             data = rng.standard_normal(dims).astype("<f4").tobytes()
             tensors.append(TensorLine(f"{place}.{suffix}", dims, data))

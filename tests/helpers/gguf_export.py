@@ -22,6 +22,10 @@ ARCHITECTURES = {
     "gemma3_text": MODEL_ARCH.GEMMA3,
     "falcon": MODEL_ARCH.FALCON,
     "nemotron": MODEL_ARCH.NEMOTRON,
+    "mixtral": MODEL_ARCH.LLAMA,
+    "qwen3_moe": MODEL_ARCH.QWEN3MOE,
+    "qwen2_moe": MODEL_ARCH.QWEN2MOE,
+    "olmoe": MODEL_ARCH.OLMOE,
 }
 # llama.cpp has no OPT: these are Hotset's own names, made of GGUF's usual ones.
 OPT_NAMES = {
@@ -56,10 +60,16 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
 
     rename = _names(config)
     for hf_name, parameter in model.named_parameters():  # a tied output comes once
-        tensor_kind = kind if parameter.ndim == 2 else Q.F32
+        tensor_kind = Q.F32 if parameter.ndim < 2 or hf_name.endswith("mlp.gate.weight") else kind
         data = quantise(parameter.detach().numpy(), tensor_kind)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(gguf.dequantize(data, tensor_kind)))
+        if ".gate_up_proj" in hf_name:  # which llama.cpp's converter cuts
+            for part, half in zip(("gate", "up"), np.split(data, 2, axis=1), strict=True):
+                writer.add_tensor(
+                    rename(hf_name.replace("gate_up_proj", f"{part}_proj")), half, raw_dtype=tensor_kind
+                )
+            continue
         writer.add_tensor(rename(hf_name), _adapt(hf_name, data, config), raw_dtype=tensor_kind)
     if _rope(config).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
@@ -101,6 +111,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(_first(config, "ffn_hidden_size", "ffn_dim", "intermediate_size"))
+    _write_experts(writer, config)
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_key_length(head_dim)
@@ -121,6 +132,16 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_sliding_window(config.sliding_window)
 
 
+def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
+    if count := _first(config, "num_experts", "num_local_experts"):
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if size := _first(config, "moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(size)
+    if size := _first(config, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(size)
+
+
 def _architecture(config: Any) -> str:
     return "opt" if config.model_type == "opt" else gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
 
@@ -138,7 +159,12 @@ def _names(config: Any) -> Callable[[str], str]:
 
         return rename
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
-    return lambda name: names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+    def with_suffix(name: str) -> str:
+        suffixed = name if name.endswith((".weight", ".bias")) else f"{name}.weight"
+        return names.get_name(suffixed, try_suffixes=(".weight", ".bias"))
+
+    return with_suffix
 
 
 def _first(config: Any, *keys: str, default: Any = None) -> Any:
@@ -166,7 +192,7 @@ def _adapt(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:
     if name.endswith("norm.weight") and config.model_type in ("gemma3_text", "nemotron"):
         return values + 1
     if ".q_proj." in name or ".k_proj." in name:
-        if config.model_type == "llama":  # (i, i + head_dim / 2) become neighbours
+        if config.model_type in ("llama", "mixtral"):  # (i, i + head_dim / 2) become neighbours
             pairs = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
             return pairs.swapaxes(1, 2).reshape(values.shape)
     elif ".query_key_value." in name:

@@ -11,7 +11,8 @@ from gguf import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 
 from helpers.gguf_export import quantise
-from hotset.architectures.table import ARCHITECTURES, SHAPES
+from hotset.architectures.row import SHAPES
+from hotset.architectures.table import ARCHITECTURES
 from hotset.formats.tensor_table import is_global
 
 F32 = NDArray[np.float32]

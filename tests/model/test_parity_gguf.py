@@ -12,7 +12,7 @@ from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.tiny_models import llama, save, tiny_models
 from numpy.typing import NDArray
 
-from hotset.architectures.table import ACTIVATIONS
+from hotset.architectures.row import ACTIVATIONS
 from hotset.backends.contract import Backend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch

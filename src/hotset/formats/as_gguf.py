@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures.table import ARCHITECTURES, Architecture
+from hotset.architectures.row import Architecture
+from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint

@@ -1,5 +1,6 @@
 """GGUF models: what a file's key-values and tensors mean, after llama.cpp's conventions."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures.table import ARCHITECTURES, Architecture, Windows
+from hotset.architectures.row import Architecture, Windows
+from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint, without_images
+from hotset.formats.experts import add_gate_up, experts_from_gguf
 from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
-from hotset.formats.keys import REQUIRED, Keys
+from hotset.formats.keys import REQUIRED, Keys, shown
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
 from hotset.formats.tensor import Tensor, TensorType
@@ -21,7 +24,6 @@ from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
 
 # Keys that change the computation in ways that Hotset does not run, with their neutral value.
 _NEUTRAL: Mapping[str, Any] = {
-    "expert_count": 0,
     "attn_logit_softcapping": 0,
     "final_logit_softcapping": 0,
     "attention.max_alibi_bias": 0,
@@ -33,6 +35,7 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 _ROPE_FACTORS = "rope_freqs.weight"
 _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
+_SINGLE_EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight")
 _GEMMA3_PATTERN = 6
 
 
@@ -97,8 +100,10 @@ def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
     if kind != "model":
         raise keys.refuse("general.type", "model", kind)
     name = keys.text("general.architecture")
-    for architecture in ARCHITECTURES:
-        if name == architecture.name:
+    mixture = bool(Keys(file.metadata, str(path), prefix=f"{name}.").integer("expert_count", 0, low=0))
+    named = [architecture for architecture in ARCHITECTURES if architecture.name == name]
+    for architecture in named:
+        if mixture == bool(architecture.experts) or len(named) == 1:
             layers = file.metadata.get(f"{name}.block_count")
             own = architecture.gguf_depth_defaults.get(layers, {}) if isinstance(layers, int) else {}
             defaults = {**architecture.gguf_defaults, **own}
@@ -128,9 +133,8 @@ def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[
 def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
     hidden = keys.integer("embedding_length")
     heads = keys.integer("attention.head_count")
-    norm = tensors.get(
-        "blk.0.attn_q_norm.weight"
-    )  # which tells the size where no key does (Ollama's Gemma 3)
+    # Its norm tells a head's size where no key does (Ollama's Gemma 3).
+    norm = None if "attn_q_norm" in architecture.shapes else tensors.get("blk.0.attn_q_norm.weight")
     if norm is None and keys.get("attention.key_length") is None and hidden % heads:
         raise keys.refuse("attention.head_count", f"a divisor of embedding_length {hidden}", heads)
     head_dim = keys.integer("attention.key_length", norm.shape[0] if norm else hidden // heads)
@@ -139,12 +143,13 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
     sizes = Sizes(
         vocab=_rows("token_embd.weight", tensors, path),
         hidden=hidden,
-        ffn=keys.integer("feed_forward_length"),
+        ffn=0 if architecture.experts else keys.integer("feed_forward_length"),
         heads=heads,
         kv_heads=keys.integer("attention.head_count_kv", heads),
         head_dim=head_dim,
         layers=check_layer_count(keys, "block_count", len(tensors)),
         positions=0 if architecture.rotary else _rows("position_embd.weight", tensors, path),
+        experts=experts_from_gguf(keys, architecture, tensors),
     )
     sizes.check_heads(keys, "attention.head_count_kv")
     return sizes
@@ -158,16 +163,26 @@ def _rows(name: str, tensors: Mapping[str, Tensor], path: Path) -> int:
 
 def _table(path: Path, tensors: Mapping[str, Tensor], sizes: Sizes) -> TensorTable:
     table = TensorTable(str(path))
-    fused = {
-        f"blk.{layer}.attn_qkv.{suffix}": (layer, suffix)
-        for layer in range(sizes.layers)
-        for suffix in ("weight", "bias")
-    }
+    fused, gate_up = (
+        {
+            f"blk.{layer}.{part}.{suffix}": (layer, suffix)
+            for layer in range(sizes.layers)
+            for suffix in ("weight", "bias")
+        }
+        for part in ("attn_qkv", "ffn_gate_up_exps")
+    )
     for name, tensor in tensors.items():
         if name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
         elif name in fused:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
+        elif name in gate_up and sizes.experts:
+            add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
+        elif _SINGLE_EXPERT.fullmatch(name):
+            raise CheckpointError(
+                f"{path}: tensor {shown(name)} is of a single expert, as in files from before spring 2024: "
+                "get the model as a newer file"
+            )
         else:
             table.add(name, tensor)
     return table
@@ -217,7 +232,10 @@ def _layers(
     full, local = _ropes(keys, architecture, sizes, factors)
     window = keys.integer("attention.sliding_window", 0, low=0)
     sliding = _sliding(keys, architecture, sizes.layers)
-    return tuple(LayerConfig(local if s else full, window or None if s else None) for s in sliding)
+    return tuple(
+        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
+        for s in sliding
+    )
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

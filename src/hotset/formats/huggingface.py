@@ -1,22 +1,23 @@
 """Hugging Face directories: config.json and safetensors, whole or in shards."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hotset.architectures.table import ARCHITECTURES, Architecture, Windows
+from hotset.architectures.row import Architecture, Windows
+from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.checkpoint import Checkpoint, without_images
+from hotset.formats.experts import experts_from_config
+from hotset.formats.huggingface_names import final_names
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes
 from hotset.formats.overrides import Overrides, override_config
 from hotset.formats.rope import rope_from_config
 from hotset.formats.safetensors import parse_json, read_safetensors
 from hotset.formats.tensor import Tensor
-from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, is_global, is_norm
+from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
 
 # Keys of config.json that change the computation in ways that Hotset does not run, with their neutral value.
 _NEUTRAL: Mapping[str, Any] = {
@@ -25,13 +26,11 @@ _NEUTRAL: Mapping[str, Any] = {
     "final_logit_softcapping": None,
     "use_bidirectional_attention": False,
     "hidden_act_param": 0,  # FATReLU's threshold
-    "num_local_experts": None,
-    "num_experts": None,
 }
+_NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
+_ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
 _NO_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.")
-_COMPARED = 1 << 24
-"""Bytes compared at a time."""
 
 
 def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -52,8 +51,8 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     architecture = _architecture(raw, path)
     adapted = architecture.hf_adapt(raw)
     names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
-    keys = Keys(adapted, str(path), names=names, defaults=architecture.hf_defaults)
-    keys.require(_NEUTRAL)
+    keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
+    keys.require(_NEUTRAL if architecture.experts else {**_NEUTRAL, **_NO_MIXTURE})
     keys.require(architecture.hf_required)
     files = _read_tensors(directory)
     sizes = _sizes(keys, architecture, len(files))
@@ -63,7 +62,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         if left_out := len(files) - len(text):
             notes.append(without_images(left_out))
         files = text
-    table, untied = _table(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
+    table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
     if untied:
         notes.append(
             "config.json says tie_word_embeddings, but lm_head.weight is another matrix: that one is used"
@@ -115,12 +114,13 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     sizes = Sizes(
         vocab=keys.integer("vocab_size"),
         hidden=hidden,
-        ffn=keys.integer("intermediate_size"),
+        ffn=0 if architecture.experts else keys.integer("intermediate_size"),
         heads=heads,
         kv_heads=keys.integer("num_key_value_heads", heads),
         head_dim=keys.integer("head_dim", hidden // heads),
         layers=check_layer_count(keys, "num_hidden_layers", tensors),
         positions=_context(keys) + architecture.position_offset,
+        experts=experts_from_config(keys, architecture),
     )
     sizes.check_heads(keys, "num_key_value_heads")
     return sizes
@@ -173,59 +173,6 @@ def _is_for_images(name: str) -> bool:
     return name.removeprefix("model.").startswith(_NO_TEXT)
 
 
-def _table(
-    directory: Path, files: Mapping[str, Tensor], architecture: Architecture, sizes: Sizes, *, tied: bool
-) -> tuple[TensorTable, bool]:
-    """Give the tensors their final names; whether the output is another matrix although it should be tied."""
-    table = TensorTable(str(directory))
-    targets: dict[str, tuple[str, int, str]] = {}
-    for part, modules in architecture.tensors.items():
-        for module in modules.split("|"):
-            for layer in range(1 if is_global(part) else sizes.layers):
-                for suffix in ("weight", "bias"):
-                    targets[f"{module.format(layer)}.{suffix}"] = part, layer, suffix
-    ends = {}  # the embedding and the output
-    for name, tensor in files.items():
-        known = next((spelling for spelling in _spellings(name) if spelling in targets), "")
-        part, layer, suffix = targets.get(known, ("", 0, ""))
-        target = f"{part}.{suffix}" if is_global(part) else f"blk.{layer}.{part}.{suffix}"
-        if not part:
-            table.add(name, tensor)  # the check will name it
-        elif tied and target in ("token_embd.weight", "output.weight") and target not in ends:
-            ends[target] = tensor
-        elif part == "attn_qkv":
-            table.add_fused(layer, suffix, tensor, sizes, grouped=True)
-        elif architecture.norm_weight_plus_one and is_norm(part) and suffix == "weight":
-            table.add_plus_one(target, tensor)
-        else:
-            table.add(target, tensor)
-    if ends:
-        embedding = ends.get("token_embd.weight") or ends["output.weight"]
-        table.add("token_embd.weight", embedding)
-        output = ends.get("output.weight", embedding)
-        if not _same(output, embedding):
-            table.add("output.weight", output)
-    return table, tied and "output.weight" in table
-
-
-def _spellings(name: str) -> Iterator[str]:
-    """What a tensor may be called in the table: base models and multimodal ones have other prefixes."""
-    yield name
-    bare = name.removeprefix("model.").removeprefix("language_model.").removeprefix("model.")
-    yield from (bare, f"model.{bare}", f"transformer.{bare}")
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same numbers, as bytes."""
-    if (one.type, one.shape) != (other.type, other.shape):
-        return False
-    starts = range(0, one.nbytes, _COMPARED)
-    return one is other or all(
-        np.array_equal(one.data[start : start + _COMPARED], other.data[start : start + _COMPARED])
-        for start in starts
-    )
-
-
 def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> None:
     """Hold the tensors that may be absent against what config.json says of them."""
     if not keys.flag("tie_word_embeddings") and "output.weight" not in table:
@@ -242,7 +189,10 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
     if architecture.windows is Windows.LATE and not keys.flag("use_sliding_window"):
         window = 0
     sliding = _sliding(keys, architecture, sizes.layers)
-    return tuple(LayerConfig(local if s else full, window or None if s else None) for s in sliding)
+    return tuple(
+        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
+        for s in sliding
+    )
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures.table import SHAPES, Architecture
+from hotset.architectures.row import SHAPES, Architecture
+from hotset.core.config import ExpertsConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
@@ -26,11 +27,13 @@ class Sizes:
     vocab: int
     hidden: int
     ffn: int
+    """0: all layers are mixtures of experts."""
     heads: int
     kv_heads: int
     head_dim: int
     layers: int
     positions: int
+    experts: ExpertsConfig | None = None
 
     def dimensions(self, letters: str) -> tuple[int, ...]:
         """Return the numbers for a shape of `SHAPES`."""
@@ -42,7 +45,11 @@ class Sizes:
             "H": self.head_dim,
             "Q": self.heads * self.head_dim,
             "K": self.kv_heads * self.head_dim,
+            "N": self.heads,
+            "1": 1,
         }
+        if self.experts:
+            numbers |= {"E": self.experts.count, "X": self.experts.size, "S": self.experts.shared_size}
         return tuple(numbers[letter] for letter in letters)
 
     def check_heads(self, keys: Keys, key: str) -> None:
@@ -55,7 +62,7 @@ class TensorTable(Mapping[str, Tensor]):
     """Names to tensors. Renamed tensors are views; split and shifted ones are made anew at each look-up."""
 
     def __init__(self, where: str) -> None:
-        self._where = where
+        self.where = where
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._make: dict[str, Callable[[], Tensor]] = {}
 
@@ -73,11 +80,18 @@ class TensorTable(Mapping[str, Tensor]):
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take a tensor of the file in under its final name."""
-        self._add(name, tensor.shape, partial(_renamed, name, tensor))
+        self.add_made(name, tensor.shape, partial(_renamed, name, tensor))
+
+    def add_made(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> None:
+        """Take in a tensor that is made when it is looked up."""
+        if name in self._make:
+            raise CheckpointError(f"{self.where}: tensor {shown(name)} is there twice")
+        self._shapes[name] = shape
+        self._make[name] = make
 
     def add_plus_one(self, name: str, tensor: Tensor) -> None:
         """Take a float tensor in, one added."""
-        self._add(name, tensor.shape, partial(_plus_one, name, tensor))
+        self.add_made(name, tensor.shape, partial(_plus_one, name, tensor))
 
     def add_fused(self, layer: int, suffix: str, fused: Tensor, sizes: Sizes, grouped: bool) -> None:
         """Take ``attn_qkv`` (Q + 2 K rows) in as its parts.
@@ -89,7 +103,7 @@ class TensorTable(Mapping[str, Tensor]):
         source = f"blk.{layer}.attn_qkv.{suffix}"
         expected = (q + 2 * k, *((sizes.hidden,) if suffix == "weight" else ()))
         if fused.shape != expected:
-            raise self._mismatch(source, expected, fused.shape)
+            raise self.mismatch(source, expected, fused.shape)
         group = sizes.heads // sizes.kv_heads
         # Name, first row if parts follow one another, rows, first head within a group, heads of a group.
         parts = (("attn_q", 0, q, 0, group), ("attn_k", q, k, group, 1), ("attn_v", q + k, k, group + 1, 1))
@@ -97,7 +111,9 @@ class TensorTable(Mapping[str, Tensor]):
             name = f"blk.{layer}.{part}.{suffix}"
             if grouped and sizes.kv_heads > 1:
                 heads = np.arange(sizes.kv_heads)[:, None] * (group + 2) + first + np.arange(count)
-                self._add(name, (rows, *fused.shape[1:]), partial(_heads, name, fused, heads.ravel(), rows))
+                self.add_made(
+                    name, (rows, *fused.shape[1:]), partial(_heads, name, fused, heads.ravel(), rows)
+                )
             else:
                 self.add(name, fused.rows(begin, begin + rows))
 
@@ -107,23 +123,29 @@ class TensorTable(Mapping[str, Tensor]):
         if architecture.fused_qkv:
             parts |= {"attn_q", "attn_k", "attn_v"}
         expected: dict[str, tuple[int, ...]] = {}  # of what is there
-        for part, letters in SHAPES.items():
+        for part, letters in {**SHAPES, **architecture.shapes}.items():
             if part not in parts:
                 continue
-            for suffix, dimensions in (("weight", letters), ("bias", letters[0])):
+            for suffix, dimensions in (("weight", letters), ("bias", letters[:-1] or letters)):
                 names = self._names(architecture, part, suffix, sizes.layers)
                 expected |= dict.fromkeys(names, sizes.dimensions(dimensions))
         for layer in range(sizes.layers):
             expected |= self._neuron_shapes(layer, sizes)
         for name, shape in expected.items():
             if self._shapes[name] != shape:
-                raise self._mismatch(name, shape, self._shapes[name])
+                raise self.mismatch(name, shape, self._shapes[name])
         for name in self._shapes:
             if name not in expected:
                 raise CheckpointError(
-                    f"{self._where}: tensor {shown(name)} is unexpected in a model of architecture"
+                    f"{self.where}: tensor {shown(name)} is unexpected in a model of architecture"
                     f" {architecture.name} with {sizes.layers} layers"
                 )
+
+    def mismatch(self, name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
+        """Build the error for a shape that is none of the model's."""
+        return CheckpointError(
+            f"{self.where}: tensor {name}: expected shape {list(expected)}, found {list(found)}"
+        )
 
     def by_neuron(self, layer: int) -> bool:
         """Whether the layer's down is stored by neuron."""
@@ -163,21 +185,10 @@ class TensorTable(Mapping[str, Tensor]):
             return []
         if missing:
             raise CheckpointError(
-                f"{self._where}: tensor {missing[0]} is missing: the file is incomplete, or not of"
+                f"{self.where}: tensor {missing[0]} is missing: the file is incomplete, or not of"
                 f" architecture {architecture.name}"
             )
         return names
-
-    def _add(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> None:
-        if name in self._make:
-            raise CheckpointError(f"{self._where}: tensor {shown(name)} is there twice")
-        self._shapes[name] = shape
-        self._make[name] = make
-
-    def _mismatch(self, name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> CheckpointError:
-        return CheckpointError(
-            f"{self._where}: tensor {name}: expected shape {list(expected)}, found {list(found)}"
-        )
 
 
 def is_global(part: str) -> bool:

@@ -1,0 +1,81 @@
+"""The rows of families whose layers are mixtures of experts."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
+from hotset.architectures.row import Architecture, Mixture, Windows
+from hotset.core.config import Activation
+
+_DENSE_FFN = ("ffn_gate", "ffn_up", "ffn_down")
+
+
+def expert_tensors(block: str, gate: str, up: str, down: str) -> Mapping[str, str]:
+    """Name the router and the experts, single or stacked, of a layer's module; a single one's projections."""
+    block = f"model.layers.{{}}.{block}"
+    return {
+        "ffn_gate_inp": f"{block}.gate",
+        "ffn_gate_exps": f"{block}.experts.*.{gate}",
+        "ffn_up_exps": f"{block}.experts.*.{up}",
+        "ffn_down_exps": f"{block}.experts.*.{down}|{block}.experts.down_proj",
+        "ffn_gate_up_exps": f"{block}.experts.gate_up_proj",
+    }
+
+
+SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "model.layers.{}.mlp.shared_expert_gate",
+    "ffn_gate_shexp": "model.layers.{}.mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "model.layers.{}.mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "model.layers.{}.mlp.shared_expert.down_proj",
+}
+WITHOUT_FFN = {name: module for name, module in LLAMA_TENSORS.items() if name not in _DENSE_FFN}
+QWEN_EXPERTS = expert_tensors("mlp", "gate_proj", "up_proj", "down_proj")
+NO_DENSE_LAYERS = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+
+MIXTURES: tuple[Architecture, ...] = (
+    replace(
+        LLAMA,
+        model_types=("mixtral",),
+        tensors={**WITHOUT_FFN, **expert_tensors("block_sparse_moe", "w1", "w3", "w2")},
+        experts=Mixture(),
+        biases={},
+        windows=Windows.ALL,
+        hf_keys={"moe_intermediate_size": "intermediate_size"},
+        hf_defaults={"max_position_embeddings": 131072, "norm_eps": 1e-5, "rope_theta": 1e6},
+    ),
+    Architecture(
+        name="qwen3moe",
+        model_types=("qwen3_moe",),
+        activation=Activation.SILU,
+        tensors={**WITHOUT_FFN, **QK_NORMS, **QWEN_EXPERTS},
+        experts=Mixture(),
+        biases={"attention_bias": ATTENTION},
+        default_pre={"": "qwen2"},
+        hf_defaults={"max_position_embeddings": 32768, "norm_topk_prob": False},
+        hf_required={**NO_DENSE_LAYERS, "use_sliding_window": False},
+    ),
+    Architecture(
+        name="qwen2moe",
+        model_types=("qwen2_moe",),
+        activation=Activation.SILU,
+        tensors={**WITHOUT_FFN, **QWEN_EXPERTS, **SHARED_EXPERT},
+        experts=Mixture(normalised=False),
+        biases={"qkv_bias": QKV},
+        default_pre={"": "qwen2"},
+        hf_defaults={"max_position_embeddings": 32768, "qkv_bias": True},
+        hf_required={**NO_DENSE_LAYERS, "use_sliding_window": False},
+    ),
+    Architecture(
+        name="olmoe",
+        model_types=("olmoe",),
+        activation=Activation.SILU,
+        tensors={**WITHOUT_FFN, **QK_NORMS, **QWEN_EXPERTS},
+        experts=Mixture(normalised=False),
+        shapes={"attn_q_norm": "Q", "attn_k_norm": "K"},
+        biases={"attention_bias": ATTENTION},
+        default_pre={"": "olmo"},
+        hf_keys={"moe_intermediate_size": "intermediate_size"},
+        hf_defaults={"max_position_embeddings": 4096, "norm_eps": 1e-5},
+        hf_required={"clip_qkv": None},
+    ),
+)

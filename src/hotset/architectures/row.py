@@ -1,0 +1,169 @@
+"""What a row of the table of architectures can say."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+from hotset.core.config import Activation, Gating, NormKind
+
+SHAPES: Mapping[str, str] = MappingProxyType(
+    {
+        "token_embd": "VD",
+        "position_embd": "PD",
+        "output_norm": "D",
+        "output": "VD",
+        "attn_norm": "D",
+        "attn_norm_2": "D",
+        "attn_q": "QD",
+        "attn_k": "KD",
+        "attn_v": "KD",
+        "attn_output": "DQ",
+        "attn_q_norm": "H",
+        "attn_k_norm": "H",
+        "attn_sinks": "N",
+        "post_attention_norm": "D",
+        "ffn_norm": "D",
+        "ffn_gate": "FD",
+        "ffn_up": "FD",
+        "ffn_down": "DF",
+        "ffn_gate_inp": "ED",
+        "ffn_gate_exps": "EXD",
+        "ffn_up_exps": "EXD",
+        "ffn_down_exps": "EDX",
+        "ffn_gate_inp_shexp": "1D",
+        "ffn_gate_shexp": "SD",
+        "ffn_up_shexp": "SD",
+        "ffn_down_shexp": "DS",
+        "post_ffw_norm": "D",
+    }
+)
+"""Every tensor's ``.weight`` in NumPy order; a ``.bias`` lacks the last of several dimensions.
+
+V vocabulary, P positions, D hidden, F FFN, H head, N heads, Q = heads x head, K = key/value heads x head, E
+experts, X neurons of an expert, S of the shared one.
+"""
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        "relu": Activation.RELU,
+        "drelu": Activation.DRELU,
+        "relu2": Activation.RELU2,
+        "silu": Activation.SILU,
+        "swish": Activation.SILU,
+        "gelu": Activation.GELU,
+        "gelu_python": Activation.GELU,
+        "gelu_new": Activation.GELU_TANH,
+        "gelu_fast": Activation.GELU_TANH,
+        "gelu_accurate": Activation.GELU_TANH,
+        "gelu_tanh": Activation.GELU_TANH,
+        "gelu_pytorch_tanh": Activation.GELU_TANH,
+        "gelu_python_tanh": Activation.GELU_TANH,
+    }
+)
+"""Activations by Hugging Face's names (``ACT2FN``); ``drelu`` and ``gelu_tanh`` are our own."""
+
+
+class Windows(Enum):
+    """Which layers attend only to a window of the last tokens."""
+
+    NONE = "none"
+    ALL = "all"
+    LATE = "late"
+    """Those from ``max_window_layers`` on (Qwen)."""
+    PATTERN = "pattern"
+    """All but every sixth (Gemma 3)."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a family's mixtures of experts are like, where its files do not say."""
+
+    gating: Gating = Gating.SOFTMAX
+    normalised: bool = True
+    early: bool = False
+    """See `ExpertsConfig.early`."""
+    hf_turned: bool = False
+    """Hugging Face's stacks of experts are (E, in, out), and columns of gate and up alternate (gpt-oss)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the table. Tensor names are GGUF's, without ``blk.N.`` and ``.weight``."""
+
+    name: str
+    """GGUF's ``general.architecture``; the first row of a name is the one a GGUF file gets."""
+    model_types: tuple[str, ...]
+    """``model_type`` in Hugging Face's config.json."""
+    activation: Activation
+    """Where the file does not say."""
+    tensors: Mapping[str, str]
+    """Our name -> Hugging Face's module, ``{}`` being the layer and ``*`` any expert; alternatives are
+    separated by ``|``. A stack of all experts has no suffix there (``gate_up_proj``)."""
+    experts: Mixture | None = None
+    """None: each layer has one FFN."""
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    """Tensors whose shape is another than `SHAPES` says."""
+    activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
+    norm: NormKind = NormKind.RMS
+    parallel: bool = False
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """config.json's flag -> linear layers that then have a bias."""
+    optional: frozenset[str] = frozenset({"output"})
+    """Tensors that a model may lack. Without ``output`` the token embedding takes its place."""
+    fused_qkv: bool = False
+    """Files hold ``attn_qkv``: Hugging Face's by key/value head (queries, key, value), GGUF's as q, k, v."""
+    norm_weight_plus_one: bool = False
+    """Hugging Face's files store the norms' weights minus one (GGUF's never do)."""
+    embedding_scaled: bool = False
+    """The token embedding is multiplied by the square root of the hidden size."""
+    position_offset: int = 0
+    """Row of ``position_embd`` for position 0, where positions are learned instead of RoPE."""
+    gguf_rope_interleaved: bool = False
+    """Pairs in GGUF's q and k rows are (2i, 2i + 1); in Hugging Face's they never are."""
+    windows: Windows = Windows.NONE
+    local_rope_theta: float | None = None
+    """RoPE's base in windowed layers, unscaled, where it differs (default)."""
+    gguf_hidden_scaled_depth: int | None = None
+    """A GGUF model this deep scales q.k by (hidden / heads) ** -0.5; GGUF has no key for it (Gemma 3 27B)."""
+    gguf_also: Mapping[str, str] = field(default_factory=dict)
+    """llama.cpp's name of a GGUF key, the architecture's prefix left out -> Ollama's."""
+    gguf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of absent GGUF keys (Ollama's converter leaves out a family's defaults)."""
+    gguf_depth_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """More of them, for models with so many layers."""
+    default_pre: Mapping[str, str] = field(default_factory=dict)
+    """Pre-tokenizer of byte-level files that name none: a token that only its vocabulary has (empty: none is
+    needed) -> its name. Files from before spring 2024 and PowerInfer's are such."""
+    hf_keys: Mapping[str, str] = field(default_factory=dict)
+    """Llama's name of a config.json key (``norm_eps`` for ``rms_norm_eps``) -> this family's."""
+    hf_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of absent config.json keys (transformers leaves out a family's defaults), by Llama's names."""
+    hf_required: Mapping[str, Any] = field(default_factory=dict)
+    """config.json keys that must be absent or have this value."""
+    hf_adapt: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    """Rewrites config.json first, where renaming does not do."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether the FFN has a gate."""
+        return "ffn_gate" in self.tensors or "ffn_gate_exps" in self.tensors
+
+    @property
+    def rotary(self) -> bool:
+        """RoPE, else learned positions."""
+        return "position_embd" not in self.tensors
+
+    @property
+    def bias_names(self) -> frozenset[str]:
+        """Linear layers that may have a bias."""
+        return frozenset(name for names in self.biases.values() for name in names)
+
+    @property
+    def always_biased(self) -> frozenset[str]:
+        """Tensors that have a bias in every model of the family: LayerNorms, and what is so by default."""
+        layer_norms = self.norm is NormKind.LAYER
+        norms = [name for name in self.tensors if layer_norms and SHAPES.get(name) == "D"]
+        flags = [flag for flag in self.biases if self.hf_defaults.get(flag)]
+        return frozenset([*norms, *(name for flag in flags for name in self.biases[flag])])

@@ -1,0 +1,181 @@
+"""Mixtures of experts in model files: what keys say of them, and all experts' tensors made of the files'."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.architectures.row import Architecture
+from hotset.core.config import ExpertsConfig, Gating
+from hotset.core.errors import CheckpointError
+from hotset.formats.keys import REQUIRED, Keys
+from hotset.formats.tensor import Tensor
+from hotset.formats.tensor_table import Sizes, TensorTable
+
+_GATING = {1: Gating.SOFTMAX, 2: Gating.SIGMOID, 3: Gating.SELECTED}
+"""GGUF's ``expert_gating_func``."""
+
+
+def experts_from_gguf(
+    keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
+) -> ExpertsConfig | None:
+    """Read a GGUF file's keys; a size that they lack is that of layer 0's tensors. None: no mixtures."""
+    row = architecture.experts
+    if row is None:
+        return None
+    keys.require({"leading_dense_block_count": 0, "moe_latent_size": 0})
+    keys.integer("interleave_moe_layer_step", 1, low=0, high=1)
+    keys.integer("moe_every_n_layers", 1, low=0, high=1)
+    both = _axis(tensors, "blk.0.ffn_gate_up_exps.weight", 1)
+    size = _axis(tensors, "blk.0.ffn_up_exps.weight", 1) or (both and both // 2)
+    shared = _axis(tensors, "blk.0.ffn_up_shexp.weight", 0)
+    gating = keys.get("expert_gating_func", 0)
+    if gating and gating not in _GATING:
+        raise keys.refuse("expert_gating_func", "1 (softmax), 2 (sigmoid) or 3 (of the selected)", gating)
+    count = keys.integer("expert_count", high=_MOST)
+    groups = keys.integer("expert_group_count", 1, low=0) or 1
+    experts = ExpertsConfig(
+        count=count,
+        used=keys.integer("expert_used_count", high=count),
+        size=keys.integer("expert_feed_forward_length", size or REQUIRED),
+        shared_size=_shared(keys, architecture, "expert_shared_feed_forward_length", shared),
+        gating=_GATING[gating] if gating else row.gating,
+        normalised=keys.flag("expert_weights_norm", row.normalised),
+        scale=keys.number("expert_weights_scale", 1.0, high=1e6) or 1.0,
+        groups=groups,
+        groups_used=keys.integer("expert_group_used_count", 1, low=0, high=groups) or 1,
+        early=row.early,
+    )
+    if count % groups or experts.used > count // groups * experts.groups_used:
+        raise keys.refuse(
+            "expert_group_count", f"groups of {count} experts with room for {experts.used}", groups
+        )
+    return experts
+
+
+def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig | None:
+    """Read config.json, by the names of Qwen's; None: no mixtures."""
+    row = architecture.experts
+    if row is None:
+        return None
+    count = keys.integer("num_experts", high=_MOST)
+    return ExpertsConfig(
+        count=count,
+        used=keys.integer("num_experts_per_tok", high=count),
+        size=keys.integer("moe_intermediate_size"),
+        shared_size=_shared(keys, architecture, "shared_expert_intermediate_size", 0),
+        gating=row.gating,
+        normalised=keys.flag("norm_topk_prob", row.normalised),
+        early=row.early,
+    )
+
+
+_MOST = 1 << 16
+"""More experts are taken for damage."""
+
+
+def _axis(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
+    """A dimension of a tensor; 0, if there is none such."""
+    shape = tensors[name].shape if name in tensors else ()
+    return shape[axis] if axis < len(shape) else 0
+
+
+def _shared(keys: Keys, architecture: Architecture, key: str, default: int) -> int:
+    if "ffn_up_shexp" not in architecture.tensors:
+        return 0
+    return keys.integer(key, default or REQUIRED)
+
+
+class Stacks:
+    """Tensors of single experts, which become one of all experts."""
+
+    def __init__(self, where: str, count: int) -> None:
+        self._where = where
+        self._count = count
+        self._single: dict[tuple[str, str], dict[int, Tensor]] = {}
+
+    def take(self, target: str, pattern: str, expert: int, tensor: Tensor) -> bool:
+        """Take in an expert's part of `target`; `pattern` is its name, ``*`` in the place of its number.
+
+        False: there are not so many experts.
+        """
+        if expert >= self._count:
+            return False
+        self._single.setdefault((target, pattern), {})[expert] = tensor
+        return True
+
+    def add_to(self, table: TensorTable) -> None:
+        """Put the stacks into the table; raise `CheckpointError` where an expert lacks its part."""
+        for (target, pattern), parts in self._single.items():
+            for expert in range(self._count):
+                name = pattern.replace("*", str(expert))
+                if expert not in parts:
+                    raise CheckpointError(f"{self._where}: tensor {name} is missing: the file is incomplete")
+                if parts[expert].shape != parts[0].shape:
+                    raise table.mismatch(name, parts[0].shape, parts[expert].shape)
+                if parts[expert].type != parts[0].type:
+                    raise CheckpointError(
+                        f"{self._where}: tensor {name}: expected {parts[0].type.name} like expert 0's, "
+                        f"found {parts[expert].type.name}"
+                    )
+            ordered = [parts[expert] for expert in range(self._count)]
+            table.add_made(target, (self._count, *ordered[0].shape), partial(_stacked, target, ordered))
+
+
+def add_gate_up(
+    table: TensorTable, layer: int, suffix: str, fused: Tensor, sizes: Sizes, *, turned: bool
+) -> None:
+    """Take ``ffn_gate_up_exps`` in as its halves: (E, 2X, D), gate's rows first, or its bias (E, 2X).
+
+    `turned`: (E, D, 2X), gate's columns alternating with up's.
+    """
+    count, size, hidden = sizes.dimensions("EXD")
+    weight = suffix == "weight"
+    expected = (count, 2 * size, hidden) if weight else (count, 2 * size)
+    if turned and weight:
+        expected = (count, hidden, 2 * size)
+    if fused.shape != expected:
+        raise table.mismatch(f"blk.{layer}.ffn_gate_up_exps.{suffix}", expected, fused.shape)
+    for half, part in enumerate(("ffn_gate_exps", "ffn_up_exps")):
+        name = f"blk.{layer}.{part}.{suffix}"
+        shape = (count, size, hidden) if weight else (count, size)
+        table.add_made(name, shape, partial(_half, name, fused, half, shape, turned))
+
+
+def add_turned(table: TensorTable, name: str, tensor: Tensor) -> None:
+    """Take a stack of matrices (E, in, out) of floats in as (E, out, in)."""
+    if len(tensor.shape) != 3:
+        raise CheckpointError(
+            f"{table.where}: tensor {name}: expected a stack of matrices, found {tensor.shape}"
+        )
+    count, columns, rows = tensor.shape
+    table.add_made(name, (count, rows, columns), partial(_turned, name, tensor))
+
+
+def _stacked(name: str, parts: Sequence[Tensor]) -> Tensor:
+    data = np.concatenate([part.data for part in parts])
+    return Tensor(name, parts[0].type, (len(parts), *parts[0].shape), data)
+
+
+def _half(name: str, fused: Tensor, half: int, shape: tuple[int, ...], alternating: bool) -> Tensor:
+    """Gate (0) or up (1)."""
+    if not alternating:
+        return Tensor(name, fused.type, shape, fused.data.reshape(shape[0], 2, -1)[:, half].reshape(-1))
+    numbers = _numbers(fused)[..., half::2]
+    return _of_numbers(name, fused, numbers.swapaxes(1, 2) if len(shape) == 3 else numbers)
+
+
+def _turned(name: str, tensor: Tensor) -> Tensor:
+    return _of_numbers(name, tensor, _numbers(tensor).swapaxes(1, 2))
+
+
+def _numbers(tensor: Tensor) -> NDArray[Any]:
+    """A float tensor's numbers by their bits."""
+    return tensor.data.view(f"u{tensor.type.block_bytes}").reshape(tensor.shape)
+
+
+def _of_numbers(name: str, source: Tensor, numbers: NDArray[Any]) -> Tensor:
+    data = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
+    return Tensor(name, source.type, numbers.shape, data)

@@ -1,0 +1,78 @@
+"""Tiny random-weight `transformers` models that are mixtures of experts, as odd as `tiny_models`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from helpers.tiny_models import SIZES, Model
+
+NOT_IN_GGUF = {"qwen3moe-not-normalised"}
+"""What GGUF has no key for."""
+
+
+def tiny_mixtures() -> dict[str, Callable[[], Model]]:
+    """Name -> builder of the model, for `tiny_models.save`."""
+    return {
+        "qwen3moe": qwen3moe,
+        "qwen3moe-not-normalised": lambda: qwen3moe(norm_topk_prob=False, num_experts=10),
+        "mixtral": mixtral,
+        "qwen2moe": qwen2moe,
+        "olmoe": olmoe,
+    }
+
+
+def qwen3moe(**options: Any) -> Model:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    sizes = {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "moe_intermediate_size": 23,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+    }
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES | sizes | options))
+
+
+def mixtral(**options: Any) -> Model:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "num_local_experts": 10,
+        "num_experts_per_tok": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+    }
+    return MixtralForCausalLM(MixtralConfig(**SIZES | sizes | options))
+
+
+def qwen2moe(**options: Any) -> Model:
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 23,
+        "shared_expert_intermediate_size": 37,
+        "num_experts": 10,
+        "num_experts_per_tok": 3,
+    }
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES | sizes | options))
+
+
+def olmoe(**options: Any) -> Model:
+    from transformers import OlmoeConfig, OlmoeForCausalLM
+
+    sizes = {
+        "hidden_size": 48,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "intermediate_size": 23,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+    }
+    return OlmoeForCausalLM(OlmoeConfig(**SIZES | sizes | options))

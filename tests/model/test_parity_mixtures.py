@@ -1,0 +1,81 @@
+"""Mixtures of experts against `transformers` and llama.cpp, on tiny random weights."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.gguf_export import export_gguf
+from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
+from helpers.tiny_mixtures import NOT_IN_GGUF, tiny_mixtures
+from helpers.tiny_models import save
+from numpy.typing import NDArray
+
+from hotset.backends.reference import ReferenceBackend
+from hotset.core.batch import Batch, Span
+from hotset.formats import open_checkpoint
+from hotset.model.build import build_transformer
+from hotset.model.transformer import Transformer
+
+IN_GGUF = [name for name in tiny_mixtures() if name not in NOT_IN_GGUF]
+
+
+def opened(path: Path) -> Transformer:
+    return build_transformer(open_checkpoint(path), ReferenceBackend())
+
+
+def forward(path: Path) -> NDArray[np.float32]:
+    model = opened(path)
+    return model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None))
+
+
+@pytest.fixture(scope="session")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Peer]:
+    """The tiny mixture of a name, in a directory as Hugging Face's and as ``model.gguf``, and run."""
+
+    @cache
+    def peer(name: str) -> Peer:
+        model = tiny_mixtures()[name]()
+        directory = tmp_path_factory.mktemp(name)
+        save(model, directory)
+        if name in IN_GGUF:
+            export_gguf(model, directory / "model.gguf")
+        return Peer(model, directory, run_peer(model))
+
+    return peer
+
+
+@pytest.mark.parametrize("name", tiny_mixtures())
+def test_directory(name: str, mixtures: Callable[[str], Peer]) -> None:
+    """At once, and in a batch with other sequences' rows, some of them single tokens."""
+    peer = mixtures(name)
+    model = opened(peer.path)
+    whole, parts, tail = (model.sequence(LENGTH, "f32") for _ in range(3))
+    assert_close(model.forward(Batch.of(whole, TOKENS, logits=None)), peer.logits)
+
+    model.forward(Batch.of(tail, TOKENS[:40], logits=0))
+    found = []
+    for start, stop, single in ((0, 20, 40), (20, 21, 41), (21, LENGTH, 42)):
+        tokens = np.concatenate([TOKENS[start:stop], TOKENS[single : single + 1]])
+        spans = Span(parts, stop - start, logits=stop - start), Span(tail, 1, logits=1)
+        logits = model.forward(Batch(tokens, spans))
+        found.append(logits[:-1])
+        assert_close(logits[-1:], peer.logits[single : single + 1])
+    assert_close(np.concatenate(found), peer.logits)
+
+
+@pytest.mark.parametrize("name", IN_GGUF)
+def test_gguf(name: str, mixtures: Callable[[str], Peer]) -> None:
+    peer = mixtures(name)
+    assert_close(forward(peer.path / "model.gguf"), peer.logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_GGUF)
+def test_llama_cpp(name: str, mixtures: Callable[[str], Peer]) -> None:
+    pytest.importorskip("llama_cpp")
+    from helpers.llama_cpp import llama_cpp_logits
+
+    path = mixtures(name).path / "model.gguf"
+    assert_close(forward(path), llama_cpp_logits(path, TOKENS), 1e-3)
