@@ -41,6 +41,7 @@ Block block_of(int type) {
     case kBF16:
       return {1, 2};
     case kQ4_0:
+    case kIQ4_NL:
       return {32, 18};
     case kQ4_1:
       return {32, 20};
@@ -50,6 +51,14 @@ Block block_of(int type) {
       return {32, 24};
     case kQ8_0:
       return {32, 34};
+    case kMXFP4:
+      return {32, 17};
+    case kQ2_K:
+      return {256, 84};
+    case kQ3_K:
+      return {256, 110};
+    case kIQ4_XS:
+      return {256, 136};
     case kQ4_K:
       return {256, 144};
     case kQ5_K:

@@ -48,9 +48,14 @@ void bind_numbers(nb::module_& m) {
                                           {"Q5_0", kQ5_0},
                                           {"Q5_1", kQ5_1},
                                           {"Q8_0", kQ8_0},
+                                          {"Q2_K", kQ2_K},
+                                          {"Q3_K", kQ3_K},
                                           {"Q4_K", kQ4_K},
                                           {"Q5_K", kQ5_K},
                                           {"Q6_K", kQ6_K},
+                                          {"IQ4_NL", kIQ4_NL},
+                                          {"IQ4_XS", kIQ4_XS},
+                                          {"MXFP4", kMXFP4},
                                           {"Q2", kQ2}});
   m.attr("KV_BLOCK") = kKvBlock;
 }

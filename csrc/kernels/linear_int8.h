@@ -27,6 +27,10 @@ HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, cons
     y = fma(scaled_sum(first, scale0, second, scale1), scales[0], y);
   }
   if constexpr (F::Meta::kMins == 1) y = fma(broadcast(load_float<1>(x, kSumWord, 0)), mins[0], y);
+  if constexpr (F::Meta::kMins == 2) {
+    y = fma(F::half_sum(load_word<1>(x, kCorrectionWord, 0), scale0), mins[0], y);
+    y = fma(F::half_sum(load_word<1>(x, kCorrectionWord + 1, 0), scale1), mins[1], y);
+  }
   return y;
 }
 
@@ -41,7 +45,7 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t stride, int64_t c
   F32 sums[n];
   for (F32& sum : sums) sum = zero_f32();
   for (int64_t b = 0; b < cols / kBlock; b += Meta::kBlocks, panel += F::kMetaBytes) {
-    F32 scales[n][Meta::kBlocks * Meta::kScales], mins[n][Meta::kBlocks];
+    F32 scales[n][Meta::kBlocks * Meta::kScales], mins[n][Meta::kBlocks * F::kMinRoom];
     unroll<n>([&](auto p) HOTSET_INLINED {
       F::decode_meta(panel + p.value * stride, scales[p.value], mins[p.value]);
     });
@@ -49,8 +53,8 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t stride, int64_t c
       unroll<n>([&](auto p) HOTSET_INLINED {
         const uint8_t* block = codes + p.value * stride;
         for (int k = 0; n > 1 && k < F::kCodeBytes; k += 64) prefetch_l2(block + kAhead + k);
-        sums[p.value] =
-            add_block<F>(sums[p.value], block, scales[p.value] + j * Meta::kScales, mins[p.value] + j, x);
+        sums[p.value] = add_block<F>(sums[p.value], block, scales[p.value] + j * Meta::kScales,
+                                     mins[p.value] + j * Meta::kMins, x);
       });
     }
   }
@@ -84,7 +88,7 @@ template <class F, int n>
 struct Chunk {
   alignas(64) uint8_t codes[kChunkBlocks][kQuads][n][kWordBytes];
   F32 scales[kChunkBlocks][F::Meta::kScales][n];
-  F32 mins[kChunkBlocks][n];
+  F32 mins[kChunkBlocks][F::kMinRoom][n];
 
   // `panel` is the first panel's start, `block` the first block, a multiple of Meta::kBlocks.
   void unpack(const uint8_t* panel, int64_t panel_bytes, int64_t cols, int64_t block, int64_t n_blocks) {
@@ -92,11 +96,11 @@ struct Chunk {
     for (int p = 0; p < n; p++, panel += panel_bytes) {
       const uint8_t* meta = panel + block / Meta::kBlocks * F::kMetaBytes;
       for (int64_t b = 0; b < n_blocks; b += Meta::kBlocks, meta += F::kMetaBytes) {
-        F32 s[Meta::kBlocks * Meta::kScales], m[Meta::kBlocks];
+        F32 s[Meta::kBlocks * Meta::kScales], m[Meta::kBlocks * F::kMinRoom];
         F::decode_meta(meta, s, m);
         for (int j = 0; j < Meta::kBlocks; j++) {
           for (int k = 0; k < Meta::kScales; k++) scales[b + j][k][p] = s[j * Meta::kScales + k];
-          if constexpr (Meta::kMins == 1) mins[b + j][p] = m[j];
+          for (int k = 0; k < Meta::kMins; k++) mins[b + j][k][p] = m[j * Meta::kMins + k];
         }
       }
       const uint8_t* source = panel + F::codes_start(cols) + block * F::kCodeBytes;
@@ -146,7 +150,19 @@ struct Chunk {
       if constexpr (F::Meta::kMins == 1) {
         unroll<kTile * n>([&](auto i) HOTSET_INLINED {
           F32 sum_of_x = broadcast(load_float<kTile>(x, kSumWord, i.value / n));
-          sums[i.value] = fma(sum_of_x, mins[b][i.value % n], sums[i.value]);
+          sums[i.value] = fma(sum_of_x, mins[b][0][i.value % n], sums[i.value]);
+        });
+      }
+      if constexpr (F::Meta::kMins == 2) {
+        unroll<2>([&](auto half) HOTSET_INLINED {
+          unroll<kTile>([&](auto t) HOTSET_INLINED {
+            const I32 scale = broadcast(load_word<kTile>(x, kScaleWord + half.value, t.value));
+            const F32 sum = F::half_sum(load_word<kTile>(x, kCorrectionWord + half.value, t.value), scale);
+            unroll<n>([&](auto p) HOTSET_INLINED {
+              F32& y = sums[t.value * n + p.value];
+              y = fma(sum, mins[b][half.value][p.value], y);
+            });
+          });
         });
       }
     }

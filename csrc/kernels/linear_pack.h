@@ -7,8 +7,8 @@ namespace hotset {
 namespace {
 
 // A block as it lies in a GGUF file: its bytes, where the f16 numbers and the words of scales are that a
-// panel keeps as they are, and words(): the codes of part `part` of it (32 columns), as Codes4 to Codes8 read
-// them.
+// panel keeps as they are, byte(): the scale that is a byte, and words(): the codes of part `part` of it (32
+// columns), as Codes4 to Codes8 read them.
 
 HOTSET_INLINE uint32_t load_u32(const uint8_t* p) {
   uint32_t word;
@@ -19,6 +19,7 @@ HOTSET_INLINE uint32_t load_u32(const uint8_t* p) {
 struct Gguf {
   static constexpr int kScales = 0;
   static constexpr int half_at(int k) { return 2 * k; }
+  HOTSET_INLINE static uint8_t byte(const uint8_t*) { return 0; }
 };
 template <int header>
 struct Gguf4 : Gguf {
@@ -62,12 +63,49 @@ struct Gguf4K : Gguf {
     nibble_words(block + 16 + part / 2 * 32, part % 2 * 4, words);
   }
 };
+// Two-bit codes: 128 columns in 32 bytes.
+HOTSET_INLINE void two_bit_words(const uint8_t* qs, int part, uint32_t* words) {
+  words[0] = words[1] = 0;
+  for (int i = 0; i < kQuads; i++) {
+    words[i / 4] |= (load_u32(qs + part / 4 * 32 + 4 * i) >> part % 4 * 2 & 0x03030303) << i % 4 * 2;
+  }
+}
+// One bit of each of 32 bytes, as a word whose bit i of every byte is quad i.
+HOTSET_INLINE uint32_t bit_word(const uint8_t* bytes, int bit) {
+  uint32_t word = 0;
+  for (int i = 0; i < kQuads; i++) word |= (load_u32(bytes + 4 * i) >> bit & 0x01010101) << i;
+  return word;
+}
+struct Gguf2K : Gguf {
+  static constexpr int kBytes = 84;
+  static constexpr int half_at(int k) { return 80 + 2 * k; }
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    two_bit_words(block + 16, part, words);
+  }
+};
+struct Gguf3K : Gguf {
+  static constexpr int kBytes = 110, kScales = 96;
+  static constexpr int half_at(int) { return 108; }
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    two_bit_words(block + 32, part, words);
+    words[2] = bit_word(block, part);
+  }
+};
+struct Gguf4XS : Gguf {
+  static constexpr int kBytes = 136, kScales = 4;
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    memcpy(words, block + 8 + part * 16, 16);
+  }
+};
+struct GgufMX4 : Gguf4<1> {
+  // The exponent of 2^(e - 128), for doubled values.
+  HOTSET_INLINE static uint8_t byte(const uint8_t* block) { return block[0] > 0 ? block[0] - 1 : 0; }
+};
 struct Gguf5K : Gguf {
   static constexpr int kBytes = 176, kScales = 4;
   HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
     nibble_words(block + 48 + part / 2 * 32, part % 2 * 4, words);
-    words[4] = 0;
-    for (int i = 0; i < kQuads; i++) words[4] |= (load_u32(block + 16 + 4 * i) >> part & 0x01010101) << i;
+    words[4] = bit_word(block + 16, part);
   }
 };
 struct Gguf6K : Gguf {
@@ -75,11 +113,7 @@ struct Gguf6K : Gguf {
   static constexpr int half_at(int) { return 208; }
   HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
     nibble_words(block + part / 4 * 64 + part % 2 * 32, part % 4 / 2 * 4, words);
-    const uint8_t* top = block + 128 + part / 4 * 32;
-    words[4] = words[5] = 0;
-    for (int i = 0; i < kQuads; i++) {
-      words[4 + i / 4] |= (load_u32(top + 4 * i) >> part % 4 * 2 & 0x03030303) << i % 4 * 2;
-    }
+    two_bit_words(block + 128, part, words + 4);
   }
 };
 
@@ -109,6 +143,16 @@ template <>
 struct GgufOf<FormatQ5_K> : Gguf5K {};
 template <>
 struct GgufOf<FormatQ6_K> : Gguf6K {};
+template <>
+struct GgufOf<FormatQ2_K> : Gguf2K {};
+template <>
+struct GgufOf<FormatQ3_K> : Gguf3K {};
+template <>
+struct GgufOf<FormatIQ4_NL> : Gguf4<2> {};
+template <>
+struct GgufOf<FormatIQ4_XS> : Gguf4XS {};
+template <>
+struct GgufOf<FormatMXFP4> : GgufMX4 {};
 
 template <class F>
 void pack_row(const uint8_t* src, int64_t cols, int64_t row, uint8_t* panel) {
@@ -120,6 +164,7 @@ void pack_row(const uint8_t* src, int64_t cols, int64_t row, uint8_t* panel) {
     for (int k = 0; k < Meta::kHalves; k++) memcpy(meta + 2 * (k * kLanes + row), src + Block::half_at(k), 2);
     uint8_t* words_at = meta + 2 * Meta::kHalves * kLanes + 4 * row;
     for (int k = 0; k < Meta::kWords; k++) memcpy(words_at + k * kWordBytes, src + Block::kScales + 4 * k, 4);
+    if (Meta::kBytes) meta[F::kMetaBytes - kLanes + row] = Block::byte(src);
     for (int part = 0; part < Meta::kBlocks; part++, codes += F::kCodeBytes) {
       uint32_t words[F::Codes::kWords];
       Block::words(src, part, words);

@@ -2,12 +2,13 @@
 // with choose the section. A register holds kLanes 32-bit lanes:
 //   F32   kLanes floats
 //   I32   kLanes integers, or 4 * kLanes bytes; shifts act on 32-bit lanes
-//   CodeDot, ByteDot   sums of products of bytes, four to a lane (see "Dot products" below)
+//   CodeDot, ByteDot, TableDot   sums of products of bytes, four to a lane (see "Dot products" below)
 // spread<n, r>(a) has number (r * kLanes + l) / n of a in lane l: what n words each share, for register r of
 // these words; n is at least 4. not_less(a, b) has bit l set where not a < b in lane l. A half is 16 bits of
 // a lane; dot_halves(a, b) is, in every lane, the sum of the products of its two signed halves.
 // interleave_low(a, b) has in its lanes a half of a (low) and the same one of b (high): of every four lanes,
-// the four halves of the first two; interleave_high those of the last two. Everything is in an anonymous
+// the four halves of the first two; interleave_high those of the last two. look_up(table, a) has, for every
+// byte of a (below 16), that byte of the table. Everything is in an anonymous
 // namespace, and no STL header is included, so that no symbol of one instruction set can be linked into
 // another's kernels.
 #pragma once
@@ -50,6 +51,8 @@ namespace {
 // A sum takes sixteen columns. Where the hardware adds in int16, (code - offset) * x stays within it for
 // either half of a lane, and additions wrap, so that passing beyond its range on the way does no harm; a
 // scaled sum stays within int32.
+//
+// - TableDot sums signed bytes that come from a table, to each of which kTableBias has been added.
 //
 // - ByteDot::add_uncorrected() does as add() does, in a sum that began with no correction: with start<0>(0).
 
@@ -127,6 +130,10 @@ HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
   return {_mm512_srli_epi16(a.v, n)};
 }
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+HOTSET_INLINE I32 look_up(const uint8_t* table, I32 a) {
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table))),
+                              a.v)};
+}
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm512_castsi512_ps(a.v)}; }
@@ -153,7 +160,7 @@ struct CodeDot {
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
     if constexpr (offset == 0) return {_mm512_setzero_si512()};
-    return {_mm512_slli_epi32(_mm512_set1_epi32(correction), log2_of(offset / 8))};
+    return {_mm512_slli_epi32(_mm512_set1_epi32(correction), log2_of(offset / 4))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm512_dpbusd_epi32(v, codes.v, x.v); }
   HOTSET_INLINE F32 scaled(I32 scale) const {
@@ -175,8 +182,18 @@ struct ByteDot {
   }
   HOTSET_INLINE F32 scaled(I32 scale) const { return v.scaled(scale); }
 };
+constexpr int kTableBias = 128;
+struct TableDot {
+  CodeDot v;
+  template <int>
+  HOTSET_INLINE static TableDot start(int32_t correction) {
+    return {CodeDot::start<128>(correction)};
+  }
+  HOTSET_INLINE void add(I32 bytes, I32 x) { v.add(bytes, x); }
+  HOTSET_INLINE F32 scaled(I32 scale) const { return v.scaled(scale); }
+};
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return float_bits(float(scale)); }
-HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -4 * (sum01 + sum23); }
 
 #elif defined(__AVX2__)
 
@@ -247,6 +264,10 @@ HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
   return {_mm256_srli_epi16(a.v, n)};
 }
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm256_madd_epi16(a.v, b.v)}; }
+HOTSET_INLINE I32 look_up(const uint8_t* table, I32 a) {
+  return {_mm256_shuffle_epi8(
+      _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table))), a.v)};
+}
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm256_castsi256_ps(a.v)}; }
@@ -274,7 +295,7 @@ struct CodeDot {
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
     if constexpr (offset == 0) return {_mm256_setzero_si256()};
-    return {_mm256_slli_epi16(_mm256_set1_epi32(correction), log2_of(offset / 8))};
+    return {_mm256_slli_epi16(_mm256_set1_epi32(correction), log2_of(offset / 4))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm256_add_epi16(v, _mm256_maddubs_epi16(codes.v, x.v)); }
   HOTSET_INLINE I32 times(I32 scale) const { return {_mm256_madd_epi16(v, scale.v)}; }
@@ -298,7 +319,7 @@ HOTSET_INLINE F32 scaled_sum(CodeDot a, I32 scale_a, CodeDot b, I32 scale_b) {
 }
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
-  return int16_pair(-8 * sum01, -8 * sum23);
+  return int16_pair(-4 * sum01, -4 * sum23);
 }
 
 #elif defined(HOTSET_X86)
@@ -363,6 +384,9 @@ HOTSET_INLINE I32 shift_halves_right(I32 a) {  // zeros come in
   return {_mm_srli_epi16(a.v, n)};
 }
 HOTSET_INLINE I32 dot_halves(I32 a, I32 b) { return {_mm_madd_epi16(a.v, b.v)}; }
+HOTSET_INLINE I32 look_up(const uint8_t* table, I32 a) {
+  return {_mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(table)), a.v)};
+}
 HOTSET_INLINE F32 to_f32(I32 a) { return {_mm_cvtepi32_ps(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {_mm_cvtps_epi32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {_mm_castsi128_ps(a.v)}; }
@@ -420,7 +444,7 @@ struct CodeDot {
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
     if constexpr (offset == 0) return {_mm_setzero_si128()};
-    return {_mm_slli_epi16(_mm_set1_epi32(correction), log2_of(offset / 8))};
+    return {_mm_slli_epi16(_mm_set1_epi32(correction), log2_of(offset / 4))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) { v = _mm_add_epi16(v, _mm_maddubs_epi16(codes.v, x.v)); }
   HOTSET_INLINE I32 times(I32 scale) const { return {_mm_madd_epi16(v, scale.v)}; }
@@ -444,7 +468,7 @@ HOTSET_INLINE F32 scaled_sum(CodeDot a, I32 scale_a, CodeDot b, I32 scale_b) {
 }
 HOTSET_INLINE int32_t scale_word(int32_t scale) { return scale * 0x10001; }
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
-  return int16_pair(-8 * sum01, -8 * sum23);
+  return int16_pair(-4 * sum01, -4 * sum23);
 }
 
 #else  // NEON
@@ -515,6 +539,9 @@ HOTSET_INLINE I32 dot_halves(I32 a, I32 b) {
   int16x8_t p = vreinterpretq_s16_s32(a.v), q = vreinterpretq_s16_s32(b.v);
   return {vpaddq_s32(vmull_s16(vget_low_s16(p), vget_low_s16(q)), vmull_high_s16(p, q))};
 }
+HOTSET_INLINE I32 look_up(const uint8_t* table, I32 a) {
+  return {vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table), vreinterpretq_u8_s32(a.v)))};
+}
 HOTSET_INLINE F32 to_f32(I32 a) { return {vcvtq_f32_s32(a.v)}; }
 HOTSET_INLINE I32 round_to_i32(F32 a) { return {vcvtnq_s32_f32(a.v)}; }  // to nearest even
 HOTSET_INLINE F32 bits_to_f32(I32 a) { return {vreinterpretq_f32_s32(a.v)}; }
@@ -543,7 +570,7 @@ struct CodeDot {
   template <int offset>
   HOTSET_INLINE static CodeDot start(int32_t correction) {
     if constexpr (offset == 0) return {vdupq_n_s32(0)};
-    return {vdupq_n_s32(correction * (offset / 8))};
+    return {vdupq_n_s32(correction * (offset / 4))};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) {
     v = vdotq_s32(v, vreinterpretq_s8_s32(codes.v), vreinterpretq_s8_s32(x.v));
@@ -557,7 +584,7 @@ struct ByteDot : CodeDot {
   }
   HOTSET_INLINE void add_uncorrected(I32 bytes, I32 x) { add(bytes, x); }
 };
-HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -8 * (sum01 + sum23); }
+HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) { return -4 * (sum01 + sum23); }
 
 #else
 
@@ -567,7 +594,7 @@ struct CodeDot {
   HOTSET_INLINE static CodeDot start(int32_t correction) {
     if constexpr (offset == 0) return {vdupq_n_s16(0), vdupq_n_s16(0)};
     int16x4_t pairs = vreinterpret_s16_s32(vdup_n_s32(correction));
-    int16x8_t v = vreinterpretq_s16_u32(vmovl_u16(vreinterpret_u16_s16(vmul_n_s16(pairs, offset / 8))));
+    int16x8_t v = vreinterpretq_s16_u32(vmovl_u16(vreinterpret_u16_s16(vmul_n_s16(pairs, offset / 4))));
     return {v, v};
   }
   HOTSET_INLINE void add(I32 codes, I32 x) {
@@ -596,7 +623,7 @@ struct ByteDot {
   }
 };
 HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
-  return int16_pair(-8 * sum01, -8 * sum23);
+  return int16_pair(-4 * sum01, -4 * sum23);
 }
 
 #endif
@@ -605,6 +632,11 @@ HOTSET_INLINE int32_t correction_word(int32_t sum01, int32_t sum23) {
 
 // ---------------------------------------------------------------------------------------------------------------
 // Shared by all of them.
+
+#if !defined(__AVX512VNNI__)
+using TableDot = ByteDot;
+constexpr int kTableBias = 0;
+#endif
 
 template <class Dot>
 HOTSET_INLINE F32 scaled_sum(Dot a, I32 scale_a, Dot b, I32 scale_b) {

@@ -75,6 +75,51 @@ void q6_k(const uint8_t* block, float* out) {
   }
 }
 
+constexpr float kUneven[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr float kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // doubled
+
+// Blocks of 32 places in a table of 16 values.
+void looked_up(const uint8_t* qs, const float* table, float d, float* out) {
+  nibbles(qs, 0, out, [=](int q) { return d * table[q]; });
+}
+
+void iq4_xs(const uint8_t* block, float* out) {
+  const float d = half(block);
+  const int top = read<uint16_t>(block + 2);
+  for (int i = 0; i < 8; ++i) {
+    const int scale = (block[4 + i / 2] >> (i % 2 * 4) & 15) | (top >> 2 * i & 3) << 4;
+    looked_up(block + 8 + 16 * i, kUneven, d * static_cast<float>(scale - 32), out + 32 * i);
+  }
+}
+
+// Half of 2^(e - 127): for doubled values.
+float half_power(uint8_t e) {
+  return bits_to_float(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
+}
+
+// Code i of 256 of two bits.
+int two_bits(const uint8_t* qs, int i) { return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3; }
+
+void q2_k(const uint8_t* block, float* out) {
+  const float d = half(block + 80), dmin = half(block + 82);
+  for (int i = 0; i < 256; ++i) {
+    const int scales = block[i / 16];
+    const float step = d * static_cast<float>(scales & 15), min = dmin * static_cast<float>(scales >> 4);
+    out[i] = step * static_cast<float>(two_bits(block + 16, i)) - min;
+  }
+}
+
+void q3_k(const uint8_t* block, float* out) {
+  const uint8_t* scales = block + 96;
+  const float d = half(block + 108);
+  for (int i = 0; i < 256; ++i) {
+    const int g = i / 16, high = block[i % 32] >> (i / 32) & 1;
+    const int scale = (scales[g % 8] >> (g / 8 * 4) & 15) | (scales[8 + g % 4] >> (g / 4 * 2) & 3) << 4;
+    const float step = d * static_cast<float>(scale - 32);
+    out[i] = step * static_cast<float>(two_bits(block + 32, i) + 4 * high - 4);
+  }
+}
+
 template <class Block>
 void blocks(const uint8_t* data, int64_t count, int64_t size, int64_t bytes, float* out, Block block) {
   for (int64_t i = 0; i < count; i += size, data += bytes, out += size) block(data, out);
@@ -116,6 +161,18 @@ void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
         const float d = half(b);
         for (int i = 0; i < 32; ++i) y[i] = d * static_cast<float>(static_cast<int8_t>(b[2 + i]));
       });
+    case kIQ4_NL:
+      return blocks(data, count, 32, 18, out,
+                    [](const uint8_t* b, float* y) { looked_up(b + 2, kUneven, half(b), y); });
+    case kMXFP4:
+      return blocks(data, count, 32, 17, out,
+                    [](const uint8_t* b, float* y) { looked_up(b + 1, kFp4, half_power(b[0]), y); });
+    case kIQ4_XS:
+      return blocks(data, count, 256, 136, out, iq4_xs);
+    case kQ2_K:
+      return blocks(data, count, 256, 84, out, q2_k);
+    case kQ3_K:
+      return blocks(data, count, 256, 110, out, q3_k);
     case kQ4_K:
       return blocks(data, count, 256, 144, out,
                     [](const uint8_t* b, float* y) { sub_blocks(b, nullptr, b + 16, y); });

@@ -163,7 +163,13 @@ def random_tensor(type: TensorType, rows: int, cols: int) -> Tensor:
     halves = {TensorType.Q4_0: [0], TensorType.Q4_1: [0, 2], TensorType.Q5_0: [0], TensorType.Q5_1: [0, 2]}
     halves |= {TensorType.Q8_0: [0], TensorType.Q6_K: [208], TensorType.F16: [0], TensorType.BF16: [0]}
     halves |= {TensorType.Q4_K: [0, 2], TensorType.Q5_K: [0, 2], TensorType.F32: [2]}
-    for offset in halves[type]:
+    halves |= {
+        TensorType.Q2_K: [80, 82],
+        TensorType.Q3_K: [108],
+        TensorType.IQ4_NL: [0],
+        TensorType.IQ4_XS: [0],
+    }
+    for offset in halves.get(type, []):
         data[..., offset + 1] &= 0xBF  # an exponent below the largest
     return Tensor("table", type, (rows, cols), np.ascontiguousarray(data).reshape(-1))
 

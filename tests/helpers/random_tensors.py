@@ -17,6 +17,11 @@ _HALVES = {
     TensorType.Q4_K: [0, 2],
     TensorType.Q5_K: [0, 2],
     TensorType.Q6_K: [208],
+    TensorType.Q2_K: [80, 82],
+    TensorType.Q3_K: [108],
+    TensorType.IQ4_NL: [0],
+    TensorType.IQ4_XS: [0],
+    TensorType.MXFP4: [],
 }
 
 
@@ -37,4 +42,6 @@ def random_tensor(type: TensorType, rows: int, cols: int, seed: int = 0) -> Tens
             data[..., offset + 1] = sign_and_rest & 0x80 | exponent
         else:
             data[..., offset + 1] = sign_and_rest & 0x83 | exponent << 2
+    if type is TensorType.MXFP4:
+        data[..., 0] = rng.integers(119, 128, shape[:2])
     return Tensor("weight", type, (rows, cols), np.ascontiguousarray(data).reshape(-1))

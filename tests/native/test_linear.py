@@ -24,6 +24,11 @@ HALVES = {
     TensorType.Q4_K: [0, 2],
     TensorType.Q5_K: [0, 2],
     TensorType.Q6_K: [208],
+    TensorType.Q2_K: [80, 82],
+    TensorType.Q3_K: [108],
+    TensorType.IQ4_NL: [0],
+    TensorType.IQ4_XS: [0],
+    TensorType.MXFP4: [],
 }
 
 F64 = NDArray[np.float64]
@@ -42,6 +47,9 @@ def random_weights(type: TensorType, rows: int, cols: int, rng: np.random.Genera
     for offset in HALVES[type]:
         scales = (rng.standard_normal(len(blocks)) * 0.02).astype(np.float16)
         blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
+    if type is TensorType.MXFP4:  # powers of two from 2^-17 to 2^2, and one too small for a float
+        blocks[:, 0] = rng.integers(110, 130, len(blocks))
+        blocks[-1, 0] = rng.integers(0, 2)
     return blocks.reshape(-1)
 
 
@@ -75,7 +83,7 @@ def expected(type: TensorType, w: F64, x: NDArray[np.float32]) -> tuple[F64, F64
     """The product of x (..., cols) with w (rows, cols), and how far float32 sums may be from it."""
     seen = x.astype(np.float64) if type in FLOATS else quantise_activations(x)
     size = np.abs(seen) @ np.abs(w).T
-    if HALVES.get(type, [0])[1:]:  # codes and minima are summed apart
+    if HALVES.get(type, [])[1:]:  # codes and minima are summed apart
         size *= 8
     return seen @ w.T, 4e-7 * size + 1e-30
 
@@ -155,6 +163,8 @@ def test_kernel_levels_end_with_the_baseline() -> None:
     [
         (TensorType.Q4_0, 4, 33, 72, "cols"),
         (TensorType.Q4_K, 4, 128, 288, "cols"),
+        (TensorType.IQ4_XS, 4, 128, 272, "cols"),
+        (TensorType.MXFP4, 4, 32, 72, "data: expected 68 bytes, found 72"),
         (TensorType.Q4_0, 0, 32, 0, "rows"),
         (TensorType.Q4_0, 4, 32, 71, "data: expected 72 bytes, found 71"),
         (TensorType.F32, 2**40, 1, 4, "rows"),
