@@ -58,6 +58,12 @@ _BLOCKS = {
 }
 
 
+IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What the codes of IQ4_NL and IQ4_XS stand for."""
+FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""Twice what the codes of MXFP4 stand for."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A named tensor; ``data`` is a flat uint8 view, often of a mapped file, of exactly ``nbytes`` bytes."""

@@ -178,11 +178,13 @@ def test_two_bit_copy(backend: Any) -> None:
 
 @pytest.mark.parametrize("type", TYPES)
 def test_size(backend: Any, type: TensorType) -> None:
-    """About the type's own; a fifth bit costs a byte."""
+    """About the type's own; a fifth bit costs a byte, and so does a table; two and three bits cost six."""
     tensor = random_tensor(type, 8, 2048)
     built = build_matrix(backend.gpu, Linear(tensor), 8, 2048)
-    five_bits = type in (TensorType.Q5_0, TensorType.Q5_1, TensorType.Q5_K)
-    assert built.nbytes <= (1.6 if five_bits else 1.04) * tensor.nbytes
+    more = dict.fromkeys((TensorType.Q5_0, TensorType.Q5_1, TensorType.Q5_K), 1.6)
+    more |= {TensorType.IQ4_NL: 1.9, TensorType.IQ4_XS: 2.12, TensorType.MXFP4: 2.12}
+    more |= {TensorType.Q2_K: 2.72, TensorType.Q3_K: 1.91}
+    assert built.nbytes <= more.get(type, 1.04) * tensor.nbytes
 
 
 def test_slabs_of_rows(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

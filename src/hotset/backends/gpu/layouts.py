@@ -7,12 +7,13 @@ column, for any number of bits. Scales stand in arrays of their own.
 
 | codes | a chunk's words | GGUF types |
 | --- | --- | --- |
-| 8 bits | 8 of 32 bits | Q8_0; Q5_0, Q5_1 and Q5_K, whose fifth bit costs a byte |
-| 6 bits | 4 of 32 bits: the lower four; 4 of 16 bits: the upper two | Q6_K |
+| 8 bits | 8 of 32 bits | Q8_0; those at which a fifth bit, or a table's values, cost a byte |
+| 6 bits | 4 of 32 bits: the lower four; 4 of 16 bits: the upper two | Q6_K; Q2_K and Q3_K |
 | 4 bits | 4 of 32 bits | Q4_0, Q4_1, Q4_K |
 | 2 bits | 2 of 32 bits | none: `hotset.backends.low_bit` |
 
-They are laid out on the device, a few rows at a time, so that a matrix needs hardly more than its own room.
+A fifth bit have Q5_0, Q5_1 and Q5_K, tables IQ4_NL, IQ4_XS and MXFP4. Matrices are laid out on the device, a
+few rows at a time, so that one needs hardly more than its own room.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ import torch
 from hotset.backends.contract import F32
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.low_bit import two_bit_blocks
-from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor import FP4_DOUBLED, IQ4_NL, Tensor, TensorType
 
 Torch: TypeAlias = Any
 
@@ -39,13 +40,15 @@ class Scales(IntEnum):
     NONE = 0
     """They are the weights: float32, float16 or bfloat16."""
     PLAIN = 1
-    """Less half their range, times float16 ``scales`` (R, C/32)."""
+    """Less half their range, times ``scales`` (R, C/32), float16 or float32."""
     MINIMA = 2
     """Times float16 ``scales`` (R, C/32, 2)[..., 0], plus [..., 1]."""
     SUPER = 3
     """Times d s, less dmin m: ``scales`` (R, C/32, 2) uint8 are s, m; ``supers`` (R, C/256, 2) d, dmin."""
     SUPER_16 = 4
     """Less 32, times ``scales`` (R, C/16) int8 times float16 ``supers`` (R, C/256)."""
+    SUPER_MINIMA_16 = 5
+    """Less 32, times d s, less dmin m: as SUPER, but ``scales`` are (R, C/16, 2)."""
 
 
 @dataclass(frozen=True)
@@ -146,19 +149,47 @@ def _q5_k(raw: Torch) -> Arrays:
     return _bytes(codes), None, _block_scales(raw[..., 4:16]), _halves(raw[..., :4])
 
 
+def _iq4_nl(raw: Torch) -> Arrays:
+    codes = _values(_halves_of_bytes(raw[..., 2:]), IQ4_NL)
+    return _bytes(codes), None, _halves(raw[..., :2])[..., 0], None
+
+
+def _mxfp4(raw: Torch) -> Arrays:
+    codes = _values(_halves_of_bytes(raw[..., 1:]), FP4_DOUBLED)
+    exponents = raw[..., 0].to(torch.int32)
+    bits = torch.where(exponents < 2, 0x00200000 << exponents, exponents - 1 << 23)
+    return _bytes(codes), None, bits.view(torch.float32), None
+
+
+def _iq4_xs(raw: Torch) -> Arrays:
+    codes = _values(_halves_of_bytes(raw[..., 8:].unflatten(-1, (8, 16))), IQ4_NL)
+    groups = torch.arange(8, dtype=torch.int32, device=raw.device)
+    high = raw[..., 2:4].contiguous().view(torch.int16).to(torch.int32) >> 2 * groups & 3
+    low = torch.stack([raw[..., 4:8] & 15, raw[..., 4:8] >> 4], dim=-1).flatten(-2)
+    factors = (low.to(torch.int32) | high << 4) - 32
+    return _bytes(codes), None, (_halves(raw[..., :2]).float() * factors).flatten(1), None
+
+
+def _q2_k(raw: Torch) -> Arrays:
+    scales = torch.stack([raw[..., :16] & 15, raw[..., :16] >> 4], dim=-1).flatten(1, 2)
+    return *_six_bits(_two_bits(raw[..., 16:80]) + 32), scales, _halves(raw[..., 80:84])
+
+
+def _q3_k(raw: Torch) -> Arrays:
+    shifts = torch.arange(8, dtype=torch.uint8, device=raw.device)[:, None]
+    codes = _two_bits(raw[..., 32:96]) + 4 * (raw[..., None, :32] >> shifts & 1) + 28
+    low = torch.cat([raw[..., 96:104] & 15, raw[..., 96:104] >> 4], dim=-1)
+    high = raw[..., None, 104:108] >> torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)[:, None] & 3
+    factors = (low | high.flatten(-2) << 4).view(torch.int8) - 32
+    return *_six_bits(codes), factors.flatten(1), _halves(raw[..., 108:])[..., 0]
+
+
 def _q6_k(raw: Torch) -> Arrays:
     """Halves of 128 columns: 64 bytes of lower nibbles and 32 of the upper bits to each."""
     low = _halves_of_bytes(raw[..., :128].unflatten(-1, (2, 64))).reshape(len(raw), -1, 32)
-    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)[:, None]
-    upper = (raw[..., 128:192].unflatten(-1, (2, 1, 32)) >> shifts & 3).reshape(len(raw), -1, 2, 4, 4)
-    # Bits 2 k of half word w are column 4 k + w.
-    high = upper[..., 0, :] | upper[..., 1, :] << 2 | upper[..., 2, :] << 4 | upper[..., 3, :] << 6
-    return (
-        _nibbles(low),
-        high.transpose(-1, -2).contiguous().view(torch.int16)[..., 0],
-        raw[..., 192:208].contiguous().view(torch.int8).flatten(1),
-        _halves(raw[..., 208:])[..., 0],
-    )
+    codes = low | _two_bits(raw[..., 128:192]).reshape(low.shape) << 4
+    factors = raw[..., 192:208].contiguous().view(torch.int8).flatten(1)
+    return *_six_bits(codes), factors, _halves(raw[..., 208:])[..., 0]
 
 
 _TYPES: dict[TensorType, tuple[int, Scales, Callable[[Torch], Arrays]]] = {
@@ -170,6 +201,11 @@ _TYPES: dict[TensorType, tuple[int, Scales, Callable[[Torch], Arrays]]] = {
     TensorType.Q4_1: (4, Scales.MINIMA, _q4_1),
     TensorType.Q4_K: (4, Scales.SUPER, _q4_k),
     TensorType.Q6_K: (6, Scales.SUPER_16, _q6_k),
+    TensorType.Q2_K: (6, Scales.SUPER_MINIMA_16, _q2_k),
+    TensorType.Q3_K: (6, Scales.SUPER_16, _q3_k),
+    TensorType.IQ4_NL: (8, Scales.PLAIN, _iq4_nl),
+    TensorType.IQ4_XS: (8, Scales.PLAIN, _iq4_xs),
+    TensorType.MXFP4: (8, Scales.PLAIN, _mxfp4),
 }
 
 
@@ -187,6 +223,27 @@ def _bits(raw: Torch) -> Torch:
 def _halves_of_bytes(raw: Torch) -> Torch:
     """(..., n) bytes: their low nibbles, then their high ones, (..., 2 n)."""
     return torch.cat([raw & 15, raw >> 4], dim=-1)
+
+
+def _two_bits(raw: Torch) -> Torch:
+    """Codes (R, n, 8, 32) of 64 bytes (R, n, 64): 128 columns to each 32 of them."""
+    shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=raw.device)[:, None]
+    return (raw.unflatten(-1, (2, 1, 32)) >> shifts & 3).flatten(-3, -2)
+
+
+def _values(places: Torch, table: tuple[int, ...]) -> Torch:
+    """The table's values at these places, plus 128."""
+    values = torch.tensor(table, dtype=torch.int16, device=places.device) + 128
+    return values.to(torch.uint8)[places.long()]
+
+
+def _six_bits(codes: Torch) -> tuple[Torch, Torch]:
+    """Words of the lower four bits and half words of the upper two of codes (R, ...), 32 to a chunk."""
+    codes = codes.reshape(len(codes), -1, 32)
+    upper = (codes >> 4).unflatten(-1, (2, 4, 4))
+    # Bits 2 k of half word w are column 4 k + w.
+    high = upper[..., 0, :] | upper[..., 1, :] << 2 | upper[..., 2, :] << 4 | upper[..., 3, :] << 6
+    return _nibbles(codes & 15), high.transpose(-1, -2).contiguous().view(torch.int16)[..., 0]
 
 
 def _bytes(codes: Torch) -> Torch:

@@ -99,6 +99,9 @@ def _add_rows(
         if BITS == 6:
             scale = tl.reshape(tl.broadcast_to(scale * 4194304.0, (BR, NC, 2, K // 2)), (BR, NC, K, 1))
             acc += codes(words, high, k, BITS, SCALES) * (factor * scale)  # 2^22
+            if SCALES == 5:  # with minima
+                least = tl.reshape(tl.broadcast_to(least, (BR, NC, 2, K // 2)), (BR, NC, K, 1))
+                acc += factor * least
         else:
             acc += masked_fields(words, k, BITS) * (factor * scale * 1.2676506002282294e30)  # 2^100
             if SCALES == 1:  # zero points are added up apart

@@ -106,8 +106,12 @@ def dot_rows(
             scale, least = scales(scale_ptr, super_ptr, rows, block * 32, cols, mask, SCALES, EVEN)
             if BITS == 6:
                 y = (first - ZERO * first_sum) * scale
-                scale, _ = scales(scale_ptr, super_ptr, rows, block * 32 + 16, cols, mask, SCALES, EVEN)
+                if SCALES == 5:  # with minima
+                    y += first_sum * least
+                scale, least = scales(scale_ptr, super_ptr, rows, block * 32 + 16, cols, mask, SCALES, EVEN)
                 y += (second - ZERO * second_sum) * scale
+                if SCALES == 5:
+                    y += second_sum * least
             else:
                 x_sum = first_sum + second_sum
                 y = (first - ZERO * x_sum) * scale

@@ -64,7 +64,14 @@ def scales(scale_ptr, super_ptr, rows, c, cols, mask, SCALES: tl.constexpr, EVEN
 
     Without minima, nothing is to be added, and the scale is given twice.
     """
-    if SCALES == 4:  # SUPER_16
+    if SCALES == 5:  # SUPER_MINIMA_16
+        at = (rows * (cols // 16) + c // 16) * 2
+        super_at = (rows * (cols // 256) + c // 256) * 2
+        scale = load(super_ptr + super_at, mask, EVEN).to(tl.float32)
+        scale *= load(scale_ptr + at, mask, EVEN).to(tl.float32)
+        least = load(super_ptr + super_at + 1, mask, EVEN).to(tl.float32)
+        least *= -load(scale_ptr + at + 1, mask, EVEN).to(tl.float32)
+    elif SCALES == 4:  # SUPER_16
         scale = load(super_ptr + (rows * (cols // 256) + c // 256), mask, EVEN).to(tl.float32)
         scale *= load(scale_ptr + (rows * (cols // 16) + c // 16), mask, EVEN).to(tl.float32)
         least = scale
@@ -140,6 +147,6 @@ def weights(
             w = tl.reshape(w, (BR, BC // 32, 2, 16))
         scale, least = scales(scale_ptr, super_ptr, rows, c, cols, mask & (c < cols), SCALES, EVEN)
         w *= scale * 4194304.0  # 2^22
-        if SCALES == 2 or SCALES == 3:  # with minima
+        if SCALES == 2 or SCALES == 3 or SCALES == 5:  # with minima
             w += least
     return tl.reshape(w, (BR, BC))
