@@ -15,11 +15,16 @@ from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 
+from helpers import gguf_delta_net
+
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
     "qwen2": MODEL_ARCH.QWEN2,
     "qwen3": MODEL_ARCH.QWEN3,
     "gemma3_text": MODEL_ARCH.GEMMA3,
+    "qwen3_5_text": MODEL_ARCH.QWEN35,
+    "qwen3_5_moe_text": MODEL_ARCH.QWEN35MOE,
+    "qwen3_next": MODEL_ARCH.QWEN3NEXT,
     "falcon": MODEL_ARCH.FALCON,
     "nemotron": MODEL_ARCH.NEMOTRON,
     "mixtral": MODEL_ARCH.LLAMA,
@@ -128,6 +133,8 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_layer_norm_eps(_first(config, "norm_eps", "layer_norm_epsilon", default=1e-5))
     else:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if hasattr(config, "linear_num_value_heads"):
+        gguf_delta_net.write_keys(writer, config)
     if config.model_type == "gemma3_text":
         writer.add_sliding_window(config.sliding_window)
 
@@ -161,6 +168,9 @@ def _names(config: Any) -> Callable[[str], str]:
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
 
     def with_suffix(name: str) -> str:
+        name = name.replace(".dt_bias", ".dt_proj.bias")
+        if name.endswith(".A_log"):
+            return names.get_name(name)
         suffixed = name if name.endswith((".weight", ".bias")) else f"{name}.weight"
         return names.get_name(suffixed, try_suffixes=(".weight", ".bias"))
 
@@ -189,7 +199,10 @@ def _kv_heads(config: Any) -> int:
 def _adapt(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:
     """The rows as llama.cpp wants them."""
     head_dim = _head_dim(config)
-    if name.endswith("norm.weight") and config.model_type in ("gemma3_text", "nemotron"):
+    if "linear_attn." in name:
+        return gguf_delta_net.adapt(name, values, config)
+    minus_one = ("gemma3_text", "nemotron", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+    if name.endswith("norm.weight") and config.model_type in minus_one:
         return values + 1
     if ".q_proj." in name or ".k_proj." in name:
         if config.model_type in ("llama", "mixtral"):  # (i, i + head_dim / 2) become neighbours

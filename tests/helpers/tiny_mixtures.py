@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from helpers.tiny_models import SIZES, Model
+from helpers.tiny_models import DELTA_NETS, SIZES, Model
 
 NOT_IN_GGUF = {"qwen3moe-not-normalised"}
 """What GGUF has no key for."""
@@ -17,6 +17,8 @@ def tiny_mixtures() -> dict[str, Callable[[], Model]]:
         "mixtral": mixtral,
         "qwen2moe": qwen2moe,
         "olmoe": olmoe,
+        "qwen35moe": qwen35moe,
+        "qwen3next": qwen3next,
     }
 
 
@@ -62,6 +64,26 @@ def qwen2moe(**options: Any) -> Model:
         "num_experts_per_tok": 3,
     }
     return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES | sizes | options))
+
+
+_SHARED = {
+    "moe_intermediate_size": 23,
+    "shared_expert_intermediate_size": 37,
+    "num_experts": 10,
+    "num_experts_per_tok": 3,
+}
+
+
+def qwen35moe(**options: Any) -> Model:
+    from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
+
+    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**SIZES | DELTA_NETS | _SHARED | options))
+
+
+def qwen3next(**options: Any) -> Model:
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**SIZES | DELTA_NETS | _SHARED | options))
 
 
 def olmoe(**options: Any) -> Model:

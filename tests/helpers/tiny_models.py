@@ -47,6 +47,8 @@ def tiny_models() -> dict[str, Callable[[], Model]]:
         "mistral": mistral,
         "qwen2": qwen2,
         "qwen3": qwen3,
+        "qwen35": qwen35,
+        "qwen35-tied": lambda: qwen35(tie_word_embeddings=True),
         "gemma3": gemma3,
         "gemma3-own-pattern": gemma3_own_pattern,
         "falcon-7b": falcon_7b,
@@ -66,6 +68,21 @@ SIZES = {
     "num_hidden_layers": 3,
     "max_position_embeddings": CONTEXT,
     "rms_norm_eps": 0.02,
+}
+
+
+DELTA_NETS = {
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": [f"{kind}_attention" for kind in ("linear", "linear", "full", "linear", "full")],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
 }
 
 
@@ -104,6 +121,13 @@ def qwen3() -> Model:
 
     heads = {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 12}
     return Qwen3ForCausalLM(Qwen3Config(**SIZES | heads, tie_word_embeddings=True))
+
+
+def qwen35(**options: Any) -> Model:
+    """Delta nets with three value heads to a key head, one layer in three with attention."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**SIZES | DELTA_NETS | options))
 
 
 def gemma3(**options: Any) -> Model:
@@ -188,21 +212,29 @@ def nemotron(**options: Any) -> Model:
     return NemotronForCausalLM(NemotronConfig(**SIZES | sizes | options))
 
 
+MINUS_ONE = ("gemma", "nemotron", "qwen3_5", "qwen3_next")
+"""Families whose norms are stored minus one."""
+
+
 def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0) -> None:
     """Give the model random weights, rounded to `dtype`, and save it as a Hugging Face directory."""
     import torch
 
     torch.set_num_threads(1)  # on such sizes more threads are slower
     generator = torch.Generator().manual_seed(seed)
-    zero_is_neutral = "gemma" in model.config.model_type or "nemotron" in model.config.model_type
+    zero_is_neutral = any(name in model.config.model_type for name in MINUS_ONE)
     rounded = getattr(torch, dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=generator)
             if name.endswith("bias"):
                 values *= 0.3
+            elif name.endswith("A_log"):
+                values *= 0.7
             elif values.ndim == 1:  # a norm's
-                values = 0.3 * values + (0 if zero_is_neutral else 1)
+                values = 0.3 * values + (0 if zero_is_neutral and "linear_attn" not in name else 1)
+            elif "conv1d" in name:
+                values *= 0.7
             else:
                 values *= 1.5 / parameter.shape[1] ** 0.5
             parameter.copy_(values.to(rounded).float())

@@ -22,6 +22,8 @@ from hotset.model.build import build_transformer
 @pytest.mark.parametrize("name", tiny_models())
 def test_logits(name: str, peers: Callable[..., Peer], backend: Backend) -> None:
     """At once, token by token, after a prefix, and after going back."""
+    if name.startswith("qwen35") and backend.name == "cpu":
+        pytest.skip("the CPU backend has no gated delta net yet")
     peer = peers(name)
     model = build_transformer(open_checkpoint(peer.path), backend)
 
@@ -36,7 +38,9 @@ def test_logits(name: str, peers: Callable[..., Peer], backend: Backend) -> None
     assert_close(np.concatenate([forward(by_token, i, i + 1) for i in range(LENGTH)]), peer.logits)
 
     prefix = model.sequence(LENGTH, "f32")
-    last = model.forward(Batch.of(prefix, TOKENS[:17]))
+    forward(prefix, 0, 11)
+    prefix.save()
+    last = model.forward(Batch.of(prefix, TOKENS[11:17]))
     assert_close(last, peer.logits[16:17])
     assert_close(forward(prefix, 17, LENGTH), peer.logits[17:])
 

@@ -45,6 +45,16 @@ V vocabulary, P positions, D hidden, F FFN, H head, N heads, Q = heads x head, K
 experts, X neurons of an expert, S of the shared one.
 """
 
+OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})
+"""Tensors of layers with attention, where others have none."""
+OF_DELTA_NETS = frozenset(
+    {
+        *("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_conv1d"),
+        *("ssm_dt", "ssm_a", "ssm_norm", "ssm_out"),
+    }
+)
+"""Those of layers that are gated delta nets, in families that have such."""
+
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
         "relu": Activation.RELU,
@@ -120,6 +130,12 @@ class Architecture:
     """The token embedding is multiplied by the square root of the hidden size."""
     position_offset: int = 0
     """Row of ``position_embd`` for position 0, where positions are learned instead of RoPE."""
+    gated_attention: bool = False
+    """``attn_q`` holds a gate after each head's query."""
+    gguf_tiled: bool = False
+    """A delta net's value heads lie in GGUF so that head h reads key head ``h mod n_key_heads``."""
+    gguf_names: Mapping[str, str] = field(default_factory=dict)
+    """GGUF's name of a tensor, where ours is another -> ours."""
     gguf_rope_interleaved: bool = False
     """Pairs in GGUF's q and k rows are (2i, 2i + 1); in Hugging Face's they never are."""
     windows: Windows = Windows.NONE
@@ -149,6 +165,11 @@ class Architecture:
     def gated(self) -> bool:
         """Whether the FFN has a gate."""
         return "ffn_gate" in self.tensors or "ffn_gate_exps" in self.tensors
+
+    @property
+    def delta_net(self) -> bool:
+        """Whether there are layers that are gated delta nets."""
+        return "ssm_out" in self.tensors
 
     @property
     def rotary(self) -> bool:

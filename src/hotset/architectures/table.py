@@ -4,8 +4,9 @@ A row says what a model family's files call things and which of the decoder's op
 nothing of how files are read: `hotset.formats` does that, and refuses whatever a row does not describe.
 """
 
+from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.row import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *MIXTURES)
+ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *MIXTURES, *DELTA_NETS)

@@ -21,6 +21,7 @@ class Checkpoint:
     ``attn_q``, ``attn_k``, ``attn_v``; norm weights stored minus one (Gemma, Nemotron in Hugging Face files)
     have it added. Where Falcon has ``attn_norm_2``, that is the attention's norm and ``attn_norm`` the FFN's;
     without it, and without ``ffn_norm``, ``attn_norm`` serves both. Without ``output``, ``token_embd`` is it.
+    Vectors of delta nets have the suffix ``.weight``, too (``ssm_dt``, ``ssm_a``), and ``ssm_a`` is negative.
     """
 
     path: Path
@@ -36,6 +37,11 @@ class Checkpoint:
         if self.path.is_dir():
             return [file for file in self.path.iterdir() if file.suffix in _DIRECTORY_SUFFIXES]
         return [self.path.with_name(part) for part in split_parts(self.path.name)]
+
+
+def without_predictions(count: int) -> str:
+    """Say that blocks which predict further tokens have been left out."""
+    return f"{count} tensors that predict several tokens at once are left out: one is computed at a time"
 
 
 def without_images(count: int) -> str:

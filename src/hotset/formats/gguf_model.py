@@ -12,7 +12,8 @@ from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats.checkpoint import Checkpoint, without_images
+from hotset.formats import delta_net
+from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import add_gate_up, experts_from_gguf
 from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
@@ -20,7 +21,7 @@ from hotset.formats.keys import REQUIRED, Keys, shown
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
 from hotset.formats.tensor import Tensor, TensorType
-from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
+from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, split_name
 
 # Keys that change the computation in ways that Hotset does not run, with their neutral value.
 _NEUTRAL: Mapping[str, Any] = {
@@ -52,10 +53,14 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         notes.append(without_images(left_out))
     factors = tensors.pop(_ROPE_FACTORS, None)
     sizes = _sizes(keys, architecture, tensors, path)
+    predicting = {name for name in tensors if _predicts(name, sizes.layers, keys)}
+    if predicting:
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in predicting}
+        notes.append(without_predictions(len(predicting)))
     context = keys.integer("context_length")
     if file.powerinfer and context == sizes.positions:  # its OPT files count the rows before position 0, too
         context -= architecture.position_offset
-    table = _table(path, tensors, sizes)
+    table = _table(path, tensors, sizes, architecture)
     table.check(architecture, sizes)
     if "tokenizer.ggml.tokens" in file.metadata:
         tokens = file.metadata.length("tokenizer.ggml.tokens")
@@ -85,6 +90,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         parallel=architecture.parallel,
         attention_scale=_attention_scale(keys, architecture, sizes),
         embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
+        gated_attention=architecture.gated_attention,
         position_offset=0 if architecture.rotary else sizes.positions - context,
     )
     if config.position_offset not in (0, architecture.position_offset):
@@ -140,19 +146,33 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
     head_dim = keys.integer("attention.key_length", norm.shape[0] if norm else hidden // heads)
     if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:
         raise keys.refuse("attention.value_length", f"{head_dim} like the key's", value_dim)
+    layers = check_layer_count(keys, "block_count", len(tensors))
+    if (further := keys.integer("nextn_predict_layers", 0, low=0)) >= layers:
+        raise keys.refuse("nextn_predict_layers", f"less than the {layers} blocks", further)
+    layers -= further
+    net, recurrent = delta_net.from_gguf(keys, architecture, layers)
     sizes = Sizes(
         vocab=_rows("token_embd.weight", tensors, path),
         hidden=hidden,
         ffn=0 if architecture.experts else keys.integer("feed_forward_length"),
         heads=heads,
-        kv_heads=keys.integer("attention.head_count_kv", heads),
+        kv_heads=delta_net.kv_heads(keys, heads, recurrent),
         head_dim=head_dim,
-        layers=check_layer_count(keys, "block_count", len(tensors)),
+        layers=layers,
         positions=0 if architecture.rotary else _rows("position_embd.weight", tensors, path),
         experts=experts_from_gguf(keys, architecture, tensors),
+        delta_net=net,
+        recurrent=recurrent,
     )
     sizes.check_heads(keys, "attention.head_count_kv")
     return sizes
+
+
+def _predicts(name: str, layers: int, keys: Keys) -> bool:
+    """Whether a tensor belongs to a block that predicts further tokens (multi-token prediction)."""
+    layer, _ = split_name(name)
+    further = keys.integer("nextn_predict_layers", 0, low=0)
+    return name.startswith("mtp.") or (layer is not None and layers <= layer < layers + further)
 
 
 def _rows(name: str, tensors: Mapping[str, Tensor], path: Path) -> int:
@@ -161,7 +181,9 @@ def _rows(name: str, tensors: Mapping[str, Tensor], path: Path) -> int:
     return tensors[name].shape[0]
 
 
-def _table(path: Path, tensors: Mapping[str, Tensor], sizes: Sizes) -> TensorTable:
+def _table(
+    path: Path, tensors: Mapping[str, Tensor], sizes: Sizes, architecture: Architecture
+) -> TensorTable:
     table = TensorTable(str(path))
     fused, gate_up = (
         {
@@ -174,7 +196,11 @@ def _table(path: Path, tensors: Mapping[str, Tensor], sizes: Sizes) -> TensorTab
     for name, tensor in tensors.items():
         if name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
-        elif name in fused:
+        elif delta_net.add_from_gguf(table, name, tensor, sizes.delta_net):
+            pass
+        elif (part := split_name(name)[1].removesuffix(".weight")) in architecture.gguf_names:
+            table.add(name.replace(part, architecture.gguf_names[part]), tensor)
+        elif name in fused and not sizes.recurrent:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
         elif name in gate_up and sizes.experts:
             add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
@@ -232,10 +258,11 @@ def _layers(
     full, local = _ropes(keys, architecture, sizes, factors)
     window = keys.integer("attention.sliding_window", 0, low=0)
     sliding = _sliding(keys, architecture, sizes.layers)
-    return tuple(
+    layers = tuple(
         LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
         for s in sliding
     )
+    return delta_net.with_delta_nets(layers, sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

@@ -8,7 +8,8 @@ from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats.checkpoint import Checkpoint, without_images
+from hotset.formats import delta_net
+from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import experts_from_config
 from hotset.formats.huggingface_names import final_names
 from hotset.formats.keys import Keys, shown
@@ -30,7 +31,8 @@ _NEUTRAL: Mapping[str, Any] = {
 _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
 _ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
-_NO_TEXT = ("vision_tower.", "vision_model.", "multi_modal_projector.", "audio_tower.")
+_PREDICTING = ("mtp.", "model.mtp.")
+_NO_TEXT = ("vision_tower.", "visual.", "vision_model.", "multi_modal_projector.", "audio_tower.")
 
 
 def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -62,6 +64,9 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         if left_out := len(files) - len(text):
             notes.append(without_images(left_out))
         files = text
+    if predicting := {name for name in files if name.startswith(_PREDICTING)}:
+        files = {name: tensor for name, tensor in files.items() if name not in predicting}
+        notes.append(without_predictions(len(predicting)))
     table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
     if untied:
         notes.append(
@@ -88,6 +93,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         parallel=architecture.parallel,
         attention_scale=query_scalar**-0.5 if query_scalar else 0.0,
         embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
+        gated_attention=architecture.gated_attention,
         position_offset=architecture.position_offset,
     )
     return Checkpoint(directory, config, table, raw, tuple(notes))
@@ -111,6 +117,8 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     heads = keys.integer("num_attention_heads")
     if keys.get("head_dim") is None and hidden % heads:
         raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {hidden}", heads)
+    layers = check_layer_count(keys, "num_hidden_layers", tensors)
+    net, recurrent = delta_net.from_config(keys, architecture, layers)
     sizes = Sizes(
         vocab=keys.integer("vocab_size"),
         hidden=hidden,
@@ -118,9 +126,11 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
         heads=heads,
         kv_heads=keys.integer("num_key_value_heads", heads),
         head_dim=keys.integer("head_dim", hidden // heads),
-        layers=check_layer_count(keys, "num_hidden_layers", tensors),
+        layers=layers,
         positions=_context(keys) + architecture.position_offset,
         experts=experts_from_config(keys, architecture),
+        delta_net=net,
+        recurrent=recurrent,
     )
     sizes.check_heads(keys, "num_key_value_heads")
     return sizes
@@ -189,10 +199,11 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
     if architecture.windows is Windows.LATE and not keys.flag("use_sliding_window"):
         window = 0
     sliding = _sliding(keys, architecture, sizes.layers)
-    return tuple(
+    layers = tuple(
         LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
         for s in sliding
     )
+    return delta_net.with_delta_nets(layers, sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hotset.architectures.row import Architecture
+from hotset.formats import delta_net
 from hotset.formats.experts import Stacks, add_gate_up, add_turned
 from hotset.formats.tensor import Tensor
 from hotset.formats.tensor_table import Sizes, TensorTable, is_global, is_norm
@@ -72,7 +73,7 @@ def _targets(architecture: Architecture, sizes: Sizes) -> dict[str, _Target]:
                 bare = module.format(layer)
                 weight, bias = _Target(part, layer, "weight"), _Target(part, layer, "bias")
                 targets[f"{bare}.weight"], targets[f"{bare}.bias"] = weight, bias
-                if sizes.experts:  # stacks of all experts
+                if sizes.experts or sizes.delta_net:  # stacks of all experts; A_log and dt_bias
                     targets[bare], targets[f"{bare}_bias"] = weight, bias
     return targets
 
@@ -82,7 +83,11 @@ def _add(
 ) -> None:
     part, layer, suffix = target.part, target.layer, target.suffix
     turned = bool(architecture.experts and architecture.experts.hf_turned)
-    if part == "attn_qkv":
+    if part in delta_net.FUSED and sizes.delta_net:
+        delta_net.add_fused(table, layer, part, tensor, sizes.delta_net)
+    elif part in ("ssm_a", "ssm_conv1d"):
+        delta_net.add_vector(table, target.name, part, tensor)
+    elif part == "attn_qkv" and architecture.fused_qkv:
         table.add_fused(layer, suffix, tensor, sizes, grouped=True)
     elif part == "ffn_gate_up_exps":
         add_gate_up(table, layer, suffix, tensor, sizes, turned=turned)

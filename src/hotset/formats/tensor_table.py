@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures.row import SHAPES, Architecture
-from hotset.core.config import ExpertsConfig
+from hotset.architectures.row import OF_ATTENTION, OF_DELTA_NETS, SHAPES, Architecture
+from hotset.core.config import DeltaNetConfig, ExpertsConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
@@ -34,6 +34,15 @@ class Sizes:
     layers: int
     positions: int
     experts: ExpertsConfig | None = None
+    delta_net: DeltaNetConfig | None = None
+    recurrent: tuple[bool, ...] = ()
+    """Which layers are delta nets; empty: the family has none."""
+
+    def has(self, part: str, layer: int) -> bool:
+        """Whether a layer is of the kind that has such tensors."""
+        if not self.recurrent:
+            return True
+        return part not in (OF_ATTENTION if self.recurrent[layer] else OF_DELTA_NETS)
 
     def dimensions(self, letters: str) -> tuple[int, ...]:
         """Return the numbers for a shape of `SHAPES`."""
@@ -50,6 +59,10 @@ class Sizes:
         }
         if self.experts:
             numbers |= {"E": self.experts.count, "X": self.experts.size, "S": self.experts.shared_size}
+        if net := self.delta_net:
+            values = net.n_value_heads * net.head_dim
+            numbers |= {"G": 2 * self.heads * self.head_dim, "B": net.head_dim, "T": net.n_value_heads}
+            numbers |= {"Z": values, "C": net.channels, "W": net.kernel}
         return tuple(numbers[letter] for letter in letters)
 
     def check_heads(self, keys: Keys, key: str) -> None:
@@ -127,7 +140,7 @@ class TensorTable(Mapping[str, Tensor]):
             if part not in parts:
                 continue
             for suffix, dimensions in (("weight", letters), ("bias", letters[:-1] or letters)):
-                names = self._names(architecture, part, suffix, sizes.layers)
+                names = self._names(architecture, part, suffix, sizes)
                 expected |= dict.fromkeys(names, sizes.dimensions(dimensions))
         for layer in range(sizes.layers):
             expected |= self._neuron_shapes(layer, sizes)
@@ -162,14 +175,18 @@ class TensorTable(Mapping[str, Tensor]):
         named = {f"blk.{layer}.{part}.weight": shape for part, shape in shapes.items()}
         return {name: shape for name, shape in named.items() if name in self._make}
 
-    def _names(self, architecture: Architecture, part: str, suffix: str, layers: int) -> list[str]:
+    def _names(self, architecture: Architecture, part: str, suffix: str, sizes: Sizes) -> list[str]:
         """The names that a part stands for in this file: all of them, or none if it may be absent and is."""
         names = [f"{part}.{suffix}"]
         if not is_global(part):
             own = [
-                i for i in range(layers) if suffix == "bias" or part != "ffn_down" or not self.by_neuron(i)
+                i
+                for i in range(sizes.layers)
+                if sizes.has(part, i) and (suffix == "bias" or part != "ffn_down" or not self.by_neuron(i))
             ]
             names = [f"blk.{layer}.{part}.{suffix}" for layer in own]
+            if not names:
+                return []
         if suffix == "weight":
             optional = part in architecture.optional
         elif names[0].removesuffix("bias") + "weight" not in self._make and not (

@@ -143,7 +143,7 @@ class _Weights:
             beta=self.linear(f"{layer}.ssm_beta"),
             alpha=self.linear(f"{layer}.ssm_alpha"),
             conv=self.tensors[f"{layer}.ssm_conv1d.weight"].to_float32(),
-            dt_bias=self.tensors[f"{layer}.ssm_dt.bias"].to_float32(),
+            dt_bias=self.tensors[f"{layer}.ssm_dt.weight"].to_float32(),
             decay=self.tensors[f"{layer}.ssm_a.weight"].to_float32(),
             out_norm=self.norm(f"{layer}.ssm_norm"),
             output=self.linear(f"{layer}.ssm_out"),
