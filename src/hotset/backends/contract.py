@@ -256,6 +256,12 @@ class Experts(FFN, Protocol):
     def route(self, x: Array) -> Array:
         """The router's logits (T, E) of x (T, D), which is the layer's input: for early routers."""
 
+    def select(self, x: Array, logits: Array | None = None) -> Array:
+        """Each row's weights (T, E), zero for the experts that it does not select; of x (T, D) or logits."""
+
+    def add(self, x: Array, out: Array, weights: Array) -> None:
+        """Add to out what `forward` does, of the experts whose weights (T, E) are positive, or NaN."""
+
     def forward(self, x: Array, out: Array, view: BatchView, logits: Array | None = None) -> None:
         """Add the experts' result of x (T, D) to out, which may be x itself; `logits` are an early router's.
 

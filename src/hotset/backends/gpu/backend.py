@@ -11,7 +11,6 @@ from hotset.backends.contract import (
     AttentionSpec,
     DeltaNetSpec,
     EmbeddingSpec,
-    Experts,
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
@@ -23,6 +22,7 @@ from hotset.backends.contract import (
 from hotset.backends.cpu import CpuEmbedding
 from hotset.backends.gpu.attention import GpuAttention
 from hotset.backends.gpu.device import Gpu
+from hotset.backends.gpu.experts import GpuExperts
 from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
@@ -112,9 +112,9 @@ class GpuBackend:
         """Refuse: it has none yet."""
         raise HotsetError(f"{spec.qkv.weight.name}: the GPU backend has no gated delta net yet")
 
-    def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
-        """Refuse: it has none yet."""
-        raise HotsetError(f"{spec.up.weight.name}: the GPU backend has no mixtures of experts yet")
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> GpuExperts:
+        """Build one layer's mixture of experts; all neurons of those that are selected are computed."""
+        return GpuExperts(self.gpu, spec)
 
     def head(self, spec: HeadSpec) -> GpuHead:
         """Build the final norm and the output projection."""

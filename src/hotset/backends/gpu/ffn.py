@@ -16,7 +16,8 @@ from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape,
 from hotset.core.config import Activation, NormKind
 from hotset.core.errors import CheckpointError
 
-_ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
+ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
+"""Their numbers in kernels."""
 
 
 class GpuNorm:
@@ -74,7 +75,7 @@ class GpuFFN:
         self.gate = build_matrix(gpu, spec.gate, size, hidden) if spec.gate else None
         self.up = build_matrix(gpu, spec.up, size, hidden)
         self.down = self._build_down(spec, hidden, size)
-        self.activation = _ACTIVATIONS[spec.activation]
+        self.activation = ACTIVATIONS[spec.activation]
 
     def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:
         down: Linear = spec.down

@@ -1,6 +1,7 @@
 """A matrix in the GPU's memory, and its products."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,23 @@ class Matrix:
         """Have each array where `move` puts it."""
         self.arrays = tuple(map(move, self.arrays))
         self.bias = move(self.bias)
+
+    def slice(self, index: int, count: int) -> "Matrix":
+        """Part `index` of `count` equal ones, one after the other: a view."""
+
+        def own(array: Any) -> Any:
+            size = len(array) // count
+            return array[index * size : (index + 1) * size]
+
+        part = copy(self)
+        part.rows = self.rows // count
+        part.move(own)
+        return part
+
+    def assign(self, other: "Matrix") -> None:
+        """Copy the contents of another of the same shape and type here, in stream order."""
+        for to, array in zip((*self.arrays, self.bias), (*other.arrays, other.bias), strict=True):
+            to.copy_(array)
 
     def times(self, x: Any, out: Any, *, add: bool = False, relu: bool = False) -> None:
         """out (T, rows) = W x + b of x (T, cols), or += with `add`; out's rows may be strided.

@@ -27,20 +27,32 @@ class ReferenceExperts:
 
     def forward(self, x: F32, out: F32, view: Batch | None = None, logits: F32 | None = None) -> None:
         """See `Experts`."""
+        self.add(x, out, self.select(x, logits))
+
+    def select(self, x: F32, logits: F32 | None = None) -> F32:
+        """See `Experts`."""
+        spec = self.spec
+        if logits is None:
+            logits = self._router(normalise(x, spec.norm))
+        experts, weights = route(logits, spec.selection_bias, spec.shape)
+        selected = np.zeros_like(logits)
+        np.put_along_axis(selected, experts, weights, axis=1)
+        return selected
+
+    def add(self, x: F32, out: F32, weights: F32) -> None:
+        """See `Experts`."""
         spec = self.spec
         n = normalise(x, spec.norm)
-        experts, weights = route(
-            self._router(n) if logits is None else logits, spec.selection_bias, spec.shape
-        )
         y = np.zeros_like(n)
-        for expert in np.unique(experts):
-            rows, places = np.nonzero(experts == expert)
+        selected = ~(weights <= 0)
+        for expert in np.flatnonzero(selected.any(axis=0)).tolist():
+            rows = np.flatnonzero(selected[:, expert])
             h = self._hidden(n[rows], expert)[1]
             down = self._down.of(expert)
             result = h @ (down if spec.plan else down.T)
             if self._down.bias is not None:
                 result = result + self._down.bias[expert]
-            y[rows] += weights[rows, places][:, None] * result
+            y[rows] += weights[rows, expert][:, None] * result
         if self._shared:
             y += self._shared(n)
         out += normalise(y, spec.post_norm) if spec.post_norm else y
@@ -48,11 +60,12 @@ class ReferenceExperts:
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         """See `FFN`: of all experts (T, E F), the neurons of those that a row does not select being zero."""
         spec = self.spec
+        weights = self.select(x)
         n = normalise(x, spec.norm)
-        experts, _ = route(self._router(n), spec.selection_bias, spec.shape)
         gate[:], h[:] = 0, 0
-        for expert in np.unique(experts):
-            rows, _ = np.nonzero(experts == expert)
+        selected = ~(weights <= 0)
+        for expert in np.flatnonzero(selected.any(axis=0)).tolist():
+            rows = np.flatnonzero(selected[:, expert])
             own = slice(expert * spec.shape.size, (expert + 1) * spec.shape.size)
             gate[rows, own], h[rows, own] = self._hidden(n[rows], expert)
 

@@ -1,0 +1,118 @@
+"""Mixtures of experts of the GPU backend against the reference backend's."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.experts import experts_spec, numbers
+from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
+
+from hotset.backends.gpu.experts import GpuExperts
+from hotset.backends.reference import ReferenceBackend
+from hotset.core.config import Activation, FFNPlan, Gating, Way
+from hotset.core.errors import HotsetError
+from hotset.formats.tensor import TensorType
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no weight is divided": {"normalised": False, "scale": 2.5},
+    "sigmoid, biased": {"gating": Gating.SIGMOID, "biased": True, "count": 10},
+    "softmax of the selected": {
+        "gating": Gating.SELECTED,
+        "activation": Activation.SWIGLU_CLAMPED,
+        "biased": True,
+        "normalised": False,
+    },
+    "without a gate": {"gated": False, "activation": Activation.RELU2},
+    "shared, switched": {"shared": 40},
+    "shared, a norm after": {"shared": 40, "switch": False, "post_norm": True},
+    "by neuron": {"activation": Activation.RELU, "plan": FFNPlan(Way.EXACT), "biased": True},
+    "odd": {"size": 23, "hidden": 50},
+    "Q4_0": {"kind": TensorType.Q4_0, "hidden": 96, "size": 64},
+    "mixed types": {"kind": TensorType.Q4_K, "down": TensorType.Q8_0, "hidden": 256, "size": 32},
+    "by neuron, Q8_0": {
+        "kind": TensorType.Q8_0,
+        "activation": Activation.RELU,
+        "plan": FFNPlan(Way.EXACT),
+    },
+}
+
+
+@pytest.mark.parametrize("options", MIXTURES.values(), ids=MIXTURES)
+def test_experts(backend: Any, options: dict[str, Any]) -> None:
+    spec = experts_spec(**options)
+    layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
+    # As on the CPU, activations are codes of 8 bits where weights are codes.
+    tolerance = 2e-5 if spec.up.weight.type is TensorType.F32 else 0.03
+    for rows in (2, 9):
+        x = numbers(rows, rows, spec.norm.weight.size)
+        weights = reference.select(x)
+        assert_close(layer.select(to_gpu(backend, x)), weights, 1e-5)
+        expected = x.copy()
+        reference.add(x, expected, weights)
+        out = to_gpu(backend, x)
+        layer.forward(out, out, None)  # in place, as the decoder does
+        assert_close(to_numpy(out) - x, expected - x, max(tolerance, 1e-3) if rows > 8 else tolerance)
+
+
+def test_an_early_router_gives_logits(backend: Any) -> None:
+    spec = experts_spec(early=True)
+    layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
+    x, before = numbers(1, 2, 64), numbers(2, 2, 64)
+    expected = x.copy()
+    reference.forward(x, expected, None, reference.route(before))
+    out = to_gpu(backend, x)
+    layer.forward(out, out, None, layer.route(to_gpu(backend, before)))
+    assert_close(out, expected, 2e-5)
+
+
+def test_neurons_of_selected_experts(backend: Any) -> None:
+    spec = experts_spec()
+    layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
+    x = numbers(1, 4, 64)
+    found, expected = ([np.full((4, 6 * 32), np.nan, np.float32) for _ in range(2)] for _ in range(2))
+    layer.neurons(to_gpu(backend, x), *found)
+    reference.neurons(x, *expected)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, 2e-3)
+    assert ((found[0] != 0) == (expected[0] != 0)).all()
+    assert (found[1][found[0] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [TensorType.F32, TensorType.Q4_0])
+def test_what_is_here_and_what_is_not_add_up(backend: Any, kind: TensorType) -> None:
+    """Of two halves each adds its own, also after experts have been swapped between them."""
+    spec = experts_spec(count=10, kind=kind, biased=True)
+    reference = ReferenceBackend().experts(spec)
+    here, there = (GpuExperts(backend.gpu, spec, resident) for resident in ([7, 2, 5, 0], [1, 3, 4, 6, 8, 9]))
+    nothing = GpuExperts(backend.gpu, spec, [])
+    tolerance = 2e-5 if kind is TensorType.F32 else 0.03
+    for leaving, coming in ((None, None), (2, 9), (7, 1)):
+        if leaving is not None:
+            here.swap(leaving, coming)
+            there.swap(coming, leaving)
+        for rows in (2, 9):
+            x = numbers(rows, rows, 64)
+            expected = np.zeros_like(x)
+            weights = reference.select(x)
+            reference.add(x, expected, weights)
+            out = to_gpu(backend, np.zeros_like(x))
+            for part in (here, there, nothing):
+                part.add(to_gpu(backend, x), out, to_gpu(backend, weights))
+            assert_close(out, expected, max(tolerance, 1e-3) if rows > 8 else tolerance)
+
+
+def test_numbers_that_are_not_finite_are_seen(backend: Any) -> None:
+    spec = experts_spec()
+    layer = backend.experts(spec)
+    for rows in (1, 9):
+        x = numbers(1, rows, 64)
+        x[0, 3] = np.nan
+        out = to_gpu(backend, x * 0 + 1)
+        layer.forward(to_gpu(backend, x), out, None)
+        assert np.isnan(to_numpy(out)[0]).any()
+
+
+def test_groups_are_refused(backend: Any) -> None:
+    with pytest.raises(HotsetError, match="groups of experts run on the CPU alone"):
+        backend.experts(experts_spec(groups=2, groups_used=1))
