@@ -23,7 +23,7 @@ _FEW_ROWS = 8
 
 
 class GpuExperts:
-    """See `hotset.backends.contract.Experts`; of the experts, `resident` ones are here, by default all.
+    """See `hotset.backends.contract.Experts`; `resident` experts are here, at least one: all, if None.
 
     Each lies in a slot and another may take its place (`swap`). Decoding is a fixed list of kernels, whatever
     is selected: for a slot that no row selects nothing is read.
@@ -127,8 +127,6 @@ class GpuExperts:
         gpu, shape, tokens = self.gpu, self.spec.shape, len(n)
         slots, up, down = len(self.resident), self.up.matrix, self.down.matrix
         gate = self.gate.matrix if self.gate else up
-        if not slots:
-            return
         if bool(gate.bits) != bool(up.bits):
             raise HotsetError(f"{self.spec.up.weight.name}: gate of floats and up of codes, or the reverse")
         h = gpu.scratch("expert neurons", tokens, slots, shape.size)
@@ -207,8 +205,7 @@ class _Stack:
         check_shape(linear.weight.name, linear.weight.shape[1:], shape)
         self._gpu, self._rows, self._slots = gpu, shape[0], len(resident)
         weight = linear.weight
-        data = [weight.part(expert).data for expert in resident]
-        whole = np.concatenate(data) if data else np.empty(0, np.uint8)
+        whole = np.concatenate([weight.part(expert).data for expert in resident])
         stacked = Tensor(weight.name, weight.type, (self._slots * shape[0], shape[1]), whole)
         bias = None if linear.bias is None else linear.bias[list(resident)]
         self._outputs = None if bias is None else bias.shape[1]
