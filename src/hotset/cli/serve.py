@@ -167,6 +167,7 @@ def _known(model: str | None, context: int | None, kv_type: str, room: int | Non
         str(path),
         traffic(checkpoint).dense + keys_and_values,
         config.context_length,
+        config.architecture,
     )
 
 

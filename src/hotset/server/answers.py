@@ -1,27 +1,31 @@
-"""One answer as it is made of tokens: pieces of reasoning, content and calls of tools."""
+"""One answer as it is made of tokens: blocks of reasoning, content and calls of tools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hotset.serve.request import Token
-from hotset.server.plain import CallArguments, CallBegin, Content, Event, Parser, Reasoning
+from hotset.server.plain import CallArguments, CallBegin, CallEnd, Content, Event, Parser, Reasoning
+
+
+@dataclass
+class Block:
+    """A run of one kind: ``reasoning``, ``content``, or a ``call`` whose text is its arguments."""
+
+    kind: str
+    text: str = ""
+    id: str = ""
+    name: str = ""
 
 
 @dataclass
 class Piece:
-    """An event, and the tokens of a content's text where their probabilities were asked for."""
+    """More text of a block, the answer's last; of a new one where that `opens`."""
 
-    event: Event
+    block: Block
+    text: str
+    opens: bool
     tokens: list[Token] = field(default_factory=list)
-
-
-@dataclass
-class Call:
-    """A call of a tool."""
-
-    id: str
-    name: str
-    arguments: str = ""
+    """The text's tokens, where their probabilities were asked for."""
 
 
 class Answer:
@@ -29,9 +33,7 @@ class Answer:
 
     def __init__(self, index: int, parser: Parser) -> None:
         self.index = index
-        self.content = ""
-        self.reasoning = ""
-        self.calls: list[Call] = []
+        self.blocks: list[Block] = []
         self.logprobs: list[Token] = []
         """The content's tokens, where their probabilities were asked for."""
         self.tokens = 0
@@ -43,8 +45,23 @@ class Answer:
         self._parser = parser
         self._pending: list[Token] = []  # tokens whose text has not come out of the parser
 
+    @property
+    def content(self) -> str:
+        """The text for the user."""
+        return self._text("content")
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought."""
+        return self._text("reasoning")
+
+    @property
+    def calls(self) -> list[Block]:
+        """The calls of tools."""
+        return [block for block in self.blocks if block.kind == "call"]
+
     def read(self, tokens: Sequence[Token]) -> list[Piece]:
-        """Take new tokens; what they add."""
+        """Take new tokens; what they add, neighbours of a kind together."""
         pieces: list[Piece] = []
         for token in tokens:
             self.tokens += 1
@@ -66,24 +83,32 @@ class Answer:
         tokens, self._pending = self._pending, []
         match event:
             case Content(text):
-                self.content += text
                 self.logprobs += tokens
+                self._write("content", text, pieces, tokens)
             case Reasoning(text):
-                self.reasoning += text
-                tokens = []
+                self._write("reasoning", text, pieces, [])
             case CallBegin(_, id, name):
-                self.calls.append(Call(id, name))
-                tokens = []
-            case CallArguments(index, text):
-                self.calls[index].arguments += text
-                tokens = []
-        last = pieces[-1].event if pieces else None
-        match last, event:
-            case Content(before), Content(text):
-                pieces[-1] = Piece(Content(before + text), pieces[-1].tokens + tokens)
-            case Reasoning(before), Reasoning(text):
-                pieces[-1] = Piece(Reasoning(before + text))
-            case CallArguments(index, before), CallArguments(same, text) if index == same:
-                pieces[-1] = Piece(CallArguments(index, before + text))
-            case _:
-                pieces.append(Piece(event, tokens))
+                self.blocks.append(Block("call", id=id, name=name))
+                pieces.append(Piece(self.blocks[-1], "", opens=True))
+            case CallArguments(_, text):
+                self._write("call", text, pieces, [])
+            case CallEnd(_, broken) if broken:  # it was no call: what the model wrote is the answer
+                self.blocks.pop()
+                self._write("content", broken, pieces, tokens)
+
+    def _write(self, kind: str, text: str, pieces: list[Piece], tokens: list[Token]) -> None:
+        if not text:
+            return
+        opens = not self.blocks or self.blocks[-1].kind != kind
+        if opens:
+            self.blocks.append(Block(kind))
+        block = self.blocks[-1]
+        block.text += text
+        if pieces and pieces[-1].block is block and (pieces[-1].text or kind != "call"):
+            pieces[-1].text += text
+            pieces[-1].tokens += tokens
+        else:
+            pieces.append(Piece(block, text, opens, tokens))
+
+    def _text(self, kind: str) -> str:
+        return "".join(block.text for block in self.blocks if block.kind == kind)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hotset.serve.request import Request
-from hotset.server import openai_chat, service
+from hotset.server import anthropic, ollama, openai_chat, openai_completions, openai_responses, service
 from hotset.server.access import Access
 from hotset.server.answers import Answer
 from hotset.server.ask import Ask
@@ -93,7 +93,14 @@ def make_app(
     server: Server, *, keys: Collection[str] = (), host: str = "127.0.0.1", origins: Collection[str] = ()
 ) -> Starlette:
     """The ASGI app."""
-    routes: list[tuple[str, str, Handler]] = [*service.ROUTES, *openai_chat.ROUTES]
+    routes: list[tuple[str, str, Handler]] = [
+        *service.ROUTES,
+        *openai_chat.ROUTES,
+        *openai_completions.ROUTES,
+        *openai_responses.ROUTES,
+        *anthropic.ROUTES,
+        *ollama.ROUTES,
+    ]
     middleware = [Middleware(Access, count=server.metrics.request)]
     if origins:
         middleware.append(

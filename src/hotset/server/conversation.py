@@ -125,7 +125,10 @@ def written(engine: Engine, conversation: Conversation) -> str:
 
 
 def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
-    """Write a conversation by a template, which may know system messages at the beginning alone, or none."""
+    """Write a conversation by a template.
+
+    Some templates know no message without a text, and system messages at the beginning alone.
+    """
     messages = _one_system(conversation.messages)
     options = {**conversation.variables, "tools": list(conversation.tools) or None}
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
@@ -133,10 +136,15 @@ def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
     try:
         return write(messages, **options)
     except RequestError:
-        later = [*messages[:1], *map(_said_by_user, messages[1:])]
-        if later == messages:
+        plainer = [{**message, "content": message.get("content") or ""} for message in messages]
+        plainer[1:] = [_said_by_user(message) for message in plainer[1:]]
+        if plainer == messages:
             raise
-        return write(later, **options)
+        try:
+            return write(plainer, **options)
+        except RequestError:
+            pass
+        raise
 
 
 def _one_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ class Known:
     bytes: int = 0
     """What it takes in memory: weights, keys and values."""
     trained_context: int = 0
+    architecture: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
 
@@ -53,6 +54,7 @@ class Models:
 
     def find(self, name: str | None) -> Known:
         """The model that a request names. A server with one model answers for any name."""
+        name = name and name.removesuffix(":latest")  # as Ollama's clients say
         if len(self.known) == 1 or name is None:
             return next(iter(self.known.values()))
         if name not in self.known:

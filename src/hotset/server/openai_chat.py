@@ -2,29 +2,24 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from hotset.core.errors import HotsetError
 from hotset.core.version import __version__
 from hotset.serve.request import Token
 from hotset.server.answers import Answer, Piece
 from hotset.server.ask import MOST_CHOICES, Ask, Conversation, most_tokens, sampling
-from hotset.server.call import Call, Handler, Reply, Streamed, dump, fields_of
+from hotset.server.call import Call, Handler, Reply, fields_of
 from hotset.server.conversation import check_messages, check_tools, template_variables
-from hotset.server.errors import ApiError, as_api_error, error_body
+from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
-from hotset.server.plain import CallArguments, CallBegin, Content, Reasoning
+from hotset.server.streams import DONE, SSE, event, streamed
 
 if TYPE_CHECKING:
     from hotset.serve.engine import Engine
     from hotset.server.app import Server
 
 FINGERPRINT = f"hotset-{__version__}"
-ALIVE = b":\n\n"
-"""A comment, which clients pass over."""
-DONE = b"data: [DONE]\n\n"
 
 
 def read_ask(fields: Fields) -> Ask:
@@ -61,8 +56,8 @@ async def chat(server: "Server", call: Call) -> Reply:
     }
     engine = held.engine
     if ask.stream:
-        chunks = Chunks({**head, "object": "chat.completion.chunk"}, engine, with_usage)
-        return Streamed("text/event-stream", events(generation, chunks, server.limits.keep_alive))
+        form = Chunks({**head, "object": "chat.completion.chunk"}, engine, with_usage)
+        return streamed(generation, form, server.limits.keep_alive)
     answers = await generation.whole()
     return {
         **head,
@@ -79,7 +74,7 @@ def _choice(answer: Answer, engine: "Engine", logprobs: bool) -> dict[str, Any]:
     if answer.calls:
         message["content"] = answer.content or None
         message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
             for call in answer.calls
         ]
     return {
@@ -91,78 +86,60 @@ def _choice(answer: Answer, engine: "Engine", logprobs: bool) -> dict[str, Any]:
 
 
 class Chunks:
-    """A stream's chunks, from what is new of the answers."""
+    """A stream's chunks."""
+
+    media_type = SSE
+    alive = b":\n\n"
+    """A comment, which clients pass over."""
 
     def __init__(self, head: dict[str, Any], engine: "Engine", with_usage: bool) -> None:
         self._head = head
         self._engine = engine
         self._with_usage = with_usage
 
-    def begin(self, answer: Answer) -> list[bytes]:
+    def begin(self, generation: Generation) -> bytes:
         """The role, before anything else."""
-        return [self._chunk(answer, {"role": "assistant", "content": ""})]
+        delta = {"role": "assistant", "content": ""}
+        return b"".join([self._chunk(answer, delta) for answer in generation.answers])
 
-    def pieces(self, answer: Answer, pieces: list[Piece]) -> list[bytes]:
+    def news(self, answer: Answer, pieces: list[Piece]) -> bytes:
         """Pieces of an answer, and its end."""
-        chunks = [self._piece(answer, piece) for piece in pieces if (_delta(piece))]
+        chunks = [self._chunk(answer, _delta(answer, piece), piece.tokens) for piece in pieces]
         if answer.finish_reason:
             chunks.append(self._chunk(answer, {}, finish=answer.finish_reason))
-        return chunks
+        return b"".join(chunks)
 
-    def end(self, usage: Usage) -> list[bytes]:
+    def end(self, generation: Generation) -> bytes:
         """What comes after all answers."""
-        last = {**self._head, "choices": [], "usage": usage_body(usage)}
-        return [event(last), DONE] if self._with_usage else [DONE]
+        last = {**self._head, "choices": [], "usage": usage_body(generation.usage)}
+        return event(last) + DONE if self._with_usage else DONE
 
-    def _piece(self, answer: Answer, piece: Piece) -> bytes:
-        probable = logprobs_body(piece.tokens, self._engine) if piece.tokens else None
-        return self._chunk(answer, _delta(piece), logprobs=probable)
+    def failed(self, error: ApiError) -> bytes:
+        """An error, which OpenAI's package raises."""
+        return event(error_body("", error)) + DONE
 
     def _chunk(
         self,
         answer: Answer,
         delta: dict[str, Any],
-        *,
-        logprobs: dict[str, Any] | None = None,
+        tokens: list[Token] | None = None,
         finish: str | None = None,
     ) -> bytes:
+        logprobs = logprobs_body(tokens, self._engine) if tokens else None
         choice = {"index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return event({**self._head, "choices": [choice]})
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
-    match piece.event:
-        case Content(text):
-            return {"content": text}
-        case Reasoning(text):
-            return {"reasoning_content": text}
-        case CallBegin(index, id, name):
-            function = {"name": name, "arguments": ""}
-            return {"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]}
-        case CallArguments(index, text):
-            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
-        case _:
-            return {}
-
-
-async def events(generation: Generation, chunks: "Chunks", keep_alive: float | None) -> AsyncIterator[bytes]:
-    """The events of a stream, an error in the middle as one of them."""
-    try:
-        for answer in generation.answers:
-            for chunk in chunks.begin(answer):
-                yield chunk
-        async for news in generation.read(keep_alive):
-            made = [chunk for answer, pieces in news for chunk in chunks.pieces(answer, pieces)]
-            if made or not news:
-                yield b"".join(made) or ALIVE
-        yield b"".join(chunks.end(generation.usage))
-    except (ApiError, HotsetError) as error:
-        yield event(error_body("", as_api_error(error))) + DONE
-
-
-def event(data: dict[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + dump(data) + b"\n\n"
+def _delta(answer: Answer, piece: Piece) -> dict[str, Any]:
+    block = piece.block
+    if block.kind == "content":
+        return {"content": piece.text}
+    if block.kind == "reasoning":
+        return {"reasoning_content": piece.text}
+    call: dict[str, Any] = {"index": len(answer.calls) - 1, "function": {"arguments": piece.text}}
+    if piece.opens:  # names are added up by clients: once, and first
+        call |= {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": ""}}
+    return {"tool_calls": [call]}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

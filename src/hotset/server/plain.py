@@ -40,6 +40,8 @@ class CallEnd:
     """A call is complete."""
 
     index: int
+    broken: str = ""
+    """Not empty: what the model wrote, which is no call after all."""
 
 
 Event = Reasoning | Content | CallBegin | CallArguments | CallEnd

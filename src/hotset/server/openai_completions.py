@@ -1,0 +1,161 @@
+"""OpenAI's older completions: texts, or token ids, to be continued."""
+
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from hotset.serve.request import Token
+from hotset.server.answers import Answer, Piece
+from hotset.server.ask import MOST_CHOICES, Ask, Prompt, most_tokens, sampling
+from hotset.server.call import Call, Handler, Reply, fields_of
+from hotset.server.errors import ApiError, error_body
+from hotset.server.fields import Fields
+from hotset.server.generation import Generation
+from hotset.server.openai_chat import FINGERPRINT, usage_body
+from hotset.server.streams import DONE, SSE, event, streamed
+
+if TYPE_CHECKING:
+    from hotset.serve.engine import Engine
+    from hotset.server.app import Server
+
+_MOST_PROMPTS = 64
+
+
+def read_ask(fields: Fields) -> Ask:
+    """What a body asks for."""
+    choices = fields.integer("n", 1, MOST_CHOICES) or 1
+    if (fields.integer("best_of", 1) or choices) != choices:
+        raise fields.wrong("best_of", "the same as n")
+    if fields.text("suffix"):
+        raise fields.wrong("suffix", "nothing: this server does not fill in the middle")
+    logprobs = fields.integer("logprobs", 0, 20)
+    if fields.flag("echo") and logprobs is not None:
+        raise fields.wrong("logprobs", "nothing beside echo: prompts have no log-probabilities here")
+    return Ask(
+        model=fields.text("model"),
+        prompts=_prompts(fields),
+        sampling=sampling(fields, logprobs=logprobs),
+        max_tokens=most_tokens(fields, "max_tokens", "max_completion_tokens", "n_predict"),
+        stop=fields.stops("stop"),
+        choices=choices,
+        stream=fields.flag("stream"),
+    )
+
+
+def _prompts(fields: Fields) -> list[Prompt]:
+    given = fields.get("prompt")
+    several = isinstance(given, list) and not (given and isinstance(given[0], int))
+    prompts = given if several and given else [given]
+    if len(prompts) > _MOST_PROMPTS:
+        raise fields.wrong("prompt", f"at most {_MOST_PROMPTS} prompts")
+    return [_prompt(fields, prompt) for prompt in prompts]
+
+
+def _prompt(fields: Fields, prompt: Any) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and prompt and all(isinstance(id, int) and id is not True for id in prompt):
+        return tuple(prompt)
+    raise fields.wrong("prompt", "a text, token ids, or a list of these")
+
+
+async def complete(server: "Server", call: Call) -> Reply:
+    """Continue texts."""
+    fields = fields_of(call)
+    ask = read_ask(fields)
+    options = fields.fields("stream_options")
+    held = await server.hold(call, ask.model)
+    engine = held.engine
+    echo = [""] * len(ask.prompts)
+    if fields.flag("echo"):
+        echo = [p if isinstance(p, str) else engine.tokenizer.decode(p) for p in ask.prompts]  # type: ignore[arg-type]
+    generation = await server.generate(call, held, ask)
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": held.known.name,
+        "system_fingerprint": FINGERPRINT,
+    }
+    echoes = [text for text in echo for _ in range(ask.choices)]
+    if ask.stream:
+        with_usage = options is not None and options.flag("include_usage")
+        return streamed(generation, _Chunks(head, engine, echoes, with_usage), server.limits.keep_alive)
+    wanted = ask.sampling.logprobs is not None
+    choices = [
+        {
+            "index": answer.index,
+            "text": echoes[answer.index] + answer.content,
+            "logprobs": _logprobs(answer.logprobs, engine) if wanted else None,
+            "finish_reason": answer.finish_reason,
+        }
+        for answer in await generation.whole()
+    ]
+    return {**head, "choices": choices, "usage": usage_body(generation.usage)}
+
+
+class _Chunks:
+    """A stream's chunks."""
+
+    media_type = SSE
+    alive = b":\n\n"
+
+    def __init__(self, head: dict[str, Any], engine: "Engine", echoes: list[str], with_usage: bool) -> None:
+        self._head = head
+        self._engine = engine
+        self._echoes = echoes
+        self._offsets = [len(text) for text in echoes]
+        self._with_usage = with_usage
+
+    def begin(self, generation: Generation) -> bytes:
+        """The prompts, where they were asked for."""
+        return b"".join([self._chunk(i, text) for i, text in enumerate(self._echoes) if text])
+
+    def news(self, answer: Answer, pieces: list[Piece]) -> bytes:
+        """Pieces of an answer, and its end."""
+        chunks = [self._chunk(answer.index, piece.text, piece.tokens) for piece in pieces]
+        if answer.finish_reason:
+            chunks.append(self._chunk(answer.index, "", finish=answer.finish_reason))
+        return b"".join(chunks)
+
+    def end(self, generation: Generation) -> bytes:
+        """What comes after all answers."""
+        last = {**self._head, "choices": [], "usage": usage_body(generation.usage)}
+        return event(last) + DONE if self._with_usage else DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """An error, which OpenAI's package raises."""
+        return event(error_body("", error)) + DONE
+
+    def _chunk(
+        self, index: int, text: str, tokens: list[Token] | None = None, finish: str | None = None
+    ) -> bytes:
+        logprobs = _logprobs(tokens, self._engine, self._offsets[index]) if tokens else None
+        self._offsets[index] += len(text)
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+        return event({**self._head, "choices": [choice]})
+
+
+def _logprobs(tokens: list[Token], engine: "Engine", offset: int = 0) -> dict[str, Any]:
+    """The older shape; `offset`: characters before."""
+    body: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for token in tokens:
+        assert token.logprobs is not None
+        text = _text(engine, token.id)
+        body["tokens"].append(text)
+        body["token_logprobs"].append(max(token.logprobs.chosen, -9999.0))
+        top = {_text(engine, id): max(value, -9999.0) for id, value in token.logprobs.top}
+        body["top_logprobs"].append(top)
+        body["text_offset"].append(offset)
+        offset += len(token.text)
+    return body
+
+
+def _text(engine: "Engine", id: int) -> str:
+    return engine.tokenizer.token_bytes(id).decode(errors="replace")
+
+
+ROUTES: list[tuple[str, str, Handler]] = [
+    ("POST", "/v1/completions", complete),
+    ("POST", "/completions", complete),
+]
