@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hotset.replies import CallArguments, CallBegin, CallEnd, Content, Event, Parser, Reasoning
 from hotset.serve.request import Token
-from hotset.server.plain import CallArguments, CallBegin, CallEnd, Content, Event, Parser, Reasoning
+from hotset.server.parsing import PlainText
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Piece:
 class Answer:
     """What a model has answered so far."""
 
-    def __init__(self, index: int, parser: Parser) -> None:
+    def __init__(self, index: int, parser: Parser | PlainText) -> None:
         self.index = index
         self.blocks: list[Block] = []
         self.logprobs: list[Token] = []

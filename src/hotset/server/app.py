@@ -25,7 +25,7 @@ from hotset.server.generation import Generation
 from hotset.server.guard import Guard
 from hotset.server.metrics import Metrics
 from hotset.server.models import Held, Models
-from hotset.server.plain import PlainText
+from hotset.server.parsing import parser_of
 
 log = logging.getLogger("hotset.server")
 
@@ -69,7 +69,12 @@ class Server:
             ids = await asyncio.to_thread(token_ids, engine, prompt)
             check_fits(engine, ids)
             requests.append(Request(ids, ask.max_tokens, ask.sampling, ask.stop))
-        generation = Generation(engine, requests, ask.choices, lambda i: Answer(i, PlainText()))
+
+        def answer(index: int) -> Answer:
+            i = index // ask.choices
+            return Answer(index, parser_of(engine, ask.prompts[i], requests[i].prompt))
+
+        generation = Generation(engine, requests, ask.choices, answer)
         call.stack.callback(self._over, call, generation)
         return generation
 

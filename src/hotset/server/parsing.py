@@ -1,0 +1,31 @@
+"""Which parser splits an answer's text."""
+
+from hotset.replies import Content, Event, Parser, Tool, parser_for, starts_inside
+from hotset.serve.engine import Engine
+from hotset.server.ask import Conversation, Prompt
+
+_LAST = 16
+"""Tokens in which a prompt can begin reasoning."""
+
+
+class PlainText:
+    """All is content."""
+
+    def feed(self, text: str) -> list[Event]:
+        """See `Parser`."""
+        return [Content(text)] if text else []
+
+    def end(self) -> list[Event]:
+        """See `Parser`."""
+        return []
+
+
+def parser_of(engine: Engine, prompt: Prompt, ids: tuple[int, ...]) -> Parser | PlainText:
+    """A parser for one answer to a prompt with these ids."""
+    template = engine.tokenizer.chat_template
+    if template is None or not isinstance(prompt, Conversation):
+        return PlainText()
+    source = (template.tool_use if prompt.tools else None) or template.source
+    end = engine.tokenizer.decode(ids[-_LAST:], skip_special=False)
+    tools = [Tool.from_schema(tool) for tool in prompt.tools]
+    return parser_for(source, starts_inside=starts_inside(source, end), tools=tools)
