@@ -17,6 +17,10 @@ class RequestError(HotsetError):
     """A prompt or a sampling parameter that cannot be served, such as one longer than the context."""
 
 
+class ConstraintError(RequestError):
+    """A rule for an answer that cannot be kept, such as a JSON schema with a keyword that is not known."""
+
+
 class BusyError(RequestError):
     """A request for which there is no room now; the same one may be served later."""
 

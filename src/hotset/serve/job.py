@@ -12,6 +12,7 @@ import numpy as np
 
 from hotset.backends.contract import F32
 from hotset.core.batch import I32, Work
+from hotset.serve.constraint import Enforcer
 from hotset.serve.request import FinishReason, Request, StopStrings, Token
 from hotset.serve.sampler import Sampler, logprobs
 from hotset.state.pool import Slot
@@ -97,7 +98,9 @@ class Answer(Job):
         self._sampler = Sampler(request.sampling, vocab_size, request.prompt)
         self._logprobs = request.sampling.logprobs
         self._ends = tokenizer.end_ids
-        self._text = tokenizer.stream()
+        self._text = tokenizer.stream(request.shown) if request.shown else tokenizer.stream()
+        constraint = request.constraint
+        self._enforcer = Enforcer(constraint, tokenizer, request.prompt) if constraint else None
         self._stops = StopStrings(request.stop)
         self._left = max_tokens
 
@@ -108,14 +111,16 @@ class Answer(Job):
     def accept(self, logits: F32) -> bool:
         """See `Job`."""
         row = logits[0]
-        token = self._sampler.sample(row)
+        allowed = self._enforcer.allowed(len(row)) if self._enforcer else None
+        token = self._sampler.sample(row, allowed)
         self._left -= 1
         ended = token in self._ends
+        complete = self._enforcer is not None and not ended and self._enforcer.accept(token)
         piece = self._stops.push("" if ended else self._text.push(token))
         reason: FinishReason | None = None
-        if self._left == 0 or ended or self._stops.stopped:
+        if self._left == 0 or ended or complete or self._stops.stopped:
             piece += self._stops.push(self._text.flush()) + self._stops.flush()
-            reason = "stop" if ended or self._stops.stopped else "length"
+            reason = "stop" if ended or complete or self._stops.stopped else "length"
         elif self.slot:
             self.slot.append(token)
         wanted = self._logprobs

@@ -6,6 +6,7 @@ from typing import Literal
 
 from hotset.core.errors import RequestError
 from hotset.serve.arguments import check_integer, check_type
+from hotset.serve.constraint import Constraint
 from hotset.serve.sampler import Logprobs, Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -22,12 +23,18 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     """The answer ends before the first of these."""
+    constraint: Constraint | None = None
+    """What the answer may be."""
+    shown: tuple[str, ...] = ()
+    """Marks that stand in the text even where they are control tokens: those of a parser of the reply."""
 
     def __post_init__(self) -> None:
         """Check every value, but for what the model knows."""
         check_integer("max_tokens", self.max_tokens)
         check_type("sampling", self.sampling, Sampling, "a Sampling")
         check_stop(self.stop)
+        if self.constraint is not None:
+            check_type("constraint", self.constraint, Constraint, "a Constraint")
 
 
 @dataclass(frozen=True, slots=True)

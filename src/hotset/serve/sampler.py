@@ -6,7 +6,7 @@ The order of operations, on a copy of the raw logits:
 2. ``repetition_penalty`` divides positive and multiplies negative logits of every token in the prompt or the
    answer (CTRL, arXiv 1909.05858);
 3. ``presence_penalty`` is subtracted from every token already in the answer, and ``frequency_penalty`` as
-   many times as it is there (as in OpenAI's API);
+   many times as it is there (as in OpenAI's API); tokens that a constraint forbids have no chance;
 4. a ``temperature`` of 0 takes the largest logit and stops here; any other divides the logits;
 5. ``top_k``, ``top_p`` (arXiv 1904.09751) and ``min_p`` (arXiv 2407.01082) narrow the choice, each what the
    one before it left, and one token is drawn in proportion to its probability.
@@ -101,9 +101,11 @@ class Sampler:
         if self._repeated:
             self._repeated.add(prompt)
 
-    def sample(self, logits: _F32) -> int:
-        """Choose a token from raw logits (V,), which are left as they are."""
+    def sample(self, logits: _F32, allowed: NDArray[np.bool_] | None = None) -> int:
+        """Choose a token, one of those `allowed` (V,), from raw logits (V,), which are left as they are."""
         logits = self._penalised(logits)
+        if allowed is not None:
+            logits = np.where(allowed, logits, np.float32(-np.inf))
         token = int(logits.argmax()) if self._sampling.temperature == 0 else self._draw(logits)
         for ids in (self._repeated, self._present):
             if ids:

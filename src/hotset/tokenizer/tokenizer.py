@@ -22,12 +22,14 @@ class Tokenizer:
     bos_id: int | None
     end_ids: frozenset[int]
     """Every id that ends a generation."""
+    control_ids: frozenset[int]
+    """Every id that steers the model and is no text."""
     chat_template: ChatTemplate | None
 
     def __init__(self, encoder: Encoder, vocabulary: Vocabulary, chat_template: ChatTemplate | None) -> None:
         self._encoder = encoder
         self._vocabulary = vocabulary
-        self._hidden = frozenset(vocabulary.control.values())
+        self._hidden = self.control_ids = frozenset(vocabulary.control.values())
         self.vocab_size = vocabulary.size
         self.bos_id = vocabulary.bos_id
         self.end_ids = frozenset(vocabulary.end_ids)
@@ -100,9 +102,16 @@ class Tokenizer:
         text = b"".join(map(piece, ids)).decode(errors="replace")
         return text[1:] if self._vocabulary.space_prefixed and text.startswith(" ") else text
 
-    def stream(self) -> StreamDecoder:
-        """Decode a generation token by token, without control tokens."""
-        return StreamDecoder(self._visible_bytes)
+    def stream(self, shown: Sequence[str] = ()) -> StreamDecoder:
+        """Decode a generation token by token, without control tokens but those that are part of `shown`.
+
+        `shown` are the marks that a parser of replies looks for (`hotset.replies`).
+        """
+        ids = {id for text, id in self._vocabulary.control.items() if any(text in mark for mark in shown)}
+        if not ids:
+            return StreamDecoder(self._visible_bytes)
+        hidden = self._hidden - ids
+        return StreamDecoder(lambda id: b"" if id in hidden else self.token_bytes(id))
 
     def _visible_bytes(self, id: int) -> bytes:
         return b"" if id in self._hidden else self.token_bytes(id)
