@@ -419,7 +419,7 @@ class TestFaults:
         tokens = [next(good).id]
         next(bad)
 
-        def sample(logits):
+        def sample(logits, allowed):
             raise RequestError("no token can be chosen")
 
         bad._job._sampler.sample = sample
