@@ -1,9 +1,11 @@
 // Python's view of sequences and batches.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -27,26 +29,34 @@ struct ChooserOf {
 
 SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type, int64_t n_layers, int64_t n_heads,
                          int64_t head_dim, int64_t capacity, const std::vector<std::optional<float>>& starts,
-                         const std::vector<float>& kept) {
+                         const std::vector<float>& kept,
+                         const std::vector<std::array<int64_t, 4>>& delta_nets) {
   std::vector<CutoffPlan> cutoffs;
   for (size_t i = 0; i < starts.size(); ++i) {
     cutoffs.push_back({starts[i].value_or(std::numeric_limits<float>::quiet_NaN()),
                        i < kept.size() ? kept[i] : 0, static_cast<int64_t>(i)});
   }
+  std::vector<DeltaShape> shapes;
+  for (const auto& [key_heads, value_heads, dim, kernel] : delta_nets) {
+    if (key_heads < 1 || value_heads < 1 || value_heads % key_heads || dim < 1 || kernel < 2 || kernel > 64) {
+      throw nb::value_error("delta_nets: heads that cannot be");
+    }
+    shapes.push_back({key_heads, value_heads, dim, kernel});
+  }
   return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads,
-                                    head_dim, capacity, cutoffs);
+                                    head_dim, capacity, cutoffs, std::move(shapes));
 }
 
 void advance_sequence(Sequence& sequence, int64_t count) {
   if (count < 0 || count > sequence.capacity - sequence.length) {
     throw nb::value_error("count: there is no room for so many positions");
   }
-  sequence.length += count;
+  sequence.advance(count);
 }
 
 void rewind_sequence(Sequence& sequence, int64_t length) {
-  if (length < 0 || length > sequence.length) {
-    throw nb::value_error("length: expected 0 to the present length");
+  if (length < 0 || sequence.reusable(length) != length) {
+    throw nb::value_error("length: expected one that the sequence can go back to");
   }
   const nb::gil_scoped_release release;
   sequence.rewind(length);
@@ -89,10 +99,21 @@ void bind_batch(nb::module_& m) {
   nb::class_<Sequence>(m, "Sequence", nb::is_weak_referenceable(),
                        "Keys and values of one conversation, and what its layers have learnt of it.")
       .def(nb::new_(&new_sequence), "runtime"_a, "kv_type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
-           "capacity"_a, "cutoffs"_a, "kept"_a)
+           "capacity"_a, "cutoffs"_a, "kept"_a, "delta_nets"_a)
       .def_ro("length", &Sequence::length, "Positions filled so far.")
       .def_ro("capacity", &Sequence::capacity, "Positions there is room for.")
       .def("advance", &advance_sequence, "count"_a, "Count `count` more positions as filled.")
+      .def("reusable", &Sequence::reusable, "at_most"_a,
+           "The longest prefix of at most so many positions that all layers can go back to.")
+      .def(
+          "save", [](Sequence& sequence) { sequence.delta_nets.save(sequence.length); },
+          "Keep the present length's recurrent states, to come back to.")
+      .def(
+          "limit_saved", [](Sequence& sequence, int64_t bytes) { sequence.limit_saved(bytes); }, "bytes"_a,
+          "Drop saved states until they take at most so many bytes.")
+      .def_prop_ro(
+          "saved_bytes", [](const Sequence& sequence) { return sequence.delta_nets.saved_bytes(); },
+          "Bytes of saved states.")
       .def("rewind", &rewind_sequence, "length"_a, "Forget every position from `length` on.")
       .def("fork", &Sequence::fork, nb::call_guard<nb::gil_scoped_release>(),
            "The same past, a future of its own.")

@@ -1,6 +1,5 @@
 // Python's view of the layers. Calls check their arguments, let go of the interpreter and run;
-// backends/cpu.py builds the parts. Arrays are taken by the buffer protocol, which costs a tenth of
-// nanobind's own array type.
+// backends/cpu builds the parts.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -13,6 +12,7 @@
 #include <optional>
 #include <string>
 
+#include "bindings/arrays.h"
 #include "layers/layers.h"
 #include "layers/neuron_ffn.h"
 
@@ -22,45 +22,11 @@ using namespace hotset;
 
 namespace {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Numbers = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Indices = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using RuntimePtr = std::shared_ptr<Runtime>;
 using MatrixPtr = std::shared_ptr<Linear>;
 using NormPtr = std::shared_ptr<Norm>;
 using RowsPtr = std::shared_ptr<NeuronRows>;
 using StorePtr = std::shared_ptr<NeuronStore>;
-
-[[noreturn]] void refuse(const std::string& message) { throw nb::value_error(message.c_str()); }
-
-void expect(const char* name, const char* what, int64_t found, int64_t expected) {
-  if (found == expected) return;
-  refuse(std::string(name) + ": expected " + std::to_string(expected) + " " + what + ", found " +
-         std::to_string(found));
-}
-
-// A C-contiguous float32 array (rows, cols), borrowed from Python for the length of a call.
-class Rows {
- public:
-  Rows(const char* name, nb::handle array, int64_t cols, bool writable) {
-    const int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    if (PyObject_GetBuffer(array.ptr(), &view_, flags) != 0) throw nb::python_error();
-    const bool floats = view_.format && view_.format[0] == 'f' && view_.format[1] == 0;
-    if (!floats || view_.ndim != 2 || view_.shape[1] != cols) {
-      PyBuffer_Release(&view_);
-      refuse(std::string(name) + ": expected a C-contiguous float32 array (T, " + std::to_string(cols) + ")");
-    }
-  }
-  ~Rows() { PyBuffer_Release(&view_); }
-  Rows(const Rows&) = delete;
-  Rows& operator=(const Rows&) = delete;
-
-  float* data() const { return static_cast<float*>(view_.buf); }
-  int64_t rows() const { return view_.shape[0]; }
-
- private:
-  Py_buffer view_;
-};
 
 RuntimePtr new_runtime(int threads, const std::string& level, int64_t parts) {
   if (parts < 1) refuse("parts: expected at least 1, found " + std::to_string(parts));
@@ -94,8 +60,10 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
                                          MatrixPtr v, MatrixPtr output, int64_t n_heads, int64_t n_kv_heads,
                                          int64_t head_dim, float scale, std::optional<int64_t> window,
                                          std::shared_ptr<Rope> rope, NormPtr q_norm, NormPtr k_norm,
-                                         NormPtr post_norm, int64_t index) {
+                                         NormPtr post_norm, bool gated, std::optional<Numbers> sinks,
+                                         int64_t index) {
   auto layer = std::make_shared<Attention>();
+  if (sinks) expect("sinks", "numbers", static_cast<int64_t>(sinks->size()), n_heads);
   layer->runtime = std::move(runtime);
   layer->norm = *norm;
   layer->q = std::move(q);
@@ -111,6 +79,8 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
   layer->q_norm = std::move(q_norm);
   layer->k_norm = std::move(k_norm);
   layer->post_norm = std::move(post_norm);
+  layer->gated = gated;
+  if (sinks) layer->sinks.assign(sinks->data(), sinks->data() + sinks->size());
   layer->index = index;
   return layer;
 }
@@ -296,7 +266,7 @@ void bind_layers(nb::module_& m) {
   nb::class_<Attention>(m, "Attention", nb::is_weak_referenceable(), "One layer's attention.")
       .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a, "v"_a, "output"_a,
            "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(), "rope"_a.none(),
-           "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none(), "index"_a)
+           "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none(), "gated"_a, "sinks"_a.none(), "index"_a)
       .def("forward", &attention_forward, "x"_a, "out"_a, "batch"_a,
            "Add the attention of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")

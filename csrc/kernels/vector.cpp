@@ -7,6 +7,7 @@
 
 namespace hotset {
 extern const AttentionKernels HOTSET_TABLE(attention);
+extern const DeltaNetKernels HOTSET_TABLE(delta_net);
 
 namespace {
 
@@ -16,6 +17,10 @@ void add(const float* x, int64_t n, float* out) {
 
 void scale(float* x, float factor, int64_t n) {
   map(x, n, x, [f = broadcast(factor)](F32 a) { return a * f; });
+}
+
+void gate(const float* gates, int64_t n, float* x) {
+  map(x, gates, n, x, [](F32 a, F32 g) { return a / (broadcast(1.0f) + exp(zero_f32() - g)); });
 }
 
 // y = (x - mean) * weight / deviation + bias
@@ -131,7 +136,15 @@ void rope_interleaved(float* x, const float* cos, const float* sin, int64_t n) {
 }  // namespace
 
 extern const VectorKernels HOTSET_TABLE(vector);
-const VectorKernels HOTSET_TABLE(vector) = {rms_norm,         layer_norm, activate, rope,
-                                            rope_interleaved, scale,      add,      &HOTSET_TABLE(attention)};
+const VectorKernels HOTSET_TABLE(vector) = {rms_norm,
+                                            layer_norm,
+                                            activate,
+                                            rope,
+                                            rope_interleaved,
+                                            scale,
+                                            add,
+                                            gate,
+                                            &HOTSET_TABLE(attention),
+                                            &HOTSET_TABLE(delta_net)};
 
 }  // namespace hotset

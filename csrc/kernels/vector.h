@@ -78,6 +78,8 @@ struct AttentionKernels {
                float* sums);
 };
 
+struct DeltaNetKernels;  // delta_net.h
+
 struct VectorKernels {
   // y = x / sqrt(mean(x^2) + eps) * weight + bias; bias may be null, y may be x.
   void (*rms_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* y);
@@ -98,7 +100,11 @@ struct VectorKernels {
   void (*scale)(float* x, float factor, int64_t n);
   void (*add)(const float* x, int64_t n, float* out);
 
+  // x *= the logistic function of gates.
+  void (*gate)(const float* gates, int64_t n, float* x);
+
   const AttentionKernels* attention;
+  const DeltaNetKernels* delta_net;
 };
 
 }  // namespace hotset

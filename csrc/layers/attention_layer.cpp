@@ -1,6 +1,7 @@
 // The attention block: projections over all rows of a batch, attention itself for each span.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <new>
 
 #include "layers/layers.h"
@@ -27,6 +28,7 @@ int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 struct PrepareJob {
   const Attention* layer;
   float *q, *k, *v;
+  const float* gated;  // queries, each followed by its gate, which go to q; or null
   const Batch* batch;
   const float* rope_rows;
 
@@ -42,6 +44,7 @@ struct PrepareJob {
       const int64_t position = batch->position(row);
       float* queries = q + row * layer->n_heads * dim;
       for (int64_t head = 0; head < layer->n_heads; ++head) {
+        if (gated) std::copy_n(gated + 2 * (row * layer->n_heads + head) * dim, dim, queries + head * dim);
         rotate(queries + head * dim, layer->q_norm.get(), row);
       }
       runtime.vector.scale(queries, layer->scale, layer->n_heads * dim);
@@ -71,7 +74,8 @@ struct SpanPlan {
   int64_t splits;      // 0: each chunk goes through all keys
   int64_t split_base;  // the first key of the first split
   int64_t head_bytes;
-  float* mixed;  // of the span's first row
+  float* mixed;        // of the span's first row
+  const float* gates;  // the same, or null
   // Of each chunk that has one split: states and sums of its rows. Whoever commits a tile's last one joins
   // them, in their order.
   AttentionState* states;
@@ -84,6 +88,7 @@ struct AttendJob {
   const VectorKernels* vector;
   const SpanPlan* spans;
   int64_t n_spans, n_heads, most_rows;
+  const float* sinks;  // or null
 
   int64_t head_dim() const { return spans[0].shape.head_dim; }
   int64_t width() const { return round_up(head_dim(), kernels->key_block); }
@@ -152,8 +157,10 @@ struct AttendJob {
   void finish(const Place& p, const AttentionState* state, float* sums) const {
     const int64_t dim = head_dim(), group = p.span->shape.group;
     for (int64_t row = 0; row < p.rows(); ++row, sums += width()) {
-      vector->scale(sums, 1.0f / state[row].sum, dim);
       const int64_t token = p.token + row / group, head = p.head * group + row % group;
+      const float sink = sinks ? std::exp(sinks[head] - state[row].max) : 0.0f;
+      vector->scale(sums, 1.0f / (state[row].sum + sink), dim);
+      if (p.span->gates) vector->gate(p.span->gates + 2 * (token * n_heads + head) * dim, dim, sums);
       std::copy_n(sums, dim, p.span->mixed + (token * n_heads + head) * dim);
     }
   }
@@ -185,23 +192,29 @@ void Attention::forward(const float* x, float* out, const Batch& batch) const {
   Zone zone(runtime->zones, ZoneName::kAttentionInput);
   const int64_t rows = batch.rows(), q_size = n_heads * head_dim, kv_size = n_kv_heads * head_dim;
   auto* queries = session.allocate<float>(rows * q_size);
+  auto* queries_and_gates = gated ? session.allocate<float>(rows * 2 * q_size) : nullptr;
   auto* keys = session.allocate<float>(rows * kv_size);
   auto* values = session.allocate<float>(rows * kv_size);
   auto* mixed = session.allocate<float>(rows * q_size);
 
   const Activations normed = pack(session, *runtime, x, rows, &norm, {q.get(), k.get(), v.get()});
   multiply(session, *runtime, normed,
-           {{q.get(), queries, q_size}, {k.get(), keys, kv_size}, {v.get(), values, kv_size}}, false);
+           {{q.get(), gated ? queries_and_gates : queries, q->rows()},
+            {k.get(), keys, kv_size},
+            {v.get(), values, kv_size}},
+           false);
   const float* rope_rows = rope ? batch.rope_rows(*rope) : nullptr;
-  session.run(ceil_div(rows, kPrepareRows), PrepareJob{this, queries, keys, values, &batch, rope_rows});
+  session.run(ceil_div(rows, kPrepareRows),
+              PrepareJob{this, queries, keys, values, queries_and_gates, &batch, rope_rows});
   zone.next(ZoneName::kAttentionScores);
-  attend(session, queries, batch, mixed);
+  attend(session, queries, gated ? queries_and_gates + head_dim : nullptr, batch, mixed);
   zone.next(ZoneName::kAttentionOutput);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});
   multiply_residual(session, *runtime, heads, *output, post_norm.get(), out);
 }
 
-void Attention::attend(Session& session, const float* queries, const Batch& batch, float* mixed) const {
+void Attention::attend(Session& session, const float* queries, const float* gates, const Batch& batch,
+                       float* mixed) const {
   const AttentionKernels& kernels = runtime->attention;
   const auto n_spans = static_cast<int64_t>(batch.spans().size());
   const int64_t group = n_heads / n_kv_heads;
@@ -225,13 +238,15 @@ void Attention::attend(Session& session, const float* queries, const Batch& batc
     plan.row_tiles = ceil_div(span.count, plan.tile_tokens);
     plan.head_bytes = sequence.head_bytes();
     plan.mixed = mixed + span.row0 * n_heads * head_dim;
+    plan.gates = gates ? gates + 2 * span.row0 * n_heads * head_dim : nullptr;
     chunks += n_kv_heads * plan.row_tiles;
     most_rows = std::max(most_rows, plan.tile_tokens * group);
     bytes += span.count * std::min(span.position + span.count, window) * 2 * n_kv_heads *
              kernels.value_row_bytes(sequence.type, head_dim);
   }
   const bool share_keys = chunks < kChunksPerThread * runtime->pool.threads();
-  AttendJob job{&kernels, &runtime->vector, plans, n_spans, n_heads, most_rows};
+  AttendJob job{
+      &kernels, &runtime->vector, plans, n_spans, n_heads, most_rows, sinks.empty() ? nullptr : sinks.data()};
   chunks = 0;
   for (int64_t i = 0; i < n_spans; ++i) {
     SpanPlan& plan = plans[i];

@@ -22,7 +22,9 @@ struct Attention {
   int64_t window;                                         // the largest integer for none
   std::shared_ptr<const Rope> rope;                       // or null
   std::shared_ptr<const Norm> q_norm, k_norm, post_norm;  // or null
-  int64_t index;                                          // of its keys and values in sequences
+  bool gated = false;                                     // each head's query in q is followed by its gate
+  std::vector<float> sinks;  // empty, or one more logit to each head, without a value
+  int64_t index;             // of its keys and values in sequences
 
   // Why it cannot compute the batch; empty where it can.
   std::string refuses(const Batch& batch) const;
@@ -32,7 +34,8 @@ struct Attention {
   void forward(const float* x, float* out, const Batch& batch) const;
 
  private:
-  void attend(Session& session, const float* q, const Batch& batch, float* mixed) const;
+  // `gates` (or null) is the first head's, heads being twice head_dim apart.
+  void attend(Session& session, const float* q, const float* gates, const Batch& batch, float* mixed) const;
 };
 
 struct Ffn {

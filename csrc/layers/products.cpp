@@ -120,7 +120,7 @@ struct ProductJob {
     int64_t first_chunk;
     float* y;
     int64_t stride;
-  } parts[3];
+  } parts[4];
 
   size_t scratch_bytes() const {
     size_t floats = 0;

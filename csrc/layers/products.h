@@ -66,7 +66,7 @@ Activations pack(Session& session, const Runtime& runtime, const float* x, int64
 Activations pack_formats(Session& session, const Runtime& runtime, const float* x, int64_t rows, int64_t cols,
                          const Norm* norm, unsigned formats);
 
-// y = W x + b, or y += W x + b with `add`, for up to three matrices in one region.
+// y = W x + b, or y += W x + b with `add`, for up to four matrices in one region.
 void multiply(Session& session, const Runtime& runtime, const Activations& x,
               std::initializer_list<Output> outputs, bool add);
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "layers/cutoff.h"
+#include "layers/delta_states.h"
 #include "runtime/runtime.h"
 
 namespace hotset {
@@ -25,7 +26,8 @@ class Sequence {
  public:
   // `cutoffs` has each chooser's, by its number. Throws std::bad_alloc.
   Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
-           int64_t capacity, const std::vector<CutoffPlan>& cutoffs = {});
+           int64_t capacity, const std::vector<CutoffPlan>& cutoffs = {},
+           std::vector<DeltaShape> delta_nets = {});
   ~Sequence() { runtime_->pool.quiesce(); }
 
   uint8_t* keys(int64_t layer, int64_t head) const {
@@ -34,8 +36,18 @@ class Sequence {
   uint8_t* values(int64_t layer, int64_t head) const { return keys(layer, head) + key_bytes_; }
   int64_t head_bytes() const { return key_bytes_ + value_bytes_; }
 
-  // Forgets every position from `new_length` on; with all of them, what choosers have learnt.
+  // Counts `count` more positions as filled.
+  void advance(int64_t count);
+
+  // The longest prefix of at most so many positions that all layers can go back to.
+  int64_t reusable(int64_t at_most) const { return delta_nets.reusable(at_most, length); }
+
+  // Forgets every position from `new_length` on, which `reusable` gave; with all of them, what choosers have
+  // learnt.
   void rewind(int64_t new_length);
+
+  // Drops saved states until they take at most so many bytes.
+  void limit_saved(int64_t bytes);
 
   // The same past, a future of its own: what is filled is copied.
   std::shared_ptr<Sequence> fork() const;
@@ -44,6 +56,7 @@ class Sequence {
   const int64_t n_layers, n_heads, head_dim, capacity;
   int64_t length = 0;
   std::vector<Chooser> choosers;
+  DeltaStates delta_nets;
 
  private:
   std::shared_ptr<Runtime> runtime_;

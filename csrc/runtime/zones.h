@@ -16,6 +16,9 @@ enum class ZoneName : int32_t {
   kFfnUp,
   kFfnDown,
   kFfnChosen,
+  kDeltaInput,
+  kDeltaStates,
+  kDeltaOutput,
   kHead,
   kCount
 };
@@ -29,6 +32,9 @@ constexpr std::array<const char*, static_cast<size_t>(ZoneName::kCount)> kZoneNa
     "FFN: gate and up",
     "FFN: down",
     "FFN: chosen neurons",
+    "delta net: input",
+    "delta net: states",
+    "delta net: output",
     "head"};
 
 // Each moment belongs to the innermost zone. Off, a zone costs a branch. For one thread at a time.

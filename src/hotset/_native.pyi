@@ -68,6 +68,7 @@ class Sequence:
         capacity: int,
         cutoffs: list[float | None],
         kept: list[float],
+        delta_nets: list[tuple[int, int, int, int]],
     ) -> None: ...
     @property
     def length(self) -> int: ...
@@ -75,7 +76,12 @@ class Sequence:
     def capacity(self) -> int: ...
     @property
     def choosers(self) -> list[Chooser | None]: ...
+    @property
+    def saved_bytes(self) -> int: ...
     def advance(self, count: int) -> None: ...
+    def reusable(self, at_most: int) -> int: ...
+    def save(self) -> None: ...
+    def limit_saved(self, bytes: int) -> None: ...
     def rewind(self, length: int) -> None: ...
     def fork(self) -> Sequence: ...
 
@@ -101,6 +107,32 @@ class Attention:
         q_norm: Norm | None,
         k_norm: Norm | None,
         post_norm: Norm | None,
+        gated: bool,
+        sinks: F32 | None,
+        index: int,
+    ) -> None: ...
+    def forward(self, x: F32, out: F32, batch: Batch) -> None: ...
+
+class DeltaNet:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        norm: Norm,
+        qkv: Linear,
+        z: Linear,
+        beta: Linear,
+        alpha: Linear,
+        output: Linear,
+        conv: F32,
+        dt_bias: F32,
+        decay: F32,
+        out_norm: Norm,
+        n_key_heads: int,
+        n_value_heads: int,
+        head_dim: int,
+        kernel: int,
+        tiled: bool,
         index: int,
     ) -> None: ...
     def forward(self, x: F32, out: F32, batch: Batch) -> None: ...

@@ -55,7 +55,7 @@ def attention_spec(heads: tuple[int, int] = (4, 2), head_dim: int = 20, **option
     q_size, kv_size = heads[0] * head_dim, heads[1] * head_dim
     return AttentionSpec(
         norm=options.pop("norm", norm(1, HIDDEN)),
-        q=linear(10, q_size, HIDDEN, bias),
+        q=linear(10, (1 + options.get("gated", False)) * q_size, HIDDEN, bias),
         k=linear(20, kv_size, HIDDEN, bias),
         v=linear(30, kv_size, HIDDEN, bias),
         output=linear(40, HIDDEN, q_size, bias),
@@ -81,6 +81,8 @@ ATTENTIONS = {
     "head norms": attention_spec(rope=rope(20, False), q_norm=norm(5, 20), k_norm=norm(6, 20)),
     "post norm": attention_spec(post_norm=norm(7, HIDDEN), norm=norm(8, HIDDEN, NormKind.LAYER, True)),
     "large group": attention_spec((64, 1), 4),
+    "gated": attention_spec(rope=rope(10, False), q_norm=norm(5, 20), k_norm=norm(6, 20), gated=True),
+    "sinks": attention_spec((7, 1), 20, sinks=3 * numbers(9, 7), window=40),
 }
 
 # Calls that come after one another: decode, prefill, and both after enough positions for keys to be split.

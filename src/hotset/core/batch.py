@@ -72,7 +72,8 @@ class Sequence(Protocol):
     def reusable(self, length: int) -> int:
         """The longest prefix, at most `length` positions, that every layer can go back to.
 
-        With recurrent layers that is the present length, one that was saved (`save`), or 0.
+        With recurrent layers that is the present length, one that was saved (`save`), some that are a few
+        positions before these, or 0.
         """
 
     def rewind(self, length: int) -> None:
@@ -86,6 +87,13 @@ class Sequence(Protocol):
 
         Nothing is done where every layer can. Raises `MemoryError`.
         """
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of what was saved."""
+
+    def limit_saved(self, nbytes: int) -> None:
+        """Forget what was saved until that takes at most so many bytes: what is nearest to others first."""
 
     def fork(self) -> "Sequence":
         """A sequence with the same past and a future of its own. Raises `MemoryError`."""

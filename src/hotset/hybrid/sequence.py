@@ -48,6 +48,14 @@ class HybridSequence:
     def save(self) -> None:
         """See `Sequence`: every layer can go back by itself."""
 
+    @property
+    def saved_bytes(self) -> int:
+        """See `Sequence`."""
+        return 0
+
+    def limit_saved(self, nbytes: int) -> None:
+        """See `Sequence`: nothing is saved."""
+
     def fork(self) -> "HybridSequence":
         """See `Sequence`."""
         self.settle()

@@ -21,12 +21,11 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     Linear,
-    Mixer,
     NeuronFFNSpec,
     Norm,
     StateShape,
 )
-from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
+from hotset.backends.cpu.parts import CpuAttention, CpuDeltaNet, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
 from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.core.batch import Batch
@@ -165,7 +164,7 @@ class CpuBackend:
         native = _native.Attention(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
-            q=self._linear(spec.q, q_size, hidden),
+            q=self._linear(spec.q, (1 + spec.gated) * q_size, hidden),
             k=self._linear(spec.k, kv_size, hidden),
             v=self._linear(spec.v, kv_size, hidden),
             output=self._linear(spec.output, hidden, q_size),
@@ -178,9 +177,37 @@ class CpuBackend:
             q_norm=self._optional_norm(spec.q_norm, spec.head_dim),
             k_norm=self._optional_norm(spec.k_norm, spec.head_dim),
             post_norm=self._optional_norm(spec.post_norm, hidden),
+            gated=spec.gated,
+            sinks=spec.sinks,
             index=index,
         )
         return CpuAttention(native)
+
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> CpuDeltaNet:
+        """Build one layer's gated delta net."""
+        hidden, shape = spec.norm.weight.size, spec.shape
+        values = shape.n_value_heads * shape.head_dim
+        _check_shape(f"{spec.qkv.weight.name}: convolution", spec.conv.shape, (shape.channels, shape.kernel))
+        native = _native.DeltaNet(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            qkv=self._linear(spec.qkv, shape.channels, hidden),
+            z=self._linear(spec.z, values, hidden),
+            beta=self._linear(spec.beta, shape.n_value_heads, hidden),
+            alpha=self._linear(spec.alpha, shape.n_value_heads, hidden),
+            output=self._linear(spec.output, hidden, values),
+            conv=np.ascontiguousarray(spec.conv.T).reshape(-1),
+            dt_bias=spec.dt_bias,
+            decay=spec.decay,
+            out_norm=self._norm(spec.out_norm, shape.head_dim),
+            n_key_heads=shape.n_key_heads,
+            n_value_heads=shape.n_value_heads,
+            head_dim=shape.head_dim,
+            kernel=shape.kernel,
+            tiled=shape.tiled,
+            index=index,
+        )
+        return CpuDeltaNet(native)
 
     def ffn(self, spec: FFNSpec) -> CpuFFN:
         """Build one layer's FFN."""
@@ -243,10 +270,6 @@ class CpuBackend:
         )
         return CpuNeuronFFN(native)
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> Mixer:
-        """Refuse: it has none yet."""
-        raise HotsetError(f"{spec.qkv.weight.name}: the CPU backend has no gated delta net yet")
-
     def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
         """Refuse: it has none yet."""
         raise HotsetError(f"{spec.up.weight.name}: the CPU backend has no mixtures of experts yet")
@@ -280,6 +303,7 @@ class CpuBackend:
                 capacity,
                 list(shape.cutoffs),
                 list(shape.kept),
+                [(net.n_key_heads, net.n_value_heads, net.head_dim, net.kernel) for net in shape.delta_nets],
             )
         except MemoryError:
             raise HotsetError(

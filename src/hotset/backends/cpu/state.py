@@ -48,15 +48,25 @@ class CpuSequence:
         return self.native.capacity
 
     def reusable(self, length: int) -> int:
-        """See `Sequence`: every prefix is."""
-        return min(length, self.length)
+        """See `Sequence`."""
+        return self.native.reusable(length)
 
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
         self.native.rewind(length)
 
     def save(self) -> None:
-        """See `Sequence`: every layer can go back by itself."""
+        """See `Sequence`."""
+        self.native.save()
+
+    @property
+    def saved_bytes(self) -> int:
+        """See `Sequence`."""
+        return self.native.saved_bytes
+
+    def limit_saved(self, nbytes: int) -> None:
+        """See `Sequence`."""
+        self.native.limit_saved(nbytes)
 
     def fork(self) -> "CpuSequence":
         """See `Sequence`; what is filled is copied."""

@@ -73,6 +73,14 @@ class GpuSequence:
     def save(self) -> None:
         """See `Sequence`: every layer can go back by itself."""
 
+    @property
+    def saved_bytes(self) -> int:
+        """See `Sequence`."""
+        return 0
+
+    def limit_saved(self, nbytes: int) -> None:
+        """See `Sequence`: nothing is saved."""
+
     def fork(self) -> "GpuSequence":
         """See `Sequence`; what is filled is copied."""
         try:

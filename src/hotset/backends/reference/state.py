@@ -88,6 +88,18 @@ class ReferenceSequence:
         if self.states:
             self.saved[self.length] = self.states
 
+    @property
+    def saved_bytes(self) -> int:
+        """See `Sequence`."""
+        kept = (states for at, states in self.saved.items() if at)
+        return sum(state.sums.nbytes + state.inputs.nbytes for states in kept for state in states)
+
+    def limit_saved(self, nbytes: int) -> None:
+        """See `Sequence`; the oldest first."""
+        for at in sorted(self.saved)[1:]:
+            if self.saved_bytes > nbytes:
+                del self.saved[at]
+
     def fork(self) -> "ReferenceSequence":
         """See `Sequence`."""
         forked = ReferenceSequence(self.keys.copy(), self.values.copy())

@@ -1,0 +1,66 @@
+// Python's view of gated delta nets.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+
+#include "bindings/arrays.h"
+#include "layers/delta_net.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace hotset;
+
+namespace {
+
+using MatrixPtr = std::shared_ptr<Linear>;
+using NormPtr = std::shared_ptr<Norm>;
+
+std::vector<float> vector_of(const char* name, const Numbers& numbers, int64_t count) {
+  expect(name, "numbers", static_cast<int64_t>(numbers.size()), count);
+  return {numbers.data(), numbers.data() + numbers.size()};
+}
+
+std::shared_ptr<DeltaNet> new_delta_net(std::shared_ptr<Runtime> runtime, NormPtr norm, MatrixPtr qkv,
+                                        MatrixPtr z, MatrixPtr beta, MatrixPtr alpha, MatrixPtr output,
+                                        Numbers conv, Numbers dt_bias, Numbers decay, NormPtr out_norm,
+                                        int64_t n_key_heads, int64_t n_value_heads, int64_t head_dim,
+                                        int64_t kernel, bool tiled, int64_t index) {
+  auto layer = std::make_shared<DeltaNet>();
+  layer->runtime = std::move(runtime);
+  layer->norm = *norm;
+  layer->shape = {n_key_heads, n_value_heads, head_dim, kernel};
+  layer->tiled = tiled;
+  layer->conv = vector_of("conv", conv, kernel * layer->shape.channels());
+  layer->dt_bias = vector_of("dt_bias", dt_bias, n_value_heads);
+  layer->decay = vector_of("decay", decay, n_value_heads);
+  layer->out_norm = *out_norm;
+  layer->qkv = std::move(qkv);
+  layer->z = std::move(z);
+  layer->beta = std::move(beta);
+  layer->alpha = std::move(alpha);
+  layer->output = std::move(output);
+  layer->index = index;
+  return layer;
+}
+
+void delta_net_forward(const DeltaNet& layer, nb::handle x, nb::handle out, const Batch& batch) {
+  const Rows from("x", x, layer.qkv->cols(), false), to("out", out, layer.output->rows(), true);
+  expect("x", "rows", from.rows(), batch.rows());
+  expect("out", "rows", to.rows(), batch.rows());
+  if (const std::string why = layer.refuses(batch); !why.empty()) refuse("batch: " + why);
+  if (batch.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), to.data(), batch);
+}
+
+}  // namespace
+
+void bind_delta_net(nb::module_& m) {
+  nb::class_<DeltaNet>(m, "DeltaNet", nb::is_weak_referenceable(), "One layer's gated delta net.")
+      .def(nb::new_(&new_delta_net), nb::kw_only(), "runtime"_a, "norm"_a, "qkv"_a, "z"_a, "beta"_a,
+           "alpha"_a, "output"_a, "conv"_a, "dt_bias"_a, "decay"_a, "out_norm"_a, "n_key_heads"_a,
+           "n_value_heads"_a, "head_dim"_a, "kernel"_a, "tiled"_a, "index"_a)
+      .def("forward", &delta_net_forward, "x"_a, "out"_a, "batch"_a,
+           "Add the delta net of x (T, D) to out (T, D), which may be x itself.");
+}

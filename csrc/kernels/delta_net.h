@@ -1,0 +1,50 @@
+// Kernels of gated delta nets (arXiv 2412.06464): delta_net.cpp.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace hotset {
+
+// Positions are taken in chunks at multiples of so many. A chunk's rows are computed from the state at its
+// beginning and from the rows before them in it, in one order of sums for one row and for many; then the
+// chunk is folded into the state.
+constexpr int64_t kDeltaChunk = 16;
+
+// Rows of values have so many numbers, a multiple of every register.
+inline int64_t delta_width(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+
+// Rows [first, first + rows) of a chunk of one value head; width is delta_width(head_dim).
+struct DeltaRows {
+  int64_t head_dim, first, rows;
+  const float* state;   // head_dim x width at the chunk's beginning, keys down, values across; null: zero
+  const float* keys;    // head_dim x kDeltaChunk, a column to each row of the chunk up to the last of these
+  const float* both;    // these rows' keys, then their queries: 2 rows x head_dim
+  const float* values;  // rows x width
+  const float* beta;    // of these rows
+  const float* decays;  // kDeltaChunk: sums of the logarithms of decays from the chunk's beginning
+  float* updates;       // kDeltaChunk x width: read are those before `first`, written these rows'
+  float* results;       // rows x width
+  float* scratch;       // delta_scratch(head_dim) floats
+};
+
+inline int64_t delta_scratch(int64_t head_dim) {
+  return 2 * kDeltaChunk * (delta_width(head_dim) + kDeltaChunk);
+}
+
+struct DeltaNetKernels {
+  // out[i] = silu(sum over t of factors[t * stride + i] * rows[t][i]), in the order of t; n numbers.
+  void (*convolve)(const float* const* rows, const float* factors, int64_t stride, int64_t kernel, int64_t n,
+                   float* out);
+
+  // x *= factor / sqrt(sum(x^2) + 1e-6)
+  void (*unit)(float* x, float factor, int64_t n);
+
+  void (*attend)(const DeltaRows* rows);
+
+  // The state after a whole chunk; `next` may be `state`. Scratch has head_dim * kDeltaChunk floats.
+  void (*fold)(int64_t head_dim, const float* state, const float* keys, const float* updates,
+               const float* decays, float* scratch, float* next);
+};
+
+}  // namespace hotset

@@ -1,0 +1,148 @@
+#include "layers/delta_states.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace hotset {
+namespace {
+
+int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+}  // namespace
+
+DeltaStates::DeltaStates(std::vector<DeltaShape> shapes) : shapes_(std::move(shapes)) {
+  for (const DeltaShape& shape : shapes_) {
+    starts_.push_back(floats_);
+    const int64_t width = delta_width(shape.head_dim);
+    floats_ += shape.n_value_heads * (shape.head_dim + kDeltaChunk) * width;
+    floats_ += lines(shape.n_key_heads * shape.head_dim * kDeltaChunk) + shape.n_value_heads * kDeltaChunk;
+    floats_ += lines((kDeltaChunk + shape.kernel - 1) * shape.channels());
+  }
+  if (any()) present_ = make(0);
+}
+
+DeltaPlace DeltaStates::place(const DeltaChunk& chunk, int64_t layer) const {
+  const DeltaShape& shape = shapes_[static_cast<size_t>(layer)];
+  const int64_t width = delta_width(shape.head_dim);
+  DeltaPlace p;
+  p.states = reinterpret_cast<float*>(chunk.memory.data()) + starts_[static_cast<size_t>(layer)];
+  p.updates = p.states + shape.n_value_heads * shape.head_dim * width;
+  p.keys = p.updates + shape.n_value_heads * kDeltaChunk * width;
+  p.decays = p.keys + lines(shape.n_key_heads * shape.head_dim * kDeltaChunk);
+  p.inputs = p.decays + shape.n_value_heads * kDeltaChunk;
+  return p;
+}
+
+std::shared_ptr<DeltaChunk> DeltaStates::make(int64_t begin) const {
+  auto chunk = std::make_shared<DeltaChunk>();
+  chunk->begin = begin;
+  chunk->memory = Buffer(static_cast<size_t>(chunk_bytes()), Pages::kHuge);
+  return chunk;
+}
+
+std::shared_ptr<DeltaChunk> DeltaStates::copy(const DeltaChunk& chunk) const {
+  auto copied = make(chunk.begin);
+  std::memcpy(copied->memory.data(), chunk.memory.data(), static_cast<size_t>(chunk_bytes()));
+  return copied;
+}
+
+DeltaPlace DeltaStates::next(int64_t layer, int64_t begin) {
+  if (!next_) next_ = make(begin);
+  next_->begin = begin;
+  return place(*next_, layer);
+}
+
+void DeltaStates::advance() {
+  std::swap(present_, next_);
+  if (next_.use_count() > 1) next_.reset();
+}
+
+void DeltaStates::save(int64_t length) {
+  if (!any() || length == 0) return;
+  if (!saved_.empty() && saved_.back().chunk == present_) {
+    saved_.back().length = length;
+  } else {
+    saved_.push_back({present_, length});
+  }
+}
+
+int64_t DeltaStates::reusable(int64_t length, int64_t filled) const {
+  if (!any() || length >= filled) return std::min(length, filled);
+  if (length >= present_->begin) return length;
+  int64_t best = 0;
+  for (const Saved& saved : saved_) {
+    if (saved.chunk->begin <= length) best = std::max(best, std::min(length, saved.length));
+  }
+  return best;
+}
+
+void DeltaStates::rewind(int64_t length, int64_t filled) {
+  if (!any() || length >= filled) return;
+  if (length < present_->begin) {
+    std::shared_ptr<DeltaChunk> found;
+    for (const Saved& saved : saved_) {
+      if (length > 0 && saved.chunk->begin <= length && length <= saved.length) found = saved.chunk;
+    }
+    if (next_ && next_.use_count() > 1) next_.reset();
+    if (!found) {
+      if (present_.use_count() > 1) present_ = next_ ? std::move(next_) : make(0);
+      present_->begin = 0;
+    } else {
+      if (!next_ && present_.use_count() == 1) next_ = present_;
+      present_ = found;
+    }
+  }
+  std::erase_if(saved_, [&](const Saved& saved) { return saved.chunk->begin > length; });
+  for (Saved& saved : saved_) saved.length = std::min(saved.length, length);
+  if (length == 0) saved_.clear();
+  // Others may keep the chunk that this sequence goes on in: besides this one and what it has saved.
+  const bool kept =
+      std::any_of(saved_.begin(), saved_.end(), [&](const Saved& s) { return s.chunk == present_; });
+  if (present_.use_count() > 1 + kept) {
+    auto own = copy(*present_);
+    for (Saved& saved : saved_) {
+      if (saved.chunk == present_) saved.chunk = own;
+    }
+    present_ = std::move(own);
+  }
+}
+
+void DeltaStates::limit(int64_t chunks) {
+  const auto others = [&] {
+    return std::count_if(saved_.begin(), saved_.end(), [&](const Saved& s) { return s.chunk != present_; });
+  };
+  while (others() > chunks) {
+    // The one whose neighbours are nearest is missed least; the last one never goes.
+    size_t least = 0;
+    int64_t gap = -1;
+    for (size_t i = 0; i + 1 < saved_.size(); ++i) {
+      const int64_t before = i ? saved_[i - 1].length : 0;
+      const int64_t between = saved_[i + 1].length - before;
+      if (saved_[i].chunk != present_ && (gap < 0 || between < gap)) {
+        gap = between;
+        least = i;
+      }
+    }
+    if (gap < 0) least = 0;
+    saved_.erase(saved_.begin() + static_cast<std::ptrdiff_t>(least));
+  }
+}
+
+DeltaStates DeltaStates::fork() const {
+  DeltaStates forked(*this);
+  forked.next_.reset();
+  if (!any()) return forked;
+  forked.present_ = copy(*present_);
+  for (Saved& saved : forked.saved_) {
+    if (saved.chunk == present_) saved.chunk = forked.present_;
+  }
+  return forked;
+}
+
+int64_t DeltaStates::saved_bytes() const {
+  int64_t bytes = 0;
+  for (const Saved& saved : saved_) bytes += saved.chunk == present_ ? 0 : chunk_bytes();
+  return bytes;
+}
+
+}  // namespace hotset

@@ -1,0 +1,91 @@
+// What gated delta nets keep of a sequence.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/delta_net.h"
+#include "runtime/memory.h"
+
+namespace hotset {
+
+// One layer's shape.
+struct DeltaShape {
+  int64_t n_key_heads, n_value_heads, head_dim, kernel;
+
+  int64_t channels() const { return (2 * n_key_heads + n_value_heads) * head_dim; }
+  bool operator==(const DeltaShape&) const = default;
+};
+
+// All layers' states at one chunk's beginning, and that chunk's rows as far as they are there. It is like a
+// cache of keys and values of one chunk: rows that follow are written behind those before, which stay.
+struct DeltaChunk {
+  int64_t begin = 0;  // at 0 the states are zero, whatever the memory holds
+  Buffer memory;
+};
+
+// One layer's part of a chunk.
+struct DeltaPlace {
+  float* states;   // value heads x head_dim x width
+  float* keys;     // key heads x head_dim x kDeltaChunk
+  float* updates;  // value heads x kDeltaChunk x width
+  float* decays;   // value heads x kDeltaChunk
+  float* inputs;   // of the convolution: positions begin - (kernel - 1) to the chunk's last, x channels
+};
+
+// A sequence is at some length in the present chunk. A call whose rows reach into another chunk writes the
+// one that they end in beside the present one, and `advance` makes it the present one. Saving a length keeps
+// its chunk, from whose beginning on every length up to that one can be come back to.
+//
+// Chunks are shared by whoever keeps them; only the one in which a sequence writes is its own.
+class DeltaStates {
+ public:
+  explicit DeltaStates(std::vector<DeltaShape> shapes);
+
+  bool any() const { return !shapes_.empty(); }
+  const std::vector<DeltaShape>& shapes() const { return shapes_; }
+
+  DeltaPlace present(int64_t layer) const { return place(*present_, layer); }
+  int64_t begin() const { return present_->begin; }
+
+  // Where to write the chunk that begins there. Throws std::bad_alloc.
+  DeltaPlace next(int64_t layer, int64_t begin);
+
+  // Whether `length` is beyond the present chunk; then `next` has been written.
+  bool leaves(int64_t length) const { return any() && length >= present_->begin + kDeltaChunk; }
+  void advance();
+
+  void save(int64_t length);
+  int64_t reusable(int64_t length, int64_t filled) const;
+
+  // To a length that `reusable` gave.
+  void rewind(int64_t length, int64_t filled);
+
+  // Keeps at most so many chunks besides the present one: those go whose neighbours are nearest.
+  void limit(int64_t chunks);
+
+  // The present chunk is copied.
+  DeltaStates fork() const;
+
+  int64_t chunk_bytes() const { return static_cast<int64_t>(floats_) * 4; }
+  int64_t saved_bytes() const;  // of chunks that are kept, the present one left out
+
+ private:
+  struct Saved {
+    std::shared_ptr<DeltaChunk> chunk;
+    int64_t length;  // so many positions of it are as they were
+  };
+
+  DeltaPlace place(const DeltaChunk& chunk, int64_t layer) const;
+  std::shared_ptr<DeltaChunk> make(int64_t begin) const;
+  std::shared_ptr<DeltaChunk> copy(const DeltaChunk& chunk) const;
+
+  std::vector<DeltaShape> shapes_;
+  std::vector<int64_t> starts_;  // of each layer's part
+  int64_t floats_ = 0;
+  std::shared_ptr<DeltaChunk> present_, next_;
+  std::vector<Saved> saved_;  // by length
+};
+
+}  // namespace hotset
