@@ -9,7 +9,15 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.core.config import Activation, FFNPlan, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.core.config import (
+    Activation,
+    ExpertsConfig,
+    FFNPlan,
+    LayerConfig,
+    ModelConfig,
+    NormKind,
+    RopeConfig,
+)
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 
@@ -61,6 +69,36 @@ def random_checkpoint(
         add(f"blk.{i}.ffn_up.weight", c.ffn_size, c.hidden_size)
         add(f"blk.{i}.ffn_down.weight", c.hidden_size, c.ffn_size)
     return Checkpoint(Path("random"), c, tensors)
+
+
+def mixture(checkpoint: Checkpoint, experts: Sequence[ExpertsConfig | None], seed: int = 0) -> Checkpoint:
+    """The same model with mixtures in the layers where `experts` has one; random routers and experts."""
+    rng = np.random.default_rng(seed)
+    config, tensors = checkpoint.config, dict(checkpoint.tensors)
+    hidden = config.hidden_size
+
+    def add(name: str, *shape: int) -> None:
+        values = rng.standard_normal(shape) * 1.5 / np.sqrt(shape[-1])
+        tensors[f"{name}.weight"] = tensor_from_array(f"{name}.weight", values.astype(np.float32))
+
+    for i, shape in enumerate(experts):
+        if shape is None:
+            continue
+        own = f"blk.{i}"
+        for part in ("gate", "up", "down"):
+            tensors.pop(f"{own}.ffn_{part}.weight", None)
+        add(f"{own}.ffn_gate_inp", shape.count, hidden)
+        for part in ("gate", "up") if config.gated else ("up",):
+            add(f"{own}.ffn_{part}_exps", shape.count, shape.size, hidden)
+            if shape.shared_size:
+                add(f"{own}.ffn_{part}_shexp", shape.shared_size, hidden)
+        add(f"{own}.ffn_down_exps", shape.count, hidden, shape.size)
+        if shape.shared_size:
+            add(f"{own}.ffn_down_shexp", hidden, shape.shared_size)
+            add(f"{own}.ffn_gate_inp_shexp", 1, hidden)
+    pairs = zip(config.layers, experts, strict=True)
+    layers = tuple(replace(layer, experts=shape) for layer, shape in pairs)
+    return replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
 
 
 def by_neuron(checkpoint: Checkpoint, plan: FFNPlan, orders: Sequence[NDArray[np.int64]]) -> Checkpoint:

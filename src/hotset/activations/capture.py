@@ -5,18 +5,22 @@ FFN first shows its neurons' values to an observer and then does its work.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, FFN, BatchView
+from hotset.backends.contract import F32, FFN, Array, BatchView, Experts
 from hotset.core.batch import Batch
 from hotset.model.transformer import SLICE, Layer, Transformer
 
 Observe = Callable[[int, F32, F32, F32], None]
 """Told (layer, x, gate, h) for T tokens: the FFN's input before its norm (T, D), the activation's input
 (T, F) and the neurons' values (T, F), as `hotset.backends.contract.FFN.neurons` defines them. All three
-live only during the call: keep copies. ``gate`` and ``h`` may be overwritten, ``x`` not."""
+live only during the call: keep copies. ``gate`` and ``h`` may be overwritten, ``x`` not.
+
+Of a mixture, gate and h are both the weights (T, E) of the experts that each token selects; layers that are
+no mixtures are then not shown."""
 
 
 def windows_of(ids: Sequence[int], length: int, bos: int | None = None) -> list[NDArray[np.int32]]:
@@ -50,27 +54,38 @@ def capture(
     """
     if not windows:
         return
-    shape = (SLICE, transformer.config.ffn_size)
+    config = transformer.config
+    shape = (SLICE, config.profiled_units)
     gate_buffer, h_buffer = np.empty(shape, np.float32), np.empty(shape, np.float32)
     sequence = transformer.sequence(max(map(len, windows)))
 
-    def watch(layer: int, ffn: FFN, x: F32) -> None:
+    def watch(layer: int, ffn: FFN, x: F32, weights: F32 | None) -> None:
         first = min(len(x), max(0, skip - sequence.length))
-        if first < len(x):
-            gate, h = gate_buffer[: len(x)], h_buffer[: len(x)]
+        if first >= len(x) or (config.mixture and weights is None):
+            return
+        gate, h = gate_buffer[: len(x)], h_buffer[: len(x)]
+        if weights is None:
             ffn.neurons(x, gate, h)
-            observe(layer, x[first:], gate[first:], h[first:])
+        else:
+            gate[:], h[:] = weights, weights
+        observe(layer, x[first:], gate[first:], h[first:])
 
-    watched = Transformer(
-        transformer.config,
+    def watched(number: int, layer: Layer) -> Layer:
+        if not config.layers[number].experts:
+            return Layer(layer.mixer, _WatchedFFN(number, layer.ffn, watch))
+        experts = _WatchedExperts(number, cast(Experts, layer.ffn), watch)
+        return Layer(layer.mixer, experts, experts if layer.early else None)
+
+    watching = Transformer(
+        config,
         transformer.backend,
         transformer.embedding,
-        [Layer(layer.mixer, _WatchedFFN(i, layer.ffn, watch)) for i, layer in enumerate(transformer.layers)],
+        [watched(i, layer) for i, layer in enumerate(transformer.layers)],
         transformer.head,
     )
     for count, window in enumerate(windows, 1):
         sequence.rewind(0)
-        watched.forward(Batch.of(sequence, window, lossless=True, logits=0))
+        watching.forward(Batch.of(sequence, window, lossless=True, logits=0))
         if done:
             done(count)
 
@@ -78,12 +93,30 @@ def capture(
 class _WatchedFFN:
     """An FFN that is shown, with its input, to `watch` before it adds to the hidden vectors."""
 
-    def __init__(self, layer: int, ffn: FFN, watch: Callable[[int, FFN, F32], None]) -> None:
+    def __init__(self, layer: int, ffn: FFN, watch: "_Watch") -> None:
         self._layer, self._ffn, self._watch = layer, ffn, watch
 
     def forward(self, x: F32, out: F32, view: BatchView) -> None:
-        self._watch(self._layer, self._ffn, x)
+        self._watch(self._layer, self._ffn, x, None)
         self._ffn.forward(x, out, view)
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         self._ffn.neurons(x, gate, h)
+
+
+class _WatchedExperts:
+    """The same of a mixture, whose selection is shown."""
+
+    def __init__(self, layer: int, experts: Experts, watch: "_Watch") -> None:
+        self._layer, self._experts, self._watch = layer, experts, watch
+        self.route, self.select, self.add = experts.route, experts.select, experts.add
+        self.neurons = experts.neurons
+
+    def forward(self, x: F32, out: F32, view: BatchView, logits: Array | None = None) -> None:
+        weights = self._experts.select(x, logits)
+        self._watch(self._layer, self._experts, x, weights)
+        self._experts.add(x, out, weights)
+
+
+_Watch: TypeAlias = Callable[[int, FFN, F32, F32 | None], None]
+"""Told (layer, FFN, x, weights): the FFN's input and, of a mixture, the weights of its experts."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.activations.capture import capture
-from hotset.activations.profile import SCHEMA, ActivationProfile, read_arrays, write_arrays
+from hotset.activations.profile import SCHEMA, ActivationProfile, read_arrays, units_of, write_arrays
 from hotset.backends.contract import F32
 from hotset.core.errors import HotsetError
 from hotset.model.transformer import Transformer
@@ -90,18 +90,20 @@ def collect(
         levels=sums.levels,
         frequency=(sums.fired.sum(axis=0) / tokens).astype(np.float32),
         magnitude=(sums.magnitude / tokens).astype(np.float32),
+        units=units_of(transformer.config),
         halves=(sums.fired / np.reshape(halves, (2, 1, 1))).astype(np.float32),
     )
 
 
 def firing_levels(transformer: Transformer, windows: Sequence[NDArray[np.int32]], skip: int) -> F32:
-    """(L,) levels above which a neuron's |h| counts as firing: 0 where the activation produces zeros.
+    """(L,) levels above which a neuron's |h| counts as firing: 0 where the activation produces zeros, or
+    the units are experts.
 
     Elsewhere, over a few windows spread over the text, the values above a layer's level carry 90 % of its
     sum of |h|; levels are rounded down to eight bits of mantissa, the bins in which the sums are kept.
     """
     n_layers = transformer.config.n_layers
-    if transformer.config.activation.zero_producing:
+    if transformer.config.activation.zero_producing or transformer.config.mixture:
         return np.zeros(n_layers, np.float32)
     sums = np.zeros((n_layers, 1 << 15))
 
@@ -123,7 +125,7 @@ class _Sums:
     """What has been counted so far."""
 
     def __init__(self, transformer: Transformer, levels: F32) -> None:
-        shape = transformer.config.n_layers, transformer.config.ffn_size
+        shape = transformer.config.n_layers, transformer.config.profiled_units
         self.windows = 0
         self.levels = levels
         self.fired = np.zeros((2, *shape), np.int64)

@@ -1,5 +1,8 @@
 """The activation profile of a model: how often each neuron fires on a text, and how strongly.
 
+Of a mixture of experts the units are experts: one fires for a token that selects it, its weight taking the
+place of ``h``. In layers that are no mixtures nothing is counted.
+
 A profile is made by `hotset.activations.collect` and stored as an ``.npz`` file: a zip of plain NumPy arrays,
 without pickles, with the facts in one string of JSON (``meta``). The same profile always has the same bytes.
 """
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.blocks import dequantise
 from hotset.backends.contract import F32
-from hotset.core.config import Activation
+from hotset.core.config import Activation, ModelConfig
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.output import written
@@ -63,6 +66,8 @@ class ActivationProfile:
     """(L, F): mean of ``|h|`` over all tokens; 0 where unknown."""
     halves: F32 | None = None
     """(2, L, F): the frequency over the first and the second half of the windows; None where unknown."""
+    units: str = "neurons"
+    """Or ``experts``."""
 
     def __post_init__(self) -> None:
         if self.frequency.ndim != 2 or not self.frequency.size:
@@ -92,7 +97,8 @@ class ActivationProfile:
     @property
     def model_hash(self) -> str:
         """SHA-256 that names the model: its activation, its FFNs' shape and the fingerprint."""
-        facts = json.dumps([self.activation.value, *self.frequency.shape]).encode()
+        experts = [] if self.units == "neurons" else [self.units]
+        facts = json.dumps([self.activation.value, *self.frequency.shape, *experts]).encode()
         return hashlib.sha256(facts + self.fingerprint.astype("<f4").tobytes()).hexdigest()
 
     @property
@@ -112,8 +118,8 @@ class ActivationProfile:
         Another quantisation of the same weights will do.
         """
         config = checkpoint.config
-        expected = (config.activation.value, config.n_layers, config.ffn_size)
-        found = (self.activation.value, *self.frequency.shape)
+        expected = (config.activation.value, config.n_layers, config.profiled_units, units_of(config))
+        found = (self.activation.value, *self.frequency.shape, self.units)
         if found != expected:
             raise HotsetError(
                 f"the profile is of {self.model} ({_shape(*found)}) and does not belong to {checkpoint.path} "
@@ -150,10 +156,13 @@ def load_profile(path: Path) -> ActivationProfile:
         if schema != SCHEMA:
             raise HotsetError(f"schema: expected {SCHEMA}, found {schema}; profile the model again")
         model_hash = meta.pop("model_hash")
+        meta.setdefault("units", "neurons")  # older profiles
         for field in dataclasses.fields(ActivationProfile):
             if field.type in (str, int) and type(meta[field.name]) is not field.type:
                 raise HotsetError(f"{field.name}: expected {field.type}, found {meta[field.name]!r}")
         meta["activation"] = Activation(meta["activation"])
+        if meta["units"] not in ("neurons", "experts"):
+            raise HotsetError(f"units: expected neurons or experts, found {meta['units']!r}")
         profile = ActivationProfile(**meta, **arrays)
     except HotsetError as error:
         raise HotsetError(f"{path}: {error}") from None
@@ -165,12 +174,16 @@ def load_profile(path: Path) -> ActivationProfile:
 
 
 def fingerprint(checkpoint: Checkpoint) -> F32:
-    """(L, 64) numbers of a model's ``ffn_up`` matrices that tell it, and its neurons' order, from others."""
+    """(L, 64) numbers of a model's ``ffn_up`` matrices that tell it, and its neurons' order, from others.
+
+    Of mixtures, those of their routers.
+    """
     config = checkpoint.config
     samples = np.empty((config.n_layers, _SAMPLES), np.float32)
     k = np.arange(_SAMPLES)
     for i, row in enumerate(samples):
-        up = dequantise(checkpoint.tensors[f"blk.{i}.ffn_up.weight"], k * config.ffn_size // _SAMPLES)
+        part = "ffn_gate_inp" if config.layers[i].experts else "ffn_up"
+        up = dequantise(checkpoint.tensors[f"blk.{i}.{part}.weight"], k * config.units(i) // _SAMPLES)
         row[:] = up[k, k * config.hidden_size // _SAMPLES]
     return samples
 
@@ -208,5 +221,10 @@ def is_arrays_file(path: Path) -> bool:
         return False
 
 
-def _shape(activation: str, layers: int, neurons: int) -> str:
-    return f"{layers} layers of {neurons} neurons, {activation}"
+def units_of(config: ModelConfig) -> str:
+    """What a profile of such a model counts: neurons or experts."""
+    return "experts" if config.mixture else "neurons"
+
+
+def _shape(activation: str, layers: int, count: int, units: str) -> str:
+    return f"{layers} layers of {count} {units}, {activation}"

@@ -62,7 +62,9 @@ def profile(
     override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
-    """Count how often each neuron fires on a text. Interrupted, it goes on where it was when run again.
+    """Count how often each neuron fires, or each expert of a mixture is selected, on a text.
+
+    Interrupted, it goes on where it was when run again.
 
     `hotset convert` sorts a model's neurons by the profile.
     """
@@ -184,6 +186,7 @@ def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: boo
             "model": made.model,
             "model_hash": made.model_hash,
             "activation": made.activation.value,
+            "units": made.units,
             "corpus": made.corpus,
             "corpus_hash": made.corpus_hash,
             "tokens": made.tokens,
@@ -204,6 +207,7 @@ def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: boo
         ]
     )
     print()
+    firing = "experts selected" if made.units == "experts" else "neurons firing"
     table(
         [
             (
@@ -215,5 +219,5 @@ def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: boo
             )
             for i, layer in enumerate(layers)
         ],
-        header=("layer", "neurons firing", "neurons for 80%", "halves correlate", "same top 20%"),
+        header=("layer", firing, f"{made.units} for 80%", "halves correlate", "same top 20%"),
     )

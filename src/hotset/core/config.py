@@ -223,6 +223,11 @@ class ModelConfig:
         return experts.count if experts else self.ffn_size
 
     @property
+    def profiled_units(self) -> int:
+        """Units of a layer that a profile counts: those of mixtures, where there are any."""
+        return max((layer.experts.count for layer in self.layers if layer.experts), default=self.ffn_size)
+
+    @property
     def mixture(self) -> bool:
         """Whether any layer is a mixture of experts."""
         return any(layer.experts for layer in self.layers)
@@ -241,6 +246,8 @@ class LayerPlacement:
     """Attention, with its part of the KV cache."""
     hot: int
     """The FFN's units ``[:hot]``, the hottest: neurons, or experts of a mixture. 0: none."""
+    experts: tuple[int, ...] | None = None
+    """The numbers of these experts, where they are not the first `hot`."""
 
 
 @dataclass(frozen=True)

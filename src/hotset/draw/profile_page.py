@@ -102,7 +102,9 @@ def write_report(profile: ActivationProfile, directory: Path) -> Path:
     if profile.halves is not None:
         pictures["agreement"] = (_agreement(profile.halves, layers), _AGREEMENT)
     pictures["density"] = (_density(layers), _DENSITY)
-    drawn = {name: (_png(figure), caption) for name, (figure, caption) in pictures.items()}
+    for figure, _ in pictures.values():
+        _say(profile.units, figure)
+    drawn = {name: (_png(figure), _said(profile.units, text)) for name, (figure, text) in pictures.items()}
     files = {f"{name}.png": data for name, (data, _) in drawn.items()}
     files[PAGE] = _page(profile, layers, drawn).encode()
     _write(directory, files)
@@ -302,6 +304,16 @@ def _layer_ticks(n_layers: int) -> list[int]:
     return list(range(0, n_layers, step))
 
 
+def _said(units: str, text: str) -> str:
+    """A text about neurons as one about these units."""
+    return text.replace("neuron", units.removesuffix("s"))
+
+
+def _say(units: str, figure: Any) -> None:
+    for text in figure.findobj(lambda artist: hasattr(artist, "get_text")):
+        text.set_text(_said(units, text.get_text()))
+
+
 def _png(figure: Any) -> bytes:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
@@ -360,10 +372,10 @@ def _page(
         hashes += f"<br>text <code>{html.escape(profile.corpus_hash)}</code>"
     return _TEMPLATE.format(
         model=html.escape(profile.model),
-        facts=html.escape(" · ".join(facts)),
-        lede=html.escape(lede),
+        facts=html.escape(_said(profile.units, " · ".join(facts))),
+        lede=html.escape(_said(profile.units, lede)),
         figures="\n".join(figures),
-        header="".join(f"<th>{column}</th>" for column in columns),
+        header="".join(f"<th>{_said(profile.units, column)}</th>" for column in columns),
         rows="\n".join(rows),
         hashes=hashes,
     )

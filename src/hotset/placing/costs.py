@@ -65,7 +65,8 @@ class FFNPart:
     """On the device where the layer is split, on the host where it is wholly cold, unused if wholly hot."""
     parameters: float
     """Of one unit."""
-    experts: bool = False
+    experts: tuple[int, ...] = ()
+    """A mixture's experts, hottest first: as they may lie anywhere, `frequency` is in this order."""
     used: float = 1.0
     """Share of the units that a token of a prompt computes."""
 
@@ -219,6 +220,7 @@ def _experts_part(
     elif profile is not None:
         frequency = profile.to_float32()[0].astype(np.float64)
     each = stacked / experts.count
+    order = np.argsort(-frequency, kind="stable")
     fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw")
     return FFNPart(
         size=experts.count,
@@ -227,11 +229,11 @@ def _experts_part(
         scanned=0.0,
         chosen=each,
         f16_rows=False,
-        frequency=frequency,
+        frequency=frequency[order],
         fixed_bytes=sum(t.nbytes for name, t in own.items() if name.startswith(fixed) or "_shexp." in name),
         predictor_bytes=0,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices) / experts.count,
-        experts=True,
+        experts=tuple(order.tolist()),
         used=experts.used / experts.count,
     )
 

@@ -223,7 +223,7 @@ class Planner:
         on_device = home == DEVICE
         on_host = ffn - round(hot * layer.ffn.unit_bytes) if hot < layer.ffn.size else 0
         return LayerUse(
-            placement=LayerPlacement(on_device, hot),
+            placement=LayerPlacement(on_device, hot, layer.ffn.experts[:hot] if layer.ffn.experts else None),
             attention_bytes=attention if on_device else 0,
             kv_bytes=kv if on_device else 0,
             neuron_bytes=neurons,
