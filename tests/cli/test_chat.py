@@ -19,7 +19,12 @@ from hotset.serve.sampler import Sampling
 class Engine:
     """Answers each question as `answers` says; a prompt's ids are the bytes of its messages, as JSON."""
 
-    def __init__(self, answers: Sequence[str | HotsetError] = (), context: int = 10_000) -> None:
+    def __init__(
+        self,
+        answers: Sequence[str | HotsetError] = (),
+        context: int = 10_000,
+        template: str = "{{ messages }}",
+    ) -> None:
         self.answers = list(answers)
         self.context = context
         self.asked: list[list[dict[str, str]]] = []
@@ -27,7 +32,11 @@ class Engine:
         self.samplings: list[Sampling] = []
         config = SimpleNamespace(layers=())
         self.model = SimpleNamespace(path="m.gguf", config=config, chooses_neurons=False)
-        self.tokenizer = SimpleNamespace(chat_template="{{ messages }}", encode_chat=self._encode)
+        self.tokenizer = SimpleNamespace(
+            chat_template=SimpleNamespace(source=template),
+            encode_chat=self._encode,
+            decode=lambda ids, skip_special: bytes(ids).decode(errors="replace"),
+        )
 
     def _encode(self, messages: Sequence[dict[str, str]], **variables: Any) -> list[int]:
         self.variables.append(variables)
@@ -239,3 +248,54 @@ def test_quiet_and_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert capsys.readouterr() == ("1 2 \n", "")
     talk(monkeypatch, ["one"], Engine(["1 2"]), verbose=True)
     assert capsys.readouterr().err.endswith("computed: all neurons; ended by: stop\n")
+
+
+THINKS = "{{ messages }}<think></think><tool_call>"
+
+
+def test_reasoning_is_kept_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(["<think> well </think> yes"], template=THINKS)
+    talk(monkeypatch, ["one", "two"], engine)
+    assert engine.asked[1][1] == {"role": "assistant", "content": "yes ", "reasoning_content": "well"}
+    assert capsys.readouterr().out.startswith("yes \n")  # no terminal: no reasoning
+
+
+def test_reasoning_is_dimmed_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hotset.cli.reply import Printer
+    from hotset.replies import Content, Reasoning
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    printer = Printer()
+    printer.show([Reasoning("so"), Reasoning(" so")])
+    printer.show([Content("yes")])
+    printer.end(lone=True)
+    assert capsys.readouterr().out == "\x1b[2mso so\x1b[22m\n\nyes\n"
+
+
+def test_calls_are_lines_of_json_and_stay_in_the_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "Bern"}}</tool_call>'
+    engine = Engine([f"Wait. {call}"], template=THINKS)
+    talk(monkeypatch, ["one", "two"], engine, tools=[{"function": {"name": "weather"}}])
+    out = capsys.readouterr().out
+    assert out.startswith('Wait.\n{"name": "weather", "arguments": {"city": "Bern"}}\n')
+    (kept,) = engine.asked[1][1]["tool_calls"]  # type: ignore[misc]
+    assert kept["function"] == {"name": "weather", "arguments": {"city": "Bern"}}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("template", "variables"),
+    [
+        ("{{ messages }}", {"enable_thinking": False}),
+        ("{{ enable_thinking }}", {"enable_thinking": False}),
+        ("{% if thinking %}", {"thinking": False}),
+        ("{{ reasoning_effort }}", {"reasoning_effort": "low"}),
+    ],
+)
+def test_no_think(monkeypatch: pytest.MonkeyPatch, template: str, variables: dict[str, Any]) -> None:
+    engine = Engine(template=template)
+    talk(monkeypatch, ["one"], engine, think=False)
+    assert engine.variables == [variables]

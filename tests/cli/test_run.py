@@ -190,3 +190,21 @@ def test_progress_while_a_long_prompt_is_read(demo: Path, tmp_path: Path) -> Non
     with Terminal("run", demo, "-f", tmp_path / "long.txt", "-n", "2", "-t", "2", "-q") as terminal:
         assert terminal.code() == 0
     assert b"Reading the prompt" not in terminal.seen
+
+
+def test_an_answer_by_a_schema_or_a_grammar(hotset: Any, demo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "rule.gbnf"
+    sky = {"properties": {"sky": {"enum": ["blue", "red"]}}, "required": ["sky"]}
+    schema.write_text(json.dumps({"type": "object", "additionalProperties": False, **sky}))
+    grammar.write_text('root ::= "yes" | "no"')
+    arguments = ("run", demo, "Which colour is the sky?", "-q", "-n", "40")
+    code, out, _ = hotset(*arguments, "--grammar", grammar)
+    assert (code, out in ("yes\n", "no\n")) == (0, True)
+    code, out, _ = hotset(*arguments, "--json-schema", schema)
+    assert json.loads(out)["sky"] in ("blue", "red")
+    schema.write_text('{"type": "object", "not": {}}')
+    code, _, err = hotset(*arguments, "--json-schema", schema)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "constraint cannot be kept" in err
+    assert hotset(*arguments, "--json-schema", schema, "--grammar", grammar)[0] == 2

@@ -1,13 +1,18 @@
 """One answer in the terminal: progress while the prompt is read, the text as it comes, and its speed."""
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hotset.cli.reply import Printer
+
 if TYPE_CHECKING:
     from hotset.core.batch import Work
+    from hotset.replies import Event, Reply
+    from hotset.serve.constraint import Constraint
     from hotset.serve.engine import Engine
     from hotset.serve.loaded import Model
     from hotset.serve.sampler import Sampling
@@ -47,11 +52,27 @@ class Speed:
 class Answer:
     """What the model said."""
 
-    text: str
+    reply: "Reply"
     speed: Speed | None
     """None where not even the first token came."""
     ended: str
     """``stop``, ``limit`` (as many tokens as were asked for), ``context`` (it is full) or ``Ctrl-C``."""
+
+    def message(self) -> dict[str, Any]:
+        """What the conversation keeps of it; its template says what the model reads again."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.reply.content}
+        if self.reply.reasoning:
+            message["reasoning_content"] = self.reply.reasoning
+        if self.reply.calls:
+            message["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": call.id,
+                    "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+                }
+                for call in self.reply.calls
+            ]
+        return message
 
 
 @dataclass(frozen=True)
@@ -63,28 +84,50 @@ class Speaker:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     tools: Sequence[Any] | None = None
+    think: bool | None = None
+    """Whether the model reasons before it answers; None: as its template has it."""
     variables: Mapping[str, Any] = field(default_factory=dict)
+    constraint: "Constraint | None" = None
     quiet: bool = False
     verbose: bool = False
 
-    def ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """A conversation as the model reads it."""
+        from hotset.serve.reply import thinking_variables
+
         variables = dict(self.variables)
+        if self.think is not None and (template := self.engine.tokenizer.chat_template):
+            variables = {**thinking_variables(template.source, self.think), **variables}
         if self.tools is not None:
             variables["tools"] = self.tools
         return self.engine.tokenizer.encode_chat(messages, **variables)
 
     def say(
-        self, ids: Sequence[int], *, sampling: "Sampling | None" = None, stoppable: bool = False
+        self,
+        ids: Sequence[int],
+        *,
+        sampling: "Sampling | None" = None,
+        raw: bool = False,
+        stoppable: bool = False,
     ) -> Answer:
         """Print the answer to a prompt's ids as it comes, and a line on stderr about its speed.
 
-        Where it is `stoppable`, Ctrl-C ends the answer and is no error. Raises `RequestError`.
+        A `raw` prompt is continued, without looking for reasoning and calls. Where it is `stoppable`, Ctrl-C
+        ends the answer and is no error. Raises `RequestError`.
         """
         from hotset.cli.console import progress
+        from hotset.replies import Tool, collect, parser_for
+        from hotset.serve.reply import parts, reply_parser
+
+        if raw:
+            parser = parser_for("", starts_inside=False)
+        else:
+            tools = [Tool.from_schema(tool) for tool in self.tools or ()]
+            parser = reply_parser(self.engine.tokenizer, ids, tools)
+        printer = Printer()
+        events: list[Event] = []
 
         watch = _Watch(self.engine.model, len(ids))
-        pieces: list[str] = []
         reason = None
         with progress("Reading the prompt", patience=0.0) as bar:
 
@@ -100,26 +143,27 @@ class Speaker:
                 max_tokens=self.max_tokens,
                 sampling=sampling or self.sampling,
                 stop=self.stop,
+                constraint=self.constraint,
+                shown=parser.marks,
                 progress=read,
             )
             try:
-                for token in tokens:
+                for token, found in parts(tokens, parser):
                     watch.token(tokens)
-                    pieces.append(token.text)
-                    sys.stdout.write(token.text)
-                    sys.stdout.flush()
+                    printer.show(found)
+                    events += found
                     reason = token.finish_reason
             except KeyboardInterrupt:
                 if not stoppable:
                     raise
             finally:
                 tokens.close()
-                if pieces or stoppable:
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
+                printer.end(lone=stoppable or bool(watch.tokens))
+        if reason is None:
+            events += parser.end()
         full = self.max_tokens is None or watch.tokens < self.max_tokens
         ended = {"stop": "stop", "length": "context" if full else "limit", None: "Ctrl-C"}[reason]
-        answer = Answer("".join(pieces), watch.speed(tokens), ended)
+        answer = Answer(collect(events), watch.speed(tokens), ended)
         self._report(answer)
         return answer
 

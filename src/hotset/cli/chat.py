@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hotset.cli import options
 from hotset.cli.answer import Speaker, note
@@ -15,6 +15,8 @@ from hotset.core.errors import RequestError
 if TYPE_CHECKING:
     from hotset.serve.engine import Engine
     from hotset.serve.sampler import Sampling
+
+Message = dict[str, Any]
 
 TEMPERATURE, TOP_P = 0.7, 0.95
 
@@ -64,7 +66,7 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists the commands, Ctrl-D leaves, Ctrl-C stops an answer."""
     known_tools = options.read_tools(tools)
-    variables = options.template_variables(think, template_var)
+    variables = options.template_variables(template_var)
 
     from hotset.cli.loading import load_engine
     from hotset.serve.sampler import Sampling
@@ -89,7 +91,17 @@ def chat(
         quiet=quiet,
         verbose=verbose,
     )
-    speaker = Speaker(engine, sampling, max_tokens, stop or (), known_tools, variables, quiet, verbose)
+    speaker = Speaker(
+        engine,
+        sampling,
+        max_tokens=max_tokens,
+        stop=stop or (),
+        tools=known_tools,
+        think=think,
+        variables=variables,
+        quiet=quiet,
+        verbose=verbose,
+    )
     converse(speaker, system)
 
 
@@ -119,7 +131,7 @@ class Conversation:
     def __init__(self, speaker: Speaker, system: str | None = None) -> None:
         self._speaker = speaker
         self._system = system
-        self._turns: list[dict[str, str]] = []
+        self._turns: list[Message] = []
         self._first = 0
         """The first turn that the model still reads."""
         self._regenerated = 0
@@ -178,7 +190,7 @@ class Conversation:
             sampling = replace(sampling, seed=sampling.seed + self._regenerated)
         self._answer(self._turns[:-1], sampling)
 
-    def _answer(self, turns: list[dict[str, str]], sampling: "Sampling | None" = None) -> None:
+    def _answer(self, turns: list[Message], sampling: "Sampling | None" = None) -> None:
         """Answer the last of `turns`; an error, or Ctrl-C before the first token, leaves all as it was."""
         ids, first = self._fitting(turns)
         answer = self._speaker.say(ids, sampling=sampling, stoppable=True)
@@ -189,9 +201,9 @@ class Conversation:
                 f"the context of {self._speaker.engine.context} tokens is full: from now on the model no "
                 "longer reads the oldest messages (--context makes room)"
             )
-        self._turns, self._first = [*turns, {"role": "assistant", "content": answer.text}], first
+        self._turns, self._first = [*turns, answer.message()], first
 
-    def _fitting(self, turns: list[dict[str, str]]) -> tuple[list[int], int]:
+    def _fitting(self, turns: list[Message]) -> tuple[list[int], int]:
         """The ids of the prompt and its first turn, such that a quarter of the context is left to answer.
 
         When there is too little, oldest turns go until half is: the prompt's rest changes its place then and
@@ -206,7 +218,7 @@ class Conversation:
                 ids = self._ids(turns[first:])
         return ids, first
 
-    def _ids(self, turns: list[dict[str, str]]) -> list[int]:
+    def _ids(self, turns: list[Message]) -> list[int]:
         opening = [] if self._system is None else [{"role": "system", "content": self._system}]
         return self._speaker.ids([*opening, *turns])
 
@@ -215,7 +227,7 @@ class Conversation:
         print(f"written: {_write([*opening, *self._turns], name)}")
 
 
-def _write(messages: list[dict[str, str]], name: str) -> Path:
+def _write(messages: list[Message], name: str) -> Path:
     """Write a conversation to a new file; `RequestError` if there is one of that name."""
     path = Path(name or f"chat-{datetime.now():%Y-%m-%d-%H%M%S}.json").expanduser()
     if path.suffix == ".json":

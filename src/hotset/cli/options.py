@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from hotset.cli.text import read_text
 from hotset.core.config import Way
 from hotset.core.errors import RequestError
 from hotset.core.limits import available_cores
+
+if TYPE_CHECKING:
+    from hotset.serve.constraint import Constraint
 
 Model = Annotated[
     str | None,
@@ -140,7 +143,7 @@ Think = Annotated[
     bool | None,
     typer.Option(
         "--think/--no-think",
-        help="Set enable_thinking for the chat template, where it knows that.",
+        help="Turn the model's reasoning on or off, where its chat template can (gpt-oss: more or less).",
         show_default=False,
     ),
 ]
@@ -150,6 +153,23 @@ TemplateVariables = Annotated[
         "--template-var",
         metavar="KEY=VALUE",
         help="Set a variable of the chat template, to JSON or a text; may be repeated.",
+        show_default=False,
+    ),
+]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        "--json-schema",
+        metavar="FILE.json",
+        help="Answer in JSON by the schema in a file (needs hotset[serve]).",
+        show_default=False,
+    ),
+]
+Grammar = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Answer by the grammar in a file, GBNF or llguidance's Lark (needs hotset[serve]).",
         show_default=False,
     ),
 ]
@@ -211,9 +231,27 @@ def read_tools(path: Path | None) -> list[Any] | None:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def template_variables(think: bool | None, pairs: Sequence[str] | None) -> dict[str, Any]:
-    """What ``--think`` and ``--template-var`` set: a variable that is no JSON is a text."""
-    variables: dict[str, Any] = {} if think is None else {"enable_thinking": think}
+def read_constraint(schema: Path | None, grammar: Path | None, *, reasoning: bool) -> "Constraint | None":
+    """What ``--json-schema`` or ``--grammar`` ask for; None: nothing."""
+    if schema is None and grammar is None:
+        return None
+    if schema is not None and grammar is not None:
+        raise RequestError("--json-schema and --grammar: expected one of them")
+    from hotset.serve.constraint import Constraint
+
+    if grammar is not None:
+        return Constraint.written(read_text(grammar), reasoning=reasoning)
+    assert schema is not None
+    try:
+        value = json.loads(read_text(schema))
+    except ValueError as error:
+        raise RequestError(f"{schema} is no JSON ({error}): expected a schema (--json-schema)") from None
+    return Constraint.json_schema(value, reasoning=reasoning)
+
+
+def template_variables(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """What ``--template-var`` sets: a variable that is no JSON is a text."""
+    variables: dict[str, Any] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier() or name in ("messages", "tools"):

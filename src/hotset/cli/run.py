@@ -51,6 +51,8 @@ def run(
     tools: options.Tools = None,
     think: options.Think = None,
     template_var: options.TemplateVariables = None,
+    json_schema: options.Schema = None,
+    grammar: options.Grammar = None,
     threads: options.Threads = None,
     context: options.Context = None,
     kv_type: options.KVType = "f16",
@@ -63,12 +65,14 @@ def run(
     """Answer a prompt, by the model's chat template if it has one; without a prompt, hold a conversation."""
     text = _prompt(words, prompt, file)
     known_tools = options.read_tools(tools)
-    variables = options.template_variables(think, template_var)
-    if raw and (text is None or system is not None or known_tools or variables):
+    variables = options.template_variables(template_var)
+    templated = system is not None or known_tools or think is not None or variables
+    if raw and (text is None or templated):
         raise RequestError(
             "--raw continues a prompt without the chat template: it needs a prompt, and goes with none of "
             "--system, --tools, --think and --template-var"
         )
+    constraint = options.read_constraint(json_schema, grammar, reasoning=not raw)
 
     from hotset.cli.loading import load_engine
     from hotset.serve.sampler import Sampling
@@ -93,14 +97,25 @@ def run(
         quiet=quiet,
         verbose=verbose,
     )
-    speaker = Speaker(engine, sampling, max_tokens, stop or (), known_tools, variables, quiet, verbose)
+    speaker = Speaker(
+        engine,
+        sampling,
+        max_tokens=max_tokens,
+        stop=stop or (),
+        tools=known_tools,
+        think=think,
+        variables=variables,
+        constraint=constraint,
+        quiet=quiet,
+        verbose=verbose,
+    )
     if text is None:
         converse(speaker, system)
         return
-    if system is not None or known_tools or variables:
+    if templated:
         check_template(engine)
     if raw or engine.tokenizer.chat_template is None:
-        speaker.say(engine.tokenizer.encode(text))
+        speaker.say(engine.tokenizer.encode(text), raw=True)
     else:
         opening = [] if system is None else [{"role": "system", "content": system}]
         speaker.say(speaker.ids([*opening, {"role": "user", "content": text}]))

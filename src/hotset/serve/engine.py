@@ -17,6 +17,7 @@ from hotset.core.config import Way
 from hotset.core.errors import RequestError
 from hotset.formats.overrides import Overrides
 from hotset.serve.arguments import check_load, check_messages, token_ids
+from hotset.serve.constraint import Constraint
 from hotset.serve.job import Answer, Score
 from hotset.serve.load import Progress, load_model
 from hotset.serve.loaded import Model
@@ -145,17 +146,21 @@ class Engine:
         max_tokens: int | None = None,
         sampling: Sampling = _GREEDY,
         stop: Sequence[str] = (),
+        constraint: Constraint | None = None,
+        shown: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> Stream:
         """Continue a text, or token ids as they are; an iterator of tokens, which computes while it is read.
 
         The answer ends with the model's end token, before the first of the `stop` strings, after
-        `max_tokens`, or when the context is full; its last token has the reason. `progress(done, total)` is
-        told of the prompt's tokens while they are read, without those that another request has read. Raises
-        `RequestError` at once for a request that cannot be served, and `BusyError` where too many wait.
+        `max_tokens`, or when the context is full; its last token has the reason. `constraint` says what the
+        answer may be; `shown` are the marks that a parser of the reply needs (`hotset.serve.reply`).
+        `progress(done, total)` is told of the prompt's tokens while they are read, without those that another
+        request has read. Raises `RequestError` at once for a request that cannot be served, and `BusyError`
+        where too many wait.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        return self._start(ids, max_tokens, sampling, stop, progress)
+        return self._start(ids, progress, max_tokens, sampling, stop, constraint, shown)
 
     def chat(
         self,
@@ -166,6 +171,7 @@ class Engine:
         stop: Sequence[str] = (),
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_variables: Mapping[str, Any] | None = None,
+        constraint: Constraint | None = None,
         progress: Progress | None = None,
     ) -> Stream:
         """Answer `messages`, each with a ``role`` and ``content``, by the model's chat template.
@@ -175,7 +181,7 @@ class Engine:
         """
         check_messages(messages, tools, template_variables)
         ids = self.tokenizer.encode_chat(messages, **{"tools": tools, **(template_variables or {})})
-        return self._start(ids, max_tokens, sampling, stop, progress)
+        return self._start(ids, progress, max_tokens, sampling, stop, constraint)
 
     @overload
     def score(self, ids: Sequence[int] | I32) -> F32: ...
@@ -212,12 +218,15 @@ class Engine:
     def _start(
         self,
         prompt: Sequence[int],
+        progress: Progress | None,
         max_tokens: int | None,
         sampling: Sampling,
         stop: Sequence[str],
-        progress: Progress | None,
+        constraint: Constraint | None,
+        shown: Sequence[str] = (),
     ) -> Stream:
-        job = self._answer(Request(token_ids(prompt), max_tokens, sampling, check_stop(stop)))
+        ids = token_ids(prompt)
+        job = self._answer(Request(ids, max_tokens, sampling, check_stop(stop), constraint, tuple(shown)))
         self._runner.add(job)
         return Stream(job, self._runner, progress)
 
