@@ -80,7 +80,7 @@ class GGUFBytes:
         return header + bytes(-len(header) % _ALIGNMENT) + body
 
 
-SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "N": 2, "E": 3, "X": 5, "S": 7, "1": 1}
+SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "A": 2, "E": 3, "X": 5, "Y": 7, "1": 1}
 
 
 def shape_of(architecture: Architecture, part: str) -> tuple[int, ...]:

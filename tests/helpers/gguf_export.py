@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "qwen3_moe": MODEL_ARCH.QWEN3MOE,
     "qwen2_moe": MODEL_ARCH.QWEN2MOE,
     "olmoe": MODEL_ARCH.OLMOE,
+    "gpt_oss": MODEL_ARCH.GPT_OSS,
 }
 # llama.cpp has no OPT: these are Hotset's own names, made of GGUF's usual ones.
 OPT_NAMES = {
@@ -65,17 +66,12 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
 
     rename = _names(config)
     for hf_name, parameter in model.named_parameters():  # a tied output comes once
-        tensor_kind = Q.F32 if parameter.ndim < 2 or hf_name.endswith("mlp.gate.weight") else kind
-        data = quantise(parameter.detach().numpy(), tensor_kind)
-        with torch.no_grad():
-            parameter.copy_(torch.from_numpy(gguf.dequantize(data, tensor_kind)))
-        if ".gate_up_proj" in hf_name:  # which llama.cpp's converter cuts
-            for part, half in zip(("gate", "up"), np.split(data, 2, axis=1), strict=True):
-                writer.add_tensor(
-                    rename(hf_name.replace("gate_up_proj", f"{part}_proj")), half, raw_dtype=tensor_kind
-                )
-            continue
-        writer.add_tensor(rename(hf_name), _adapt(hf_name, data, config), raw_dtype=tensor_kind)
+        floats = parameter.ndim < 2 or hf_name.endswith(("mlp.gate.weight", "router.weight", "_bias"))
+        tensor_kind = Q.F32 if floats else kind
+        for part, values in _parts(hf_name, parameter.detach(), config):
+            data = quantise(values.numpy(), tensor_kind)
+            values.copy_(torch.from_numpy(gguf.dequantize(data, tensor_kind)))
+            writer.add_tensor(rename(part), _adapt(part, data, config), raw_dtype=tensor_kind)
     if _rope(config).get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", _llama3_factors(config))
 
@@ -83,6 +79,22 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _parts(name: str, tensor: Any, config: Any) -> list[tuple[str, Any]]:
+    """A tensor, or the parts that llama.cpp's converter cuts it into, as views, by Hugging Face's names."""
+    if ".experts." not in name:
+        return [(name, tensor)]
+    turned = config.model_type == "gpt_oss"
+    suffix = ".bias" if name.endswith("_bias") else ".weight"
+    bare = name.removesuffix("_bias")
+    if turned and suffix == ".weight":
+        tensor = tensor.transpose(1, 2)
+    if not bare.endswith("gate_up_proj"):
+        return [(bare + suffix, tensor)]
+    halves = (tensor[:, ::2], tensor[:, 1::2]) if turned else tensor.chunk(2, dim=1)
+    names = [bare.replace("gate_up", part) + suffix for part in ("gate", "up")]
+    return list(zip(names, halves, strict=True))
 
 
 def quantise(values: NDArray[np.float32], kind: Q) -> NDArray[Any]:
@@ -135,7 +147,7 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if hasattr(config, "linear_num_value_heads"):
         gguf_delta_net.write_keys(writer, config)
-    if config.model_type == "gemma3_text":
+    if config.model_type in ("gemma3_text", "gpt_oss"):
         writer.add_sliding_window(config.sliding_window)
 
 
@@ -143,7 +155,8 @@ def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
     if count := _first(config, "num_experts", "num_local_experts"):
         writer.add_expert_count(count)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if size := _first(config, "moe_intermediate_size"):
+    own = ("intermediate_size",) if config.model_type == "gpt_oss" else ("moe_intermediate_size",)
+    if size := _first(config, *own):
         writer.add_expert_feed_forward_length(size)
     if size := _first(config, "shared_expert_intermediate_size"):
         writer.add_expert_shared_feed_forward_length(size)
@@ -171,7 +184,7 @@ def _names(config: Any) -> Callable[[str], str]:
         name = name.replace(".dt_bias", ".dt_proj.bias")
         if name.endswith(".A_log"):
             return names.get_name(name)
-        suffixed = name if name.endswith((".weight", ".bias")) else f"{name}.weight"
+        suffixed = f"{name}.weight" if name.endswith("sinks") else name
         return names.get_name(suffixed, try_suffixes=(".weight", ".bias"))
 
     return with_suffix

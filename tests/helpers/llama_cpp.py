@@ -18,6 +18,9 @@ def llama_cpp_logits(path: Path, tokens: NDArray[np.int32]) -> NDArray[np.float3
         n_threads=1,  # its threads wait for each other without end where a core is busy
         n_threads_batch=1,
         logits_all=True,
+        yarn_attn_factor=-1,  # the file's, not the library's own
+        yarn_beta_fast=-1,
+        yarn_beta_slow=-1,
         type_k=llama_cpp.GGML_TYPE_F32,
         type_v=llama_cpp.GGML_TYPE_F32,
         verbose=False,

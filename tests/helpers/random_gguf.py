@@ -59,7 +59,10 @@ def random_model(
         "K": kv_heads * head,
         "H": head,
     }
-    sizes["S"] = hidden + 2 * kv_heads * head  # attn_qkv's rows
+    sizes |= {"A": HEADS, "E": 6, "X": 24, "Y": 40, "1": 1}
+    if architecture.experts:
+        keys |= {f"{name}.expert_count": 6, f"{name}.expert_used_count": 3}
+        keys |= {f"{name}.expert_feed_forward_length": 24}
     rng = np.random.default_rng(0)
     weights: dict[str, F32] = {}
     for part in architecture.tensors:
@@ -67,7 +70,10 @@ def random_model(
             continue
         if part == "attn_norm_2" and not two_norms:
             continue
-        shape = tuple(sizes[letter] for letter in SHAPES.get(part, "SD"))
+        if part == "ffn_gate_up_exps":
+            continue
+        qkv = (hidden + 2 * kv_heads * head, hidden)
+        shape = qkv if part == "attn_qkv" else tuple(sizes[letter] for letter in SHAPES[part])
         for layer in range(1 if is_global(part) else LAYERS):
             prefix = part if is_global(part) else f"blk.{layer}.{part}"
             values = rng.standard_normal(shape) * 1.2 / np.sqrt(shape[-1])

@@ -19,7 +19,35 @@ def tiny_mixtures() -> dict[str, Callable[[], Model]]:
         "olmoe": olmoe,
         "qwen35moe": qwen35moe,
         "qwen3next": qwen3next,
+        "gpt-oss": gpt_oss,
+        "gpt-oss-yarn-between": lambda: gpt_oss(theta=200.0),
     }
+
+
+def gpt_oss(theta: float = 132.15, **options: Any) -> Model:
+    """YaRN's ramp ends at a whole dimension, just, where `theta` is the usual one."""
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    sizes = {
+        "num_hidden_layers": 4,
+        "intermediate_size": 23,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "sliding_window": 7,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": theta,
+            "factor": 4.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 32,
+        },
+    }
+    return GptOssForCausalLM(GptOssConfig(**SIZES | sizes | options))
 
 
 def qwen3moe(**options: Any) -> Model:

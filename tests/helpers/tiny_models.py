@@ -237,6 +237,8 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
                 values *= 0.7
             else:
                 values *= 1.5 / parameter.shape[1] ** 0.5
+            if model.config.model_type == "gpt_oss" and "gate_up_proj" in name:
+                values *= 3  # so that some are clamped
             parameter.copy_(values.to(rounded).float())
     model.eval()
     state = {name: values.to(rounded) for name, values in model.state_dict().items()}

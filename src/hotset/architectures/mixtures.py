@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
 from hotset.architectures.row import Architecture, Mixture, Windows
-from hotset.core.config import Activation
+from hotset.core.config import Activation, Gating
 
 _DENSE_FFN = ("ffn_gate", "ffn_up", "ffn_down")
 
@@ -31,6 +31,16 @@ SHARED_EXPERT = {
 WITHOUT_FFN = {name: module for name, module in LLAMA_TENSORS.items() if name not in _DENSE_FFN}
 QWEN_EXPERTS = expert_tensors("mlp", "gate_proj", "up_proj", "down_proj")
 NO_DENSE_LAYERS = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+
+_EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+_GPT_OSS_TENSORS = {
+    "attn_sinks": "model.layers.{}.self_attn.sinks",
+    "ffn_gate_inp": "model.layers.{}.mlp.router",
+    "ffn_gate_exps": "model.layers.{}.mlp.experts.gate_proj",
+    "ffn_up_exps": "model.layers.{}.mlp.experts.up_proj",
+    "ffn_down_exps": "model.layers.{}.mlp.experts.down_proj",
+    "ffn_gate_up_exps": "model.layers.{}.mlp.experts.gate_up_proj",
+}
 
 MIXTURES: tuple[Architecture, ...] = (
     replace(
@@ -77,5 +87,44 @@ MIXTURES: tuple[Architecture, ...] = (
         hf_keys={"moe_intermediate_size": "intermediate_size"},
         hf_defaults={"max_position_embeddings": 4096, "norm_eps": 1e-5},
         hf_required={"clip_qkv": None},
+    ),
+    Architecture(
+        name="gpt-oss",
+        model_types=("gpt_oss",),
+        activation=Activation.SWIGLU_CLAMPED,
+        activations={"silu": Activation.SWIGLU_CLAMPED},
+        tensors={**WITHOUT_FFN, **_GPT_OSS_TENSORS},
+        experts=Mixture(gating=Gating.SELECTED, normalised=False, hf_turned=True),
+        biases={"attention_bias": ATTENTION, "mlp_bias": (*_EXPERTS, "ffn_gate_inp")},
+        gguf_aliases=("gptoss",),
+        gguf_names={"attn_out": "attn_output", "attn_sinks": "attn_sinks", "post_attention_norm": "ffn_norm"},
+        gguf_defaults={"rope.scaling.type": "yarn"},
+        gguf_pre={"default": "gpt-4o"},
+        yarn_rounded=False,
+        windows=Windows.PATTERN,
+        window_period=2,
+        default_pre={"": "gpt-4o"},
+        hf_keys={"moe_intermediate_size": "intermediate_size"},
+        hf_defaults={
+            "attention_bias": True,
+            "mlp_bias": True,
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "max_position_embeddings": 131072,
+            "norm_eps": 1e-5,
+            "rope_theta": 150000.0,
+            "sliding_window": 128,
+        },
+        hf_required={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    ),
+    Architecture(
+        name="smallthinker",
+        model_types=(),
+        activation=Activation.RELU,
+        tensors={**WITHOUT_FFN, **QWEN_EXPERTS},
+        experts=Mixture(early=True),
+        windows=Windows.FIRST_FULL,
+        window_period=4,
+        default_pre={"": "qwen2"},
     ),
 )

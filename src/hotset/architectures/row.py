@@ -22,7 +22,7 @@ SHAPES: Mapping[str, str] = MappingProxyType(
         "attn_output": "DQ",
         "attn_q_norm": "H",
         "attn_k_norm": "H",
-        "attn_sinks": "N",
+        "attn_sinks": "A",
         "post_attention_norm": "D",
         "ffn_norm": "D",
         "ffn_gate": "FD",
@@ -33,16 +33,16 @@ SHAPES: Mapping[str, str] = MappingProxyType(
         "ffn_up_exps": "EXD",
         "ffn_down_exps": "EDX",
         "ffn_gate_inp_shexp": "1D",
-        "ffn_gate_shexp": "SD",
-        "ffn_up_shexp": "SD",
-        "ffn_down_shexp": "DS",
+        "ffn_gate_shexp": "YD",
+        "ffn_up_shexp": "YD",
+        "ffn_down_shexp": "DY",
         "post_ffw_norm": "D",
     }
 )
 """Every tensor's ``.weight`` in NumPy order; a ``.bias`` lacks the last of several dimensions.
 
-V vocabulary, P positions, D hidden, F FFN, H head, N heads, Q = heads x head, K = key/value heads x head, E
-experts, X neurons of an expert, S of the shared one.
+V vocabulary, P positions, D hidden, F FFN, H head, A heads, Q = heads x head, K = key/value heads x head.
+E experts, X neurons of an expert, Y of the shared one.
 """
 
 OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})
@@ -83,7 +83,9 @@ class Windows(Enum):
     LATE = "late"
     """Those from ``max_window_layers`` on (Qwen)."""
     PATTERN = "pattern"
-    """All but every sixth (Gemma 3)."""
+    """All but the last of every `Architecture.window_period` (Gemma 3, gpt-oss)."""
+    FIRST_FULL = "first full"
+    """All but the first of every `Architecture.window_period`, which have no RoPE, either (SmallThinker)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,10 @@ class Architecture:
     """GGUF's name of a tensor, where ours is another -> ours."""
     gguf_rope_interleaved: bool = False
     """Pairs in GGUF's q and k rows are (2i, 2i + 1); in Hugging Face's they never are."""
+    gguf_aliases: tuple[str, ...] = ()
+    """Other names of the architecture in GGUF (Ollama's)."""
     windows: Windows = Windows.NONE
+    window_period: int = 6
     local_rope_theta: float | None = None
     """RoPE's base in windowed layers, unscaled, where it differs (default)."""
     gguf_hidden_scaled_depth: int | None = None
@@ -149,6 +154,10 @@ class Architecture:
     """Values of absent GGUF keys (Ollama's converter leaves out a family's defaults)."""
     gguf_depth_defaults: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """More of them, for models with so many layers."""
+    gguf_pre: Mapping[str, str] = field(default_factory=dict)
+    """What a file says of its pre-tokenizer -> what it means (Ollama's)."""
+    yarn_rounded: bool = True
+    """GGUF's YaRN begins and ends at whole dimensions."""
     default_pre: Mapping[str, str] = field(default_factory=dict)
     """Pre-tokenizer of byte-level files that name none: a token that only its vocabulary has (empty: none is
     needed) -> its name. Files from before spring 2024 and PowerInfer's are such."""

@@ -17,7 +17,7 @@ from hotset.formats.checkpoint import Checkpoint, without_images, without_predic
 from hotset.formats.experts import add_gate_up, experts_from_gguf
 from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
-from hotset.formats.keys import REQUIRED, Keys, shown
+from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
 from hotset.formats.tensor import Tensor, TensorType
@@ -35,9 +35,9 @@ _NEUTRAL: Mapping[str, Any] = {
     "embedding_scale": 0,
 }
 _ROPE_FACTORS = "rope_freqs.weight"
+_PERIODIC = (Windows.PATTERN, Windows.FIRST_FULL)
 _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
 _SINGLE_EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight")
-_GEMMA3_PATTERN = 6
 
 
 def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -45,13 +45,14 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     file = read_gguf(path)
     override_metadata(file.metadata, overrides or {})
     architecture, keys = _architecture(file, path)
-    check_overrides(overrides or {}, architecture.name)
+    check_overrides(overrides or {}, keys.name("").removesuffix("."))  # which may be an alias
     keys.require(_NEUTRAL)
     tensors = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(_NO_TEXT)}
     notes = [*_name_pre_tokenizer(file.metadata, architecture)]
     if left_out := len(file.tensors) - len(tensors):
         notes.append(without_images(left_out))
     factors = tensors.pop(_ROPE_FACTORS, None)
+    _check_experts(path, tensors)
     sizes = _sizes(keys, architecture, tensors, path)
     predicting = {name for name in tensors if _predicts(name, sizes.layers, keys)}
     if predicting:
@@ -107,7 +108,7 @@ def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
         raise keys.refuse("general.type", "model", kind)
     name = keys.text("general.architecture")
     mixture = bool(Keys(file.metadata, str(path), prefix=f"{name}.").integer("expert_count", 0, low=0))
-    named = [architecture for architecture in ARCHITECTURES if architecture.name == name]
+    named = [row for row in ARCHITECTURES if name in (row.name, *row.gguf_aliases)]
     for architecture in named:
         if mixture == bool(architecture.experts) or len(named) == 1:
             layers = file.metadata.get(f"{name}.block_count")
@@ -122,6 +123,9 @@ def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
 def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[str]:
     """Put in the key that byte-level files from before spring 2024 lack; a note, if that is a guess."""
     model = metadata.get("tokenizer.ggml.model")
+    stated = metadata.get("tokenizer.ggml.pre")
+    if isinstance(stated, str) and stated in architecture.gguf_pre:
+        metadata.change("tokenizer.ggml.pre", architecture.gguf_pre[stated])
     if "tokenizer.ggml.pre" in metadata or not isinstance(model, str) or model != "gpt2":
         return []
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -134,6 +138,14 @@ def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[
         "the file does not say how its tokenizer cuts text into words (tokenizer.ggml.pre): default is taken "
         "and may make answers worse; if you know the name, add --override tokenizer.ggml.pre=NAME"
     ]
+
+
+def _check_experts(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name in filter(_SINGLE_EXPERT.fullmatch, tensors):
+        raise CheckpointError(
+            f"{path}: tensor {name} is of a single expert, as in files from before spring 2024: "
+            "get the model as a newer file"
+        )
 
 
 def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
@@ -194,21 +206,18 @@ def _table(
         for part in ("attn_qkv", "ffn_gate_up_exps")
     )
     for name, tensor in tensors.items():
-        if name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
+        layer, rest = split_name(name)
+        part, _, suffix = rest.partition(".")
+        if layer is not None and part in architecture.gguf_names:
+            table.add(f"blk.{layer}.{architecture.gguf_names[part]}.{suffix or 'weight'}", tensor)
+        elif name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
         elif delta_net.add_from_gguf(table, name, tensor, sizes.delta_net):
             pass
-        elif (part := split_name(name)[1].removesuffix(".weight")) in architecture.gguf_names:
-            table.add(name.replace(part, architecture.gguf_names[part]), tensor)
         elif name in fused and not sizes.recurrent:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
         elif name in gate_up and sizes.experts:
             add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
-        elif _SINGLE_EXPERT.fullmatch(name):
-            raise CheckpointError(
-                f"{path}: tensor {shown(name)} is of a single expert, as in files from before spring 2024: "
-                "get the model as a newer file"
-            )
         else:
             table.add(name, tensor)
     return table
@@ -258,6 +267,8 @@ def _layers(
     full, local = _ropes(keys, architecture, sizes, factors)
     window = keys.integer("attention.sliding_window", 0, low=0)
     sliding = _sliding(keys, architecture, sizes.layers)
+    if architecture.windows is Windows.FIRST_FULL and window:
+        full = None
     layers = tuple(
         LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
         for s in sliding
@@ -268,14 +279,15 @@ def _layers(
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
     """Which layers attend to a window: as stated for each, or all but every so many-th (0: all)."""
     key = "attention.sliding_window_pattern"
-    usual = _GEMMA3_PATTERN if architecture.windows is Windows.PATTERN else 0
+    usual = architecture.window_period if architecture.windows in _PERIODIC else 0
     pattern = keys.get(key, usual)
     if isinstance(pattern, np.ndarray):
         if pattern.shape != (layers,) or not np.isin(pattern, (0, 1)).all():
             raise keys.refuse(key, f"true or false for each of {layers} layers, or a number", pattern)
         return [bool(windowed) for windowed in pattern]
     period = keys.integer(key, usual, low=0)
-    return [period == 0 or (layer + 1) % period != 0 for layer in range(layers)]
+    whole = 0 if architecture.windows is Windows.FIRST_FULL else period - 1
+    return [period == 0 or layer % period != whole for layer in range(layers)]
 
 
 def _ropes(
@@ -292,7 +304,15 @@ def _ropes(
     theta = keys.number("rope.freq_base", 1e4, low=1.001, high=1e12)
     interleaved = architecture.gguf_rope_interleaved
     context = keys.integer("context_length")
-    full = rope_from_gguf(keys, dim, interleaved=interleaved, theta=theta, context=context, factors=factors)
+    full = rope_from_gguf(
+        keys,
+        dim,
+        interleaved=interleaved,
+        theta=theta,
+        context=context,
+        factors=factors,
+        rounded=architecture.yarn_rounded,
+    )
     if architecture.local_rope_theta is None:
         return full, full
     local_theta = keys.number("rope.freq_base_swa", architecture.local_rope_theta, low=1.001, high=1e12)

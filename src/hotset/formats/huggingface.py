@@ -223,7 +223,9 @@ def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
     if architecture.windows is Windows.LATE:
         first = keys.integer("max_window_layers", 28, low=0)
         return [layer >= first for layer in range(layers)]
-    pattern = keys.integer("sliding_window_pattern", keys.get("_sliding_window_pattern", 6))
+    pattern = keys.integer(
+        "sliding_window_pattern", keys.get("_sliding_window_pattern", architecture.window_period)
+    )
     return [(layer + 1) % pattern != 0 for layer in range(layers)]
 
 

@@ -14,6 +14,7 @@ from hotset.formats.tensor import Tensor
 from hotset.formats.tensor_table import Sizes, TensorTable, is_global, is_norm
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d{1,5})(\..*)")
+_STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _COMPARED = 1 << 24
 """Bytes compared at a time."""
 _ENDS = ("token_embd.weight", "output.weight")
@@ -91,7 +92,7 @@ def _add(
         table.add_fused(layer, suffix, tensor, sizes, grouped=True)
     elif part == "ffn_gate_up_exps":
         add_gate_up(table, layer, suffix, tensor, sizes, turned=turned)
-    elif part == "ffn_down_exps" and suffix == "weight" and turned:
+    elif part in _STACKS and suffix == "weight" and turned:
         add_turned(table, target.name, tensor)
     elif architecture.norm_weight_plus_one and is_norm(part) and suffix == "weight":
         table.add_plus_one(target.name, tensor)

@@ -116,9 +116,19 @@ def _yarn_from_config(keys: Keys, dim: int, theta: float, context: int) -> RopeC
 
 
 def rope_from_gguf(
-    keys: Keys, dim: int, *, interleaved: bool, theta: float, context: int, factors: F32 | None
+    keys: Keys,
+    dim: int,
+    *,
+    interleaved: bool,
+    theta: float,
+    context: int,
+    factors: F32 | None,
+    rounded: bool = True,
 ) -> RopeConfig:
-    """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,), the tensor ``rope_freqs``, divide."""
+    """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,), the tensor ``rope_freqs``, divide.
+
+    `rounded`: YaRN begins and ends at whole dimensions.
+    """
     kind = keys.text("rope.scaling.type", "linear")
     legacy = keys.number("rope.scale_linear", 1.0, high=1e6)
     factor = keys.number("rope.scaling.factor", legacy, high=1e6) or 1.0  # 0: none is stated
@@ -134,7 +144,9 @@ def rope_from_gguf(
         context = keys.integer("rope.scaling.original_context_length", context, high=LARGEST)
         fast = keys.number("rope.scaling.yarn_beta_fast", 32.0, low=1e-3, high=1e6)
         slow = keys.number("rope.scaling.yarn_beta_slow", 1.0, low=1e-3, high=1e6)
-        frequencies = yarn_frequencies(theta, dim, factor, context, beta_fast=fast, beta_slow=slow)
+        frequencies = yarn_frequencies(
+            theta, dim, factor, context, beta_fast=fast, beta_slow=slow, truncate=rounded
+        )
         magnitude *= keys.number("rope.scaling.yarn_attn_factor", 1.0) * yarn_magnitude(factor)
     else:
         raise keys.refuse("rope.scaling.type", "none, linear or yarn", kind)

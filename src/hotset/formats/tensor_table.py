@@ -54,11 +54,11 @@ class Sizes:
             "H": self.head_dim,
             "Q": self.heads * self.head_dim,
             "K": self.kv_heads * self.head_dim,
-            "N": self.heads,
+            "A": self.heads,
             "1": 1,
         }
         if self.experts:
-            numbers |= {"E": self.experts.count, "X": self.experts.size, "S": self.experts.shared_size}
+            numbers |= {"E": self.experts.count, "X": self.experts.size, "Y": self.experts.shared_size}
         if net := self.delta_net:
             values = net.n_value_heads * net.head_dim
             numbers |= {"G": 2 * self.heads * self.head_dim, "B": net.head_dim, "T": net.n_value_heads}
