@@ -32,7 +32,8 @@ class Piece:
 class Answer:
     """What a model has answered so far."""
 
-    def __init__(self, index: int, parser: Parser | PlainText) -> None:
+    def __init__(self, index: int, parser: Parser | PlainText, *, one_call: bool = False) -> None:
+        """`one_call`: it ends after its first call of a tool."""
         self.index = index
         self.blocks: list[Block] = []
         self.logprobs: list[Token] = []
@@ -44,6 +45,7 @@ class Answer:
         self.stop: str | None = None
         """The stop string that ended it."""
         self._parser = parser
+        self._one_call = one_call
         self._pending: list[Token] = []  # tokens whose text has not come out of the parser
 
     @property
@@ -75,6 +77,9 @@ class Answer:
                 self.reasoning_tokens += 1
             for event in events:
                 self._add(event, pieces)
+                if self._one_call and isinstance(event, CallEnd) and self.calls:
+                    self.finish_reason = "tool_calls"
+                    return pieces
             if token.finish_reason:
                 self.finish_reason = "tool_calls" if self.calls else token.finish_reason
                 self.stop = token.stop

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hotset.server.answers import Answer, Block, Piece
@@ -12,6 +13,7 @@ from hotset.server.conversation import check_function, part_text, text_of, token
 from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
+from hotset.server.rules import tool_choice
 from hotset.server.streams import SSE, event, streamed
 
 if TYPE_CHECKING:
@@ -22,13 +24,18 @@ _STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 def read_ask(fields: Fields) -> Ask:
     """What a body asks for."""
+    conversation = read_conversation(fields)
+    choice = tool_choice(fields, conversation.tools)
+    chosen = fields.fields("tool_choice")
     return Ask(
         model=fields.text("model"),
-        prompts=[read_conversation(fields)],
+        prompts=[replace(conversation, tools=choice.tools)],
         sampling=sampling(fields),
         max_tokens=most_tokens(fields, "max_tokens"),
         stop=fields.stops("stop_sequences"),
         stream=fields.flag("stream"),
+        rule=choice.rule,
+        one_call=chosen is not None and chosen.flag("disable_parallel_tool_use"),
     )
 
 

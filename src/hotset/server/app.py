@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -63,18 +64,24 @@ class Server:
 
     async def generate(self, call: Call, held: Held, ask: Ask) -> Generation:
         """Begin to answer; it ends with the request. Raises `ApiError` and `HotsetError`."""
-        engine = held.engine
-        requests = []
+        engine, rule = held.engine, ask.rule
+        constraint = None if rule is None else await asyncio.to_thread(rule.constraint)
+        requests: list[Request] = []
         for prompt in ask.prompts:
             ids = await asyncio.to_thread(token_ids, engine, prompt)
             check_fits(engine, ids)
-            requests.append(Request(ids, ask.max_tokens, ask.sampling, ask.stop))
+            marks = parser_of(engine, prompt, ids, forced=False).marks
+            requests.append(Request(ids, ask.max_tokens, ask.sampling, ask.stop, constraint, marks))
 
         def answer(index: int) -> Answer:
             i = index // ask.choices
-            return Answer(index, parser_of(engine, ask.prompts[i], requests[i].prompt))
+            forced = rule is not None and rule.call
+            parser = parser_of(engine, ask.prompts[i], requests[i].prompt, forced=forced)
+            return Answer(index, parser, one_call=ask.one_call)
 
-        generation = Generation(engine, requests, ask.choices, answer)
+        begin = partial(Generation, engine, requests, ask.choices, answer, asyncio.get_running_loop())
+        # The first constraint that a model has takes long.
+        generation = await asyncio.to_thread(begin) if constraint else begin()
         call.stack.callback(self._over, call, generation)
         return generation
 

@@ -7,6 +7,7 @@ from typing import Any
 from hotset.serve.sampler import Sampling
 from hotset.server.errors import wrong
 from hotset.server.fields import Fields, shown
+from hotset.server.rules import Rule
 
 TEMPERATURE, TOP_P = 0.7, 0.95
 """Where the client does not say, as in `hotset chat`."""
@@ -44,10 +45,10 @@ class Ask:
     choices: int = 1
     """Answers to each prompt."""
     stream: bool = False
-    forced: bool = False
-    """The answer has to be a call of a tool."""
-    constraint: Any = None
-    """What the answer has to follow, see `hotset.server.constraints`."""
+    rule: Rule | None = None
+    """What the answers have to be."""
+    one_call: bool = False
+    """An answer ends after its first call of a tool."""
 
 
 def sampling(fields: Fields, *, logprobs: int | None = None, seed: int | None = None) -> Sampling:

@@ -18,8 +18,8 @@ _CADENCE = 0.01
 class Wake:
     """Lets any thread wake one coroutine; costs next to nothing while that does not wait."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._armed = False
         self._future: asyncio.Future[None] | None = None
 
@@ -71,11 +71,16 @@ class Generation:
     """Runs a request's answers. Close it, and nothing of it goes on."""
 
     def __init__(
-        self, engine: Engine, prompts: list[Request], choices: int, answer: Callable[[int], Answer]
+        self,
+        engine: Engine,
+        prompts: list[Request],
+        choices: int,
+        answer: Callable[[int], Answer],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """Begin `choices` answers to each prompt. Raises `RequestError`, and `BusyError` where too many wait.
 
-        Seeds differ from choice to choice, and the first has the request's own.
+        Seeds differ from choice to choice, and the first has the request's own. It is read in `loop`.
         """
         self.begun = time.perf_counter()
         self.first: float | None = None
@@ -84,7 +89,7 @@ class Generation:
         """Seconds to the last token."""
         self.answers: list[Answer] = []
         self._choices = choices
-        self._wake = Wake()
+        self._wake = Wake(loop)
         self._streams: list[Stream] = []
         try:
             for request in prompts:
@@ -151,6 +156,8 @@ class Generation:
             if tokens:
                 self._note()
                 news.append((answer, answer.read(tokens)))
+                if answer.finish_reason:
+                    stream.cancel()
         return news
 
     def _note(self) -> None:

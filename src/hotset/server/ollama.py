@@ -14,6 +14,7 @@ from hotset.server.errors import ApiError
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
 from hotset.server.models import Held, Known
+from hotset.server.rules import Choice, one_rule, schema_of
 from hotset.server.streams import streamed
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _VERSION = "0.13.0"
 
 
 def _read_ask(fields: Fields, prompt: Prompt) -> Ask:
+    tools = prompt.tools if isinstance(prompt, Conversation) else ()
     options = fields.fields("options") or Fields({}, "options")
     limit = options.integer("num_predict")
     if limit == 0:
@@ -36,6 +38,7 @@ def _read_ask(fields: Fields, prompt: Prompt) -> Ask:
         max_tokens=None if limit is None or limit < 0 else limit,
         stop=options.stops("stop"),
         stream=fields.flag("stream", True),
+        rule=one_rule(schema_of(fields, "format"), Choice(tools)),
     )
 
 

@@ -13,6 +13,7 @@ from hotset.server.conversation import check_messages, check_tools, template_var
 from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
+from hotset.server.rules import one_rule, response_format, tool_choice
 from hotset.server.streams import DONE, SSE, event, streamed
 
 if TYPE_CHECKING:
@@ -28,15 +29,17 @@ def read_ask(fields: Fields) -> Ask:
     top = fields.integer("top_logprobs", 0, 20)
     if top and not fields.flag("logprobs"):
         raise fields.wrong("logprobs", "true, as top_logprobs is given")
-    tools = check_tools(fields)
+    choice = tool_choice(fields, check_tools(fields))
     return Ask(
         model=fields.text("model"),
-        prompts=[Conversation(messages, tools, template_variables(fields))],
+        prompts=[Conversation(messages, choice.tools, template_variables(fields))],
         sampling=sampling(fields, logprobs=(top or 0) if fields.flag("logprobs") else None),
         max_tokens=most_tokens(fields, "max_completion_tokens", "max_tokens", "n_predict"),
         stop=fields.stops("stop"),
         choices=fields.integer("n", 1, MOST_CHOICES) or 1,
         stream=fields.flag("stream"),
+        rule=one_rule(response_format(fields), choice),
+        one_call=not fields.flag("parallel_tool_calls", True),
     )
 
 

@@ -12,6 +12,7 @@ from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
 from hotset.server.openai_chat import FINGERPRINT, usage_body
+from hotset.server.rules import response_format
 from hotset.server.streams import DONE, SSE, event, streamed
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def read_ask(fields: Fields) -> Ask:
         stop=fields.stops("stop"),
         choices=choices,
         stream=fields.flag("stream"),
+        rule=response_format(fields),
     )
 
 

@@ -11,6 +11,7 @@ from hotset.server.conversation import check_function, text_of
 from hotset.server.errors import ApiError, wrong
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
+from hotset.server.rules import Rule, one_rule, response_format, tool_choice
 from hotset.server.streams import SSE, event, streamed
 
 if TYPE_CHECKING:
@@ -27,13 +28,25 @@ def read_ask(fields: Fields) -> Ask:
             raise fields.wrong(name, "nothing: this server keeps no responses, send the whole conversation")
     if fields.flag("background"):
         raise fields.wrong("background", "false: answers come at once")
+    choice = tool_choice(fields, _tools(fields))
+    text = fields.fields("text")
     return Ask(
         model=fields.text("model"),
-        prompts=[Conversation(_messages(fields), _tools(fields), _variables(fields))],
+        prompts=[Conversation(_messages(fields), choice.tools, _variables(fields))],
         sampling=sampling(fields),
         max_tokens=most_tokens(fields, "max_output_tokens"),
         stream=fields.flag("stream"),
+        rule=one_rule(_format(text) if text else None, choice),
+        one_call=not fields.flag("parallel_tool_calls", True),
     )
+
+
+def _format(text: Fields) -> Rule | None:
+    """The form of the text, which is flat here: the schema stands beside its type."""
+    format = text.fields("format")
+    if format is not None and format.get("type") == "json_schema" and format.fields("schema") is None:
+        raise format.wrong("schema", "a JSON schema")
+    return response_format(text, "format")
 
 
 def _variables(fields: Fields) -> dict[str, Any]:

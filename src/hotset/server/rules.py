@@ -1,0 +1,131 @@
+"""What an answer has to be: JSON, a schema, an expression, a grammar, or a call of a tool."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hotset.core.errors import ConstraintError
+from hotset.replies import Tool
+from hotset.serve.constraint import Constraint
+from hotset.server.errors import ApiError, wrong
+from hotset.server.fields import Fields, shown
+
+_MOST_TEXT = 1 << 18
+"""Characters of an expression or a grammar."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A constraint that is still to be made, which takes long for large ones: not for the event loop."""
+
+    param: str
+    """The field that asks for it."""
+    make: Callable[[], Constraint]
+    call: bool = False
+    """It asks for a call of a tool."""
+
+    def constraint(self) -> Constraint:
+        """The constraint; `ApiError` 400 where it cannot be kept."""
+        try:
+            return self.make()
+        except ConstraintError as error:
+            raise wrong(self.param, str(error)) from None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tools that a model may call, and whether it has to."""
+
+    tools: Sequence[Mapping[str, Any]]
+    rule: Rule | None = None
+
+
+def response_format(fields: Fields, name: str = "response_format") -> Rule | None:
+    """JSON, or JSON by a schema; also the fields ``grammar``, ``guided_regex`` and ``json_schema``."""
+    if fields.text("grammar"):
+        grammar = _short(fields, "grammar")
+        return Rule("grammar", lambda: Constraint.written(grammar))
+    if fields.text("guided_regex"):
+        pattern = _short(fields, "guided_regex")
+        return Rule("guided_regex", lambda: Constraint.regex(pattern))
+    if name == "response_format" and (given := fields.fields("json_schema")) is not None:
+        return _schema("json_schema", given.all)
+    format = fields.fields(name)
+    return None if format is None else _by_type(format)
+
+
+def _by_type(format: Fields) -> Rule | None:
+    kind = format.choice("type", ("text", "json_object", "json_schema"))
+    if kind is None:
+        raise format.wrong("type", "text, json_object or json_schema")
+    if kind == "text":
+        return None
+    inner = format.fields("json_schema") or format
+    schema = inner.fields("schema") or format.fields("schema")  # llama.cpp's clients put it beside the type
+    if schema is not None:
+        return _schema(schema.place, schema.all)
+    if kind == "json_object":
+        return Rule(format.name("type"), Constraint.json_object)
+    raise (
+        format.wrong("json_schema", "an object with a schema")
+        if inner is format
+        else inner.wrong("schema", "a JSON schema")
+    )
+
+
+def schema_of(fields: Fields, name: str) -> Rule | None:
+    """Ollama's ``format``: "json", or a schema."""
+    given = fields.get(name)
+    if given in (None, ""):
+        return None
+    if given == "json":
+        return Rule(name, Constraint.json_object)
+    if not isinstance(given, dict):
+        raise fields.wrong(name, "json or a JSON schema")
+    return _schema(name, given)
+
+
+def tool_choice(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Choice:
+    """By ``tool_choice``, of OpenAI's or of Anthropic's form."""
+    given = fields.get("tool_choice")
+    kind, chosen = given, None
+    if isinstance(given, dict):
+        choice = Fields(given, "tool_choice")
+        kind = given.get("type")
+        if kind in ("function", "tool"):
+            inner = choice.fields("function") or choice
+            kind, chosen = "required", inner.need_text("name")
+    if kind in (None, "auto"):
+        return Choice(tools)
+    if kind == "none":
+        return Choice(())
+    if kind not in ("required", "any"):
+        raise fields.wrong("tool_choice", "none, auto, required or a function's name")
+    named = [tool for tool in tools if chosen in (None, tool["function"]["name"])]
+    if not named:
+        found = f"no function {shown(chosen)}" if chosen else "no functions"
+        raise wrong("tool_choice", f"tool_choice asks for a call, but there are {found} among the tools")
+    allowed = [Tool.from_schema(tool) for tool in named]
+    return Choice(tools, Rule("tool_choice", lambda: Constraint.call(allowed), call=True))
+
+
+def one_rule(format: Rule | None, choice: Choice) -> Rule | None:
+    """The one rule for an answer: a call that is asked for counts, and goes before a form of the text."""
+    if format and choice.tools and not choice.rule:
+        raise ApiError(
+            400,
+            f"{format.param} leaves no room for calls of tools: give tool_choice none or required beside it",
+            param=format.param,
+        )
+    return choice.rule or format
+
+
+def _schema(param: str, schema: Mapping[str, Any]) -> Rule:
+    return Rule(param, lambda: Constraint.json_schema(schema))
+
+
+def _short(fields: Fields, name: str) -> str:
+    text = fields.need_text(name)
+    if len(text) > _MOST_TEXT:
+        raise wrong(name, f"{name} has {len(text)} characters: expected at most {_MOST_TEXT}")
+    return text
