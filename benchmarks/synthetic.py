@@ -26,9 +26,17 @@ from hotset.formats.tensor import TensorType as Q
 
 TYPES = {
     kind.name.lower(): kind
-    for kind in (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.F16, Q.BF16, Q.F32)
+    for kind in (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_NL)
+    + (Q.IQ4_XS, Q.MXFP4, Q.F16, Q.BF16, Q.F32)
 }
-FALLBACK = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
+FALLBACK = {
+    Q.Q2_K: Q.Q4_0,
+    Q.Q3_K: Q.Q4_0,
+    Q.Q4_K: Q.Q5_0,
+    Q.Q5_K: Q.Q5_1,
+    Q.Q6_K: Q.Q8_0,
+    Q.IQ4_XS: Q.IQ4_NL,
+}
 BUFFER_BYTES = 8 << 20
 
 
@@ -159,15 +167,26 @@ def random_blocks(kind: Q, columns: int, count: int, rng: np.random.Generator) -
         Q.Q4_K: (4.6 * 36.4, 7.5),
         Q.Q5_K: (9.2 * 36.4, 15.5),
         Q.Q6_K: (18.5 * 73.9, 0.0),
+        Q.Q2_K: (1.1 * 8.8, 1.5),
+        Q.Q3_K: (2.3 * 18.5, 0.0),
+        Q.IQ4_NL: (71.0, 0.0),
+        Q.IQ4_XS: (71.0 * 18.5, 0.0),
+        Q.MXFP4: (6.0, 0.0),
     }[kind]
     scale = rng.uniform(0.5, 1.5, (count, 1)) * deviation / spread
 
     def put(start: int, values: NDArray[np.float64]) -> None:
         blocks[:, start : start + 2] = values.astype("<f2").view(np.uint8)
 
-    put(kind.block_bytes - 2 if kind is Q.Q6_K else 0, scale)
+    if kind is Q.MXFP4:  # its scale is a power of two, of which 2^-128 is the least
+        blocks[:, :1] = np.round(np.log2(scale)) + 128
+    else:
+        put({Q.Q6_K: 208, Q.Q3_K: 108, Q.Q2_K: 80}.get(kind, 0), scale)
     if kind in (Q.Q4_1, Q.Q5_1):
         put(2, -centre * scale)
+    if kind is Q.Q2_K:
+        put(82, centre * scale)
+        blocks[:, :16] = (blocks[:, :16] & 15) * 17  # likewise
     if kind in (Q.Q4_K, Q.Q5_K):
         put(2, centre * scale)
         # Every group's 6-bit minimum equals its 6-bit scale, which centres its numbers on zero.
