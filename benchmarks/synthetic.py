@@ -26,8 +26,10 @@ from hotset.formats.tensor import TensorType as Q
 
 TYPES = {
     kind.name.lower(): kind
-    for kind in (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_NL)
-    + (Q.IQ4_XS, Q.MXFP4, Q.F16, Q.BF16, Q.F32)
+    for kind in (
+        *(Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K),
+        *(Q.IQ4_NL, Q.IQ4_XS, Q.MXFP4, Q.F16, Q.BF16, Q.F32),
+    )
 }
 FALLBACK = {
     Q.Q2_K: Q.Q4_0,

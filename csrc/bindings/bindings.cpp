@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/codebook_binding.h"
 #include "kernels/kernels.h"
 
 namespace nb = nanobind;
@@ -31,6 +32,7 @@ std::vector<std::string> kernel_levels() {
 NB_MODULE(_native, m) {
   m.doc() = "Hotset's CPU kernels.";
   m.def("kernel_levels", &kernel_levels, "Instruction sets with kernels that this CPU runs, best first.");
+  bind_codebook(m);
   bind_batch(m);
   bind_layers(m);
   bind_delta_net(m);

@@ -36,12 +36,19 @@ RuntimePtr new_runtime(int threads, const std::string& level, int64_t parts) {
   refuse("level: " + level + " is not in kernel_levels()");
 }
 
+Type known_type(int type) {
+  const auto checked = static_cast<Type>(type);
+  if (codebook_bytes(checked) && !codebook_of(checked)) refuse("type: its codebook is not known");
+  return checked;
+}
+
 MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, Bytes data, bool from_file,
                      std::optional<Numbers> bias) {
   if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
   if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), rows);
+  const Type checked = known_type(type);
   const nb::gil_scoped_release release;
-  return std::make_shared<Linear>(std::move(runtime), static_cast<Type>(type), rows, cols,
+  return std::make_shared<Linear>(std::move(runtime), checked, rows, cols,
                                   static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
                                   bias ? bias->data() : nullptr);
 }
@@ -221,10 +228,11 @@ void gather(int type, Bytes data, int64_t rows, Indices indices, nb::handle out,
     const int64_t row = indices.data()[i];
     if (row < 0 || row >= rows) throw nb::index_error(std::to_string(row).c_str());
   }
+  const Type checked = known_type(type);
   const nb::gil_scoped_release release;
   const int64_t row_bytes = static_cast<int64_t>(data.size()) / rows;
   for (size_t i = 0; i < indices.size(); ++i) {
-    dequantise(static_cast<Type>(type), data.data() + indices.data()[i] * row_bytes, cols,
+    dequantise(checked, data.data() + indices.data()[i] * row_bytes, cols,
                to.data() + static_cast<int64_t>(i) * cols);
   }
 }

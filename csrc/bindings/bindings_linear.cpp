@@ -55,6 +55,24 @@ Block block_of(int type) {
       return {32, 17};
     case kQ2_K:
       return {256, 84};
+    case kIQ1_S:
+      return {256, 50};
+    case kIQ1_M:
+      return {256, 56};
+    case kIQ2_XXS:
+      return {256, 66};
+    case kIQ2_XS:
+      return {256, 74};
+    case kIQ2_S:
+      return {256, 82};
+    case kIQ3_XXS:
+      return {256, 98};
+    case kIQ3_S:
+      return {256, 110};
+    case kTQ1_0:
+      return {256, 54};
+    case kTQ2_0:
+      return {256, 66};
     case kQ3_K:
       return {256, 110};
     case kIQ4_XS:
@@ -81,6 +99,9 @@ class Matrix {
   Matrix(const std::string& level, int type, Bytes data, int64_t rows, int64_t cols)
       : kernels_(linear_kernels(level)) {
     const Block block = block_of(type);
+    if (codebook_bytes(static_cast<Type>(type)) && !codebook_of(static_cast<Type>(type))) {
+      throw nb::value_error("type: its codebook is not known");
+    }
     constexpr int64_t kLimit = int64_t{1} << 31;
     if (rows < 1 || rows >= kLimit) throw nb::value_error("rows: expected 1 to 2^31 - 1");
     if (cols < 1 || cols >= kLimit || cols % block.cols != 0) {

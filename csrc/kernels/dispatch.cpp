@@ -1,5 +1,7 @@
 // Which sets of kernels this build has, and which of them this CPU runs.
-#include "kernels/kernels.h"
+#include <vector>
+
+#include "kernels/codebooks.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
@@ -109,6 +111,35 @@ const Kernels* const* available_kernels() {
   };
   static const List list;
   return list.kernels;
+}
+
+template <class Book>
+static std::vector<uint8_t> entries_of;
+
+int64_t codebook_bytes(Type type) {
+  int64_t bytes = 0;
+  with_book(type, [&](auto book) { bytes = book.kEntries * book.kEntry; });
+  return bytes;
+}
+
+void set_codebook(Type type, const uint8_t* entries) {
+  with_book(type, [=](auto book) {
+    auto& kept = entries_of<decltype(book)>;
+    if (!kept.empty()) return;
+    kept.assign(entries, entries + codebook_bytes(type));
+    for (auto kernels = available_kernels(); *kernels; kernels++) {
+      (*kernels)->linear->set_codebook(type, kept.data());
+    }
+  });
+}
+
+const uint8_t* codebook_of(Type type) {
+  const uint8_t* entries = nullptr;
+  with_book(type, [&](auto book) {
+    const auto& kept = entries_of<decltype(book)>;
+    if (!kept.empty()) entries = kept.data();
+  });
+  return entries;
 }
 
 }  // namespace hotset

@@ -21,9 +21,18 @@ enum Type : int32_t {
   kQ4_K = 12,
   kQ5_K = 13,
   kQ6_K = 14,
+  kIQ2_XXS = 16,
+  kIQ2_XS = 17,
+  kIQ3_XXS = 18,
+  kIQ1_S = 19,
   kIQ4_NL = 20,
+  kIQ3_S = 21,
+  kIQ2_S = 22,
   kIQ4_XS = 23,
+  kIQ1_M = 29,
   kBF16 = 30,
+  kTQ1_0 = 34,
+  kTQ2_0 = 35,
   kMXFP4 = 39,
   kQ2 = 1000,  // no file has it: copies of gates, as (f16 scale, 32 codes of two bits)
 };
@@ -72,6 +81,10 @@ struct LinearKernels {
   // and matrix row r go to y[(t - row0) * ldy + r - panel0 * lanes]; whole panels are written.
   void (*matmul)(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, int64_t rows,
                  int64_t row0, int64_t row1, float* y, int64_t ldy);
+
+  // Where a type's codebook lies (codebooks.h), as long as anything runs. It must be known before a matrix of
+  // the type is packed; for other types this does nothing.
+  void (*set_codebook)(Type type, const uint8_t* entries);
 };
 
 // What rows of a NeuronMatrix are for: to be multiplied with x (gate, up), or to be added up (down, stored by
@@ -141,5 +154,14 @@ struct Kernels {
 
 // The kernel sets that this build has and this CPU runs, best first; ends with nullptr.
 const Kernels* const* available_kernels();
+
+// Bytes of a type's codebook; 0 where it has none.
+int64_t codebook_bytes(Type type);
+
+// Copies a type's codebook and makes it known to all kernels, and to dequantise(); call it once a type.
+void set_codebook(Type type, const uint8_t* entries);
+
+// A type's codebook as set, or nullptr.
+const uint8_t* codebook_of(Type type);
 
 }  // namespace hotset

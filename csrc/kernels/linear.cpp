@@ -22,10 +22,10 @@ void pack_panel(Type type, const uint8_t* src, int64_t rows, int64_t cols, uint8
     } else if (is_float(type)) {
       pack_float_row<uint16_t>(src + row * cols * 2, cols, row, panel);
     } else {
-      with_format(type, [&](auto format) {
+      with_blocks(type, [&](auto format, auto block) {
         using F = decltype(format);
-        int64_t row_bytes = cols / kBlock / F::Meta::kBlocks * GgufOf<F>::kBytes;
-        pack_row<F>(src + row * row_bytes, cols, row, panel);
+        const int64_t row_bytes = cols / kBlock / F::Meta::kBlocks * block.kBytes;
+        pack_row<F, decltype(block)>(src + row * row_bytes, cols, row, panel);
       });
     }
   }
@@ -84,7 +84,8 @@ void matmul(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x
 
 extern const LinearKernels HOTSET_TABLE(linear);
 const LinearKernels HOTSET_TABLE(linear) = {
-    kLanes, activation_format, panel_bytes, pack_panel, activation_bytes, pack_activations, matvec, matmul,
+    kLanes, activation_format, panel_bytes, pack_panel, activation_bytes, pack_activations, matvec,
+    matmul, set_entries,
 };
 
 }  // namespace hotset

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/kernels.h"
+#include "kernels/tables.h"
 #include "simd/simd.h"
 
 namespace hotset {
@@ -120,16 +121,18 @@ struct Codes8 {
   }
 };
 
-// Sixteen values, to each of which `bias` is added for the sake of the dot product.
+// Up to sixteen values, to each of which `bias` is added for the sake of the dot product.
+template <class DotOf, int bias, class>
+struct Table;
 template <class DotOf, int bias, int... values>
-struct Table {
+struct Table<DotOf, bias, Values<values...>> {
   using Dot = DotOf;
-  alignas(16) static constexpr uint8_t kBytes[] = {uint8_t(values + bias)...};
+  alignas(16) static constexpr uint8_t kBytes[16] = {uint8_t(values + bias)...};
 };
-using Uneven =
-    Table<TableDot, kTableBias, -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113>;
-// Four-bit floats (one bit of mantissa), doubled.
-using Fp4 = Table<CodeDot, 16, 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12>;
+template <class Values>
+using WideTable = Table<TableDot, kTableBias, Values>;
+template <class Values>
+using NarrowTable = Table<CodeDot, 16, Values>;  // of values from -16 to 16; the format's offset is 16
 
 template <class Places, class TableOf>
 struct LookedUp {
@@ -300,6 +303,33 @@ struct KScale6 : EightBlocks {
   }
 };
 
+// TQ1_0 and TQ2_0: codes 0 to 2 are -d, 0 and d.
+struct ScaleTernary : EightBlocks {
+  static constexpr int kHalves = 1, kMins = 1;
+
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32* mins) {
+    const F32 d = Scale::load_half(p, 0), m = zero_f32() - d;
+    unroll<8>([&](auto i) HOTSET_INLINED {
+      scales[i.value] = d;
+      mins[i.value] = m;
+    });
+  }
+};
+
+// Types with codebooks: d and sixteen nibbles s, one for each half block, whose scale is d * (2 s + 1) / 8.
+struct OddScales : EightBlocks {
+  static constexpr int kHalves = 1, kWords = 2, kScales = 2;
+
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32*) {
+    const F32 d = Scale::load_half(p, 0), quarter = broadcast(0.25f) * d, eighth = broadcast(0.125f) * d;
+    const I32 words[2] = {load_i32(p + 2 * kLanes), load_i32(p + 2 * kLanes + kWordBytes)};
+    unroll<16>([&](auto i) HOTSET_INLINED {
+      const I32 s = shift_right<i.value % 8 * 4>(words[i.value / 8]) & broadcast(15);
+      scales[i.value] = fma(to_f32(s), quarter, eighth);
+    });
+  }
+};
+
 template <class CodesOf, class MetaOf, int offset>
 struct Format {
   using Codes = CodesOf;
@@ -347,9 +377,14 @@ using FormatQ5_K = Format<Codes5, KScaleMin, 16>;
 using FormatQ6_K = Format<Codes6, KScaleHalves, 32>;
 using FormatQ2_K = Format<Codes2, KScaleMinHalves, 0>;
 using FormatQ3_K = Format<Codes3, KScaleHalves6, 4>;
-using FormatIQ4_NL = Format<LookedUp<Codes4, Uneven>, Scale, 0>;
-using FormatIQ4_XS = Format<LookedUp<Codes4, Uneven>, KScale6, 0>;
-using FormatMXFP4 = Format<LookedUp<Codes4, Fp4>, ScalePower, 16>;
+using FormatIQ4_NL = Format<LookedUp<Codes4, WideTable<Uneven>>, Scale, 0>;
+using FormatIQ4_XS = Format<LookedUp<Codes4, WideTable<Uneven>>, KScale6, 0>;
+using FormatMXFP4 = Format<LookedUp<Codes4, NarrowTable<Fp4>>, ScalePower, 16>;
+using FormatTernary = Format<Codes2, ScaleTernary, 0>;
+using FormatBook2 = Format<LookedUp<Codes3, WideTable<Book2>>, OddScales, 0>;
+using FormatBook3_XXS = Format<LookedUp<Codes4, WideTable<Book3_XXS>>, OddScales, 0>;
+using FormatBook3_S = Format<LookedUp<Codes4, WideTable<Book3_S>>, OddScales, 0>;
+using FormatBook1 = Format<LookedUp<Codes3, NarrowTable<Book1>>, OddScales, 16>;
 
 // Calls f with the Format of a quantised type.
 template <class F>
@@ -381,6 +416,20 @@ HOTSET_INLINE auto with_format(Type type, F f) {
       return f(FormatIQ4_XS{});
     case kMXFP4:
       return f(FormatMXFP4{});
+    case kTQ1_0:
+    case kTQ2_0:
+      return f(FormatTernary{});
+    case kIQ2_XXS:
+    case kIQ2_XS:
+    case kIQ2_S:
+      return f(FormatBook2{});
+    case kIQ3_XXS:
+      return f(FormatBook3_XXS{});
+    case kIQ3_S:
+      return f(FormatBook3_S{});
+    case kIQ1_S:
+    case kIQ1_M:
+      return f(FormatBook1{});
     default:
       return f(FormatQ8_0{});
   }

@@ -1,6 +1,7 @@
 // Re-lays GGUF's blocks as panels (linear_formats.h says how those look).
 #pragma once
 
+#include "kernels/codebooks.h"
 #include "kernels/linear_formats.h"
 
 namespace hotset {
@@ -9,12 +10,6 @@ namespace {
 // A block as it lies in a GGUF file: its bytes, where the f16 numbers and the words of scales are that a
 // panel keeps as they are, byte(): the scale that is a byte, and words(): the codes of part `part` of it (32
 // columns), as Codes4 to Codes8 read them.
-
-HOTSET_INLINE uint32_t load_u32(const uint8_t* p) {
-  uint32_t word;
-  memcpy(&word, p, 4);
-  return word;
-}
 
 struct Gguf {
   static constexpr int kScales = 0;
@@ -33,7 +28,7 @@ struct Gguf5 : Gguf {
   static constexpr int kBytes = header + 20;
   HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) {
     memcpy(words, block + header + 4, 16);
-    const uint32_t fifth = load_u32(block + header);  // bit i of column i
+    const uint32_t fifth = read_u32(block + header);  // bit i of column i
     words[4] = 0;
     for (int b = 0; b < 4; b++) {
       uint32_t bits = fifth >> b & 0x11111111;  // of columns b, b + 4 ...
@@ -52,8 +47,8 @@ struct Gguf8 : Gguf {
 // 32 nibbles, the low or high ones of 32 bytes.
 HOTSET_INLINE void nibble_words(const uint8_t* q, int shift, uint32_t* words) {
   for (int i = 0; i < 4; i++) {
-    const uint32_t low = load_u32(q + 4 * i) >> shift & 0x0f0f0f0f;
-    const uint32_t high = load_u32(q + 4 * i + 16) >> shift & 0x0f0f0f0f;
+    const uint32_t low = read_u32(q + 4 * i) >> shift & 0x0f0f0f0f;
+    const uint32_t high = read_u32(q + 4 * i + 16) >> shift & 0x0f0f0f0f;
     words[i] = low | high << 4;
   }
 }
@@ -63,17 +58,25 @@ struct Gguf4K : Gguf {
     nibble_words(block + 16 + part / 2 * 32, part % 2 * 4, words);
   }
 };
+// The same of 32 bytes that have nothing else; and their lowest two bits as Codes2 has them.
+HOTSET_INLINE void nibble_words(const uint8_t* codes, uint32_t* words) {
+  for (int i = 0; i < 4; i++) words[i] = read_u32(codes + 4 * i) | read_u32(codes + 4 * i + 16) << 4;
+}
+HOTSET_INLINE void low_words(const uint8_t* codes, uint32_t* words) {
+  words[0] = words[1] = 0;
+  for (int i = 0; i < kQuads; i++) words[i / 4] |= (read_u32(codes + 4 * i) & 0x03030303) << i % 4 * 2;
+}
 // Two-bit codes: 128 columns in 32 bytes.
 HOTSET_INLINE void two_bit_words(const uint8_t* qs, int part, uint32_t* words) {
   words[0] = words[1] = 0;
   for (int i = 0; i < kQuads; i++) {
-    words[i / 4] |= (load_u32(qs + part / 4 * 32 + 4 * i) >> part % 4 * 2 & 0x03030303) << i % 4 * 2;
+    words[i / 4] |= (read_u32(qs + part / 4 * 32 + 4 * i) >> part % 4 * 2 & 0x03030303) << i % 4 * 2;
   }
 }
 // One bit of each of 32 bytes, as a word whose bit i of every byte is quad i.
 HOTSET_INLINE uint32_t bit_word(const uint8_t* bytes, int bit) {
   uint32_t word = 0;
-  for (int i = 0; i < kQuads; i++) word |= (load_u32(bytes + 4 * i) >> bit & 0x01010101) << i;
+  for (int i = 0; i < kQuads; i++) word |= (read_u32(bytes + 4 * i) >> bit & 0x01010101) << i;
   return word;
 }
 struct Gguf2K : Gguf {
@@ -123,47 +126,135 @@ struct Block2 : Gguf {
   HOTSET_INLINE static void words(const uint8_t* block, int, uint32_t* words) { memcpy(words, block + 2, 8); }
 };
 
-template <class>
-struct GgufOf;
-template <>
-struct GgufOf<FormatQ2> : Block2 {};
-template <>
-struct GgufOf<FormatQ4_0> : Gguf4<2> {};
-template <>
-struct GgufOf<FormatQ4_1> : Gguf4<4> {};
-template <>
-struct GgufOf<FormatQ5_0> : Gguf5<2> {};
-template <>
-struct GgufOf<FormatQ5_1> : Gguf5<4> {};
-template <>
-struct GgufOf<FormatQ8_0> : Gguf8 {};
-template <>
-struct GgufOf<FormatQ4_K> : Gguf4K {};
-template <>
-struct GgufOf<FormatQ5_K> : Gguf5K {};
-template <>
-struct GgufOf<FormatQ6_K> : Gguf6K {};
-template <>
-struct GgufOf<FormatQ2_K> : Gguf2K {};
-template <>
-struct GgufOf<FormatQ3_K> : Gguf3K {};
-template <>
-struct GgufOf<FormatIQ4_NL> : Gguf4<2> {};
-template <>
-struct GgufOf<FormatIQ4_XS> : Gguf4XS {};
-template <>
-struct GgufOf<FormatMXFP4> : GgufMX4 {};
+// 256 ternary digits, five to a byte. A byte is their number in base 3, as a fraction of 3^5 (of 3^4 in the
+// last four) times 256.
+struct GgufTQ1 : Gguf {
+  static constexpr int kBytes = 54;
+  static constexpr int half_at(int) { return 52; }
+  static uint32_t digit(const uint8_t* block, int i) {
+    constexpr uint8_t powers[] = {1, 3, 9, 27, 81};
+    const int of = i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4;
+    const int place = i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4;
+    return uint32_t(uint8_t(block[of] * powers[place])) * 3 >> 8;
+  }
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    uint8_t codes[kBlock];
+    for (int i = 0; i < kBlock; i++) codes[i] = uint8_t(digit(block, 32 * part + i));
+    low_words(codes, words);
+  }
+};
+struct GgufTQ2 : Gguf {
+  static constexpr int kBytes = 66;
+  static constexpr int half_at(int) { return 64; }
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    two_bit_words(block, part, words);
+  }
+};
 
+// Of each type with a codebook, that.
+template <class Block>
+const uint8_t* entries_of = nullptr;
+
+inline void set_entries(Type type, const uint8_t* entries) {
+  with_book(type, [=](auto block) { entries_of<decltype(block)> = entries; });
+}
+
+// A type with a codebook, taken apart.
+template <class Block, int bits>
+struct GgufBook : Gguf {
+  static constexpr int kBytes = Block::kBytes;
+  static uint16_t half(const uint8_t* block) { return Block::half(block); }
+  static uint32_t scale_word(const uint8_t* block, int k) {
+    uint32_t word = 0;
+    for (int i = 0; i < 8; i++) word |= Block::scale(block, 8 * k + i) << 4 * i;
+    return word;
+  }
+  static void words(const uint8_t* block, int part, uint32_t* words) {
+    uint8_t codes[kBlock];
+    take_apart<Block>(block, part, entries_of<Block>, codes);
+    if constexpr (bits == 4) {
+      nibble_words(codes, words);
+    } else {
+      low_words(codes, words);
+      words[2] = 0;
+      for (int i = 0; i < kQuads; i++) words[2] |= (read_u32(codes + 4 * i) >> 2 & 0x01010101) << i;
+    }
+  }
+};
+
+// Calls f with the Format of a quantised type and its blocks in files.
 template <class F>
+HOTSET_INLINE void with_blocks(Type type, F f) {
+  switch (type) {
+    case kQ2:
+      return f(FormatQ2{}, Block2{});
+    case kQ4_0:
+      return f(FormatQ4_0{}, Gguf4<2>{});
+    case kQ4_1:
+      return f(FormatQ4_1{}, Gguf4<4>{});
+    case kQ5_0:
+      return f(FormatQ5_0{}, Gguf5<2>{});
+    case kQ5_1:
+      return f(FormatQ5_1{}, Gguf5<4>{});
+    case kQ2_K:
+      return f(FormatQ2_K{}, Gguf2K{});
+    case kQ3_K:
+      return f(FormatQ3_K{}, Gguf3K{});
+    case kQ4_K:
+      return f(FormatQ4_K{}, Gguf4K{});
+    case kQ5_K:
+      return f(FormatQ5_K{}, Gguf5K{});
+    case kQ6_K:
+      return f(FormatQ6_K{}, Gguf6K{});
+    case kIQ4_NL:
+      return f(FormatIQ4_NL{}, Gguf4<2>{});
+    case kIQ4_XS:
+      return f(FormatIQ4_XS{}, Gguf4XS{});
+    case kMXFP4:
+      return f(FormatMXFP4{}, GgufMX4{});
+    case kTQ1_0:
+      return f(FormatTernary{}, GgufTQ1{});
+    case kTQ2_0:
+      return f(FormatTernary{}, GgufTQ2{});
+    case kIQ2_XXS:
+      return f(FormatBook2{}, GgufBook<IQ2_XXS, 3>{});
+    case kIQ2_XS:
+      return f(FormatBook2{}, GgufBook<IQ2_XS, 3>{});
+    case kIQ2_S:
+      return f(FormatBook2{}, GgufBook<IQ2_S, 3>{});
+    case kIQ3_XXS:
+      return f(FormatBook3_XXS{}, GgufBook<IQ3_XXS, 4>{});
+    case kIQ3_S:
+      return f(FormatBook3_S{}, GgufBook<IQ3_S, 4>{});
+    case kIQ1_S:
+      return f(FormatBook1{}, GgufBook<IQ1_S, 3>{});
+    case kIQ1_M:
+      return f(FormatBook1{}, GgufBook<IQ1_M, 3>{});
+    default:
+      return f(FormatQ8_0{}, Gguf8{});
+  }
+}
+
+template <class F, class Block>
 void pack_row(const uint8_t* src, int64_t cols, int64_t row, uint8_t* panel) {
-  using Block = GgufOf<F>;
   using Meta = typename F::Meta;
   uint8_t* meta = panel;
   uint8_t* codes = panel + F::codes_start(cols) + 4 * row;
   for (int64_t b = 0; b < cols / kBlock / Meta::kBlocks; b++, src += Block::kBytes, meta += F::kMetaBytes) {
-    for (int k = 0; k < Meta::kHalves; k++) memcpy(meta + 2 * (k * kLanes + row), src + Block::half_at(k), 2);
     uint8_t* words_at = meta + 2 * Meta::kHalves * kLanes + 4 * row;
-    for (int k = 0; k < Meta::kWords; k++) memcpy(words_at + k * kWordBytes, src + Block::kScales + 4 * k, 4);
+    if constexpr (requires { Block::scale_word(src, 0); }) {
+      const uint16_t half = Block::half(src);
+      memcpy(meta + 2 * row, &half, 2);
+      for (int k = 0; k < Meta::kWords; k++) {
+        const uint32_t word = Block::scale_word(src, k);
+        memcpy(words_at + k * kWordBytes, &word, 4);
+      }
+    } else {
+      for (int k = 0; k < Meta::kHalves; k++)
+        memcpy(meta + 2 * (k * kLanes + row), src + Block::half_at(k), 2);
+      for (int k = 0; k < Meta::kWords; k++)
+        memcpy(words_at + k * kWordBytes, src + Block::kScales + 4 * k, 4);
+    }
     if (Meta::kBytes) meta[F::kMetaBytes - kLanes + row] = Block::byte(src);
     for (int part = 0; part < Meta::kBlocks; part++, codes += F::kCodeBytes) {
       uint32_t words[F::Codes::kWords];

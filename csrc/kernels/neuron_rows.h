@@ -19,7 +19,7 @@ constexpr int kDotRows = 4;  // whose sums stay in registers, sharing what is re
 HOTSET_INLINE constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 struct RowQ4_0 {
-  using Gguf = GgufOf<FormatQ4_0>;
+  using Gguf = Gguf4<2>;
   using Dot = CodeDot;
   static constexpr int kWords = 4, kHalves = 1;  // of a block: 32-bit words of codes, f16 numbers
   static constexpr int kBits = 4, kMaxCode = 15, kOffset = 8;
@@ -28,7 +28,7 @@ struct RowQ4_0 {
 };
 
 struct RowQ4_1 {
-  using Gguf = GgufOf<FormatQ4_1>;
+  using Gguf = Gguf4<4>;
   using Dot = CodeDot;
   static constexpr int kWords = 4, kHalves = 2;
   static constexpr int kBits = 4, kMaxCode = 15, kOffset = 8;
@@ -39,7 +39,7 @@ struct RowQ4_1 {
 };
 
 struct RowQ8_0 {
-  using Gguf = GgufOf<FormatQ8_0>;
+  using Gguf = Gguf8;
   using Dot = ByteDot;
   static constexpr int kWords = 8, kHalves = 1;
   static constexpr int kBits = 8, kMaxCode = 255, kOffset = 128;  // of a row to be added up

@@ -2,6 +2,7 @@
 // so that the results are the same to the last bit.
 #include <cstring>
 
+#include "kernels/codebooks.h"
 #include "layers/layers.h"
 
 namespace hotset {
@@ -75,9 +76,6 @@ void q6_k(const uint8_t* block, float* out) {
   }
 }
 
-constexpr float kUneven[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-constexpr float kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};  // doubled
-
 // Blocks of 32 places in a table of 16 values.
 void looked_up(const uint8_t* qs, const float* table, float d, float* out) {
   nibbles(qs, 0, out, [=](int q) { return d * table[q]; });
@@ -88,7 +86,7 @@ void iq4_xs(const uint8_t* block, float* out) {
   const int top = read<uint16_t>(block + 2);
   for (int i = 0; i < 8; ++i) {
     const int scale = (block[4 + i / 2] >> (i % 2 * 4) & 15) | (top >> 2 * i & 3) << 4;
-    looked_up(block + 8 + 16 * i, kUneven, d * static_cast<float>(scale - 32), out + 32 * i);
+    looked_up(block + 8 + 16 * i, Uneven::kFloats, d * static_cast<float>(scale - 32), out + 32 * i);
   }
 }
 
@@ -120,6 +118,29 @@ void q3_k(const uint8_t* block, float* out) {
   }
 }
 
+// Digit i of 256 in base 3: linear_pack.h has the order.
+int ternary(const uint8_t* qs, int i) {
+  constexpr uint8_t powers[] = {1, 3, 9, 27, 81};
+  const int of = i < 160 ? i % 32 : i < 240 ? 32 + i % 16 : 48 + i % 4;
+  const int place = i < 160 ? i / 32 : i < 240 ? (i - 160) / 16 : (i - 240) / 4;
+  return static_cast<uint8_t>(qs[of] * powers[place]) * 3 >> 8;
+}
+
+// All products are exact: scales have 16 bits, values 7.
+template <class Book>
+void by_codebook(const uint8_t* block, const uint8_t* entries, float* out) {
+  const uint16_t bits = Book::half(block);
+  const float d = half(reinterpret_cast<const uint8_t*>(&bits));
+  for (int i = 0; i < 256; i += 32) {
+    uint8_t codes[32];
+    take_apart<Book>(block, i / 32, entries, codes);
+    for (int j = 0; j < 32; ++j) {
+      const auto s = static_cast<float>(Book::scale(block, (i + j) / 16));
+      out[i + j] = d * (2 * s + 1) * 0.125f * Book::Values::kFloats[codes[j]];
+    }
+  }
+}
+
 template <class Block>
 void blocks(const uint8_t* data, int64_t count, int64_t size, int64_t bytes, float* out, Block block) {
   for (int64_t i = 0; i < count; i += size, data += bytes, out += size) block(data, out);
@@ -128,6 +149,12 @@ void blocks(const uint8_t* data, int64_t count, int64_t size, int64_t bytes, flo
 }  // namespace
 
 void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
+  const bool done = with_book(type, [=](auto book) {
+    using Book = decltype(book);
+    blocks(data, count, 256, Book::kBytes, out,
+           [entries = codebook_of(type)](const uint8_t* b, float* y) { by_codebook<Book>(b, entries, y); });
+  });
+  if (done) return;
   switch (type) {
     case kF32:
       std::memcpy(out, data, static_cast<size_t>(count) * 4);
@@ -163,16 +190,24 @@ void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
       });
     case kIQ4_NL:
       return blocks(data, count, 32, 18, out,
-                    [](const uint8_t* b, float* y) { looked_up(b + 2, kUneven, half(b), y); });
+                    [](const uint8_t* b, float* y) { looked_up(b + 2, Uneven::kFloats, half(b), y); });
     case kMXFP4:
       return blocks(data, count, 32, 17, out,
-                    [](const uint8_t* b, float* y) { looked_up(b + 1, kFp4, half_power(b[0]), y); });
+                    [](const uint8_t* b, float* y) { looked_up(b + 1, Fp4::kFloats, half_power(b[0]), y); });
     case kIQ4_XS:
       return blocks(data, count, 256, 136, out, iq4_xs);
     case kQ2_K:
       return blocks(data, count, 256, 84, out, q2_k);
     case kQ3_K:
       return blocks(data, count, 256, 110, out, q3_k);
+    case kTQ1_0:
+      return blocks(data, count, 256, 54, out, [](const uint8_t* b, float* y) {
+        for (int i = 0; i < 256; ++i) y[i] = half(b + 52) * static_cast<float>(ternary(b, i) - 1);
+      });
+    case kTQ2_0:
+      return blocks(data, count, 256, 66, out, [](const uint8_t* b, float* y) {
+        for (int i = 0; i < 256; ++i) y[i] = half(b + 64) * static_cast<float>(two_bits(b, i) - 1);
+      });
     case kQ4_K:
       return blocks(data, count, 256, 144, out,
                     [](const uint8_t* b, float* y) { sub_blocks(b, nullptr, b + 16, y); });

@@ -162,16 +162,11 @@ def random_tensor(type: TensorType, rows: int, cols: int) -> Tensor:
     """Any bytes; where they stand for floats, finite ones."""
     data = np.random.default_rng(type).integers(0, 256, (rows, cols // type.block_size, type.block_bytes))
     data = data.astype(np.uint8)
-    halves = {TensorType.Q4_0: [0], TensorType.Q4_1: [0, 2], TensorType.Q5_0: [0], TensorType.Q5_1: [0, 2]}
-    halves |= {TensorType.Q8_0: [0], TensorType.Q6_K: [208], TensorType.F16: [0], TensorType.BF16: [0]}
-    halves |= {TensorType.Q4_K: [0, 2], TensorType.Q5_K: [0, 2], TensorType.F32: [2]}
-    halves |= {
-        TensorType.Q2_K: [80, 82],
-        TensorType.Q3_K: [108],
-        TensorType.IQ4_NL: [0],
-        TensorType.IQ4_XS: [0],
-    }
-    for offset in halves.get(type, []):
+    halves = {type: [0] for type in TensorType} | {TensorType.Q6_K: [208], TensorType.F32: [2]}
+    halves |= {type: [0, 2] for type in (TensorType.Q4_1, TensorType.Q5_1, TensorType.Q4_K, TensorType.Q5_K)}
+    halves |= {TensorType.Q2_K: [80, 82], TensorType.Q3_K: [108], TensorType.MXFP4: []}
+    halves |= {TensorType.TQ1_0: [52], TensorType.TQ2_0: [64], TensorType.IQ1_M: [54]}
+    for offset in halves[type]:
         data[..., offset + 1] &= 0xBF  # an exponent below the largest
     return Tensor("table", type, (rows, cols), np.ascontiguousarray(data).reshape(-1))
 

@@ -120,10 +120,11 @@ DAMAGE = {
     "overlap": (GGUFBytes({}, [line("s"), line("t", offset=0)]), r"overlaps"),
     "tensor twice": (GGUFBytes({}, [line("t"), line("t")]), r"name is there twice"),
     "named type": (
-        GGUFBytes({}, [bad_type(17)]),
-        r"'blk.0.ffn_up.weight' has type IQ2_XS, which Hotset does not run; it reads F32, F16, Q4_0",
+        GGUFBytes({}, [bad_type(9)]),
+        r"'blk.0.ffn_up.weight' has type Q8_1, which Hotset does not run; take a file of another type",
     ),
-    "unknown type": (GGUFBytes({}, [bad_type(9999)]), r"has type 9999, which Hotset does not run"),
+    "removed type": (GGUFBytes({}, [bad_type(31)]), r"has type 31 \(Q4_0_4_4\), which GGUF no longer has; "),
+    "foreign type": (GGUFBytes({}, [bad_type(9999)]), r"has type 9999, which is none of GGUF's: other prog"),
 }
 
 

@@ -1,7 +1,7 @@
 // Runs one level's linear kernels on cases read from standard input, where no Python module of that level can
 // be loaded (see helpers/other_levels.py). A case is five int64 (type, rows, columns, tokens, bytes of
-// weights), the weights and the activations; the answer is the product, tokens x rows floats. One token goes
-// through the decode kernel as well, and both must agree to the bit.
+// weights), the weights and the activations, or without rows a codebook; the answer is the product, tokens x
+// rows floats. One token goes through the decode kernel as well, and both must agree to the bit.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -37,6 +37,11 @@ void run(int64_t type_number, int64_t rows, int64_t cols, int64_t tokens, int64_
   const Type type = static_cast<Type>(type_number);
   std::vector<uint8_t> weights(weight_bytes);
   std::vector<float> x(tokens * cols);
+  if (rows == 0) {  // a codebook
+    uint8_t* entries = new uint8_t[weight_bytes];
+    read(entries, weight_bytes);
+    return k.set_codebook(type, entries);
+  }
   read(weights.data(), weights.size());
   read(x.data(), x.size() * sizeof(float));
 

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hotset import _kernels
 from hotset._native import kernel_levels
+from hotset.backends.codebooks import CODEBOOK_TYPES, entries
 from hotset.formats.tensor import TensorType
 
 LEVELS = kernel_levels()
@@ -29,7 +31,18 @@ HALVES = {
     TensorType.IQ4_NL: [0],
     TensorType.IQ4_XS: [0],
     TensorType.MXFP4: [],
+    TensorType.IQ1_S: [0],
+    TensorType.IQ1_M: [],
+    TensorType.IQ2_XXS: [0],
+    TensorType.IQ2_XS: [0],
+    TensorType.IQ2_S: [0],
+    TensorType.IQ3_XXS: [0],
+    TensorType.IQ3_S: [0],
+    TensorType.TQ1_0: [52],
+    TensorType.TQ2_0: [64],
 }
+for type in CODEBOOK_TYPES:
+    _kernels.set_codebook(type, entries(type))
 
 F64 = NDArray[np.float64]
 
@@ -50,6 +63,8 @@ def random_weights(type: TensorType, rows: int, cols: int, rng: np.random.Genera
     if type is TensorType.MXFP4:  # powers of two from 2^-17 to 2^2, and one too small for a float
         blocks[:, 0] = rng.integers(110, 130, len(blocks))
         blocks[-1, 0] = rng.integers(0, 2)
+    if type is TensorType.IQ1_M:  # the scale's nibbles are apart, the uppermost in byte 55: below 1
+        blocks[:, 55] = blocks[:, 55] & 0x8F | 0x20
     return blocks.reshape(-1)
 
 
@@ -83,7 +98,10 @@ def expected(type: TensorType, w: F64, x: NDArray[np.float32]) -> tuple[F64, F64
     """The product of x (..., cols) with w (rows, cols), and how far float32 sums may be from it."""
     seen = x.astype(np.float64) if type in FLOATS else quantise_activations(x)
     size = np.abs(seen) @ np.abs(w).T
-    if HALVES.get(type, [])[1:]:  # codes and minima are summed apart
+    if HALVES.get(type, [])[1:] or type in (
+        TensorType.TQ1_0,
+        TensorType.TQ2_0,
+    ):  # codes and minima are summed apart
         size *= 8
     return seen @ w.T, 4e-7 * size + 1e-30
 

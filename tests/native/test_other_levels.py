@@ -7,6 +7,7 @@ import pytest
 from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
 from test_linear import dequantise, expected, random_weights
 
+from hotset.backends.codebooks import CODEBOOK_TYPES, entries
 from hotset.formats.tensor import TensorType
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,9 @@ def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_products(type: TensorType, runner: list[str]) -> None:
     rng = np.random.default_rng(7)
     request, answers = b"", []
+    if type in CODEBOOK_TYPES:
+        book = entries(type)
+        request = np.array([type, 0, 0, 0, book.nbytes], np.int64).tobytes() + book.tobytes()
     for rows, n_blocks, tokens in SHAPES:
         cols = n_blocks * max(type.block_size, 32)
         data = random_weights(type, rows, cols, rng)

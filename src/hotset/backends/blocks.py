@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
+from hotset.backends.codebooks import native_type
 from hotset.backends.contract import F32
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor, TensorType
@@ -14,6 +15,10 @@ _NEAREST = {
     TensorType.F32: TensorType.F16,
     TensorType.BF16: TensorType.F16,
     TensorType.Q4_K: TensorType.Q4_1,
+    TensorType.Q2_K: TensorType.Q4_1,
+    TensorType.Q3_K: TensorType.Q4_0,
+    TensorType.TQ1_0: TensorType.Q4_0,
+    TensorType.TQ2_0: TensorType.Q4_0,
 }
 """For other types one of `NEURON_TYPES` with as many bits or more, whatever the blocks; Q8_0 for the rest."""
 
@@ -30,7 +35,7 @@ def dequantise(tensor: Tensor, rows: NDArray[np.integer] | None = None) -> F32:
         rows = np.arange(tensor.shape[0])
     out = np.empty((len(rows), tensor.shape[1]), np.float32)
     indices = rows.astype(np.int32, copy=False)
-    _native.gather(int(tensor.type), tensor.data, tensor.shape[0], indices, out, tensor.shape[1])
+    _native.gather(native_type(tensor.type), tensor.data, tensor.shape[0], indices, out, tensor.shape[1])
     return out
 
 

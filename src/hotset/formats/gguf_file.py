@@ -33,6 +33,8 @@ _MAX_DIMS = 4
 _MAX_ENTRIES = 1 << 20  # key-values, tensors
 _MAX_DEPTH = 4  # of arrays in arrays
 _MAX_STRINGS = 1 << 24  # in one array: sixty times the largest vocabulary
+_REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
+_REMOVED |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(?!00000)(\d{5})\.gguf")
 
 
@@ -368,8 +370,12 @@ class _Cursor:
             from gguf import GGMLQuantizationType
 
             known = {int(kind): kind.name for kind in GGMLQuantizationType}
-            readable = ", ".join(kind.name for kind in TensorType)
+            if number in _REMOVED:
+                found = f"{number} ({_REMOVED[number]}), which GGUF no longer has"
+            elif number in known:
+                found = f"{known[number]}, which Hotset does not run"
+            else:
+                found = f"{number}, which is none of GGUF's: other programs' own types are not read"
             raise self.error(
-                f"tensor {shown(name)} has type {known.get(number, number)}, which Hotset does not run; it"
-                f" reads {readable}"
+                f"tensor {shown(name)} has type {found}; take a file of another type, such as Q4_K"
             ) from None

@@ -22,9 +22,18 @@ class TensorType(IntEnum):
     Q4_K = 12
     Q5_K = 13
     Q6_K = 14
+    IQ2_XXS = 16
+    IQ2_XS = 17
+    IQ3_XXS = 18
+    IQ1_S = 19
     IQ4_NL = 20
+    IQ3_S = 21
+    IQ2_S = 22
     IQ4_XS = 23
+    IQ1_M = 29
     BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
     MXFP4 = 39
 
     @property
@@ -52,6 +61,15 @@ _BLOCKS = {
     TensorType.Q2_K: (256, 84),
     TensorType.Q3_K: (256, 110),
     TensorType.IQ4_XS: (256, 136),
+    TensorType.IQ1_S: (256, 50),
+    TensorType.IQ1_M: (256, 56),
+    TensorType.IQ2_XXS: (256, 66),
+    TensorType.IQ2_XS: (256, 74),
+    TensorType.IQ2_S: (256, 82),
+    TensorType.IQ3_XXS: (256, 98),
+    TensorType.IQ3_S: (256, 110),
+    TensorType.TQ1_0: (256, 54),
+    TensorType.TQ2_0: (256, 66),
     TensorType.Q4_K: (256, 144),
     TensorType.Q5_K: (256, 176),
     TensorType.Q6_K: (256, 210),

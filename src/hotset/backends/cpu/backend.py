@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.blocks import dequantise, neuron_type, round_to_nearest, store_as
+from hotset.backends.codebooks import native_type
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -368,7 +369,13 @@ class CpuBackend:
             _check_shape(f"{weight.name}: bias", bias.shape, (rows,))
         try:
             return _native.Linear(
-                self._runtime, int(weight.type), rows, cols, weight.data, _is_file_mapping(weight.data), bias
+                self._runtime,
+                native_type(weight.type),
+                rows,
+                cols,
+                weight.data,
+                _is_file_mapping(weight.data),
+                bias,
             )
         except MemoryError:
             raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None

@@ -1,4 +1,5 @@
-"""Weights as the GPU kernels read them: the same numbers in another order of bytes, nothing rounded.
+"""Weights as the GPU kernels read them: the same numbers in another order of bytes, nothing rounded,
+but for types that become float16 (`layout`).
 
 A row's columns come in chunks of 32, whose codes one thread loads at once. The words of a chunk belong to
 neighbouring columns, as the numbers that they are multiplied with are loaded: field ``k`` of word ``w`` of
@@ -21,8 +22,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
+from hotset.backends.blocks import dequantise
 from hotset.backends.contract import F32
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.low_bit import two_bit_blocks
@@ -79,10 +82,20 @@ _FLOATS = {TensorType.F32: torch.float32, TensorType.F16: torch.float16, TensorT
 
 
 def layout(gpu: Gpu, weight: Tensor) -> Layout:
-    """Lay out a matrix (rows, cols) of any readable type."""
+    """Lay out a matrix (rows, cols) of any readable type.
+
+    Of types with codebooks and of ternary ones, the numbers become float16: each errs by 2^-11 of itself.
+    """
     rows, cols = weight.shape
     if weight.type in _FLOATS:
         codes = gpu.upload(weight.data).view(_FLOATS[weight.type]).reshape(rows, cols)
+        return Layout(0, Scales.NONE, rows, cols, codes)
+    if weight.type not in _TYPES:
+        codes = torch.empty((rows, cols), dtype=torch.float16, device=gpu.device)
+        step = max(1, _AT_ONCE // (4 * cols))
+        for start in range(0, rows, step):
+            numbers = dequantise(weight.rows(start, min(start + step, rows)))
+            codes[start : start + len(numbers)] = gpu.upload(numbers.astype(np.float16))
         return Layout(0, Scales.NONE, rows, cols, codes)
     bits, scaled, arrange = _TYPES[weight.type]
     step = max(1, _AT_ONCE * rows // weight.nbytes)
