@@ -167,6 +167,7 @@ def _bare(calls: Calls) -> Reader:
 _CALLS: Mapping[str, Callable[[str, tuple[str, str] | None], Marks]] = {
     "<seed:tool_call>": _tool_call,
     "<|tool_call_start|>": _lfm,
+    "List of tools: ": _lfm,  # LFM2 as well: its template shows no calls
     "<|tool_call>": _gemma,
     "<｜tool▁call▁begin｜>": _deepseek,
     "[TOOL_CALLS]": _mistral,

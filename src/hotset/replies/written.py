@@ -15,6 +15,7 @@ _GEMMA = re.compile(
     r'\s*(?:<\|"\|>(?P<text>.*?)<\|"\|>|(?P<mark>[{}\[\]:,])|(?P<word>[^\s{}\[\]:,<]+))', re.DOTALL
 )
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
+_PYTHON_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _DEEPSEEK = re.compile(
     r"\s*(?:function<｜tool▁sep｜>\s*(?P<old>[\w.:/-]+)\s*```json\s*(?P<json>.*?)\s*```"
     r"|(?P<name>[\w.:/-]+)<｜tool▁sep｜>(?P<arguments>.*?))\s*",
@@ -78,11 +79,16 @@ def python_calls(text: str) -> Found | None:
     if len(text) > _LONGEST:
         return None
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(_PYTHON_TEXT.sub(_on_one_line, text.strip()), mode="eval").body
         calls = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
         return [_python_call(call) for call in calls]
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
+
+
+def _on_one_line(text: re.Match[str]) -> str:
+    """A string with its line ends escaped: LFM2's template writes them as they are."""
+    return text[0].replace("\n", "\\n")
 
 
 def _python_call(call: ast.expr) -> tuple[str, dict[str, Any]]:
