@@ -1,5 +1,6 @@
 """Mixtures of experts against `transformers` and llama.cpp, on tiny random weights."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,13 +13,15 @@ from helpers.gguf_export import export_gguf
 from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.random_gguf import TOKENS as RANDOM_TOKENS
 from helpers.random_gguf import VOCABULARY, random_model, write_plain
-from helpers.tiny_mixtures import NOT_IN_GGUF, tiny_mixtures
+from helpers.tiny_mixtures import NOT_IN_GGUF, gpt_oss, tiny_mixtures
 from helpers.tiny_models import save
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
-from hotset.formats import open_checkpoint
+from hotset.core.errors import CheckpointError
+from hotset.formats import TensorType, open_checkpoint
 from hotset.model.build import build_transformer
 from hotset.model.transformer import Transformer
 
@@ -106,3 +109,41 @@ def test_smallthinker(window: int | None, gating: int, tmp_path: Path) -> None:
     loaded = opened(path)
     logits = loaded.forward(Batch.of(loaded.sequence(32, "f32"), RANDOM_TOKENS, logits=None))
     assert_close(logits, llama_cpp_logits(path, RANDOM_TOKENS), 1e-3)
+
+
+def test_mxfp4_of_the_hub(tmp_path: Path) -> None:
+    """gpt-oss's published layout, against `transformers` on the numbers that it stands for."""
+    import torch
+
+    model = gpt_oss(hidden_size=64, intermediate_size=32)
+    save(model, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    rng = np.random.default_rng(2)
+    codes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    values = np.concatenate([codes, -codes])
+    for layer, block in enumerate(model.model.layers):
+        for part in ("gate_up_proj", "down_proj"):
+            name = f"model.layers.{layer}.mlp.experts.{part}"
+            count, columns, rows = weights.pop(name).shape
+            blocks = rng.integers(0, 256, (count, rows, columns // 32, 16), np.uint8)
+            scales = rng.integers(122, 125, (count, rows, columns // 32), np.uint8)
+            weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+            pairs = values[np.stack([blocks & 15, blocks >> 4], axis=-1)].reshape(count, rows, -1, 32)
+            numbers = (pairs * np.exp2(scales.astype(np.float32) - 127)[..., None]).reshape(count, rows, -1)
+            getattr(block.mlp.experts, part).data.copy_(torch.from_numpy(numbers).transpose(1, 2))
+    save_file(weights, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_checkpoint(tmp_path).tensors["blk.0.ffn_up_exps.weight"].type is TensorType.MXFP4
+    assert_close(forward(tmp_path), run_peer(model))
+
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    for change, message in (
+        ({}, rf"{name} is missing"),
+        ({name: weights[name][:, 1:].copy()}, rf"{name}: expected shape \[6, 64, 1\], found \[6, 63, 1\]"),
+        ({name: weights[name], "x": weights[name]}, r"tensor x is unexpected"),
+    ):
+        save_file({n: t for n, t in weights.items() if n != name} | change, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(tmp_path)

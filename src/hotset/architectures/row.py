@@ -97,7 +97,8 @@ class Mixture:
     early: bool = False
     """See `ExpertsConfig.early`."""
     hf_turned: bool = False
-    """Hugging Face's stacks of experts are (E, in, out), and columns of gate and up alternate (gpt-oss)."""
+    """Hugging Face's stacks of experts are (E, in, out), and columns of gate and up alternate; or they are in
+    MXFP4, and rows alternate (gpt-oss)."""
 
 
 @dataclass(frozen=True)

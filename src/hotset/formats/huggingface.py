@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
@@ -14,6 +17,7 @@ from hotset.formats.experts import experts_from_config
 from hotset.formats.huggingface_names import final_names
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes
+from hotset.formats.mxfp4 import add_mxfp4
 from hotset.formats.overrides import Overrides, override_config
 from hotset.formats.rope import rope_from_config
 from hotset.formats.safetensors import parse_json, read_safetensors
@@ -22,7 +26,6 @@ from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
 
 # Keys of config.json that change the computation in ways that Hotset does not run, with their neutral value.
 _NEUTRAL: Mapping[str, Any] = {
-    "quantization_config": None,
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "use_bidirectional_attention": False,
@@ -56,7 +59,8 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
     keys.require(_NEUTRAL if architecture.experts else {**_NEUTRAL, **_NO_MIXTURE})
     keys.require(architecture.hf_required)
-    files = _read_tensors(directory)
+    packed: dict[str, NDArray[np.uint8]] | None = {} if _in_mxfp4(keys, architecture) else None
+    files = _read_tensors(directory, packed)
     sizes = _sizes(keys, architecture, len(files))
     notes = []
     if multimodal:
@@ -68,6 +72,8 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         files = {name: tensor for name, tensor in files.items() if name not in predicting}
         notes.append(without_predictions(len(predicting)))
     table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
+    if packed:
+        add_mxfp4(table, packed, sizes)
     if untied:
         notes.append(
             "config.json says tie_word_embeddings, but lm_head.weight is another matrix: that one is used"
@@ -108,6 +114,17 @@ def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
     raise CheckpointError(f"{path}: model_type: expected one of {known}; found {shown(model_type)}")
 
 
+def _in_mxfp4(keys: Keys, architecture: Architecture) -> bool:
+    """Whether the experts are in MXFP4; raises `CheckpointError` for other ways of storing weights."""
+    stated = keys.get("quantization_config")
+    if stated is None:
+        return False
+    method = stated.get("quant_method") if isinstance(stated, dict) else None
+    if method != "mxfp4" or not (architecture.experts and architecture.experts.hf_turned):
+        raise keys.refuse("quantization_config", "None", stated)
+    return True
+
+
 def _context(keys: Keys) -> int:
     return keys.integer("max_position_embeddings", 2048)
 
@@ -144,8 +161,8 @@ def _activation(keys: Keys, architecture: Architecture) -> Activation:
     return activation
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    """Map all tensors of the directory by Hugging Face's names."""
+def _read_tensors(directory: Path, packed: dict[str, NDArray[np.uint8]] | None) -> dict[str, Tensor]:
+    """Map all tensors of the directory by Hugging Face's names; those of bytes into `packed`, if given."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.exists() or not index.exists():
         if not single.exists():
@@ -153,7 +170,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
                 f"{directory}: expected model.safetensors or model.safetensors.index.json beside config.json,"
                 " found neither; other formats can be converted with transformers' save_pretrained"
             )
-        return read_safetensors(single, _IGNORED_TENSORS)
+        return read_safetensors(single, _IGNORED_TENSORS, packed)
     weight_map = parse_json(read_bytes(index), str(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not all(map(_is_shard_name, weight_map.values())):
         raise CheckpointError(
@@ -161,12 +178,13 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         )
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(weight_map.values())):
-        found = read_safetensors(directory / shard, _IGNORED_TENSORS)
+        found = read_safetensors(directory / shard, _IGNORED_TENSORS, packed)
         for name in found.keys() & tensors.keys():
             raise CheckpointError(f"{directory / shard}: tensor {shown(name)} is in another shard too")
         tensors |= found
         for name, place in weight_map.items():
-            if place == shard and name not in found and not name.endswith(_IGNORED_TENSORS):
+            there = name in found or (packed is not None and name in packed)
+            if place == shard and not there and not name.endswith(_IGNORED_TENSORS):
                 raise CheckpointError(
                     f"{directory / shard}: tensor {shown(name)} is missing, which {index.name} names"
                 )

@@ -8,6 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import shown
 from hotset.formats.mapped import map_file
@@ -35,8 +38,13 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
     return parsed
 
 
-def read_safetensors(path: Path, ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Map a file's tensors by the file's own names, those with an `ignored` ending left out."""
+def read_safetensors(
+    path: Path, ignored: tuple[str, ...] = (), raw: dict[str, NDArray[np.uint8]] | None = None
+) -> dict[str, Tensor]:
+    """Map a file's tensors by the file's own names, those with an `ignored` ending left out.
+
+    Tensors of bytes are put into `raw`, where that is given.
+    """
     data = map_file(path)
     length = int.from_bytes(data[:8].tobytes(), "little") if data.size >= 8 else -1
     if not 2 <= length <= min(data.size - 8, _MAX_HEADER):
@@ -55,6 +63,9 @@ def read_safetensors(path: Path, ignored: tuple[str, ...] = ()) -> dict[str, Ten
         if end > body.size:
             raise CheckpointError(f"{where}: ends at byte {end} of {body.size}: the file is truncated")
         if name.endswith(ignored):
+            continue
+        if raw is not None and kind == "U8" and prod(shape) == end - begin:
+            raw[name] = body[begin:end].reshape(shape)
             continue
         type = _TYPES.get(kind)
         if type is None:
