@@ -57,11 +57,19 @@ class Shape:
     rope_base: float = 10000.0
     epsilon: float = 1e-5
     tied: bool = False
+    key_length: int = 0
+    """Numbers in one head, if these do not add up to the hidden size."""
+    delta_heads: tuple[int, int] | None = None
+    """Key and value heads of 128 numbers of the layers that are gated delta nets: all but every fourth."""
 
     @property
     def head_dim(self) -> int:
         """Numbers in one head."""
-        return self.hidden // self.heads
+        return self.key_length or self.hidden // self.heads
+
+    def recurrent(self, layer: int) -> bool:
+        """Whether a layer is a gated delta net."""
+        return self.delta_heads is not None and (layer + 1) % 4 != 0
 
 
 SHAPES = {
@@ -73,6 +81,14 @@ SHAPES = {
     "qwen2.5-1.5b": Shape(
         "qwen2", 151936, 32768, 1536, 8960, 28, 12, 2, rope_base=1000000.0, epsilon=1e-6, tied=True
     ),
+    "qwen3.5-4b": Shape(
+        *("qwen35", 248320, 262144, 2560, 9216, 32, 16, 4),
+        rope_base=1e7,
+        epsilon=1e-6,
+        tied=True,
+        key_length=256,
+        delta_heads=(16, 32),
+    ),
     "opt-6.7b": Shape("opt", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
     # What llama.cpp runs in place of OPT, which it does not know: the same matrices, without a gate too.
     "opt-6.7b-as-falcon": Shape("falcon", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
@@ -80,6 +96,7 @@ SHAPES = {
     "falcon-40b": Shape("falcon", 65024, 2048, 8192, 32768, 60, 128, 8),
 }
 OPT_POSITION_OFFSET = 2
+DELTA_DIM, DELTA_KERNEL = 128, 4
 
 
 @dataclass(frozen=True)
@@ -99,50 +116,90 @@ def matrix_type(wanted: Q, columns: int, *, output: bool = False) -> Q:
     return FALLBACK.get(wanted, wanted) if columns % wanted.block_size else wanted
 
 
-def plan(shape: Shape, layers: int, wanted: Q) -> list[TensorPlan]:
-    """Every tensor of the model, in file order."""
-    hidden, ffn, kv = shape.hidden, shape.ffn, shape.kv_heads * shape.head_dim
-    layer_norm = shape.architecture in ("falcon", "opt")
-    tensors: list[TensorPlan] = []
+class _Planner:
+    """A model's tensors in file order."""
 
-    def matrix(name: str, rows: int, columns: int, *, bias: bool = False, output: bool = False) -> None:
-        kind = matrix_type(wanted, columns, output=output)
-        tensors.append(TensorPlan(f"{name}.weight", (rows, columns), kind))
+    def __init__(self, shape: Shape, wanted: Q) -> None:
+        self.shape = shape
+        self.wanted = wanted
+        self.tensors: list[TensorPlan] = []
+        self.layer_norm = shape.architecture in ("falcon", "opt")
+
+    def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False, output: bool = False) -> None:
+        kind = matrix_type(self.wanted, columns, output=output)
+        self.tensors.append(TensorPlan(f"{name}.weight", (rows, columns), kind))
         if bias:
-            tensors.append(TensorPlan(f"{name}.bias", (rows,), Q.F32, 0.0))
+            self.vector(f"{name}.bias", rows, fill=0.0)
 
-    def norm(name: str) -> None:
-        tensors.append(TensorPlan(f"{name}.weight", (hidden,), Q.F32, 1.0))
-        if layer_norm:
-            tensors.append(TensorPlan(f"{name}.bias", (hidden,), Q.F32, 0.0))
+    def vector(self, name: str, *sizes: int, fill: float | None = 1.0) -> None:
+        self.tensors.append(TensorPlan(name, sizes, Q.F32, fill))
 
-    matrix("token_embd", shape.vocab, hidden, output=shape.tied)
-    if shape.architecture == "opt":
-        rows = shape.context + OPT_POSITION_OFFSET
-        tensors.append(TensorPlan("position_embd.weight", (rows, hidden), Q.F32))
-    for i in range(layers):
-        block = f"blk.{i}"
-        norm(f"{block}.attn_norm")
+    def norm(self, name: str) -> None:
+        self.vector(f"{name}.weight", self.shape.hidden)
+        if self.layer_norm:
+            self.vector(f"{name}.bias", self.shape.hidden, fill=0.0)
+
+    def layer(self, i: int) -> None:
+        shape, block = self.shape, f"blk.{i}"
+        opt = shape.architecture == "opt"
+        self.norm(f"{block}.attn_norm")
         if shape.architecture == "falcon":
             if shape.kv_heads > 1:
-                norm(f"{block}.attn_norm_2")
-            matrix(f"{block}.attn_qkv", hidden + 2 * kv, hidden)
+                self.norm(f"{block}.attn_norm_2")
+            self.matrix(f"{block}.attn_qkv", shape.hidden + 2 * shape.kv_heads * shape.head_dim, shape.hidden)
+            self.matrix(f"{block}.attn_output", shape.hidden, shape.hidden)
+        elif shape.recurrent(i):
+            self.delta_net(block)
         else:
-            qkv_bias = shape.architecture in ("qwen2", "opt")
-            matrix(f"{block}.attn_q", hidden, hidden, bias=qkv_bias)
-            matrix(f"{block}.attn_k", kv, hidden, bias=qkv_bias)
-            matrix(f"{block}.attn_v", kv, hidden, bias=qkv_bias)
-        matrix(f"{block}.attn_output", hidden, hidden, bias=shape.architecture == "opt")
-        if shape.architecture != "falcon":
-            norm(f"{block}.ffn_norm")
-        if not layer_norm:
-            matrix(f"{block}.ffn_gate", ffn, hidden)
-        matrix(f"{block}.ffn_up", ffn, hidden, bias=shape.architecture == "opt")
-        matrix(f"{block}.ffn_down", hidden, ffn, bias=shape.architecture == "opt")
-    norm("output_norm")
+            self.attention(block)
+        if shape.delta_heads:
+            self.norm(f"{block}.post_attention_norm")
+        elif shape.architecture != "falcon":
+            self.norm(f"{block}.ffn_norm")
+        if not self.layer_norm:
+            self.matrix(f"{block}.ffn_gate", shape.ffn, shape.hidden)
+        self.matrix(f"{block}.ffn_up", shape.ffn, shape.hidden, bias=opt)
+        self.matrix(f"{block}.ffn_down", shape.hidden, shape.ffn, bias=opt)
+
+    def attention(self, block: str) -> None:
+        shape = self.shape
+        gated = bool(shape.delta_heads)
+        queries, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        qkv_bias = shape.architecture in ("qwen2", "opt")
+        self.matrix(f"{block}.attn_q", (1 + gated) * queries, shape.hidden, bias=qkv_bias)
+        self.matrix(f"{block}.attn_k", kv, shape.hidden, bias=qkv_bias)
+        self.matrix(f"{block}.attn_v", kv, shape.hidden, bias=qkv_bias)
+        if gated:
+            self.vector(f"{block}.attn_q_norm.weight", shape.head_dim)
+            self.vector(f"{block}.attn_k_norm.weight", shape.head_dim)
+        self.matrix(f"{block}.attn_output", shape.hidden, queries, bias=shape.architecture == "opt")
+
+    def delta_net(self, block: str) -> None:
+        keys, heads = self.shape.delta_heads or (0, 0)
+        hidden, channels = self.shape.hidden, (2 * keys + heads) * DELTA_DIM
+        self.matrix(f"{block}.attn_qkv", channels, hidden)
+        self.matrix(f"{block}.attn_gate", heads * DELTA_DIM, hidden)
+        self.matrix(f"{block}.ssm_beta", heads, hidden)
+        self.matrix(f"{block}.ssm_alpha", heads, hidden)
+        self.vector(f"{block}.ssm_conv1d.weight", channels, DELTA_KERNEL, fill=None)
+        self.vector(f"{block}.ssm_dt.bias", heads)
+        self.vector(f"{block}.ssm_a", heads, fill=-0.1)
+        self.vector(f"{block}.ssm_norm.weight", DELTA_DIM)
+        self.matrix(f"{block}.ssm_out", hidden, heads * DELTA_DIM)
+
+
+def plan(shape: Shape, layers: int, wanted: Q) -> list[TensorPlan]:
+    """Every tensor of the model, in file order."""
+    planner = _Planner(shape, wanted)
+    planner.matrix("token_embd", shape.vocab, shape.hidden, output=shape.tied)
+    if shape.architecture == "opt":
+        planner.vector("position_embd.weight", shape.context + OPT_POSITION_OFFSET, shape.hidden, fill=None)
+    for i in range(layers):
+        planner.layer(i)
+    planner.norm("output_norm")
     if not shape.tied:
-        matrix("output", shape.vocab, hidden, output=True)
-    return tensors
+        planner.matrix("output", shape.vocab, shape.hidden, output=True)
+    return planner.tensors
 
 
 def random_blocks(kind: Q, columns: int, count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -229,7 +286,7 @@ def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
     kinds = [unknown, control, control] + [byte] * 256
     kinds += [normal] * (shape.vocab - len(kinds))
     norm = "layer_norm" if shape.architecture in ("falcon", "opt") else "layer_norm_rms"
-    sizes: dict[str, int | float] = {
+    sizes: dict[str, Any] = {
         "block_count": layers,
         "context_length": shape.context,
         "embedding_length": shape.hidden,
@@ -240,7 +297,20 @@ def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
         f"attention.{norm}_epsilon": shape.epsilon,
     }
     if shape.architecture != "opt":
-        sizes |= {"rope.freq_base": shape.rope_base, "rope.dimension_count": shape.head_dim}
+        rotated = shape.head_dim // 4 if shape.delta_heads else shape.head_dim
+        sizes |= {"rope.freq_base": shape.rope_base, "rope.dimension_count": rotated}
+    if shape.key_length:
+        sizes |= {"attention.key_length": shape.key_length, "attention.value_length": shape.key_length}
+    if shape.delta_heads:
+        sizes |= {
+            "ssm.conv_kernel": DELTA_KERNEL,
+            "ssm.state_size": DELTA_DIM,
+            "ssm.group_count": shape.delta_heads[0],
+            "ssm.time_step_rank": shape.delta_heads[1],
+            "ssm.inner_size": shape.delta_heads[1] * DELTA_DIM,
+            "full_attention_interval": 4,
+            "rope.dimension_sections": np.array([11, 11, 10, 0], np.int32),
+        }
     return {
         "general.architecture": shape.architecture,
         "general.name": f"synthetic random weights, {label}",

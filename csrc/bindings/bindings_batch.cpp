@@ -106,8 +106,15 @@ void bind_batch(nb::module_& m) {
       .def("reusable", &Sequence::reusable, "at_most"_a,
            "The longest prefix of at most so many positions that all layers can go back to.")
       .def(
-          "save", [](Sequence& sequence) { sequence.delta_nets.save(sequence.length); },
-          "Keep the present length's recurrent states, to come back to.")
+          "save", [](Sequence& sequence) { return sequence.delta_nets.save(sequence.length); },
+          "Keep the present length's recurrent states, to come back to; false: they are kept anyway.")
+      .def(
+          "forget",
+          [](Sequence& sequence, int64_t length) {
+            sequence.quiesce();
+            sequence.delta_nets.forget(length);
+          },
+          "length"_a, "Keep no more what was saved at a length.")
       .def(
           "limit_saved", [](Sequence& sequence, int64_t bytes) { sequence.limit_saved(bytes); }, "bytes"_a,
           "Drop saved states until they take at most so many bytes.")

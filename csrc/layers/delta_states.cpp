@@ -57,13 +57,18 @@ void DeltaStates::advance() {
   if (next_.use_count() > 1) next_.reset();
 }
 
-void DeltaStates::save(int64_t length) {
-  if (!any() || length == 0) return;
+void DeltaStates::forget(int64_t length) {
+  std::erase_if(saved_, [&](const Saved& saved) { return saved.length == length; });
+}
+
+bool DeltaStates::save(int64_t length) {
+  if (!any() || length == 0) return false;
   if (!saved_.empty() && saved_.back().chunk == present_) {
     saved_.back().length = length;
-  } else {
-    saved_.push_back({present_, length});
+    return false;
   }
+  saved_.push_back({present_, length});
+  return true;
 }
 
 int64_t DeltaStates::reusable(int64_t length, int64_t filled) const {
@@ -108,22 +113,17 @@ void DeltaStates::rewind(int64_t length, int64_t filled) {
 }
 
 void DeltaStates::limit(int64_t chunks) {
-  const auto others = [&] {
-    return std::count_if(saved_.begin(), saved_.end(), [&](const Saved& s) { return s.chunk != present_; });
-  };
-  while (others() > chunks) {
-    // The one whose neighbours are nearest is missed least; the last one never goes.
+  while (static_cast<int64_t>(saved_.size()) > chunks) {
+    // The one whose neighbours are nearest is missed least. A chat goes on near the last two.
     size_t least = 0;
     int64_t gap = -1;
-    for (size_t i = 0; i + 1 < saved_.size(); ++i) {
-      const int64_t before = i ? saved_[i - 1].length : 0;
-      const int64_t between = saved_[i + 1].length - before;
-      if (saved_[i].chunk != present_ && (gap < 0 || between < gap)) {
+    for (size_t i = 0; i + 2 < saved_.size(); ++i) {
+      const int64_t between = saved_[i + 1].length - (i ? saved_[i - 1].length : 0);
+      if (gap < 0 || between < gap) {
         gap = between;
         least = i;
       }
     }
-    if (gap < 0) least = 0;
     saved_.erase(saved_.begin() + static_cast<std::ptrdiff_t>(least));
   }
 }
@@ -137,12 +137,6 @@ DeltaStates DeltaStates::fork() const {
     if (saved.chunk == present_) saved.chunk = forked.present_;
   }
   return forked;
-}
-
-int64_t DeltaStates::saved_bytes() const {
-  int64_t bytes = 0;
-  for (const Saved& saved : saved_) bytes += saved.chunk == present_ ? 0 : chunk_bytes();
-  return bytes;
 }
 
 }  // namespace hotset

@@ -56,20 +56,23 @@ class DeltaStates {
   bool leaves(int64_t length) const { return any() && length >= present_->begin + kDeltaChunk; }
   void advance();
 
-  void save(int64_t length);
+  bool save(int64_t length);  // false: its chunk is kept already
+  void forget(int64_t length);
   int64_t reusable(int64_t length, int64_t filled) const;
 
   // To a length that `reusable` gave.
   void rewind(int64_t length, int64_t filled);
 
-  // Keeps at most so many chunks besides the present one: those go whose neighbours are nearest.
+  // Keeps at most so many chunks: those go first whose neighbours are
+  // nearest, but the last two stay.
   void limit(int64_t chunks);
 
   // The present chunk is copied.
   DeltaStates fork() const;
 
   int64_t chunk_bytes() const { return static_cast<int64_t>(floats_) * 4; }
-  int64_t saved_bytes() const;  // of chunks that are kept, the present one left out
+  // Of what is saved; the present chunk counts, as it is soon another.
+  int64_t saved_bytes() const { return static_cast<int64_t>(saved_.size()) * chunk_bytes(); }
 
  private:
   struct Saved {

@@ -46,6 +46,9 @@ class Sequence {
   // learnt.
   void rewind(int64_t new_length);
 
+  // Waits until nobody reads what it holds.
+  void quiesce() { runtime_->pool.quiesce(); }
+
   // Drops saved states until they take at most so many bytes.
   void limit_saved(int64_t bytes);
 

@@ -91,7 +91,7 @@ def test_reference(level: str, name: str) -> None:
     neighbours=st.booleans(),
     name=st.sampled_from(sorted(SHAPES)),
 )
-@settings(max_examples=12)
+@settings(max_examples=12, deadline=None)
 def test_any_cut(level: str, cuts: list[int], threads: int, neighbours: bool, name: str) -> None:
     """Alone or beside another sequence's rows, with any number of threads."""
     spec, x = delta_net_spec(SHAPES[name], quantised=True), numbers(0, POSITIONS, HIDDEN)
@@ -116,7 +116,7 @@ def test_any_cut(level: str, cuts: list[int], threads: int, neighbours: bool, na
         max_size=25,
     )
 )
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_going_back(steps: list[tuple[str, int]]) -> None:
     """Whatever was saved, gone back to or forked, the next rows are those of a fresh start."""
     spec = delta_net_spec(SHAPES["tiled"], quantised=True)
@@ -132,7 +132,8 @@ def test_going_back(steps: list[tuple[str, int]]) -> None:
         sequence, text = sequences[turn % len(sequences)]
         assert sequence.length == len(text)
         if step == "save":
-            sequence.save()
+            if sequence.save() and size % 5 == 0:
+                sequence.forget(len(text))
             assert sequence.reusable(len(text)) == len(text)
         elif step == "limit":
             sequence.limit_saved(size * 1000)
@@ -164,9 +165,10 @@ def test_saved_lengths() -> None:
     layer, sequence = backend.delta_net(spec), new_sequence(backend, spec.shape)
     go_on(backend, layer, numbers(0, 40, HIDDEN), (sequence, 40))
     sequence.save()
-    assert sequence.saved_bytes == 0  # the sequence still is where it was saved
+    size = sequence.saved_bytes
+    assert size > 0
     go_on(backend, layer, numbers(1, 40, HIDDEN), (sequence, 40))
-    assert sequence.saved_bytes > 0
+    assert sequence.saved_bytes == size
     found = [sequence.reusable(at) for at in (99, 80, 79, 70, 40, 39, 32, 31, 5)]
     assert found == [80, 80, 40, 40, 40, 39, 32, 0, 0]
     with pytest.raises(ValueError, match="go back to"):

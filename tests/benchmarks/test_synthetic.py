@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import synthetic
 
+from hotset.formats import open_checkpoint
+
 
 @pytest.mark.parametrize("kind", list(synthetic.TYPES))
 @pytest.mark.parametrize("columns", [576, 4096])
@@ -25,18 +27,20 @@ def test_blocks_dequantise_to_centred_numbers_of_the_wanted_deviation(kind, colu
     assert abs(np.mean(values)) * columns**0.5 < 0.15
 
 
-@pytest.mark.parametrize("shape", ["smollm2-135m", "qwen2.5-1.5b", "falcon-7b", "opt-6.7b"])
+@pytest.mark.parametrize("shape", ["smollm2-135m", "qwen2.5-1.5b", "falcon-7b", "opt-6.7b", "qwen3.5-4b"])
 def test_file_is_read_back_by_gguf(tmp_path, shape, monkeypatch):
     monkeypatch.setitem(synthetic.SHAPES, shape, replace(synthetic.SHAPES[shape], vocab=1000))
     path = tmp_path / "m.gguf"
-    size = synthetic.write(path, shape, "q4_k", layers=1)
+    layers = 4 if shape == "qwen3.5-4b" else 1  # it has two kinds
+    size = synthetic.write(path, shape, "q4_k", layers=layers)
     assert size == path.stat().st_size
     reader = gguf.GGUFReader(path)
     assert "synthetic" in reader.fields["general.name"].contents()
-    planned = synthetic.plan(synthetic.SHAPES[shape], 1, synthetic.TYPES["q4_k"])
+    planned = synthetic.plan(synthetic.SHAPES[shape], layers, synthetic.TYPES["q4_k"])
     found = {t.name: (tuple(int(n) for n in t.shape[::-1]), t.tensor_type) for t in reader.tensors}
     assert found == {t.name: (t.shape, t.type) for t in planned}
     assert len(reader.fields["tokenizer.ggml.tokens"].data) == synthetic.SHAPES[shape].vocab
+    assert open_checkpoint(path).config.n_layers == layers
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):

@@ -58,10 +58,23 @@ def random_checkpoint(
     add("output_norm.weight", c.hidden_size)
     for i in range(c.n_layers):
         add(f"blk.{i}.attn_norm.weight", c.hidden_size)
-        add(f"blk.{i}.attn_q.weight", c.n_heads * c.head_dim, c.hidden_size)
-        add(f"blk.{i}.attn_k.weight", c.n_kv_heads * c.head_dim, c.hidden_size)
-        add(f"blk.{i}.attn_v.weight", c.n_kv_heads * c.head_dim, c.hidden_size)
-        add(f"blk.{i}.attn_output.weight", c.hidden_size, c.n_heads * c.head_dim)
+        if net := c.layers[i].delta_net:
+            values = net.n_value_heads * net.head_dim
+            add(f"blk.{i}.attn_qkv.weight", net.channels, c.hidden_size)
+            add(f"blk.{i}.attn_gate.weight", values, c.hidden_size)
+            add(f"blk.{i}.ssm_beta.weight", net.n_value_heads, c.hidden_size)
+            add(f"blk.{i}.ssm_alpha.weight", net.n_value_heads, c.hidden_size)
+            add(f"blk.{i}.ssm_conv1d.weight", net.channels, net.kernel)
+            add(f"blk.{i}.ssm_dt.weight", net.n_value_heads)
+            decay = -rng.random(net.n_value_heads, np.float32) / 4
+            tensors[f"blk.{i}.ssm_a.weight"] = tensor_from_array("decay", decay)
+            add(f"blk.{i}.ssm_norm.weight", net.head_dim)
+            add(f"blk.{i}.ssm_out.weight", c.hidden_size, values)
+        else:
+            add(f"blk.{i}.attn_q.weight", c.n_heads * c.head_dim, c.hidden_size)
+            add(f"blk.{i}.attn_k.weight", c.n_kv_heads * c.head_dim, c.hidden_size)
+            add(f"blk.{i}.attn_v.weight", c.n_kv_heads * c.head_dim, c.hidden_size)
+            add(f"blk.{i}.attn_output.weight", c.hidden_size, c.n_heads * c.head_dim)
         if not c.parallel:
             add(f"blk.{i}.ffn_norm.weight", c.hidden_size)
         if c.gated:

@@ -82,11 +82,14 @@ class Sequence(Protocol):
         At 0 the sequence is as new, but for what it counted (`work`).
         """
 
-    def save(self) -> None:
+    def save(self) -> bool:
         """Keep what is needed to come back to the present length, where a layer cannot go back by itself.
 
-        Nothing is done where every layer can. Raises `MemoryError`.
+        False: it could be come back to anyway, as where every layer can. Raises `MemoryError`.
         """
+
+    def forget(self, length: int) -> None:
+        """Keep no more what was saved at a length."""
 
     @property
     def saved_bytes(self) -> int:

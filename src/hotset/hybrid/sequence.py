@@ -45,8 +45,12 @@ class HybridSequence:
             half.rewind(min(length, half.length))
         self._length = length
 
-    def save(self) -> None:
+    def save(self) -> bool:
         """See `Sequence`: every layer can go back by itself."""
+        return False
+
+    def forget(self, length: int) -> None:
+        """See `Sequence`: nothing is saved."""
 
     @property
     def saved_bytes(self) -> int:

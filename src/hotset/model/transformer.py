@@ -96,9 +96,12 @@ class Transformer:
         """
         _check(batch)
         lengths = [span.sequence.length for span in batch.spans]
-        logits = []
+        logits: list[F32] = []
+        saved: list[tuple[Sequence, int]] = []  # what several pieces might have to go back to
         try:
             for piece in batch.pieces(SLICE, SINK_TOKENS):
+                if not logits and piece is not batch:
+                    saved = [(s.sequence, s.sequence.length) for s in batch.spans if s.sequence.save()]
                 predicted = self._logits(piece)
                 if not is_finite(predicted):
                     raise self.not_finite(piece)
@@ -109,6 +112,9 @@ class Transformer:
             for span, length in zip(batch.spans, lengths, strict=True):
                 span.sequence.rewind(length)
             raise
+        finally:
+            for sequence, length in saved:
+                sequence.forget(length)
         return logits[0] if len(logits) == 1 else np.concatenate(logits)
 
     def _logits(self, batch: Batch) -> F32:

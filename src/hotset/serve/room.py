@@ -3,7 +3,7 @@
 from hotset.core.errors import RequestError
 from hotset.core.limits import available_memory
 from hotset.serve.loaded import Model, check_context
-from hotset.state.kv_types import check_kv_type, kv_cache_bytes
+from hotset.state.kv_types import check_kv_type, kv_cache_bytes, state_bytes
 from hotset.state.pool import Pool
 
 PARALLEL = 8
@@ -11,6 +11,10 @@ PARALLEL = 8
 
 _SHARE_OF_MEMORY = 0.5
 """Of what is free beside the model, for keys and values, unless the user says."""
+
+
+_SAVED_STATES = 6
+"""Recurrent states that a sequence keeps to come back to, at most."""
 
 
 def check_parallel(model: Model, parallel: int | None) -> int:
@@ -30,9 +34,11 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
     config = model.config
     capacity = check_context(config, context)
     kv_type = check_kv_type(kv_type, config)
-    whole = kv_cache_bytes(config, capacity, kv_type)
+    state = state_bytes(config)
+    # Two states: the present one, and the one that is being written.
+    whole = kv_cache_bytes(config, capacity, kv_type) + 2 * state
     if kv_room is None:
-        kv_room = parallel * whole
+        kv_room = parallel * (whole + _SAVED_STATES * state)
         memory = None if model.plan else available_memory()
         if memory:
             kv_room = min(kv_room, int(_SHARE_OF_MEMORY * memory.free))
@@ -44,12 +50,13 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
 
     def bytes_at(positions: int) -> int:
         """On the CPU memory is taken as it is written, on a GPU all at once."""
-        return whole if model.plan else kv_cache_bytes(config, positions, kv_type)
+        return whole if model.plan else kv_cache_bytes(config, positions, kv_type) + 2 * state
 
     return Pool(
         lambda: model.transformer.sequence(capacity, kv_type),
         capacity=capacity,
         bytes_at=bytes_at,
         room=kv_room,
+        saved_room=_SAVED_STATES * state,
         approximate=any(layer.ffn is not None and layer.ffn.way.approximate for layer in config.layers),
     )

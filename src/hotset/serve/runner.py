@@ -24,10 +24,16 @@ from hotset.model.transformer import SLICE
 from hotset.serve.job import Job
 from hotset.serve.loaded import Model
 from hotset.serve.scheduler import Pace, Want, schedule
-from hotset.state.pool import Pool
+from hotset.state.pool import Pool, Slot
 
 _LONGEST_ADMITTING = 0.05
 """Seconds of a step after which no further request is begun in it."""
+
+_SAVED_EVERY = 256
+"""A sequence that cannot go back is saved at the end of steps, so many tokens apart, at its prompt's end, and
+before that's last tokens: what follows on an answer has most of its prompt, but not always the end."""
+_PROMPT_END = 32
+"""So many tokens before; a prompt that is twice as long is cut there."""
 
 _ROOM_FOR_ANSWER = 256
 """A request is begun when there is room for its prompt and so many tokens of its answer."""
@@ -252,7 +258,7 @@ class Runner:
     def _compute(self, start: float) -> list[Job]:
         """Compute one batch, of a step that began at `start`; the jobs that were in it."""
         jobs = [job for job in self._running if job.runnable]
-        wants = [_want(job) for job in jobs]
+        wants = [_want(job, self._pool.saves) for job in jobs]
         answers = sum([want.rows for want in wants if not want.prompt])
         begun = time.perf_counter()
         rows = schedule(wants, prompt_rows=self._pace.prompt_rows(answers, begun - start), most_rows=SLICE)
@@ -305,6 +311,8 @@ class Runner:
         for job, span in zip(jobs, batch.spans, strict=True):
             end = start + span.logits
             job.read = min(max(job.read, span.sequence.length), job.prompt)
+            if self._pool.saves and job.slot:
+                self._save(job.slot, job.prompt)
             if start < end:
                 try:
                     over = job.accept(logits[start:end])
@@ -315,18 +323,26 @@ class Runner:
                         self._end(job)
             start = end
 
+    def _save(self, slot: Slot, prompt: int) -> None:
+        """Save where others will begin."""
+        at_end = slot.length in (prompt, prompt - _PROMPT_END)
+        if at_end or slot.length >= slot.saved + _SAVED_EVERY:
+            self._pool.save(slot)
+
 
 def _number(chosen: tuple[Job, int]) -> int:
     return chosen[0].number
 
 
-def _want(job: Job) -> Want:
+def _want(job: Job, saves: bool) -> Want:
     slot = job.slot
     assert slot is not None
     if not slot.left:  # an interrupted step lost the logits of the last token
         slot.sequence.rewind(slot.sequence.reusable(slot.known - 1))
     length = slot.length
     if length < job.prompt:
+        if saves and job.prompt - length > 2 * _PROMPT_END:
+            return Want(job.prompt - _PROMPT_END - length, prompt=True)
         return Want(job.prompt - length, prompt=True)
     return Want(slot.known - length, prompt=slot.known - length > 1)
 

@@ -14,10 +14,24 @@ def kv_types(config: ModelConfig) -> list[str]:
     return [name for name in KV_TYPES if name != "q8_0" or config.head_dim % _BLOCK == 0]
 
 
+_CHUNK = 16
+"""Positions beside which a recurrent layer's state is kept on the CPU."""
+
+
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Bytes of a KV cache of `context` tokens."""
-    numbers = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context
+    layers = config.n_layers - sum(layer.delta_net is not None for layer in config.layers)
+    numbers = 2 * layers * config.n_kv_heads * config.head_dim * context
     return int(numbers * KV_TYPES[check_kv_type(kv_type, config)])
+
+
+def state_bytes(config: ModelConfig) -> int:
+    """Bytes of one state of all recurrent layers, as the CPU keeps it; 0: there are none."""
+    numbers = 0
+    for net in filter(None, (layer.delta_net for layer in config.layers)):
+        numbers += net.n_value_heads * (net.head_dim + _CHUNK) * net.head_dim
+        numbers += net.n_key_heads * _CHUNK * net.head_dim + (_CHUNK + net.kernel - 1) * net.channels
+    return 4 * numbers
 
 
 def check_kv_type(kv_type: str, config: ModelConfig) -> str:

@@ -45,6 +45,8 @@ class Slot:
     """Positions that were ever written, by those who gave it back."""
     counted: int = 0
     """Positions that take memory, or soon will."""
+    saved: int = 0
+    """The last length that was saved to come back to."""
 
     @property
     def length(self) -> int:
@@ -73,20 +75,28 @@ class Pool:
         bytes_at: Callable[[int], int],
         room: int,
         approximate: bool = False,
+        saved_room: int = 0,
     ) -> None:
         """Room for sequences that `new` makes, of `capacity` positions each; for one there always is.
 
         `bytes_at` says what a sequence takes once so many of its positions were written. With `approximate`
         the positions of an answer differ from those of the same tokens in a prompt, so no other request
-        builds on them.
+        builds on them. Where layers are recurrent, a sequence may take `saved_room` bytes more for states to
+        come back to (`save`); 0: every layer can go back by itself.
         """
         self.capacity = capacity
         self.room = max(room, bytes_at(capacity))
         self._new = new
         self._bytes_at = bytes_at
         self._approximate = approximate
+        self._saved_room = saved_room
         self._used: list[Slot] = []
         self._kept: list[Slot] = []  # the one that was used longest ago first
+
+    @property
+    def saves(self) -> bool:
+        """Whether sequences cannot go back but to what was saved."""
+        return self._saved_room > 0
 
     @property
     def bytes(self) -> int:
@@ -119,6 +129,7 @@ class Pool:
         slot.tokens[: len(tokens)] = tokens
         slot.known = len(tokens)
         slot.prompt = prompt
+        slot.saved = slot.length
         slot.counted = max(slot.counted, positions)
         self._used.append(slot)
         return slot
@@ -131,6 +142,16 @@ class Pool:
                 return False
             slot.counted = positions
         return True
+
+    def save(self, slot: Slot) -> None:
+        """Save where a sequence in use stands, as far as there is room: others may begin there."""
+        if self._saved_room and slot.length > slot.saved:
+            with suppress(MemoryError):
+                slot.sequence.save()
+            slot.saved = slot.length
+            slot.sequence.limit_saved(self._saved_room)
+            if not self._make_room(0):
+                slot.sequence.limit_saved(0)
 
     def give_back(self, slot: Slot, *, keep: bool = True) -> None:
         """Take back a sequence; without `keep` it is dropped."""
@@ -215,7 +236,8 @@ class Pool:
         return True
 
     def _bytes_of(self, slots: list[Slot]) -> int:
-        return sum(self._bytes_at(slot.counted) for slot in slots)
+        saved = sum(slot.sequence.saved_bytes for slot in slots) if self._saved_room else 0
+        return saved + sum(self._bytes_at(slot.counted) for slot in slots)
 
 
 def _common(a: I32, b: I32) -> int:

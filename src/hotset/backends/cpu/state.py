@@ -55,9 +55,13 @@ class CpuSequence:
         """See `Sequence`."""
         self.native.rewind(length)
 
-    def save(self) -> None:
+    def save(self) -> bool:
         """See `Sequence`."""
-        self.native.save()
+        return self.native.save()
+
+    def forget(self, length: int) -> None:
+        """See `Sequence`."""
+        self.native.forget(length)
 
     @property
     def saved_bytes(self) -> int:

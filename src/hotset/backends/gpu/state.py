@@ -70,8 +70,12 @@ class GpuSequence:
             raise ValueError(f"length: expected 0 to {self._length}, found {length}")
         self._length = length
 
-    def save(self) -> None:
+    def save(self) -> bool:
         """See `Sequence`: every layer can go back by itself."""
+        return False
+
+    def forget(self, length: int) -> None:
+        """See `Sequence`: nothing is saved."""
 
     @property
     def saved_bytes(self) -> int:

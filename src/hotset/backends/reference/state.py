@@ -83,10 +83,17 @@ class ReferenceSequence:
         for chooser in filter(None, self.choosers):
             chooser.place.rewind(length)
 
-    def save(self) -> None:
+    def save(self) -> bool:
         """See `Sequence`."""
-        if self.states:
-            self.saved[self.length] = self.states
+        if not self.states or self.length in self.saved:
+            return False
+        self.saved[self.length] = self.states
+        return True
+
+    def forget(self, length: int) -> None:
+        """See `Sequence`."""
+        if length:
+            self.saved.pop(length, None)
 
     @property
     def saved_bytes(self) -> int:
