@@ -52,7 +52,9 @@ DeltaPlace DeltaStates::next(int64_t layer, int64_t begin) {
   return place(*next_, layer);
 }
 
-void DeltaStates::advance() {
+void DeltaStates::advance(int64_t length) {
+  if (!next_) next_ = make(0);
+  next_->begin = length / kDeltaChunk * kDeltaChunk;
   std::swap(present_, next_);
   if (next_.use_count() > 1) next_.reset();
 }

@@ -54,7 +54,7 @@ class DeltaStates {
 
   // Whether `length` is beyond the present chunk; then `next` has been written.
   bool leaves(int64_t length) const { return any() && length >= present_->begin + kDeltaChunk; }
-  void advance();
+  void advance(int64_t length);
 
   bool save(int64_t length);  // false: its chunk is kept already
   void forget(int64_t length);

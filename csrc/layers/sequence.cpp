@@ -50,7 +50,7 @@ void Sequence::advance(int64_t count) {
   length += count;
   if (!delta_nets.leaves(length)) return;
   runtime_->pool.quiesce();  // what others may be reading is written again
-  delta_nets.advance();
+  delta_nets.advance(length);
 }
 
 void Sequence::rewind(int64_t new_length) {

@@ -14,6 +14,8 @@ def write_keys(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_ssm_group_count(config.linear_num_key_heads)
     writer.add_ssm_time_step_rank(config.linear_num_value_heads)
     writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
+    if "mrope_section" in config.rope_parameters and config.model_type != "qwen3_next":
+        writer.add_rope_dimension_sections([*config.rope_parameters["mrope_section"], 0])
     writer.add_array(
         f"{writer.arch}.attention.recurrent_layers",
         [kind == "linear_attention" for kind in config.layer_types],

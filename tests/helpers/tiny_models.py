@@ -49,6 +49,7 @@ def tiny_models() -> dict[str, Callable[[], Model]]:
         "qwen3": qwen3,
         "qwen35": qwen35,
         "qwen35-tied": lambda: qwen35(tie_word_embeddings=True),
+        "qwen35-usual-epsilon": lambda: qwen35(rms_norm_eps=1e-6),
         "gemma3": gemma3,
         "gemma3-own-pattern": gemma3_own_pattern,
         "falcon-7b": falcon_7b,
@@ -82,7 +83,12 @@ DELTA_NETS = {
     "linear_value_head_dim": 12,
     "linear_conv_kernel_dim": 4,
     "layer_types": [f"{kind}_attention" for kind in ("linear", "linear", "full", "linear", "full")],
-    "rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 300.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+    },
 }
 
 

@@ -72,12 +72,14 @@ def test_type(kind: Q, exported: Callable[..., Peer], backend: Backend) -> None:
     assert_close(forward(peer.path, backend), peer.logits, tolerance)
 
 
-# llama.cpp has one activation an architecture, knows no OPT and no Falcon with biases, and takes Nemotron's
-# heads to add up to the hidden size.
+# llama.cpp has one activation an architecture, knows no OPT and no Falcon with biases, takes Nemotron's heads
+# to add up to the hidden size, and the norms' epsilon for that of Qwen3.5's unit keys.
 ONLY_HERE = {
     "falcon-biases",
     "minitron",
     "opt",
+    "qwen35",
+    "qwen35-tied",
     "llama-relu",
     "llama-drelu",
     "llama-relu2",
