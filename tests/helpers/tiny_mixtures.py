@@ -99,6 +99,7 @@ _SHARED = {
     "shared_expert_intermediate_size": 37,
     "num_experts": 10,
     "num_experts_per_tok": 3,
+    "rms_norm_eps": 1e-6,  # which llama.cpp takes for that of unit keys, too
 }
 
 
