@@ -57,7 +57,7 @@ def calls_of(events):
 
 
 @pytest.mark.parametrize("written", TAGGED, ids=lambda written: written.name)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     calls=CALLS,
     reasoning=st.one_of(st.none(), WORDS),
@@ -84,7 +84,7 @@ def test_each_family(written, calls, reasoning, content, inside, cuts):
         assert calls_of(parse(written.template, text, inside=inside, tools=())) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     calls=CALLS,
     reasoning=st.one_of(st.just(""), WORDS),
@@ -100,7 +100,7 @@ def test_harmony(calls, reasoning, content, cuts):
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data(), inside=st.booleans(), cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_any_text_in_any_pieces(name, data, inside, cuts):
     template = TEMPLATES[name]

@@ -184,6 +184,30 @@ def test_reasoning_is_free(control):
         assert text(answer(plain, tokenizer, seed, prompt, wanted=begin)) in ("yes", "no")
 
 
+def test_only_the_final_channel_of_gpt_oss_is_ruled():
+    metadata = dict(byte_level())
+    tokens, types = list(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.token_type"].copy()
+    marks = {0: "<|channel|>", 1: "<|message|>", 3: "<|start|>", 4: "<|end|>"}
+    for place, mark in marks.items():
+        tokens[place], types[place] = mark, 3
+    tokens += ["<|return|>", "<|call|>"]  # with these, <|end|> ends no answer
+    types = np.append(types, [3, 3]).astype(np.int32)
+    template = "{{ messages }}<|start|>assistant<|channel|>final<|message|>"
+    tokenizer = from_metadata(
+        metadata
+        | {
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.token_type": types,
+            "tokenizer.chat_template": template,
+        }
+    )
+    before = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>"
+    wanted = tokenizer.encode(before, add_special=False)
+    prompt = tokenizer.encode("<|start|>assistant", add_special=False)
+    tokens = answer(Constraint.regex("(yes|no)"), tokenizer, 1, prompt, wanted=wanted)
+    assert tokenizer.decode(tokens, skip_special=False) in (before + "yes", before + "no")
+
+
 def test_an_answer_cannot_end_within_reasoning():
     tokenizer = thinking(True)
     enforcer = Enforcer(Constraint.json_object(), tokenizer, [1])
