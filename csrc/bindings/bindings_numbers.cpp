@@ -6,6 +6,7 @@
 
 #include "kernels/kernels.h"
 #include "layers/neuron_ffn.h"
+#include "layers/router.h"
 
 namespace nb = nanobind;
 using namespace hotset;
@@ -39,6 +40,8 @@ void bind_numbers(nb::module_& m) {
                                      {"low_rank", Score::kLowRank},
                                      {"low_rank_relu", Score::kLowRankRelu},
                                      {"copy", Score::kCopy}});
+  m.attr("GATINGS") = numbers<Gating>(
+      {{"softmax", Gating::kSoftmax}, {"sigmoid", Gating::kSigmoid}, {"selected", Gating::kSelected}});
   m.attr("KV_TYPES") = numbers<KvType>({{"f32", KvType::kF32}, {"f16", KvType::kF16}, {"q8_0", KvType::kQ8}});
   m.attr("TENSOR_TYPES") = numbers<Type>({{"F32", kF32},         {"F16", kF16},       {"BF16", kBF16},
                                           {"Q4_0", kQ4_0},       {"Q4_1", kQ4_1},     {"Q5_0", kQ5_0},

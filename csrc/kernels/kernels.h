@@ -73,6 +73,10 @@ struct LinearKernels {
   void (*pack_activations)(ActivationFormat format, const float* x, int64_t ldx, int64_t rows, int64_t cols,
                            int64_t first, int64_t last, void* out);
 
+  // Copies the n rows of a packed buffer of `rows` rows that `which` names to `out`, a buffer for n rows.
+  void (*gather_activations)(ActivationFormat format, int64_t cols, const void* x, int64_t rows,
+                             const int32_t* which, int64_t n, void* out);
+
   // Decode: y[r] = sum_k w[r, k] x[k] for the rows of panels [panel0, panel1). `x` is a packed buffer of one
   // row, y[0] is row panel0 * lanes, and whole panels are written ((panel1 - panel0) * lanes floats).
   void (*matvec)(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, float* y);

@@ -53,6 +53,35 @@ void pack_activations(ActivationFormat format, const float* x, int64_t ldx, int6
   }
 }
 
+// A row of a tile is words of four bytes, those of the tile's rows side by side.
+template <int n>
+void gather_tile(int64_t words, const uint8_t* const* from, int64_t stride, uint8_t* to) {
+  for (int64_t i = 0; i < words; i++) {
+    for (int t = 0; t < n; t++) memcpy(to + 4 * (i * n + t), from[t] + i * stride, 4);
+  }
+}
+
+void gather_activations(ActivationFormat format, int64_t cols, const void* x, int64_t rows,
+                        const int32_t* which, int64_t n, void* out) {
+  const int64_t from_tokens = tile_tokens(rows), to_tokens = tile_tokens(n);
+  const int64_t from_bytes = tile_bytes(format, from_tokens, cols);
+  const int64_t to_bytes = tile_bytes(format, to_tokens, cols);
+  const int64_t words = format == kActF32 ? cols : cols / kBlock * (kQuads + kBlockWords) + 1;
+  uint8_t* to = static_cast<uint8_t*>(out);
+  for (int64_t first = 0; first < n; first += to_tokens, to += to_bytes) {
+    const uint8_t* from[kTile];
+    for (int64_t t = 0; t < to_tokens; t++) {
+      const int64_t row = which[first + t < n ? first + t : first];  // any, where there is none
+      from[t] = static_cast<const uint8_t*>(x) + row / from_tokens * from_bytes + row % from_tokens * 4;
+    }
+    if (to_tokens == 1) {
+      gather_tile<1>(words, from, from_tokens * 4, to);
+    } else {
+      gather_tile<kTile>(words, from, from_tokens * 4, to);
+    }
+  }
+}
+
 void matvec(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, float* y) {
   if (is_float(w->type)) {
     with_weight(w->type, [&](auto weight) {
@@ -84,8 +113,8 @@ void matmul(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x
 
 extern const LinearKernels HOTSET_TABLE(linear);
 const LinearKernels HOTSET_TABLE(linear) = {
-    kLanes, activation_format, panel_bytes, pack_panel, activation_bytes, pack_activations, matvec,
-    matmul, set_entries,
+    kLanes,           activation_format,  panel_bytes, pack_panel, activation_bytes,
+    pack_activations, gather_activations, matvec,      matmul,     set_entries,
 };
 
 }  // namespace hotset

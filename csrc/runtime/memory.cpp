@@ -82,13 +82,44 @@ std::shared_ptr<uint8_t> SharedBuffers::allocate(size_t bytes) {
   return {block_, piece};
 }
 
+#if !defined(_WIN32)
+namespace {
+
+// Advice on the pages that lie in these bytes; with `around`, on those too that lie there in part.
+void advise(const void* data, size_t bytes, int advice, bool around) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
+  const uintptr_t first = around ? begin / page * page : round_up(begin, page);
+  const uintptr_t last = around ? round_up(end, page) : end / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
+}
+
+}  // namespace
+#endif
+
 void release_file_pages(const void* data, size_t bytes) {
 #if defined(__linux__)
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = round_up(begin, page);
-  const uintptr_t last = (begin + bytes) / page * page;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  advise(data, bytes, MADV_DONTNEED, false);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+void fetch_file_pages(const void* data, size_t bytes) {
+#if !defined(_WIN32)
+  advise(data, bytes, MADV_WILLNEED, true);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+void release_pages(void* data, size_t bytes) {
+#if defined(__linux__)
+  advise(data, bytes, MADV_DONTNEED, false);
+#elif !defined(_WIN32)
+  advise(data, bytes, MADV_FREE, false);
 #else
   (void)data;
   (void)bytes;

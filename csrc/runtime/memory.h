@@ -49,4 +49,10 @@ class SharedBuffers {
 // such call.
 void release_file_pages(const void* data, size_t bytes);
 
+// Asks the system to read these bytes of a file mapping ahead.
+void fetch_file_pages(const void* data, size_t bytes);
+
+// Gives back the pages of a buffer that lie in these bytes, which hold nothing from now on.
+void release_pages(void* data, size_t bytes);
+
 }  // namespace hotset

@@ -162,6 +162,9 @@ class Session {
     }
   }
 
+  // Waits until no thread reads or writes anything of the regions so far.
+  void await_readers() { pool_.await_readers(); }
+
   int threads() const { return pool_.threads(); }
 
  private:

@@ -12,6 +12,7 @@ Flag = NDArray[np.uint32]
 ACTIVATIONS: dict[str, int]
 WAYS: dict[str, int]
 SCORES: dict[str, int]
+GATINGS: dict[str, int]
 KV_TYPES: dict[str, int]
 TENSOR_TYPES: dict[str, int]
 KV_BLOCK: int
@@ -216,3 +217,59 @@ class HostWorker:
 def raise_flag(flag: Flag) -> None: ...
 def take_flag(flag: Flag, seconds: float) -> bool: ...
 def stream_functions() -> tuple[int, int]: ...
+
+class ExpertCache:
+    def __init__(self, runtime: Runtime, budget: int | None) -> None: ...
+    @property
+    def counts(self) -> tuple[int, int, int, int]: ...
+
+class ExpertMatrix:
+    def __init__(
+        self,
+        type: int,
+        experts: int,
+        rows: int,
+        cols: int,
+        data: NDArray[np.uint8],
+        from_file: bool,
+        bias: F32 | None,
+    ) -> None: ...
+
+class Routing:
+    def __init__(
+        self,
+        *,
+        count: int,
+        used: int,
+        gating: int,
+        normalised: bool,
+        scale: float,
+        groups: int,
+        groups_used: int,
+        bias: F32 | None,
+    ) -> None: ...
+
+class SharedExpert:
+    def __init__(self, gate: Linear | None, up: Linear, down: Linear, gate_of: Linear | None) -> None: ...
+
+class Experts:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        cache: ExpertCache,
+        norm: Norm,
+        router: Linear,
+        routing: Routing,
+        gate: ExpertMatrix | None,
+        up: ExpertMatrix,
+        down: ExpertMatrix,
+        activation: int,
+        shared: SharedExpert | None,
+        post_norm: Norm | None,
+    ) -> None: ...
+    def route(self, x: F32, logits: F32) -> None: ...
+    def forward(self, x: F32, out: F32, logits: F32 | None = None) -> None: ...
+    def select(self, x: F32, logits: F32 | None, weights: F32) -> None: ...
+    def add(self, x: F32, out: F32, weights: F32) -> None: ...
+    def neurons(self, x: F32, gate: F32, h: F32) -> None: ...

@@ -1,10 +1,8 @@
 """The native backend: packs weights for this CPU's instruction set and runs each part as one native call."""
 
 import contextlib
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,6 @@ from hotset.backends.contract import (
     AttentionSpec,
     DeltaNetSpec,
     EmbeddingSpec,
-    Experts,
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
@@ -26,6 +23,8 @@ from hotset.backends.contract import (
     Norm,
     StateShape,
 )
+from hotset.backends.cpu.experts import CpuExperts, PackedExperts, build_experts
+from hotset.backends.cpu.file_mapping import is_file_mapping
 from hotset.backends.cpu.parts import CpuAttention, CpuDeltaNet, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
 from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.backends.low_bit import Q2, two_bit_blocks
@@ -72,13 +71,19 @@ class CpuBackend:
     `threads` counts the calling thread; by default there is one to each physical core that this process may
     use. `level` is one of `levels()`, by default the best. The threads are idle outside calls; one call runs
     at a time, others wait. A sparse layer's neurons are added up in at most `parts` sums, which threads share
-    among them; by default `machine_parts()`, so that results do not depend on `threads`.
+    among them; by default `machine_parts()`, so that results do not depend on `threads`. `ram` is a budget in
+    bytes for all layers' packed experts: the coldest are given back, and packed again from the file when a
+    row uses them. What one layer needs for a call stays packed, even if that is more.
     """
 
     name = "cpu"
 
     def __init__(
-        self, threads: int | None = None, level: str | None = None, parts: int | None = None
+        self,
+        threads: int | None = None,
+        level: str | None = None,
+        parts: int | None = None,
+        ram: int | None = None,
     ) -> None:
         if threads is None:
             threads = available_cores()
@@ -100,6 +105,9 @@ class CpuBackend:
             self._runtime = _native.Runtime(threads, level, parts)
         except RuntimeError as error:
             raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
+        if ram is not None and ram < 1:
+            raise HotsetError(f"ram: expected at least 1 byte, found {ram}")
+        self._expert_cache = _native.ExpertCache(self._runtime, ram)
         self._ropes: dict[RopeConfig, _native.Rope] = {}
 
     @staticmethod
@@ -271,9 +279,26 @@ class CpuBackend:
         )
         return CpuNeuronFFN(native)
 
-    def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
-        """Refuse: it has none yet."""
-        raise HotsetError(f"{spec.up.weight.name}: the CPU backend has no mixtures of experts yet")
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> CpuExperts:
+        """Build one layer's mixture of experts, each of which is packed when a row first uses it.
+
+        So the tensors' bytes are read as long as the part lives.
+        """
+        hidden = spec.norm.weight.size
+        return build_experts(
+            self._runtime,
+            self._expert_cache,
+            spec,
+            self._linear,
+            _ACTIVATIONS[spec.activation],
+            self._norm(spec.norm, hidden),
+            self._optional_norm(spec.post_norm, hidden),
+        )
+
+    @property
+    def packed_experts(self) -> PackedExperts:
+        """What of the experts is packed now."""
+        return PackedExperts(*self._expert_cache.counts)
 
     def head(self, spec: HeadSpec) -> CpuHead:
         """Build the final norm and the output projection."""
@@ -359,7 +384,7 @@ class CpuBackend:
         if bias is not None:
             _check_shape(f"{weight.name}: bias", bias.shape, (cols if added else rows,))
         return _native.NeuronRows(
-            store, int(weight.type), added, rows, cols, weight.data, _is_file_mapping(weight.data), bias
+            store, int(weight.type), added, rows, cols, weight.data, is_file_mapping(weight.data), bias
         )
 
     def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
@@ -374,7 +399,7 @@ class CpuBackend:
                 rows,
                 cols,
                 weight.data,
-                _is_file_mapping(weight.data),
+                is_file_mapping(weight.data),
                 bias,
             )
         except MemoryError:
@@ -409,13 +434,3 @@ def _row_lengths(tensor: Tensor) -> F32:
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if found != expected:
         raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")
-
-
-def _is_file_mapping(array: NDArray[np.uint8]) -> bool:
-    """Whether the array is a read-only view of a memory-mapped file, so that its pages can be read again."""
-    owner: Any = array
-    while owner is not None:
-        if isinstance(owner, mmap.mmap | np.memmap):
-            return not array.flags.writeable
-        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
-    return False

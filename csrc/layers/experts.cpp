@@ -1,0 +1,252 @@
+#include "layers/experts.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace hotset {
+namespace {
+
+// Rows whose neurons are in memory at once.
+constexpr int64_t kMostRows = 512;
+
+constexpr int64_t kRowGroup = 16;
+
+// Writes each row's weights, zero for experts that it does not select. Cheap, and all in its commit as in
+// products.cpp.
+struct SelectJob {
+  const Routing* routing;
+  const float* logits;
+  int64_t rows;
+  float* weights;
+
+  int64_t floats() const { return routing->scratch_floats() + routing->used; }
+  size_t scratch_bytes() const {
+    return static_cast<size_t>(floats()) * sizeof(float) +
+           static_cast<size_t>(routing->used) * sizeof(int32_t);
+  }
+  void compute(int64_t, void*) const {}
+
+  void commit(int64_t chunk, void* scratch) const {
+    auto* of_selected = static_cast<float*>(scratch) + routing->scratch_floats();
+    auto* experts = reinterpret_cast<int32_t*>(static_cast<float*>(scratch) + floats());
+    for (int64_t row = chunk * kRowGroup; row < std::min((chunk + 1) * kRowGroup, rows); ++row) {
+      float* to = weights + row * routing->count;
+      routing->select(logits + row * routing->count, static_cast<float*>(scratch), experts, of_selected);
+      std::fill_n(to, routing->count, 0.0f);
+      for (int64_t i = 0; i < routing->used; ++i) to[experts[i]] = of_selected[i];
+    }
+  }
+};
+
+bool is_selected(float weight) { return !(weight <= 0); }  // or not a number
+
+}  // namespace
+
+// What the router says of a batch: which experts are used, and by which rows.
+struct Experts::Selected {
+  int64_t n;                       // experts
+  const int32_t* experts;          // ascending
+  const int64_t *counts, *firsts;  // of each: its rows, and where they begin in these:
+  const int32_t* rows;
+  const float* weights;
+  const float* shared;  // the shared expert's weight for each row, or null
+};
+
+Activations Experts::pack_input(Session& session, const float* x, int64_t rows) const {
+  const LinearKernels& linear = runtime->linear;
+  unsigned formats = 1u << router->format;
+  for (size_t i = 0; i < (gated ? 2 : 1); ++i)
+    formats |= 1u << linear.activation_format(bank->matrix(i).type);
+  if (shared) {
+    for (const Linear* matrix : {shared->gate.get(), shared->up.get(), shared->gate_of.get()}) {
+      if (matrix) formats |= 1u << matrix->format;
+    }
+  }
+  return pack_formats(session, *runtime, x, rows, hidden(), &norm, formats);
+}
+
+void Experts::route(const float* x, int64_t rows, float* logits) const {
+  Session session(runtime->pool);
+  const Zone zone(runtime->zones, ZoneName::kFfnRouter);
+  const Activations packed = pack(session, *runtime, x, rows, nullptr, {router.get()});
+  multiply(session, *runtime, packed, {{router.get(), logits, routing.count}}, false);
+}
+
+void Experts::select(const float* x, int64_t rows, const float* logits, float* weights) const {
+  Session session(runtime->pool);
+  const Zone zone(runtime->zones, ZoneName::kFfnRouter);
+  if (!logits) {
+    auto* own = session.allocate<float>(rows * routing.count);
+    const Activations packed = pack(session, *runtime, x, rows, &norm, {router.get()});
+    multiply(session, *runtime, packed, {{router.get(), own, routing.count}}, false);
+    logits = own;
+  }
+  session.run(ceil_div(rows, kRowGroup), SelectJob{&routing, logits, rows, weights});
+}
+
+Experts::Selected Experts::selected(Session& session, const Activations& x, const Given& given) const {
+  const int64_t rows = x.rows, count = routing.count;
+  const bool gate_of = shared && shared->gate_of;
+  auto* of_shared = shared ? session.allocate<float>(rows) : nullptr;
+  const float *logits = given.logits, *weights = given.weights;
+  float* own = logits || weights ? nullptr : session.allocate<float>(rows * count);
+  const Output of_router = {router.get(), own, count};
+  const Output of_gate = {gate_of ? shared->gate_of.get() : nullptr, of_shared, 1};
+  if (own && gate_of) {
+    multiply(session, *runtime, x, {of_router, of_gate}, false);
+  } else if (own) {
+    multiply(session, *runtime, x, {of_router}, false);
+  } else if (gate_of) {
+    multiply(session, *runtime, x, {of_gate}, false);
+  }
+  for (int64_t row = 0; shared && row < rows; ++row) {
+    of_shared[row] = gate_of ? 0.5f * (1 + std::tanh(0.5f * of_shared[row])) : 1.0f;
+  }
+  if (!weights) {
+    auto* to = session.allocate<float>(rows * count);
+    session.run(ceil_div(rows, kRowGroup), SelectJob{&routing, own ? own : logits, rows, to});
+    weights = to;
+  }
+
+  // The rows of each expert, in their order.
+  auto* places = session.allocate<int64_t>(count);
+  std::fill_n(places, count, 0);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t expert = 0; expert < count; ++expert)
+      places[expert] += is_selected(weights[i * count + expert]);
+  }
+  auto* chosen = session.allocate<int32_t>(count);
+  auto *counts = session.allocate<int64_t>(count), *firsts = session.allocate<int64_t>(count);
+  int64_t n = 0, first = 0;
+  for (int64_t expert = 0; expert < count; ++expert) {
+    if (places[expert] == 0) continue;
+    chosen[n] = static_cast<int32_t>(expert);
+    counts[n] = places[expert];
+    firsts[n++] = first;
+    places[expert] = std::exchange(first, first + places[expert]);
+  }
+  auto* of_expert = session.allocate<int32_t>(first);
+  auto* sorted = session.allocate<float>(first);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t expert = 0; expert < count; ++expert) {
+      const float weight = weights[i * count + expert];
+      if (!is_selected(weight)) continue;
+      of_expert[places[expert]] = static_cast<int32_t>(i);
+      sorted[places[expert]++] = weight;
+    }
+  }
+  return {n, chosen, counts, firsts, of_expert, sorted, of_shared};
+}
+
+// The selected experts, packed, and the shared one as the last.
+ExpertUses Experts::uses(Session& session, const Activations& x, const Selected& selected) const {
+  {
+    const Zone zone(runtime->zones, ZoneName::kFfnPacking);
+    bank->need(session, selected.experts, selected.counts, selected.n, x.rows);
+  }
+  const int64_t n = selected.n + (shared ? 1 : 0);
+  auto* all = session.allocate<ExpertUse>(n);
+  for (int64_t i = 0; i < selected.n; ++i) {
+    const int64_t expert = selected.experts[i], up = gated ? 1 : 0;
+    ExpertUse& use = all[i] = {};
+    if (gated) {
+      use.gate = bank->packed(0, expert);
+      use.gate_bias = bank->matrix(0).bias_of(expert);
+    }
+    use.up = bank->packed(up, expert);
+    use.up_bias = bank->matrix(up).bias_of(expert);
+    use.down = bank->packed(up + 1, expert);
+    use.down_bias = bank->matrix(up + 1).bias_of(expert);
+    use.gated = gated;
+    use.count = selected.counts[i];
+    use.rows = selected.rows + selected.firsts[i];
+    use.weights = selected.weights + selected.firsts[i];
+  }
+  if (shared) {
+    const auto bias = [](const Linear& m) { return m.bias.empty() ? nullptr : m.bias.data(); };
+    auto* rows = session.allocate<int32_t>(x.rows);
+    for (int64_t row = 0; row < x.rows; ++row) rows[row] = static_cast<int32_t>(row);
+    ExpertUse& use = all[n - 1] = {};
+    use.gated = shared->gate != nullptr;
+    if (use.gated) {
+      use.gate = shared->gate->packed;
+      use.gate_bias = bias(*shared->gate);
+    }
+    use.up = shared->up->packed;
+    use.up_bias = bias(*shared->up);
+    use.down = shared->down->packed;
+    use.down_bias = bias(*shared->down);
+    use.count = x.rows;
+    use.rows = rows;
+    use.weights = selected.shared;
+  }
+  for (ExpertUse* use = all; use < all + n; ++use) {
+    const ActivationFormat format = runtime->linear.activation_format(use->down.type);
+    use->h = session.allocate<float>(use->count * use->size());
+    use->h_packed =
+        session.allocate<uint8_t>(runtime->linear.activation_bytes(format, use->count, use->size()));
+  }
+  gather_inputs(session, *runtime, x, hidden(), all, n);
+  return {all, n, x.rows, activation};
+}
+
+void Experts::add_some(const float* x, float* out, int64_t rows, const Given& given) const {
+  Session session(runtime->pool);
+  Zone zone(runtime->zones, ZoneName::kFfnRouter);
+  const Activations packed = pack_input(session, x, rows);
+  const Selected of = selected(session, packed, given);
+  zone.next(ZoneName::kFfnUp);
+  const ExpertUses all = uses(session, packed, of);
+  if (all.n == 0) return;
+  multiply_experts(session, *runtime, all, nullptr);
+  zone.next(ZoneName::kFfnDown);
+  pack_neurons(session, *runtime, all);
+  if (!post_norm) return add_experts(session, *runtime, all, out);
+  auto* y = session.allocate<float>(rows * hidden());
+  std::fill_n(y, rows * hidden(), 0.0f);
+  add_experts(session, *runtime, all, y);
+  add_normed(session, *runtime, *post_norm, y, rows, out);
+}
+
+void Experts::forward(const float* x, float* out, int64_t rows, const float* logits) const {
+  add_all(x, out, rows, {logits, nullptr});
+}
+
+void Experts::add(const float* x, float* out, int64_t rows, const float* weights) const {
+  add_all(x, out, rows, {nullptr, weights});
+}
+
+void Experts::add_all(const float* x, float* out, int64_t rows, const Given& given) const {
+  for (int64_t row = 0; row < rows; row += kMostRows) {
+    const auto from = [&](const float* of) { return of ? of + row * routing.count : nullptr; };
+    add_some(x + row * hidden(), out + row * hidden(), std::min(kMostRows, rows - row),
+             {from(given.logits), from(given.weights)});
+  }
+}
+
+void Experts::neurons(const float* x, int64_t rows, float* pre, float* h) const {
+  const int64_t width = routing.count * size();
+  std::fill_n(pre, rows * width, 0.0f);
+  std::fill_n(h, rows * width, 0.0f);
+  for (int64_t first = 0; first < rows; first += kMostRows) {
+    Session session(runtime->pool);
+    const int64_t n = std::min(kMostRows, rows - first);
+    const Activations packed = pack_input(session, x + first * hidden(), n);
+    const Selected of = selected(session, packed, {});
+    ExpertUses all = uses(session, packed, of);
+    all.n = of.n;
+    auto* inputs = session.allocate<float>(n * routing.used * size());
+    multiply_experts(session, *runtime, all, inputs);
+    const float* from = inputs;
+    for (int64_t i = 0; i < of.n; ++i) {
+      const ExpertUse& use = all.uses[i];
+      for (int64_t t = 0; t < use.count; ++t, from += size()) {
+        const int64_t to = (first + use.rows[t]) * width + of.experts[i] * size();
+        std::copy_n(from, size(), pre + to);
+        std::copy_n(use.h + t * size(), size(), h + to);
+      }
+    }
+  }
+}
+
+}  // namespace hotset

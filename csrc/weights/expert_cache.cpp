@@ -1,0 +1,211 @@
+#include "weights/expert_cache.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace hotset {
+namespace {
+
+constexpr size_t kBlockBytes = size_t{64} << 20;
+constexpr int64_t kPage = 4096;
+
+// Rows after which an expert that was not used counts half.
+constexpr float kHalfLife = 512;
+
+// Packed weights to a chunk.
+constexpr int64_t kChunkBytes = 256 << 10;
+
+// Packs one matrix of an expert.
+struct Packing {
+  const ExpertMatrix* matrix;
+  const uint8_t* from;
+  uint8_t* to;
+  int64_t first_chunk;
+};
+
+struct PackExpertsJob {
+  const LinearKernels* linear;
+  const Packing* packings;
+  int64_t n;
+
+  int64_t panels(const ExpertMatrix& m) const { return ceil_div(m.rows, linear->lanes); }
+  int64_t panel_bytes(const ExpertMatrix& m) const { return linear->panel_bytes(m.type, m.cols); }
+  int64_t per_chunk(const ExpertMatrix& m) const {
+    return std::max<int64_t>(1, kChunkBytes / panel_bytes(m));
+  }
+  int64_t chunks(const ExpertMatrix& m) const { return ceil_div(panels(m), per_chunk(m)); }
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+
+  void commit(int64_t chunk, void*) const {
+    const Packing* p =
+        std::upper_bound(packings, packings + n, chunk,
+                         [](int64_t at, const Packing& packing) { return at < packing.first_chunk; }) -
+        1;
+    const ExpertMatrix& m = *p->matrix;
+    const int64_t first = (chunk - p->first_chunk) * per_chunk(m);
+    for (int64_t panel = first; panel < std::min(first + per_chunk(m), panels(m)); ++panel) {
+      const int64_t row = panel * linear->lanes;
+      linear->pack_panel(m.type, p->from + row * m.row_bytes, std::min(linear->lanes, m.rows - row), m.cols,
+                         p->to + panel * panel_bytes(m));
+    }
+  }
+};
+
+}  // namespace
+
+uint8_t* Pieces::take(size_t bytes) {
+  OfSize& of = sizes_[bytes];
+  if (!of.free.empty()) {
+    uint8_t* piece = of.free.back().piece;
+    of.free.pop_back();
+    return piece;
+  }
+  if (of.blocks.empty() || of.used + bytes > of.blocks.back().size()) {
+    of.blocks.emplace_back(std::max(kBlockBytes, bytes), Pages::kHuge);
+    of.used = 0;
+  }
+  uint8_t* piece = of.blocks.back().data() + of.used;
+  of.used += bytes;
+  return piece;
+}
+
+void Pieces::give_back(uint8_t* piece, size_t bytes) { sizes_[bytes].free.push_back({piece, true}); }
+
+void Pieces::release() {
+  for (auto& [bytes, of] : sizes_) {
+    for (Free& free : of.free) {
+      if (free.dirty) release_pages(free.piece, bytes);
+      free.dirty = false;
+    }
+  }
+}
+
+ExpertCache::Counts ExpertCache::counts() const {
+  const std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+// False where there is none that is not needed. Nobody may read it any more.
+bool ExpertCache::evict_coldest() {
+  ExpertBank* of = nullptr;
+  ExpertBank::Expert* coldest = nullptr;
+  float least = 0;
+  for (ExpertBank* bank : banks_) {
+    for (ExpertBank::Expert& expert : bank->experts_) {
+      if (!expert.packed || expert.needed) continue;
+      const float heat = bank->heat(expert);
+      if (coldest && heat >= least) continue;
+      of = bank;
+      coldest = &expert;
+      least = heat;
+    }
+  }
+  if (!coldest) return false;
+  pieces_.give_back(coldest->packed, static_cast<size_t>(of->bytes_));
+  coldest->packed = nullptr;
+  counts_.bytes -= of->bytes_;
+  --counts_.experts;
+  ++counts_.evictions;
+  return true;
+}
+
+ExpertBank::ExpertBank(std::shared_ptr<ExpertCache> cache, std::vector<ExpertMatrix> matrices)
+    : cache_(std::move(cache)),
+      matrices_(std::move(matrices)),
+      experts_(static_cast<size_t>(matrices_[0].experts)) {
+  const LinearKernels& linear = cache_->runtime_->linear;
+  for (const ExpertMatrix& m : matrices_) {
+    offsets_.push_back(bytes_);
+    bytes_ += ceil_div(m.rows, linear.lanes) * linear.panel_bytes(m.type, m.cols);
+  }
+  bytes_ = ceil_div(bytes_, kPage) * kPage;
+  const std::lock_guard lock(cache_->mutex_);
+  cache_->banks_.push_back(this);
+}
+
+ExpertBank::~ExpertBank() {
+  cache_->runtime_->pool.quiesce();
+  const std::lock_guard lock(cache_->mutex_);
+  std::erase(cache_->banks_, this);
+  for (const Expert& expert : experts_) {
+    if (!expert.packed) continue;
+    cache_->pieces_.give_back(expert.packed, static_cast<size_t>(bytes_));
+    cache_->counts_.bytes -= bytes_;
+    --cache_->counts_.experts;
+  }
+  cache_->pieces_.release();
+}
+
+float ExpertBank::heat(const Expert& expert) const {
+  return expert.heat * std::exp2(static_cast<float>(expert.used - time_) / kHalfLife);
+}
+
+PackedMatrix ExpertBank::packed(size_t i, int64_t expert) const {
+  const ExpertMatrix& m = matrices_[i];
+  return {m.type, m.rows, m.cols, cache_->runtime_->linear.panel_bytes(m.type, m.cols),
+          experts_[expert].packed + offsets_[i]};
+}
+
+void ExpertBank::need(Session& session, const int32_t* experts, const int64_t* rows, int64_t n,
+                      int64_t batch_rows) {
+  const std::lock_guard lock(cache_->mutex_);
+  time_ += batch_rows;
+  int64_t missing = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    Expert& expert = experts_[experts[i]];
+    expert.heat = heat(expert) + static_cast<float>(rows[i]);
+    expert.used = time_;
+    missing += expert.packed == nullptr;
+  }
+  if (missing == 0) return;
+
+  auto* packings = session.allocate<Packing>(missing * static_cast<int64_t>(matrices_.size()));
+  for (int64_t i = 0; i < n; ++i) {
+    experts_[experts[i]].needed = true;
+    if (experts_[experts[i]].packed) continue;
+    for (const ExpertMatrix& m : matrices_) {
+      if (m.from_file) fetch_file_pages(m.data + experts[i] * m.expert_bytes(), m.expert_bytes());
+    }
+  }
+  ExpertCache& cache = *cache_;
+  if (cache.counts_.bytes > cache.budget_ - missing * bytes_) {
+    session.await_readers();  // of regions before, in which a thread may have been left behind
+    while (cache.counts_.bytes > cache.budget_ - missing * bytes_ && cache.evict_coldest()) {
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) experts_[experts[i]].needed = false;
+
+  PackExpertsJob job{&cache.runtime_->linear, packings, 0};
+  std::vector<uint8_t*> taken;
+  try {
+    int64_t chunks = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (experts_[experts[i]].packed) continue;
+      taken.push_back(cache.pieces_.take(static_cast<size_t>(bytes_)));
+      for (size_t k = 0; k < matrices_.size(); ++k) {
+        const ExpertMatrix& m = matrices_[k];
+        packings[job.n++] = {&m, m.data + experts[i] * m.expert_bytes(), taken.back() + offsets_[k], chunks};
+        chunks += job.chunks(m);
+      }
+    }
+    cache.pieces_.release();
+    session.run(chunks, job);
+  } catch (...) {
+    for (uint8_t* piece : taken) cache.pieces_.give_back(piece, static_cast<size_t>(bytes_));
+    throw;
+  }
+  for (int64_t i = 0, k = 0; i < n; ++i) {
+    if (!experts_[experts[i]].packed) experts_[experts[i]].packed = taken[k++];
+  }
+  cache.counts_.bytes += missing * bytes_;
+  cache.counts_.experts += missing;
+  cache.counts_.packs += missing;
+  for (int64_t i = 0; i < job.n; ++i) {
+    const ExpertMatrix& m = *packings[i].matrix;
+    if (m.from_file) release_file_pages(packings[i].from, static_cast<size_t>(m.expert_bytes()));
+  }
+}
+
+}  // namespace hotset
