@@ -31,14 +31,66 @@ FIELDS = {
 SHARED = ("model", "stream", "seed", "temperature", "top_p", "top_k", "min_p", "stream_options", "logprobs")
 WORDS = st.sampled_from(
     (
-        *["user", "assistant", "system", "tool", "function", "text", "json_object", "json_schema", "auto", "required", "none", "image_url"],
-        *["tool_use", "tool_result", "function_call", "reasoning", "message", "<|im_end|>", "-1", "1e999", "[", "(?=x)"],
+        *[
+            "user",
+            "assistant",
+            "system",
+            "tool",
+            "function",
+            "text",
+            "json_object",
+            "json_schema",
+            "auto",
+            "required",
+            "none",
+            "image_url",
+        ],
+        *[
+            "tool_use",
+            "tool_result",
+            "function_call",
+            "reasoning",
+            "message",
+            "<|im_end|>",
+            "-1",
+            "1e999",
+            "[",
+            "(?=x)",
+        ],
         *("", "\ud800", "\x00", "root ::= "),
     )
 )
 NUMBERS = st.sampled_from([0, 1, -1, 2, 0.5, 1e308, -1e308, 10**30, 2**63, 1e-320, True, False, None])
 KEYS = st.sampled_from(
-    ["role", "content", "type", "text", "name", "function", "arguments", "parameters", "schema", "input", "json_schema", "tool_calls", "id", "call_id", "output", "num_predict", "temperature", "format", "seed", "stop", "enum", "pattern", "properties", "$ref", "items", "tool_use_id", "input_schema"]
+    [
+        "role",
+        "content",
+        "type",
+        "text",
+        "name",
+        "function",
+        "arguments",
+        "parameters",
+        "schema",
+        "input",
+        "json_schema",
+        "tool_calls",
+        "id",
+        "call_id",
+        "output",
+        "num_predict",
+        "temperature",
+        "format",
+        "seed",
+        "stop",
+        "enum",
+        "pattern",
+        "properties",
+        "$ref",
+        "items",
+        "tool_use_id",
+        "input_schema",
+    ]
 )
 VALUES = st.recursive(
     WORDS | NUMBERS,

@@ -107,6 +107,7 @@ def serve(
     from hotset.server.run import bind, serve
 
     room = None if cache_ram is None else options.parse_size(cache_ram)
+    budget = None if ram is None else options.parse_size(ram)
     gpu = options.vram_bytes(vram)
 
     def load(known: "Known") -> "Engine":
@@ -120,7 +121,7 @@ def serve(
             kv_room=room,
         )
 
-    known = [_known(model, context, kv_type, room) for model in models or (None,)]
+    known = [known_model(model, context, kv_type, room) for model in models or (None,)]
     if twice := {model.name for model in known if [other.name for other in known].count(model.name) > 1}:
         raise RequestError(f"two models are named {min(twice)}: give names as NAME=MODEL")
     bound = bind(host, port)
@@ -128,7 +129,7 @@ def serve(
     _log(quiet)
     print(f"hotset: http://{address}:{bound.getsockname()[1]} (Ctrl-C stops)", file=sys.stderr)
     server = Server(
-        Models(known, load, None if ram is None else options.parse_size(ram)),
+        Models(known, load, budget),
         Limits(keep_alive=keep_alive or None),
     )
     asyncio.run(
@@ -142,7 +143,7 @@ def serve(
     )
 
 
-def _known(model: str | None, context: int | None, kv_type: str, room: int | None) -> "Known":
+def known_model(model: str | None, context: int | None, kv_type: str, room: int | None) -> "Known":
     """A model's name and size, by the headers of its file."""
     from hotset.model.reading import traffic
     from hotset.serve.load import open_model
