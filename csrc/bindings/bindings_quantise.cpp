@@ -29,7 +29,7 @@ void check_finite(const char* name, const float* data, size_t count, float low) 
 
 Type check(int type, size_t rows, size_t cols, const Bytes& out, int threads) {
   const auto bytes = static_cast<size_t>(quantised_block_bytes(static_cast<Type>(type)));
-  if (!bytes) refuse("type: expected Q4_0, Q4_1 or Q8_0");
+  if (!bytes) refuse("type: expected Q4_0, Q4_1, Q8_0, IQ4_NL or MXFP4");
   if (cols % kQuantBlock) refuse("weights: expected columns in a multiple of 32");
   if (out.size() != rows * cols / kQuantBlock * bytes) {
     refuse("out: expected " + std::to_string(rows * cols / kQuantBlock * bytes) + " bytes, found " +
@@ -42,6 +42,7 @@ Type check(int type, size_t rows, size_t cols, const Bytes& out, int threads) {
 void round_matrix(int type, Matrix weights, Bytes out, int threads) {
   const size_t rows = weights.shape(0), cols = weights.shape(1);
   const Type checked = check(type, rows, cols, out, threads);
+  if (checked == kIQ4_NL || checked == kMXFP4) refuse("type: these codes need a search");
   const nb::gil_scoped_release release;
   check_finite("weights", weights.data(), weights.size(), std::numeric_limits<float>::lowest());
   round_to_nearest(checked, weights.data(), static_cast<int64_t>(rows), static_cast<int64_t>(cols),

@@ -7,9 +7,12 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <thread>
 #include <vector>
+
+#include "kernels/tables.h"
 
 namespace hotset {
 namespace {
@@ -45,15 +48,33 @@ float scale_as_half(float x) {
   return half == 0 && x != 0 ? std::copysign(0x1p-24f, x) : half;
 }
 
-// A type's codes: w = scale * code + min.
+// The nearest power of two that MXFP4 has, without those below 2^-126, of which a float has no inverse.
+float as_power(float x) {
+  int exponent;
+  const float mantissa = std::frexp(std::fabs(x), &exponent);  // from 0.5
+  return std::ldexp(1.0f, std::clamp(mantissa < 0x1.6a09e6p-1f ? exponent - 1 : exponent, -126, 126));
+}
+
+// A type's codes: w = scale * code + min. In types with a table a code is its value, one of `values`.
 struct Codes {
   float low, high;
   bool has_min;
+  std::vector<float> values = {};  // rising
 };
 
 Codes codes_of(Type type) {
-  if (type == kQ4_1) return {0, 15, true};
-  return type == kQ4_0 ? Codes{-8, 7, false} : Codes{-127, 127, false};
+  switch (type) {
+    case kQ4_1:
+      return {0, 15, true};
+    case kQ4_0:
+      return {-8, 7, false};
+    case kIQ4_NL:
+      return {-127, 113, false, {std::begin(Uneven::kFloats), std::end(Uneven::kFloats)}};
+    case kMXFP4:
+      return {-12, 12, false, {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12}};
+    default:
+      return {-127, 127, false};
+  }
 }
 
 // What an error costs: its column's root times it, squared; and what it adds to later columns' errors.
@@ -90,6 +111,10 @@ void project(const Metric& metric, Lanes* columns) {
 class Search {
  public:
   Search(Type type, const Metric& metric) : type_(type), codes_(codes_of(type)), metric_(metric) {
+    for (size_t i = 1; i < codes_.values.size(); ++i) {
+      steps_[i - 1] = codes_.values[i] - codes_.values[i - 1];
+      middles_[i - 1] = (codes_.values[i] + codes_.values[i - 1]) / 2;
+    }
     if (!codes_.has_min) return;
     for (auto& column : ones_) std::fill_n(column, kLanes, 1.0f);
     project(metric_, ones_);
@@ -125,6 +150,11 @@ class Search {
         scale_[l] = range * (1 - kCut * (below + above)) / 15;
       } else if (type_ == kQ8_0) {
         scale_[l] = largest / (127 + 0.25f * step);
+      } else if (type_ == kIQ4_NL) {  // as at the table's ends, or beyond
+        scale_[l] = l < kLanes / 2 ? largest / (codes_.low * (0.9f + 0.1f * step))
+                                   : largest / (codes_.high * (0.9f + 0.1f * (step - kLanes / 2)));
+      } else if (type_ == kMXFP4) {
+        scale_[l] = std::ldexp(std::fabs(largest) / 12, l - 3);
       } else {  // the largest number as -8 or as 7, or beyond, both being cut off
         scale_[l] =
             l < kLanes / 2 ? largest / -(7.2f + 0.8f * step) : largest / (6.6f + 0.8f * (step - kLanes / 2));
@@ -135,7 +165,7 @@ class Search {
   void round(Block* best) {
     Lanes inverses, losses;
     for (int l = 0; l < kLanes; ++l) {
-      scale_[l] = scale_as_half(scale_[l]);
+      scale_[l] = type_ == kMXFP4 ? as_power(scale_[l]) : scale_as_half(scale_[l]);
       min_[l] = as_half(min_[l]);
       inverses[l] = scale_[l] != 0 ? 1 / scale_[l] : 0;
       losses[l] = 0;
@@ -143,14 +173,20 @@ class Search {
     Lanes columns[kBlock], errors[kBlock];
     std::memcpy(columns, targets_, sizeof columns);
     const float low = codes_.low, high = codes_.high;
+    const bool table = !codes_.values.empty();
     for (int k = 0; k < kBlock; ++k) {
       const float root = metric_.roots[k];
+      Lanes codes;
       for (int l = 0; l < kLanes; ++l) {
         constexpr float kRound = 0x1.8p23f;  // leaves no bits for fractions
         float code = (columns[k][l] - min_[l]) * inverses[l];
         code = code > low ? code : low;
         code = code < high ? code : high;
-        code = (code + kRound) - kRound;
+        codes[l] = table ? code : (code + kRound) - kRound;
+      }
+      if (table) to_values(codes);
+      for (int l = 0; l < kLanes; ++l) {
+        const float code = codes[l];
         const float error = (columns[k][l] - (scale_[l] * code + min_[l])) * root;
         rounded_[k][l] = code;
         errors[k][l] = error;
@@ -165,6 +201,17 @@ class Search {
       best->codes[k] = rounded_[k][l];
       best->errors[k] = errors[k][l];
     }
+  }
+
+  // The table's values that are nearest.
+  void to_values(Lanes codes) const {
+    Lanes values;
+    std::fill_n(values, kLanes, codes_.low);
+    for (size_t i = 0; i + 1 < codes_.values.size(); ++i) {
+      const float middle = middles_[i], step = steps_[i];
+      for (int l = 0; l < kLanes; ++l) values[l] += codes[l] > middle ? step : 0;
+    }
+    std::copy_n(values, kLanes, codes);
   }
 
   // Weighted least squares: for the codes that each lane has, the scale and minimum of the least loss.
@@ -196,6 +243,7 @@ class Search {
   }
 
   static constexpr float kCut = 0.04f;
+  float steps_[15] = {}, middles_[15] = {};  // between a table's values
 
   Type type_;
   Codes codes_;
@@ -251,10 +299,18 @@ void write(Type type, const Block& block, uint8_t* out) {
     std::memcpy(out, &half, sizeof half);
     out += sizeof half;
   };
-  put(block.scale);
+  if (type == kMXFP4) {
+    *out++ = static_cast<uint8_t>(std::ilogb(block.scale) + 128);
+  } else {
+    put(block.scale);
+  }
   if (type == kQ4_1) put(block.min);
   const int zero = type == kQ4_0 ? 8 : 0;
-  const auto code = [&](int k) { return static_cast<int>(block.codes[k]) + zero; };
+  const float* table = type == kIQ4_NL ? Uneven::kFloats : type == kMXFP4 ? Fp4::kFloats : nullptr;
+  const auto code = [&](int k) {
+    if (table) return static_cast<int>(std::find(table, table + 16, block.codes[k]) - table);
+    return static_cast<int>(block.codes[k]) + zero;
+  };
   if (type == kQ8_0) {
     for (int k = 0; k < kBlock; ++k) out[k] = static_cast<uint8_t>(code(k));
   } else {
@@ -281,7 +337,10 @@ void in_parallel(int64_t rows, int threads, const Job& job) {
 int64_t quantised_block_bytes(Type type) {
   switch (type) {
     case kQ4_0:
+    case kIQ4_NL:
       return 18;
+    case kMXFP4:
+      return 17;
     case kQ4_1:
       return 20;
     case kQ8_0:

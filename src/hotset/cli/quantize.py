@@ -21,6 +21,8 @@ class QuantType(str, Enum):
     Q4_0 = "q4_0"
     Q4_1 = "q4_1"
     Q8_0 = "q8_0"
+    IQ4_NL = "iq4_nl"
+    MXFP4 = "mxfp4"
 
 
 def quantize(

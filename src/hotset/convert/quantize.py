@@ -1,4 +1,4 @@
-"""Quantises a model to Q4_0, Q4_1 or Q8_0, tensor by tensor.
+"""Quantises a model to Q4_0, Q4_1, IQ4_NL, MXFP4 or Q8_0, tensor by tensor.
 
 With calibration text, matrices are rounded as in GPTQ (arXiv 2210.17323): block after block of 32 columns,
 and the columns that follow take up the error as far as the inputs' second moments allow. Each block's scale
@@ -25,7 +25,13 @@ from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import split_name
 
-FILE_TYPES = {TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q8_0: 7}
+FILE_TYPES = {
+    TensorType.Q4_0: 2,
+    TensorType.Q4_1: 3,
+    TensorType.Q8_0: 7,
+    TensorType.IQ4_NL: 25,
+    TensorType.MXFP4: 38,
+}
 """The types that can be written, and `general.file_type` of such files."""
 
 _BLOCK = 32
