@@ -252,3 +252,16 @@ def test_experts_must_be_alike(tmp_path: Path) -> None:
         r"experts.4.w3.weight: expected F32 like expert 0's, found F16",
         whole | {name: whole[name].astype(np.float16)},
     )
+
+
+def test_a_stack_is_made_piece_by_piece(tmp_path: Path) -> None:
+    save(gpt_oss(), tmp_path)
+    tensors = open_checkpoint(tmp_path).tensors
+    whole = load_file(tmp_path / "model.safetensors")["model.layers.0.mlp.experts.gate_up_proj"]
+    up = tensors["blk.0.ffn_up_exps.weight"]
+    assert up.nbytes == up.data.nbytes == whole.nbytes // 2
+    np.testing.assert_array_equal(up.part(2).to_float32(), whole[2, :, 1::2].T)
+    np.testing.assert_array_equal(up.to_float32(), whole[:, :, 1::2].swapaxes(1, 2))
+    save(mixtral(), tmp_path)
+    one = open_checkpoint(tmp_path).tensors["blk.1.ffn_down_exps.weight"].part(3)
+    assert one.data.base is not None, "a view of the file"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hotset.activations.profile import ActivationProfile, fingerprint
 from hotset.core.errors import HotsetError
-from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.checkpoint import Checkpoint, refuse_mixture
 
 _NAME = re.compile(r"activation_(\d+)\.pt")
 
@@ -24,6 +24,7 @@ def import_profile(directory: Path, checkpoint: Checkpoint, tokens: int | None =
     always: right for sorting and placing, too high as a density. Magnitudes and halves stay unknown. Raises
     `HotsetError` for what is missing, damaged or of another model, and where torch is not installed.
     """
+    refuse_mixture(checkpoint, "make a profile with hotset profile --text")
     config = checkpoint.config
     counts = np.stack([_read(path, config.ffn_size) for path in _files(directory, config.n_layers)])
     most = counts.max()

@@ -60,6 +60,7 @@ def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "vocab_size": config.vocab_size,
         "context_length": config.context_length,
+        "experts": _experts(checkpoint, weights, kv_bytes["f16"] or 0),
         "neurons": _neurons(checkpoint),
         "tensors_by_type": dict(sorted(by_type.items(), key=lambda item: -item[1]["bytes"])),
         "memory": {
@@ -69,6 +70,57 @@ def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
             "total_bytes": {t: None if size is None else weights + size for t, size in kv_bytes.items()},
         },
     }
+
+
+def _experts(checkpoint: "Checkpoint", weights: int, cache: int) -> dict[str, Any] | None:
+    """A mixture's parts, and how much of it this machine's free memory holds; None for other models."""
+    from hotset.core.limits import available_memory
+    from hotset.model.reading import expert_bytes
+
+    mixtures = [layer.experts for layer in checkpoint.config.layers if layer.experts]
+    if not mixtures:
+        return None
+    read = expert_bytes(checkpoint)
+    memory = available_memory()
+    left = memory.free - cache - (weights - read.all) if memory else None
+    return {
+        "layers": len(mixtures),
+        "count": mixtures[0].count,
+        "used": mixtures[0].used,
+        "size": mixtures[0].size,
+        "shared_size": mixtures[0].shared_size,
+        "always_bytes": weights - read.all,
+        "expert_bytes": read.all // sum(mixture.count for mixture in mixtures),
+        "all_bytes": read.all,
+        "token_bytes": read.chosen,
+        "free_memory_bytes": memory.free if memory else None,
+        "share_that_fits": None if left is None else min(max(left / read.all, 0.0), 1.0),
+    }
+
+
+def _expert_rows(experts: dict[str, Any]) -> list[tuple[str, str]]:
+    from hotset.cli.console import size
+
+    shared = f", and one of {experts['shared_size']} that all tokens use" if experts["shared_size"] else ""
+    rows = [
+        (
+            "experts",
+            f"{experts['count']} of {experts['size']} neurons in each of {experts['layers']} layers, "
+            f"{experts['used']} a token{shared}",
+        ),
+        ("used by all tokens", size(experts["always_bytes"])),
+        ("all experts", f"{size(experts['all_bytes'])}, {size(experts['expert_bytes'])} each"),
+        ("experts of a token", size(experts["token_bytes"])),
+    ]
+    share = experts["share_that_fits"]
+    if share is not None:
+        what = "the model" if share == 1 else f"what all tokens use and {share:.0%} of the experts"
+        if share == 0:
+            what = "not even what all tokens use"
+        rows.append(
+            ("free memory", f"{size(experts['free_memory_bytes'])}: holds {what}, beside an f16 cache")
+        )
+    return rows
 
 
 def _neurons(checkpoint: "Checkpoint") -> dict[str, Any] | None:
@@ -131,7 +183,8 @@ def _neuron_rows(neurons: dict[str, Any], n_layers: int) -> list[tuple[str, str]
 def _print(facts: dict[str, Any]) -> None:
     from hotset.cli.console import count, size, table
 
-    neurons = facts["neurons"]
+    neurons, experts = facts["neurons"], facts["experts"]
+    width = str(facts["ffn_size"] or (experts and experts["size"]))
     table(
         [
             ("model", facts["model"]),
@@ -139,10 +192,11 @@ def _print(facts: dict[str, Any]) -> None:
             ("parameters", count(facts["parameters"])),
             ("layers", str(facts["layers"])),
             ("hidden size", str(facts["hidden_size"])),
-            ("FFN size", f"{facts['ffn_size']}, {facts['activation']}{', gated' if facts['gated'] else ''}"),
+            ("FFN size", f"{width}, {facts['activation']}{', gated' if facts['gated'] else ''}"),
             ("heads", f"{facts['heads']} of {facts['head_dim']}, {facts['kv_heads']} for keys and values"),
             ("vocabulary", str(facts["vocab_size"])),
             ("context", str(facts["context_length"])),
+            *(_expert_rows(experts) if experts else []),
             *(_neuron_rows(neurons, facts["layers"]) if neurons else []),
         ]
     )

@@ -19,7 +19,7 @@ from hotset.backends.blocks import NEURON_TYPES, dequantise, neuron_type, store_
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
-from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.checkpoint import Checkpoint, refuse_mixture
 from hotset.formats.ffn_plan import CUTOFF, KEPT, plan_keys
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
@@ -85,6 +85,7 @@ def convert(
     Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
     type that does not fit, and a source stored by neuron that would lose accuracy.
     """
+    refuse_mixture(checkpoint, "run the file as it is, which stores experts apart already")
     check_output(out, checkpoint.files())
     profile.check(checkpoint)
     if plans is None:

@@ -17,7 +17,7 @@ from hotset.activations.moments import F64, input_moments
 from hotset.backends.contract import F32
 from hotset.core.errors import CheckpointError
 from hotset.formats.as_gguf import as_gguf, check_config
-from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.checkpoint import Checkpoint, refuse_mixture
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, write_gguf
 from hotset.formats.mapped import check_whole
@@ -61,6 +61,7 @@ def quantise_model(
     quantised says `new_type`. `progress(done, total)` counts bytes. Nothing half-written is left, whatever
     happens. Raises `HotsetError` for numbers that are not finite.
     """
+    refuse_mixture(checkpoint, "quantise it with llama.cpp's llama-quantize, and run what that writes")
     check_output(out, checkpoint.files())
     metadata, tensors = as_gguf(checkpoint)
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"

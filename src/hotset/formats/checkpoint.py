@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hotset.core.config import ModelConfig
+from hotset.core.errors import CheckpointError
 from hotset.formats.gguf_file import split_parts
 from hotset.formats.tensor import Tensor
 
@@ -42,6 +43,12 @@ class Checkpoint:
 def without_predictions(count: int) -> str:
     """Say that blocks which predict further tokens have been left out."""
     return f"{count} tensors that predict several tokens at once are left out: one is computed at a time"
+
+
+def refuse_mixture(checkpoint: Checkpoint, remedy: str) -> None:
+    """Raise `CheckpointError` for a mixture of experts, which a command does not take yet."""
+    if checkpoint.config.mixture:
+        raise CheckpointError(f"{checkpoint.path}: mixtures of experts are not supported here yet: {remedy}")
 
 
 def without_images(count: int) -> str:

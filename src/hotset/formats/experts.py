@@ -1,7 +1,8 @@
 """Mixtures of experts in model files: what keys say of them, and all experts' tensors made of the files'."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hotset.architectures.row import Architecture
 from hotset.core.config import ExpertsConfig, Gating
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import REQUIRED, Keys
-from hotset.formats.tensor import Tensor
+from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import Sizes, TensorTable
 
 _GATING = {1: Gating.SOFTMAX, 2: Gating.SIGMOID, 3: Gating.SELECTED}
@@ -121,7 +122,14 @@ class Stacks:
                         f"found {parts[expert].type.name}"
                     )
             ordered = [parts[expert] for expert in range(self._count)]
-            table.add_made(target, (self._count, *ordered[0].shape), partial(_stacked, target, ordered))
+            add_stack(table, target, ordered[0].type, (self._count, *ordered[0].shape), ordered.__getitem__)
+
+
+def add_stack(
+    table: TensorTable, name: str, type: TensorType, shape: tuple[int, ...], make: Callable[[int], Tensor]
+) -> None:
+    """Take in a tensor of all experts; `make` gives each one's part."""
+    table.add_made(name, shape, partial(Stack, name, type, shape, make))
 
 
 def add_gate_up(
@@ -141,7 +149,7 @@ def add_gate_up(
     for half, part in enumerate(("ffn_gate_exps", "ffn_up_exps")):
         name = f"blk.{layer}.{part}.{suffix}"
         shape = (count, size, hidden) if weight else (count, size)
-        table.add_made(name, shape, partial(_half, name, fused, half, shape, turned))
+        add_stack(table, name, fused.type, shape, partial(_half, fused, half, turned))
 
 
 def add_turned(table: TensorTable, name: str, tensor: Tensor) -> None:
@@ -151,24 +159,46 @@ def add_turned(table: TensorTable, name: str, tensor: Tensor) -> None:
             f"{table.where}: tensor {name}: expected a stack of matrices, found {tensor.shape}"
         )
     count, columns, rows = tensor.shape
-    table.add_made(name, (count, rows, columns), partial(_turned, name, tensor))
+    add_stack(table, name, tensor.type, (count, rows, columns), partial(_turned, tensor))
 
 
-def _stacked(name: str, parts: Sequence[Tensor]) -> Tensor:
-    data = np.concatenate([part.data for part in parts])
-    return Tensor(name, parts[0].type, (len(parts), *parts[0].shape), data)
+class Stack(Tensor):
+    """All experts' parts of a tensor, where a file has them apart or in another form: made when asked for."""
+
+    def __init__(
+        self, name: str, type: TensorType, shape: tuple[int, ...], make: Callable[[int], Tensor]
+    ) -> None:
+        for key, value in (("name", name), ("type", type), ("shape", shape), ("_make", make)):
+            object.__setattr__(self, key, value)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """All parts, one after the other: a copy."""
+        return np.concatenate([self.part(expert).data for expert in range(self.shape[0])])
+
+    @property
+    def nbytes(self) -> int:
+        """See `Tensor`."""
+        return prod(self.shape) // self.type.block_size * self.type.block_bytes
+
+    def part(self, index: int) -> Tensor:
+        """See `Tensor`."""
+        make: Callable[[int], Tensor] = self._make  # type: ignore[attr-defined]
+        return make(index)
 
 
-def _half(name: str, fused: Tensor, half: int, shape: tuple[int, ...], alternating: bool) -> Tensor:
-    """Gate (0) or up (1)."""
-    if not alternating:
-        return Tensor(name, fused.type, shape, fused.data.reshape(shape[0], 2, -1)[:, half].reshape(-1))
-    numbers = _numbers(fused)[..., half::2]
-    return _of_numbers(name, fused, numbers.swapaxes(1, 2) if len(shape) == 3 else numbers)
+def _half(fused: Tensor, half: int, alternating: bool, expert: int) -> Tensor:
+    """Gate (0) or up (1) of an expert."""
+    whole = fused.part(expert)
+    if alternating:
+        return _of_numbers(whole, _numbers(whole)[..., half::2].T)
+    size = whole.shape[0] // 2
+    return whole.rows(half * size, (half + 1) * size)
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
-    return _of_numbers(name, tensor, _numbers(tensor).swapaxes(1, 2))
+def _turned(stack: Tensor, expert: int) -> Tensor:
+    matrix = stack.part(expert)
+    return _of_numbers(matrix, _numbers(matrix).T)
 
 
 def _numbers(tensor: Tensor) -> NDArray[Any]:
@@ -176,6 +206,6 @@ def _numbers(tensor: Tensor) -> NDArray[Any]:
     return tensor.data.view(f"u{tensor.type.block_bytes}").reshape(tensor.shape)
 
 
-def _of_numbers(name: str, source: Tensor, numbers: NDArray[Any]) -> Tensor:
+def _of_numbers(source: Tensor, numbers: NDArray[Any]) -> Tensor:
     data = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
-    return Tensor(name, source.type, numbers.shape, data)
+    return Tensor(source.name, source.type, numbers.shape, data)

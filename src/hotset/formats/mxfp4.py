@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.errors import CheckpointError
+from hotset.formats.experts import add_stack
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import Sizes, TensorTable
 
@@ -49,16 +50,20 @@ def add_mxfp4(table: TensorTable, raw: Mapping[str, Bytes], sizes: Sizes) -> Non
             for part, own in _PARTS[module].items():
                 target = f"blk.{layer}.{part}.weight"
                 made = (count, len(range(rows)[own]), columns)
-                table.add_made(target, made, partial(_relaid, target, blocks[:, own], scales[:, own], made))
+                make = partial(_relaid, target, blocks[:, own], scales[:, own])
+                add_stack(table, target, TensorType.MXFP4, made, make)
     for name in sorted(left):
         raise CheckpointError(
             f"{table.where}: tensor {name} is unexpected: no experts of MXFP4 have that name"
         )
 
 
-def _relaid(name: str, blocks: Bytes, scales: Bytes, shape: tuple[int, ...]) -> Tensor:
+def _relaid(name: str, all_blocks: Bytes, all_scales: Bytes, expert: int) -> Tensor:
+    """One expert's matrix."""
+    blocks, scales = all_blocks[expert], all_scales[expert]
     codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*scales.shape, _BLOCK)
     data = np.empty((*scales.shape, 17), np.uint8)
     data[..., 0] = scales
+    shape = scales.shape[0], scales.shape[1] * _BLOCK
     data[..., 1:] = codes[..., :16] | codes[..., 16:] << 4
     return Tensor(name, TensorType.MXFP4, shape, data.reshape(-1))

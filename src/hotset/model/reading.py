@@ -10,6 +10,7 @@ from hotset.backends.blocks import neuron_type
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.formats.checkpoint import Checkpoint
 
+_EXPERTS = ("ffn_gate", "ffn_up", "ffn_down", "ffn_down_t")
 COPY_BITS = {Score.GATE_Q2: 2.5, Score.GATE_Q4: 4.5}
 """Bits a weight with the blocks' scales."""
 
@@ -56,11 +57,32 @@ class Traffic:
         return self.always + sum(first * n.chosen + (size - first) * n.read for size, first, n in layers)
 
 
+class ExpertBytes(NamedTuple):
+    """Bytes of the experts of a model's mixtures, the shared ones left out."""
+
+    all: int
+    chosen: int
+    """Those of a token."""
+
+
+def expert_bytes(checkpoint: Checkpoint) -> ExpertBytes:
+    """How much of a model its experts are; zeros for a model without mixtures."""
+    total = chosen = 0
+    for i, layer in enumerate(checkpoint.config.layers):
+        if layer.experts:
+            names = [f"blk.{i}.{part}_exps.{suffix}" for part in _EXPERTS for suffix in ("weight", "bias")]
+            own = sum(checkpoint.tensors[name].nbytes for name in names if name in checkpoint.tensors)
+            total += own
+            chosen += own * layer.experts.used // layer.experts.count
+    return ExpertBytes(total, chosen)
+
+
 def traffic(checkpoint: Checkpoint) -> Traffic:
     """What the model's plan lets a token leave out."""
     tensors, config = checkpoint.tensors, checkpoint.config
     unread = {"position_embd.weight"} | ({"token_embd.weight"} if "output.weight" in tensors else set())
-    always = 0
+    experts = expert_bytes(checkpoint)
+    always = experts.chosen - experts.all
     by_neuron = []
     predicted = []
     for i, layer in enumerate(config.layers):
@@ -70,7 +92,7 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
             unread |= {f"{block}.fc1.weight", f"{block}.fc2.weight"}
         rows = skipped_matrices(layer.ffn, config.gated) if layer.ffn else ()
         nbytes = sum(tensors[f"{block}.{name}.weight"].nbytes for name in rows)
-        by_neuron.append(nbytes // config.ffn_size)
+        by_neuron.append(nbytes // config.ffn_size if nbytes else 0)
         first = rows[0] if layer.ffn and layer.ffn.way is Way.PREDICTOR else None
         predicted.append(tensors[f"{block}.{first}.weight"].nbytes // config.ffn_size if first else 0)
         always -= nbytes

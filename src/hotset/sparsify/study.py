@@ -16,7 +16,7 @@ from hotset.convert.by_neuron import convert
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
 from hotset.formats import open_checkpoint
-from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.checkpoint import Checkpoint, refuse_mixture
 from hotset.formats.output import scratch
 from hotset.formats.tensor import TensorType
 from hotset.model.build import neuron_ffn_spec
@@ -138,6 +138,7 @@ def study(
 
     Raises `HotsetError` as `hotset.convert.by_neuron.convert` does, and for a model stored so already.
     """
+    refuse_mixture(checkpoint, "run the file as it is: its router chooses experts already")
     if any(layer.ffn for layer in checkpoint.config.layers):
         raise HotsetError(
             f"{checkpoint.path} is stored by neuron already: name the model that it was converted from"
