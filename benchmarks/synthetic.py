@@ -61,6 +61,9 @@ class Shape:
     """Numbers in one head, if these do not add up to the hidden size."""
     delta_heads: tuple[int, int] | None = None
     """Key and value heads of 128 numbers of the layers that are gated delta nets: all but every fourth."""
+    experts: int = 0
+    """Each layer's, of `ffn` neurons; 0: it is no mixture."""
+    experts_used: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -89,6 +92,14 @@ SHAPES = {
         key_length=256,
         delta_heads=(16, 32),
     ),
+    "qwen3-30b-a3b": Shape(
+        *("qwen3moe", 151936, 40960, 2048, 768, 48, 32, 4),
+        rope_base=1e6,
+        epsilon=1e-6,
+        key_length=128,
+        experts=128,
+        experts_used=8,
+    ),
     "opt-6.7b": Shape("opt", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
     # What llama.cpp runs in place of OPT, which it does not know: the same matrices, without a gate too.
     "opt-6.7b-as-falcon": Shape("falcon", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
@@ -97,6 +108,8 @@ SHAPES = {
 }
 OPT_POSITION_OFFSET = 2
 DELTA_DIM, DELTA_KERNEL = 128, 4
+ROUTERS = {"uniform": 1.0, "skewed": 4.0}
+"""How experts are selected: all alike, or a few most of the time (see `TensorPlan.skew`)."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,8 @@ class TensorPlan:
     shape: tuple[int, ...]
     type: Q
     fill: float | None = None
+    skew: float = 1.0
+    """Random rows are from this many times the usual length down to as much less, in any order."""
 
 
 def matrix_type(wanted: Q, columns: int, *, output: bool = False) -> Q:
@@ -119,8 +134,9 @@ def matrix_type(wanted: Q, columns: int, *, output: bool = False) -> Q:
 class _Planner:
     """A model's tensors in file order."""
 
-    def __init__(self, shape: Shape, wanted: Q) -> None:
+    def __init__(self, shape: Shape, wanted: Q, skew: float) -> None:
         self.shape = shape
+        self.skew = skew
         self.wanted = wanted
         self.tensors: list[TensorPlan] = []
         self.layer_norm = shape.architecture in ("falcon", "opt")
@@ -156,10 +172,22 @@ class _Planner:
             self.norm(f"{block}.post_attention_norm")
         elif shape.architecture != "falcon":
             self.norm(f"{block}.ffn_norm")
+        if shape.experts:
+            self.experts(block)
+            return
         if not self.layer_norm:
             self.matrix(f"{block}.ffn_gate", shape.ffn, shape.hidden)
         self.matrix(f"{block}.ffn_up", shape.ffn, shape.hidden, bias=opt)
         self.matrix(f"{block}.ffn_down", shape.hidden, shape.ffn, bias=opt)
+
+    def experts(self, block: str) -> None:
+        count, hidden, size = self.shape.experts, self.shape.hidden, self.shape.ffn
+        router = TensorPlan(f"{block}.ffn_gate_inp.weight", (count, hidden), Q.F32, skew=self.skew)
+        self.tensors.append(router)
+        stacks = {"gate": (size, hidden), "up": (size, hidden), "down": (hidden, size)}
+        for name, matrix in stacks.items():
+            kind = matrix_type(self.wanted, matrix[1])
+            self.tensors.append(TensorPlan(f"{block}.ffn_{name}_exps.weight", (count, *matrix), kind))
 
     def attention(self, block: str) -> None:
         shape = self.shape
@@ -169,7 +197,7 @@ class _Planner:
         self.matrix(f"{block}.attn_q", (1 + gated) * queries, shape.hidden, bias=qkv_bias)
         self.matrix(f"{block}.attn_k", kv, shape.hidden, bias=qkv_bias)
         self.matrix(f"{block}.attn_v", kv, shape.hidden, bias=qkv_bias)
-        if gated:
+        if gated or shape.architecture == "qwen3moe":
             self.vector(f"{block}.attn_q_norm.weight", shape.head_dim)
             self.vector(f"{block}.attn_k_norm.weight", shape.head_dim)
         self.matrix(f"{block}.attn_output", shape.hidden, queries, bias=shape.architecture == "opt")
@@ -188,9 +216,9 @@ class _Planner:
         self.matrix(f"{block}.ssm_out", hidden, heads * DELTA_DIM)
 
 
-def plan(shape: Shape, layers: int, wanted: Q) -> list[TensorPlan]:
-    """Every tensor of the model, in file order."""
-    planner = _Planner(shape, wanted)
+def plan(shape: Shape, layers: int, wanted: Q, router: str = "uniform") -> list[TensorPlan]:
+    """Every tensor of the model, in file order; `router` is a key of ROUTERS."""
+    planner = _Planner(shape, wanted, ROUTERS[router])
     planner.matrix("token_embd", shape.vocab, shape.hidden, output=shape.tied)
     if shape.architecture == "opt":
         planner.vector("position_embd.weight", shape.context + OPT_POSITION_OFFSET, shape.hidden, fill=None)
@@ -262,6 +290,11 @@ def tensor_chunks(
         yield np.full(tensor.shape, tensor.fill, "<f4").view(np.uint8)
         return
     columns = tensor.shape[-1]
+    if tensor.skew != 1:
+        lengths = np.geomspace(tensor.skew, 1 / tensor.skew, tensor.shape[0]) * columns**-0.5
+        rows = rng.standard_normal(tensor.shape) * rng.permutation(lengths)[:, None]
+        yield rows.astype("<f4").reshape(-1).view(np.uint8)
+        return
     block_bytes = tensor.type.block_bytes
     key = (tensor.type, columns)
     if key not in buffers:
@@ -301,6 +334,12 @@ def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
         sizes |= {"rope.freq_base": shape.rope_base, "rope.dimension_count": rotated}
     if shape.key_length:
         sizes |= {"attention.key_length": shape.key_length, "attention.value_length": shape.key_length}
+    if shape.experts:
+        sizes |= {
+            "expert_count": shape.experts,
+            "expert_used_count": shape.experts_used,
+            "expert_feed_forward_length": shape.ffn,
+        }
     if shape.delta_heads:
         sizes |= {
             "ssm.conv_kernel": DELTA_KERNEL,
@@ -325,14 +364,16 @@ def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
     }
 
 
-def write(path: Path, name: str, kind: str, layers: int | None = None, seed: int = 0) -> int:
+def write(
+    path: Path, name: str, kind: str, layers: int | None = None, seed: int = 0, router: str = "uniform"
+) -> int:
     """Write `path`, whole or not at all, and return its size in bytes; `HotsetError` as `write_gguf`.
 
-    `name` and `kind` are keys of SHAPES and TYPES; `layers` replaces the shape's own count.
+    `name`, `kind` and `router` are keys of SHAPES, TYPES and ROUTERS; `layers` replaces the shape's count.
     """
     shape = SHAPES[name]
     depth = layers or shape.layers
-    tensors = plan(shape, depth, TYPES[kind])
+    tensors = plan(shape, depth, TYPES[kind], router)
     rng = np.random.default_rng(seed)
     buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
     new = [NewTensor(t.name, t.shape, t.type, partial(tensor_chunks, t, buffers, rng)) for t in tensors]
@@ -344,13 +385,14 @@ def main() -> int:
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("--type", choices=list(TYPES), default="q4_0")
     parser.add_argument("--layers", type=int, help="fewer or more layers than the real model")
+    parser.add_argument("--router", choices=list(ROUTERS), default="uniform", help="of mixtures of experts")
     parser.add_argument("--out", type=Path, help="default: <shape>-<TYPE>.gguf here")
     args = parser.parse_args()
     if args.layers is not None and args.layers < 1:
         parser.error(f"--layers: expected at least 1, found {args.layers}")
     out = args.out or Path(f"{args.shape}-{args.type.upper()}.gguf")
     try:
-        size = write(out, args.shape, args.type, args.layers)
+        size = write(out, args.shape, args.type, args.layers, router=args.router)
     except HotsetError as error:
         print(f"synthetic: {error}", file=sys.stderr)
         return 2

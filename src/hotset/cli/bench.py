@@ -5,7 +5,7 @@ import json
 import math
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ def bench(
     threads: options.Threads = None,
     ffn: options.Neurons = None,
     vram: options.Vram = None,
+    ram: options.Ram = None,
     override: options.Override = None,
     prompt_tokens: Annotated[
         int | None, typer.Option(min=0, help="Tokens of the prompt: 512 if not given; 0 leaves it out.")
@@ -86,6 +87,8 @@ def bench(
         raise RequestError("--sweep goes with neither --trace nor --ffn")
     if vram and (sweep or trace):
         raise RequestError("--vram goes with neither --sweep nor --trace: they measure the CPU")
+    if ram and (sweep or trace or zones):
+        raise RequestError("--ram goes with none of --sweep, --trace and --zones")
     if (plot or text) and not (sweep or trace):
         raise RequestError("--plot and --text need --sweep density or --trace")
     if text and not trace:
@@ -106,7 +109,16 @@ def bench(
     elif trace:
         _trace(checkpoint, threads, ffn, text or [], plot, as_json)
     else:
-        _speed(checkpoint, threads, ffn, options.vram_bytes(vram), sizes_given, counts, as_json)
+        _speed(
+            checkpoint,
+            threads,
+            ffn,
+            options.vram_bytes(vram),
+            options.ram_bytes(ram),
+            sizes_given,
+            counts,
+            as_json,
+        )
 
 
 def _counts(text: str | None, tokens: int | None) -> list[int]:
@@ -127,11 +139,12 @@ def _speed(
     threads: int | None,
     ffn: Way | None,
     vram: int | None,
+    ram: int | None,
     sizes_given: dict[str, int],
     counts: list[int],
     as_json: bool,
 ) -> None:
-    from hotset.cli.console import notes, progress, table
+    from hotset.cli.console import notes, progress, size, table
     from hotset.measure.parallel import CONTEXT_TOKENS, measure_parallel
     from hotset.measure.speed import Sizes, measure
     from hotset.serve.load import load_model
@@ -141,7 +154,9 @@ def _speed(
     context = max(sizes.prompt_tokens, 2 * max(counts, default=0) * (CONTEXT_TOKENS + sizes.tokens), 1)
     context = min(context, model.config.context_length)
     with progress("Loading") as loading:
-        loaded = load_model(model, threads=threads, ffn=ffn, vram=vram, context=context, progress=loading)
+        loaded = load_model(
+            model, threads=threads, ffn=ffn, vram=vram, ram=ram, context=context, progress=loading
+        )
     notes(loaded)
     with progress("Measuring") as measuring:
         speed = measure(loaded, sizes, progress=measuring)
@@ -151,7 +166,13 @@ def _speed(
             parallel = measure_parallel(loaded, counts, sizes, progress=measuring)
     backend = loaded.backend
     if as_json:
-        machine = {"model": str(loaded.path), "threads": backend.threads, "level": backend.level}
+        machine: dict[str, Any] = {
+            "model": str(loaded.path),
+            "threads": backend.threads,
+            "level": backend.level,
+        }
+        if loaded.config.mixture:
+            machine["experts"] = dataclasses.asdict(backend.packed_experts)
         together = {"parallel": [dataclasses.asdict(point) for point in parallel]} if counts else {}
         print(json.dumps(machine | dataclasses.asdict(speed) | together, indent=2))
         return
@@ -164,6 +185,10 @@ def _speed(
         rows.append((f"decode, {speed.decode_tokens} tokens", rate))
     if speed.density is not None:
         rows.append(("neurons computed", f"{speed.density:.1%}"))
+    if loaded.config.mixture:
+        packed = backend.packed_experts
+        rows.append(("experts packed", f"{packed.experts}, {size(packed.nbytes)}"))
+        rows.append(("experts packed, given back so far", f"{packed.packs}, {packed.evictions}"))
     if loaded.plan:  # two memories, neither of which is read alone
         rows.append(("predicted decode", f"{loaded.plan.tokens_per_second:.1f} tokens/s"))
     else:

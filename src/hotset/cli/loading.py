@@ -19,6 +19,7 @@ def load_engine(
     kv_type: str,
     ffn: Way | None,
     vram: str | None,
+    ram: str | None,
     override: list[str] | None,
     quiet: bool,
     verbose: bool,
@@ -36,6 +37,7 @@ def load_engine(
             kv_type=kv_type,
             ffn=ffn,
             vram=options.vram_bytes(vram),
+            ram=options.ram_bytes(ram),
             overrides=options.overrides(override),
             progress=None if quiet else loading,
         )

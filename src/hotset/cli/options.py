@@ -91,6 +91,14 @@ Vram = Annotated[
         show_default=False,
     ),
 ]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for the experts of a mixture, such as 6GiB; those used least are read from the file.",
+        show_default=False,
+    ),
+]
 
 
 def _limit(tokens: int | None) -> int | None:
@@ -312,6 +320,14 @@ def _type_name(value: str) -> str:
 def vram_bytes(vram: str | None) -> int | None:
     """Bytes that ``--vram`` asks for."""
     return None if vram is None else parse_size(vram)
+
+
+def ram_bytes(ram: str | None) -> int | None:
+    """Bytes that ``--ram`` asks for; `RequestError` for none."""
+    nbytes = None if ram is None else parse_size(ram)
+    if nbytes == 0:
+        raise RequestError("--ram is 0: expected a size, such as 6GiB")
+    return nbytes
 
 
 def parse_size(text: str) -> int:

@@ -166,7 +166,7 @@ def known_model(model: str | None, context: int | None, kv_type: str, room: int 
             else path.name.removesuffix(".gguf")
         ),
         str(path),
-        traffic(checkpoint).dense + keys_and_values,
+        traffic(checkpoint).weights + keys_and_values,
         config.context_length,
         config.architecture,
     )

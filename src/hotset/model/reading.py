@@ -45,6 +45,15 @@ class Traffic:
     ffn_size: int
     predicted: tuple[int, ...]
     """Of each layer's `by_neuron`, what is read of a chosen neuron before it is known to be zero."""
+    experts: int = 0
+    """Bytes of all experts of mixtures, the shared ones left out."""
+    idle: int = 0
+    """Bytes of those experts that a token does not use."""
+
+    @property
+    def weights(self) -> int:
+        """Bytes that lie in memory."""
+        return self.dense + self.idle
 
     @property
     def dense(self) -> int:
@@ -99,7 +108,8 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
         if layer.ffn and layer.ffn.score in COPY_BITS:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
-    return Traffic(always, tuple(by_neuron), config.ffn_size, tuple(predicted))
+    idle = experts.all - experts.chosen
+    return Traffic(always, tuple(by_neuron), config.ffn_size, tuple(predicted), experts.all, idle)
 
 
 def rounding_notes(checkpoint: Checkpoint) -> list[str]:

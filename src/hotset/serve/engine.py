@@ -70,6 +70,7 @@ class Engine:
         kv_type: str = "f16",
         ffn: Way | None = None,
         vram: int | None = None,
+        ram: int | None = None,
         parallel: int | None = None,
         kv_room: int | None = None,
         overrides: Overrides | None = None,
@@ -81,7 +82,8 @@ class Engine:
         `threads` None means one a physical core. `context` is in tokens, for each request; 0 means what the
         model was trained for, None the same but at most 4096. `kv_type` is ``f16``, ``q8_0`` or ``f32``.
         `ffn` (dense, exact) replaces the file's plan for layers stored by neuron. `vram` is how many bytes
-        may lie on the GPU; None: all is the CPU's.
+        may lie on the GPU; None: all is the CPU's. `ram` is how many bytes the experts of mixtures may take
+        in main memory: the coldest are given back to the file; None: as many as there are.
         `parallel` requests are computed at the same time; None: 8, or 1 with `vram`. `kv_room` is how many
         bytes their keys and values may take, and those that are kept for requests that begin in the same
         way; None: as many as `parallel` contexts, but no more than half of the free memory, and one context.
@@ -104,6 +106,7 @@ class Engine:
             threads=threads,
             ffn=ffn,
             vram=vram,
+            ram=ram,
             context=context,
             kv_type=kv_type,
             parallel=parallel or 1,

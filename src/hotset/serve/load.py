@@ -31,6 +31,7 @@ def load_model(
     threads: int | None = None,
     ffn: Way | FFNPlan | None = None,
     vram: int | None = None,
+    ram: int | None = None,
     context: int | None = None,
     kv_type: str = "f16",
     parallel: int = 1,
@@ -45,9 +46,9 @@ def load_model(
     `ffn` takes the place of the file's plan in layers stored by neuron, see `with_plan`. `vram` is how many
     bytes may lie on the GPU, `parallel` KV caches of `context` tokens and `kv_type` among them; `device`
     takes the GPU's place in tests, `machine` that of the profile of this machine (`hotset doctor`), by which
-    it is chosen what lies there. Raises `CheckpointError` for what cannot be read or run, `HotsetError` where
-    main memory has too little room for the weights and a KV cache of `context` tokens, and
-    `DeviceMemoryError` where the GPU has.
+    it is chosen what lies there. `ram` is how many bytes a mixture's experts may take in main memory. Raises
+    `CheckpointError` for what cannot be read or run, `HotsetError` where main memory has too little room for
+    the weights and a KV cache of `context` tokens, and `DeviceMemoryError` where the GPU has.
     """
     from hotset.backends.cpu import CpuBackend
     from hotset.model.build import build_transformer
@@ -60,11 +61,13 @@ def load_model(
     kv_type = check_kv_type(kv_type, checkpoint.config)
     longest = checkpoint.config.context_length
     room = min(DEFAULT_CONTEXT if context is None else context or longest, longest)
-    check_memory(checkpoint, room, kv_type, vram=vram or 0)
+    if ram is not None and not checkpoint.config.mixture:
+        raise RequestError(f"--ram keeps experts in the file: {checkpoint.path} is no mixture of experts")
+    check_memory(checkpoint, room, kv_type, vram=vram or 0, ram=ram)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
         device = _gpu()
-    backend = CpuBackend(threads=threads)
+    backend = CpuBackend(threads=threads, ram=ram)
     if device is None:
         transformer = build_transformer(checkpoint, backend, progress)
         check_whole()

@@ -7,19 +7,25 @@ from hotset.model.reading import traffic
 from hotset.state.kv_types import kv_cache_bytes, kv_types
 
 
-def check_memory(checkpoint: Checkpoint, context: int, kv_type: str, *, vram: int = 0) -> None:
+def check_memory(
+    checkpoint: Checkpoint, context: int, kv_type: str, *, vram: int = 0, ram: int | None = None
+) -> None:
     """Raise `HotsetError` if the weights and the KV cache of `context` tokens do not fit into main memory.
 
-    `vram` bytes of them lie on a GPU. What is needed besides, some tens of megabytes, is not counted.
+    `vram` bytes of them lie on a GPU, and experts of a mixture take at most `ram` bytes. What is needed
+    besides, some tens of megabytes, is not counted.
     """
     available = available_memory()
-    weights, cache = traffic(checkpoint).dense, kv_cache_bytes(checkpoint.config, context, kv_type)
+    read, cache = traffic(checkpoint), kv_cache_bytes(checkpoint.config, context, kv_type)
+    weights = read.weights if ram is None else read.weights - max(0, read.experts - ram)
     needed = weights + cache - vram
     if available is None or needed <= available.free:
         return
     remedies = ["a smaller quantisation (hotset quantize)", "a smaller --context"]
     if kv_type != "q8_0" and "q8_0" in kv_types(checkpoint.config):
         remedies.append("--kv-type q8_0")
+    if read.experts and not vram:
+        remedies.append(f"a {'smaller ' if ram else ''}--ram, which leaves experts in the file")
     raise HotsetError(
         f"{checkpoint.path} needs {_size(needed)} of memory (weights {_size(weights)}, KV cache of {context} "
         f"tokens {_size(cache)}{f', {_size(vram)} of them on the GPU' if vram else ''}), but "
