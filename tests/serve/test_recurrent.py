@@ -86,6 +86,13 @@ def test_any_prefixes(texts: list[tuple[int, int]], tokenizer: Any) -> None:
         same(answer(engine, prompt)[0], answer(Engine(model, context=CONTEXT, kv_type="f32"), prompt)[0])
 
 
+def test_size_of_a_state() -> None:
+    sequence = made("cpu").sequence(CONTEXT, "f32")
+    made("cpu").forward(Batch.of(sequence, np.array(ids(0, 20), np.int32)))
+    sequence.save()
+    assert sequence.saved_bytes == state_bytes(made("cpu").config)
+
+
 def test_saved_states_have_room(model: Model) -> None:
     """With room for one sequence and nothing more, nothing stays saved, and answers come all the same."""
     whole = kv_cache_bytes(model.config, CONTEXT, "f32") + 2 * state_bytes(model.config)

@@ -16,6 +16,8 @@ def kv_types(config: ModelConfig) -> list[str]:
 
 _CHUNK = 16
 """Positions beside which a recurrent layer's state is kept on the CPU."""
+_LINE = 16
+"""Numbers that rows are padded to there."""
 
 
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
@@ -29,8 +31,10 @@ def state_bytes(config: ModelConfig) -> int:
     """Bytes of one state of all recurrent layers, as the CPU keeps it; 0: there are none."""
     numbers = 0
     for net in filter(None, (layer.delta_net for layer in config.layers)):
-        numbers += net.n_value_heads * (net.head_dim + _CHUNK) * net.head_dim
-        numbers += net.n_key_heads * _CHUNK * net.head_dim + (_CHUNK + net.kernel - 1) * net.channels
+        width = -(-net.head_dim // _LINE) * _LINE
+        numbers += net.n_value_heads * (net.head_dim * width + _CHUNK * width + _CHUNK)
+        numbers += net.n_key_heads * net.head_dim * _CHUNK
+        numbers += -(-(_CHUNK + net.kernel - 1) * net.channels // _LINE) * _LINE
     return 4 * numbers
 
 
