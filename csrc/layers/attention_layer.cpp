@@ -43,20 +43,30 @@ struct PrepareJob {
       const Sequence& sequence = *batch->span_of(row).sequence;
       const int64_t position = batch->position(row);
       float* queries = q + row * layer->n_heads * dim;
-      for (int64_t head = 0; head < layer->n_heads; ++head) {
-        if (gated) std::copy_n(gated + 2 * (row * layer->n_heads + head) * dim, dim, queries + head * dim);
-        rotate(queries + head * dim, layer->q_norm.get(), row);
+      for (int64_t head = 0; gated && head < layer->n_heads; ++head) {
+        std::copy_n(gated + 2 * (row * layer->n_heads + head) * dim, dim, queries + head * dim);
       }
+      const Norm* q_norm = norm_of_heads(layer->q_norm.get(), queries);
+      for (int64_t head = 0; head < layer->n_heads; ++head) rotate(queries + head * dim, q_norm, row);
       runtime.vector.scale(queries, layer->scale, layer->n_heads * dim);
+      float* keys = k + row * layer->n_kv_heads * dim;
+      const Norm* k_norm = norm_of_heads(layer->k_norm.get(), keys);
       for (int64_t head = 0; head < layer->n_kv_heads; ++head) {
-        float* key = k + (row * layer->n_kv_heads + head) * dim;
-        rotate(key, layer->k_norm.get(), row);
+        float* key = keys + head * dim;
+        rotate(key, k_norm, row);
         const float* value = v + (row * layer->n_kv_heads + head) * dim;
         runtime.attention.store_key(sequence.type, key, dim, position, sequence.keys(layer->index, head));
         runtime.attention.store_value(sequence.type, value, dim, position,
                                       sequence.values(layer->index, head));
       }
     }
+  }
+
+  // The norm of single heads, or null; one that is as long as all heads together is applied here.
+  const Norm* norm_of_heads(const Norm* norm, float* heads) const {
+    if (!norm || norm->size() == layer->head_dim) return norm;
+    norm->apply(layer->runtime->vector, heads, heads);
+    return nullptr;
   }
 
   void rotate(float* head, const Norm* norm, int64_t row) const {

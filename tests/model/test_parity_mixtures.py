@@ -18,6 +18,7 @@ from helpers.tiny_models import save
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
 from hotset.core.errors import CheckpointError
@@ -72,6 +73,17 @@ def test_directory(name: str, mixtures: Callable[[str], Peer]) -> None:
     assert_close(np.concatenate(found), peer.logits)
 
 
+@pytest.mark.parametrize("name", tiny_mixtures())
+def test_cpu(name: str, mixtures: Callable[[str], Peer]) -> None:
+    """The CPU backend, with several rows at once and with one after the other."""
+    peer = mixtures(name)
+    model = build_transformer(open_checkpoint(peer.path), CpuBackend(2))
+    assert_close(model.forward(Batch.of(model.sequence(LENGTH, "f32"), TOKENS, logits=None)), peer.logits)
+    sequence = model.sequence(LENGTH, "f32")
+    rows = [model.forward(Batch.of(sequence, TOKENS[i : i + 1], logits=None)) for i in range(LENGTH)]
+    assert_close(np.concatenate(rows), peer.logits)
+
+
 @pytest.mark.parametrize("name", IN_GGUF)
 def test_gguf(name: str, mixtures: Callable[[str], Peer]) -> None:
     peer = mixtures(name)
@@ -89,6 +101,30 @@ def test_llama_cpp(name: str, mixtures: Callable[[str], Peer]) -> None:
     assert_close(forward(path), llama_cpp_logits(path, TOKENS), 1e-3)
 
 
+def smallthinker(path: Path, window: int | None, gating: int) -> Path:
+    """A random model's file: an early router, ReGLU experts."""
+    model = random_model("smallthinker")
+    keys = {"smallthinker.expert_gating_func": gating, "tokenizer.ggml.model": "no_vocab"}
+    keys |= {"smallthinker.vocab_size": VOCABULARY}
+    if window:
+        keys["smallthinker.attention.sliding_window"] = window
+    return write_plain(path, replace(model, keys={**model.keys, **keys}), Q.F32)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_smallthinker_on_the_cpu(window: int | None, tmp_path: Path) -> None:
+    path = smallthinker(tmp_path / "model.gguf", window, 2)
+    config = open_checkpoint(path).config
+    assert [layer.rope is None for layer in config.layers] == [bool(window), False]
+    assert [layer.window for layer in config.layers] == [None, window]
+    assert all(layer.experts.early for layer in config.layers)
+    reference, model = opened(path), build_transformer(open_checkpoint(path), CpuBackend(2))
+    logits = [
+        m.forward(Batch.of(m.sequence(32, "f32"), RANDOM_TOKENS, logits=None)) for m in (model, reference)
+    ]
+    assert_close(*logits)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 4096])
 @pytest.mark.parametrize("gating", [1, 2], ids=["softmax", "sigmoid"])
@@ -97,15 +133,7 @@ def test_smallthinker(window: int | None, gating: int, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     from helpers.llama_cpp import llama_cpp_logits
 
-    model = random_model("smallthinker")
-    keys = {"smallthinker.expert_gating_func": gating, "tokenizer.ggml.model": "no_vocab"}
-    keys |= {"smallthinker.vocab_size": VOCABULARY}
-    if window:
-        keys["smallthinker.attention.sliding_window"] = window
-    path = write_plain(tmp_path / "model.gguf", replace(model, keys={**model.keys, **keys}), Q.F32)
-    config = open_checkpoint(path).config
-    assert [layer.rope is None for layer in config.layers] == [bool(window), False]
-    assert [layer.window for layer in config.layers] == [None, window]
+    path = smallthinker(tmp_path / "model.gguf", window, gating)
     loaded = opened(path)
     logits = loaded.forward(Batch.of(loaded.sequence(32, "f32"), RANDOM_TOKENS, logits=None))
     assert_close(logits, llama_cpp_logits(path, RANDOM_TOKENS), 1e-3)

@@ -183,8 +183,8 @@ class CpuBackend:
             scale=spec.scale,
             window=spec.window,
             rope=self._rope(spec.rope),
-            q_norm=self._optional_norm(spec.q_norm, spec.head_dim),
-            k_norm=self._optional_norm(spec.k_norm, spec.head_dim),
+            q_norm=self._norm_of_heads(spec.q_norm, spec.head_dim, spec.n_heads),
+            k_norm=self._norm_of_heads(spec.k_norm, spec.head_dim, spec.n_kv_heads),
             post_norm=self._optional_norm(spec.post_norm, hidden),
             gated=spec.gated,
             sinks=spec.sinks,
@@ -408,6 +408,11 @@ class CpuBackend:
     def _norm(self, norm: Norm, size: int) -> _native.Norm:
         _check_shape("norm", norm.weight.shape, (size,))
         return _native.Norm(norm.kind is NormKind.LAYER, norm.eps, norm.weight, norm.bias)
+
+    def _norm_of_heads(self, norm: Norm | None, head_dim: int, heads: int) -> _native.Norm | None:
+        """A norm of every head, or of all heads as one vector."""
+        whole = norm is not None and norm.weight.size == heads * head_dim
+        return self._optional_norm(norm, heads * head_dim if whole else head_dim)
 
     def _optional_norm(self, norm: Norm | None, size: int) -> _native.Norm | None:
         return self._norm(norm, size) if norm else None
