@@ -4,7 +4,8 @@ Published is a community's measurement of Qwen3.5-122B-A10B (Q4_K_L) with llama.
 RTX 4090 and a Ryzen 9 7950X, context 131,072: all experts on the processor, those of 8 of 48 layers on the
 GPU, and the 44 hottest of each layer. The planner reckons these placements twice: with llama.cpp's loss for
 each layer that goes through the processor (`PEER_LAYER_US`), and as Hotset would run them, and chooses one.
-Shapes have no weights; every speed but the published ones is predicted.
+Shapes have no weights; every speed but the published ones is predicted. Gated delta nets are reckoned on the
+GPU, where Hotset does not run them yet.
 
     python benchmarks/plan_experts.py --json results/plan-experts.json
 """

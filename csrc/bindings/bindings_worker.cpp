@@ -12,6 +12,8 @@
 #include <string>
 #include <utility>
 
+#include "layers/delta_net.h"
+#include "layers/experts.h"
 #include "layers/layers.h"
 #include "layers/neuron_ffn.h"
 #include "worker/host_worker.h"
@@ -84,6 +86,32 @@ void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x
   });
 }
 
+void add_delta_net(HostWorker& worker, std::shared_ptr<DeltaNet> layer, Rows x, Rows out) {
+  expect_width("x", x, layer->norm.size());
+  expect_width("out", out, layer->norm.size());
+  worker.use(&layer->runtime->pool);
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data()](const Batch* batch) {
+    if (const std::string why = layer->refuses(*batch); !why.empty()) throw std::runtime_error(why);
+    layer->forward(x, out, *batch);
+  });
+}
+
+void add_mixture(HostWorker& worker, std::shared_ptr<Experts> layer, Rows x, Rows out,
+                 std::optional<Rows> weights) {
+  expect_width("x", x, layer->hidden());
+  expect_width("out", out, layer->hidden());
+  if (weights) expect_width("weights", *weights, layer->routing.count);
+  worker.use(&layer->runtime->pool);
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(),
+                   weights = weights ? weights->data() : nullptr](const Batch* batch) {
+    if (weights) {
+      layer->add(x, out, batch->rows(), weights);
+    } else {
+      layer->forward(x, out, batch->rows(), nullptr);
+    }
+  });
+}
+
 // For cudaLaunchHostFunc, where a stream cannot write and await memory itself.
 void raise_from_stream(void* flag) { set_flag(static_cast<uint32_t*>(flag), 1); }
 void take_from_stream(void* flag) {
@@ -107,6 +135,10 @@ void bind_worker(nb::module_& m) {
       .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "scores"_a.none(),
            "The same for an FFN stored by neuron; with predicted scores (T, F) where given.")
+      .def("delta_net", &add_delta_net, "delta_net"_a, "x"_a, "out"_a,
+           "Add the gated delta net of x (T, D) to out (T, D).")
+      .def("experts", &add_mixture, "experts"_a, "x"_a, "out"_a, "weights"_a.none(),
+           "Add the experts of x (T, D) to out (T, D): those of positive weights (T, E), if given.")
       .def(
           "begin",
           [](HostWorker& worker, std::shared_ptr<Batch> batch) {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hotset.core.config import (
     Activation,
+    DeltaNetConfig,
     ExpertsConfig,
     FFNPlan,
     LayerConfig,
@@ -111,6 +112,38 @@ def mixture(checkpoint: Checkpoint, experts: Sequence[ExpertsConfig | None], see
             add(f"{own}.ffn_gate_inp_shexp", 1, hidden)
     pairs = zip(config.layers, experts, strict=True)
     layers = tuple(replace(layer, experts=shape) for layer, shape in pairs)
+    return replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
+
+
+def recurrent(checkpoint: Checkpoint, nets: Sequence[DeltaNetConfig | None], seed: int = 0) -> Checkpoint:
+    """The same model with gated delta nets in place of attention where `nets` has one."""
+    rng = np.random.default_rng(seed)
+    config, tensors = checkpoint.config, dict(checkpoint.tensors)
+    hidden = config.hidden_size
+
+    def add(name: str, values: NDArray[np.float64]) -> None:
+        tensors[name] = tensor_from_array(name, values.astype(np.float32))
+
+    for i, net in enumerate(nets):
+        if net is None:
+            continue
+        own, heads = f"blk.{i}", net.n_value_heads
+        values = heads * net.head_dim
+        for part in ("q", "k", "v", "output"):
+            tensors.pop(f"{own}.attn_{part}.weight")
+        for name, rows in (
+            ("attn_qkv", net.channels),
+            ("attn_gate", values),
+            ("ssm_beta", heads),
+            ("ssm_alpha", heads),
+        ):
+            add(f"{own}.{name}.weight", rng.standard_normal((rows, hidden)) / np.sqrt(hidden))
+        add(f"{own}.ssm_out.weight", rng.standard_normal((hidden, values)) / np.sqrt(values))
+        add(f"{own}.ssm_conv1d.weight", rng.standard_normal((net.channels, net.kernel)))
+        add(f"{own}.ssm_dt.weight", rng.standard_normal(heads))
+        add(f"{own}.ssm_a.weight", -np.exp(rng.standard_normal(heads)) / 4)
+        add(f"{own}.ssm_norm.weight", rng.random(net.head_dim) + 0.5)
+    layers = tuple(replace(layer, delta_net=net) for layer, net in zip(config.layers, nets, strict=True))
     return replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
 
 

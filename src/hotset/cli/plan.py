@@ -76,7 +76,12 @@ def plan(
     context = check_context(checkpoint.config, context)
     frequency, heat = _heat(checkpoint)
     planner = Planner(
-        checkpoint, profile, context=context, prompt=prompt or min(_PROMPT, context), frequency=frequency
+        checkpoint,
+        profile,
+        context=context,
+        prompt=prompt or min(_PROMPT, context),
+        frequency=frequency,
+        recurrent=False,  # no GPU backend has them yet
     )
     found = planner.plan(budget)
     layers = enumerate(found.placement.layers)

@@ -1,21 +1,31 @@
 """Builds a `HybridTransformer`: each part of a checkpoint where a placement says."""
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 
 from hotset.backends.contract import Head
 from hotset.backends.cpu import CpuBackend
-from hotset.core.config import Placement
+from hotset.core.config import LayerPlacement, Placement
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.device import Device
+from hotset.hybrid.experts import build_split_experts
 from hotset.hybrid.ffn import build_ffn, build_host_ffn, build_split
-from hotset.hybrid.parts import AnyFFN, HostFFN, HybridLayer, OnDevice, OnHost, Split, Streamed
+from hotset.hybrid.parts import AnyFFN, AnyMixer, HostFFN, HybridLayer, OnDevice, OnHost, Split, Streamed
 from hotset.hybrid.slices import Spec, all_computed
 from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.hybrid.transformer import HybridTransformer
-from hotset.model.build import attention_spec, embedding_spec, ffn_spec, head_spec, neuron_ffn_spec
+from hotset.model.build import (
+    attention_spec,
+    delta_net_spec,
+    embedding_spec,
+    experts_spec,
+    ffn_spec,
+    head_spec,
+    neuron_ffn_spec,
+)
 
 Progress = Callable[[int, int], None]
 """Told (done, total) while parts are built."""
@@ -28,20 +38,22 @@ def build_hybrid(
     host: CpuBackend,
     *,
     stream_from: int | None = None,
+    swap_rate: float = 0.0,
     progress: Progress | None = None,
 ) -> HybridTransformer:
     """Build every part of the model in its place; `progress(done, total)` is told after each of them.
 
     Prompts of at least `stream_from` tokens have the cold neurons streamed through the device; None: never.
+    Experts are swapped at `swap_rate` bytes a second at most; 0: they stay where they are placed.
     Raises `DeviceMemoryError` where the device cannot hold its part, and `ValueError` for a placement of
     another model.
     """
     config = checkpoint.config
     if not placement.fits(config):
         raise ValueError("the placement is another model's")
-    if config.mixture or config.recurrent:
+    if any(layer.experts and layer.experts.early for layer in config.layers):
         raise HotsetError(
-            f"{checkpoint.path}: mixtures of experts and recurrent layers run on the CPU alone as yet; "
+            f"{checkpoint.path}: routers that read before attention run on the CPU alone as yet; "
             "leave out --vram"
         )
 
@@ -54,25 +66,23 @@ def build_hybrid(
     with device.guard():
         layers: list[HybridLayer] = []
         cold: list[ColdLayer] = []
-        indices = {True: count(), False: count()}  # of attention on the device, and on the host
+        # Keys and values, and states, are numbered on each side.
+        numbers: defaultdict[tuple[bool, bool], Iterator[int]] = defaultdict(count)
         for i, place in enumerate(placement.layers):
-            attention = attention_spec(checkpoint, i)
-            index = next(indices[place.attention])
+            net = config.layers[i].delta_net
+            index = next(numbers[place.attention, net is not None])
+            mixer = _mixer(checkpoint, i, place.attention, index, device, host)
+            if config.layers[i].experts:
+                layers.append(HybridLayer(mixer, _experts(checkpoint, i, place, device, host)))
+                done(i + 2)
+                continue
             spec = any_ffn_spec(checkpoint, i)
             streamed = None
             ffn = _ffn(spec, place.hot, device, host, i)
-            if stream_from is not None and not isinstance(ffn, OnDevice):
+            if stream_from is not None and isinstance(ffn, OnHost | Split):
                 cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot, i))
                 streamed = _streamed(ffn, spec, device)
-            layers.append(
-                HybridLayer(
-                    OnDevice(device.backend.attention(attention, index))
-                    if place.attention
-                    else OnHost(host.attention(attention, index)),
-                    ffn,
-                    streamed,
-                )
-            )
+            layers.append(HybridLayer(mixer, ffn, streamed))
             done(i + 2)
         spec_of_head = head_spec(checkpoint)
         head: OnHost[Head] | OnDevice[Head] = (
@@ -81,8 +91,44 @@ def build_hybrid(
         stream = ColdStream(device, cold) if cold else None
     done(config.n_layers + 2)
     return HybridTransformer(
-        config, host, device, embedding, layers, head, stream=stream, stream_from=stream_from or 0
+        config,
+        host,
+        device,
+        embedding,
+        layers,
+        head,
+        stream=stream,
+        stream_from=stream_from or 0,
+        swap_rate=swap_rate,
     )
+
+
+def _mixer(
+    checkpoint: Checkpoint, layer: int, on_device: bool, index: int, device: Device, host: CpuBackend
+) -> AnyMixer:
+    if checkpoint.config.layers[layer].delta_net:
+        net = delta_net_spec(checkpoint, layer)
+        return (
+            OnDevice(device.backend.delta_net(net, index))
+            if on_device
+            else OnHost(host.delta_net(net, index))
+        )
+    attention = attention_spec(checkpoint, layer)
+    if on_device:
+        return OnDevice(device.backend.attention(attention, index))
+    return OnHost(host.attention(attention, index))
+
+
+def _experts(
+    checkpoint: Checkpoint, layer: int, place: LayerPlacement, device: Device, host: CpuBackend
+) -> AnyFFN:
+    spec = experts_spec(checkpoint, layer)
+    if place.hot == 0:
+        return OnHost(host.experts(spec, layer))
+    if place.hot == spec.shape.count:
+        return OnDevice(device.backend.experts(spec, layer))
+    resident = range(place.hot) if place.experts is None else place.experts
+    return build_split_experts(spec, resident, device, host, layer)
 
 
 def _ffn(spec: Spec, hot: int, device: Device, host: CpuBackend, index: int) -> AnyFFN:

@@ -5,7 +5,7 @@ stream order", its effect on host memory may be relied on only after `Device.syn
 flag that was raised behind it. Pinned memory is the host's memory as the device can read and write it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ from hotset.backends.contract import (
     Array,
     Backend,
     BatchView,
+    ExpertsSpec,
     FFNSpec,
     Head,
     NeuronFFNSpec,
@@ -41,6 +42,25 @@ Slot: TypeAlias = Callable[[FFNSpec | NeuronFFNSpec, int], FFN]
 the one before, in stream order."""
 
 
+class ResidentExperts(Protocol):
+    """A mixture whose router, shared expert and some experts are on the device."""
+
+    resident: list[int]
+    """The numbers of these experts."""
+
+    def select(self, x: Array) -> Array:
+        """Each row's weights (T, E) of all experts; see `Experts`."""
+
+    def add(self, x: Array, out: Array, weights: Array) -> None:
+        """Add the resident experts of positive weights (T, E), and the shared one, of x to out (T, D)."""
+
+    def for_host(self, weights: Array) -> Array:
+        """The weights with those of resident experts negated, (T, E): the host does the positive ones."""
+
+    def swap(self, leaving: int, coming: int) -> None:
+        """Put an expert in the place of another, in stream order."""
+
+
 class DeviceMemoryError(HotsetError, MemoryError):
     """The device has no memory left for what it was to hold."""
 
@@ -58,6 +78,8 @@ class Device(Protocol):
     name: str
     backend: Backend
     """Builds the parts that run on the device, and whose arrays are on it. Raises `DeviceMemoryError`."""
+    recurrent: bool
+    """Whether that includes recurrent mixers."""
 
     def free_bytes(self) -> int:
         """Bytes of the device's memory that nobody uses at present."""
@@ -88,6 +110,9 @@ class Device(Protocol):
 
     def predictor(self, spec: NeuronFFNSpec) -> Predict:
         """Build the predictor of an FFN's plan."""
+
+    def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
+        """Build a mixture with these experts, at least one. Raises `DeviceMemoryError`."""
 
     def logits(self, head: Head, x: Array) -> Array:
         """Logits (T, V), on the device, of x (T, D): by a head that its backend has built."""

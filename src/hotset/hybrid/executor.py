@@ -12,7 +12,7 @@ import numpy as np
 
 from hotset import _native
 from hotset.backends.contract import F32, Array, BatchView
-from hotset.backends.cpu import CpuFFN, CpuNeuronFFN, CpuView
+from hotset.backends.cpu import CpuAttention, CpuDeltaNet, CpuExperts, CpuFFN, CpuNeuronFFN, CpuView
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, Flag
@@ -23,15 +23,19 @@ from hotset.hybrid.step import (
     Await,
     Copy,
     Feed,
+    FeedExperts,
     Fetch,
     HostAttend,
     HostFeed,
+    HostFeedExperts,
     Instruction,
     Raise,
     Receive,
+    Select,
     Send,
     SendLogits,
     SendScores,
+    SendSelection,
     Step,
     Vector,
     Work,
@@ -53,6 +57,11 @@ class Executor:
         self._step, self._device = step, device
         self._worker = _native.HostWorker()
         self._arrays = {vector: _room(device, vector) for vector in step.vectors()}
+        # Selections lie together, to be counted together.
+        sent = [i.to for i in step.instructions if isinstance(i, SendSelection)]
+        size = max((vector.size for vector in sent), default=0)
+        self._selections: F32 = device.pinned((len(sent), MOST_ROWS, size), np.float32)
+        self._arrays |= dict(zip(sent, self._selections, strict=True))
         lines = device.pinned((len(step.tasks), 2, _LINE), np.uint32)
         self._flags: Flags = [(ready, done) for ready, done in lines]
         for task, (ready, done) in zip(step.tasks, self._flags, strict=True):
@@ -91,6 +100,10 @@ class Executor:
         logits = None if step.logits is None else self._arrays[step.logits][:rows]
         return self._arrays[step.last][:rows], logits
 
+    def selections(self, rows: int) -> F32:
+        """(M, rows, E): what the last step's M split mixtures selected, zeros being what they did not."""
+        return self._selections[:, :rows]
+
     def close(self) -> None:
         """End the worker's thread; a step in hand fails, the next one starts another."""
         self._worker.stop()
@@ -114,10 +127,6 @@ def tell(instruction: Instruction, device: Device, arrays: Arrays, flags: Flags,
     match instruction:
         case Send(x, to):
             device.download(arrays[x], arrays[to])
-        case SendScores(_, predict, x, to):
-            device.download(predict(arrays[x]), arrays[to])
-        case SendLogits(head, x, to):
-            device.download(device.logits(head, arrays[x]), arrays[to])
         case Fetch(x, to):
             device.upload(arrays[x], arrays[to])
         case Raise(task):
@@ -130,12 +139,29 @@ def tell(instruction: Instruction, device: Device, arrays: Arrays, flags: Flags,
             device.zero(arrays[to])
         case Copy(x, to):
             device.assign(arrays[x], arrays[to])
-        case Attend(_, attention, x, to):
-            attention.forward(arrays[x], arrays[to], view)
+        case _:
+            _tell_part(instruction, device, arrays, view)
+
+
+def _tell_part(instruction: Instruction, device: Device, arrays: Arrays, view: BatchView) -> None:
+    """The same of what a layer's part or the head computes."""
+    match instruction:
+        case Attend(_, mixer, x, to):
+            mixer.forward(arrays[x], arrays[to], view)
         case Feed(_, ffn, x, to):
             ffn.forward(arrays[x], arrays[to], view)
         case AddNorm(_, add_normed, x, to):
             add_normed(arrays[x], arrays[to])
+        case SendScores(_, predict, x, to):
+            device.download(predict(arrays[x]), arrays[to])
+        case Select(_, experts, x, to):
+            device.assign(experts.select(arrays[x]), arrays[to])
+        case SendSelection(_, experts, weights, to):
+            device.download(experts.for_host(arrays[weights]), arrays[to])
+        case FeedExperts(_, experts, x, weights, to):
+            experts.add(arrays[x], arrays[to], arrays[weights])
+        case SendLogits(head, x, to):
+            device.download(device.logits(head, arrays[x]), arrays[to])
 
 
 def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
@@ -145,12 +171,18 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
             worker.zero(arrays[to])
         case Copy(x, to):
             worker.copy(arrays[x], arrays[to])
-        case HostAttend(_, attention, x, to):
+        case HostAttend(_, CpuDeltaNet() as net, x, to):
+            worker.delta_net(net.native, arrays[x], arrays[to])
+        case HostAttend(_, CpuAttention() as attention, x, to):
             worker.attention(attention.native, arrays[x], arrays[to])
         case HostFeed(_, CpuNeuronFFN() as ffn, x, to, scores):
             worker.neuron_ffn(ffn.native, arrays[x], arrays[to], None if scores is None else arrays[scores])
         case HostFeed(_, CpuFFN() as ffn, x, to):
             worker.ffn(ffn.native, arrays[x], arrays[to])
+        case HostFeed(_, CpuExperts() as experts, x, to):
+            worker.experts(experts.native, arrays[x], arrays[to], None)
+        case HostFeedExperts(_, experts, x, weights, to):
+            worker.experts(experts.native, arrays[x], arrays[to], arrays[weights])
 
 
 def _room(device: Device, vector: Vector) -> Array:

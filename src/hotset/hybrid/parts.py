@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from hotset.backends.contract import FFN, Mixer
-from hotset.backends.cpu import CpuAttention, CpuFFN, CpuNeuronFFN
-from hotset.hybrid.device import AddNormed, Predict
+from hotset.backends.cpu import CpuAttention, CpuDeltaNet, CpuExperts, CpuFFN, CpuNeuronFFN
+from hotset.hybrid.device import AddNormed, Predict, ResidentExperts
 
 Part = TypeVar("Part")
 
-HostFFN: TypeAlias = CpuFFN | CpuNeuronFFN
+HostFFN: TypeAlias = CpuFFN | CpuNeuronFFN | CpuExperts
+HostMixer: TypeAlias = CpuAttention | CpuDeltaNet
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,26 @@ class Split:
     """The norm after the FFN, which is of the sum, where there is one."""
 
 
-AnyAttention: TypeAlias = OnHost[CpuAttention] | OnDevice[Mixer]
-AnyFFN: TypeAlias = OnHost[HostFFN] | OnDevice[FFN] | Split
+@dataclass(frozen=True)
+class SplitExperts:
+    """A mixture in two places: router, shared expert and some experts on the device, others on the host.
+
+    It reads and writes on the device. The host's part has all experts, but packs only those that it is asked
+    for: which experts are resident may change between steps. The device says with each selection which
+    experts it leaves to the host.
+    """
+
+    resident: ResidentExperts
+    cold: CpuExperts
+    count: int
+    """Of all experts."""
+    expert_bytes: int
+    add_normed: AddNormed | None = None
+    """The norm after the FFN, which is of the sum, where there is one."""
+
+
+AnyMixer: TypeAlias = OnHost[HostMixer] | OnDevice[Mixer]
+AnyFFN: TypeAlias = OnHost[HostFFN] | OnDevice[FFN] | Split | SplitExperts
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,7 @@ class Streamed:
 class HybridLayer:
     """One decoder layer, each of its parts in its place."""
 
-    attention: AnyAttention
+    mixer: AnyMixer
     ffn: AnyFFN
     streamed: Streamed | None = None
     """The FFN for prompts whose cold neurons are streamed; None where none ever are."""

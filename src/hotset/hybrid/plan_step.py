@@ -7,22 +7,26 @@ task has vectors of its own for what it is asked and for what it answers.
 from collections.abc import Callable, Sequence
 
 from hotset.backends.contract import Head
-from hotset.hybrid.parts import AnyAttention, AnyFFN, HybridLayer, OnDevice, OnHost, Split
+from hotset.hybrid.parts import AnyFFN, AnyMixer, HybridLayer, OnDevice, OnHost, Split, SplitExperts
 from hotset.hybrid.step import (
     AddNorm,
     Attend,
     Await,
     Copy,
     Feed,
+    FeedExperts,
     Fetch,
     HostAttend,
     HostFeed,
+    HostFeedExperts,
     Instruction,
     Raise,
     Receive,
+    Select,
     Send,
     SendLogits,
     SendScores,
+    SendSelection,
     Step,
     Task,
     Vector,
@@ -46,9 +50,9 @@ def plan_step(
     plan = _Plan(hidden)
     for i, layer in enumerate(layers):
         if parallel:
-            plan.parallel(i, layer.attention, layer.ffn)
+            plan.parallel(i, layer.mixer, layer.ffn)
         else:
-            plan.attention(i, layer.attention)
+            plan.mixer(i, layer.mixer)
             plan.ffn(i, layer.ffn)
     return plan.end(head, vocab_size)
 
@@ -69,9 +73,9 @@ class _Plan:
         self._chained = False
         self._spare: Vector | None = None
 
-    def attention(self, layer: int, attention: AnyAttention) -> None:
-        """Attention that adds to its own input."""
-        match attention:
+    def mixer(self, layer: int, mixer: AnyMixer) -> None:
+        """Attention, or a recurrent mixer, that adds to its own input."""
+        match mixer:
             case OnHost(part):
                 x = self._continue_on_host()
                 self._work(HostAttend(layer, part, x, x))
@@ -93,10 +97,13 @@ class _Plan:
                 x = self._go_to_device()
                 task, answer = self._start_cold(layer, ffn, x)
                 self._add_split(layer, ffn, task, answer, x, x)
+            case SplitExperts():
+                x = self._go_to_device()
+                self._add_experts(layer, ffn, x, x)
         if self._on_device_now:
             self._at_host = None
 
-    def parallel(self, layer: int, attention: AnyAttention, ffn: AnyFFN) -> None:
+    def parallel(self, layer: int, attention: AnyMixer, ffn: AnyFFN) -> None:
         """Both parts read the same; the host's are started first, and all add to a copy."""
         match attention, ffn:
             case OnHost(a), OnHost(f):
@@ -123,6 +130,8 @@ class _Plan:
                 self._tell(Feed(layer, part, x, y))
             case Split() if fed:
                 self._add_split(layer, ffn, *fed, x, y)
+            case SplitExperts():
+                self._add_experts(layer, ffn, x, y)
             case OnHost() if fed:
                 self._tell(Receive(*fed, y, add=True))
         if attended:
@@ -202,6 +211,24 @@ class _Plan:
             scores = Vector(f"{len(self._tasks)}.scores", split.n_cold, on_device=False)
             self._tell(SendScores(layer, split.predict, x, scores))
         return self._beside(lambda asked, answer: HostFeed(layer, split.cold, asked, answer, scores))
+
+    def _add_experts(self, layer: int, split: SplitExperts, x: Vector, to: Vector) -> None:
+        self._send()
+        weights = Vector("weights", split.count, on_device=True)
+        sent = Vector(f"{len(self._tasks)}.selection", split.count, on_device=False)
+        self._tell(Select(layer, split.resident, x, weights))
+        self._tell(SendSelection(layer, split.resident, weights, sent))
+        task, answer = self._beside(
+            lambda asked, answer: HostFeedExperts(layer, split.cold, asked, sent, answer)
+        )
+        total = to
+        if split.add_normed:
+            total = self._on_device("sum")
+            self._tell(Zero(total))
+        self._tell(FeedExperts(layer, split.resident, x, weights, total))
+        self._tell(Receive(task, answer, total, add=True))
+        if split.add_normed:
+            self._tell(AddNorm(layer, split.add_normed, total, to))
 
     def _add_split(self, layer: int, split: Split, task: int, answer: Vector, x: Vector, to: Vector) -> None:
         total = to

@@ -37,7 +37,12 @@ class HybridSequence:
 
     def reusable(self, length: int) -> int:
         """See `Sequence`."""
-        return min(self._length, self.on_device.reusable(length), self.on_host.reusable(length))
+        length = min(length, self._length)
+        while True:  # until both halves can
+            both = min(half.reusable(length) for half in (self.on_device, self.on_host))
+            if both == length:
+                return length
+            length = both
 
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
@@ -46,19 +51,25 @@ class HybridSequence:
         self._length = length
 
     def save(self) -> bool:
-        """See `Sequence`: every layer can go back by itself."""
-        return False
+        """See `Sequence`."""
+        saved = [half.save() for half in (self.on_device, self.on_host)]
+        return any(saved)
 
     def forget(self, length: int) -> None:
-        """See `Sequence`: nothing is saved."""
+        """See `Sequence`."""
+        self.on_device.forget(length)
+        self.on_host.forget(length)
 
     @property
     def saved_bytes(self) -> int:
         """See `Sequence`."""
-        return 0
+        return self.on_device.saved_bytes + self.on_host.saved_bytes
 
     def limit_saved(self, nbytes: int) -> None:
-        """See `Sequence`: nothing is saved."""
+        """See `Sequence`."""
+        total = self.saved_bytes
+        for half in (self.on_device, self.on_host):
+            half.limit_saved(nbytes * half.saved_bytes // max(total, 1))
 
     def fork(self) -> "HybridSequence":
         """See `Sequence`."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from hotset.backends.contract import FFN, Head, Mixer
-from hotset.backends.cpu import CpuAttention
-from hotset.hybrid.device import AddNormed, Predict
-from hotset.hybrid.parts import HostFFN
+from hotset.backends.cpu import CpuExperts
+from hotset.hybrid.device import AddNormed, Predict, ResidentExperts
+from hotset.hybrid.parts import HostFFN, HostMixer
 
 MOST_ROWS = 8
 """Rows of a step at most; batches of more go layer by layer."""
@@ -55,6 +55,46 @@ class SendScores:
 
     def __str__(self) -> str:
         return f"send scores {self.layer} of {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
+class Select:
+    """Select a mixture's experts for x: their weights."""
+
+    layer: int
+    part: ResidentExperts = field(repr=False)
+    x: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"select experts {self.layer} of {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
+class SendSelection:
+    """Send the weights of experts to the host, those of resident ones negated."""
+
+    layer: int
+    part: ResidentExperts = field(repr=False)
+    weights: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"send selection {self.layer}, {self.weights} to {self.to}"
+
+
+@dataclass(frozen=True)
+class FeedExperts:
+    """Add the resident experts of x, computed on the device."""
+
+    layer: int
+    part: ResidentExperts = field(repr=False)
+    x: Vector
+    weights: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"add experts {self.layer} of {self.x} by {self.weights} to {self.to}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +176,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Attend:
-    """Add a layer's attention of x, computed on the device."""
+    """Add a layer's attention of x, or its recurrent mixer, computed on the device."""
 
     layer: int
     part: Mixer = field(repr=False)
@@ -174,7 +214,21 @@ class AddNorm:
 
 
 Instruction: TypeAlias = (
-    Send | SendScores | SendLogits | Fetch | Raise | Await | Receive | Zero | Copy | Attend | Feed | AddNorm
+    Send
+    | SendScores
+    | Select
+    | SendSelection
+    | SendLogits
+    | Fetch
+    | Raise
+    | Await
+    | Receive
+    | Zero
+    | Copy
+    | Attend
+    | Feed
+    | FeedExperts
+    | AddNorm
 )
 
 
@@ -183,10 +237,10 @@ Instruction: TypeAlias = (
 
 @dataclass(frozen=True)
 class HostAttend:
-    """Add a layer's attention of x, computed on the host."""
+    """Add a layer's attention of x, or its recurrent mixer, computed on the host."""
 
     layer: int
-    part: CpuAttention = field(repr=False)
+    part: HostMixer = field(repr=False)
     x: Vector
     to: Vector
 
@@ -209,7 +263,21 @@ class HostFeed:
         return f"add FFN {self.layer} of {self.x}{chosen} to {self.to}"
 
 
-Work: TypeAlias = Zero | Copy | HostAttend | HostFeed
+@dataclass(frozen=True)
+class HostFeedExperts:
+    """Add the experts of x whose weights are positive, computed on the host."""
+
+    layer: int
+    part: CpuExperts = field(repr=False)
+    x: Vector
+    weights: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"add experts {self.layer} of {self.x} by {self.weights} to {self.to}"
+
+
+Work: TypeAlias = Zero | Copy | HostAttend | HostFeed | HostFeedExperts
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Arrays that are torch tensors, and the GPU backend's parts, for a GPU and for the interpreter."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.contract import F32, Array, Backend, Head, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, Array, Backend, ExpertsSpec, Head, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
 from hotset.backends.gpu.kernels.attention import SPAN
 from hotset.backends.gpu.state import GpuView, Spans, describe
 from hotset.core.batch import Batch
-from hotset.hybrid.device import AddNormed, Predict, Slot
+from hotset.hybrid.device import AddNormed, Predict, ResidentExperts, Slot
 
 RECORDED_ROWS = (1, 2, 4, 8)
 """Steps are recorded for so many rows; a batch takes the smallest that it fits in."""
@@ -23,6 +23,8 @@ RECORDED_ROWS = (1, 2, 4, 8)
 
 class TorchArrays(ABC):
     """The part of `Device` that has to do with arrays; copies are in stream order where memory is pinned."""
+
+    recurrent = False
 
     def __init__(self, torch_device: str) -> None:
         self._gpu = GpuBackend(torch_device)
@@ -60,6 +62,10 @@ class TorchArrays(ABC):
     def add(self, x: Array, out: Array) -> None:
         """See `Device`."""
         out.add_(x)
+
+    def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
+        """See `Device`."""
+        return self._gpu.resident_experts(spec, experts)
 
     def logits(self, head: Head, x: Array) -> Array:
         """See `Device`."""

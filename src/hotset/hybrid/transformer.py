@@ -9,22 +9,34 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
-from hotset.backends.contract import F32, Array, Embedding, Head
+from hotset.backends.contract import F32, Array, Embedding, Head, StateShape
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
 from hotset.core.config import ModelConfig
 from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, DeviceMemoryError, to_device
 from hotset.hybrid.executor import Executor
+from hotset.hybrid.experts import add_split_experts
 from hotset.hybrid.ffn import Views, add_split, zeros
-from hotset.hybrid.parts import AnyAttention, AnyFFN, HybridLayer, OnDevice, OnHost, Split, Streamed
+from hotset.hybrid.parts import (
+    AnyFFN,
+    AnyMixer,
+    HybridLayer,
+    OnDevice,
+    OnHost,
+    Split,
+    SplitExperts,
+    Streamed,
+)
 from hotset.hybrid.plan_step import plan_step
 from hotset.hybrid.sequence import HybridSequence, halves
 from hotset.hybrid.step import MOST_ROWS
 from hotset.hybrid.streaming import ColdStream, Walk
+from hotset.hybrid.swaps import Swaps
 from hotset.model.finite import not_finite
 from hotset.model.transformer import Transformer
 
@@ -56,6 +68,7 @@ class HybridTransformer(Transformer):
         *,
         stream: ColdStream | None = None,
         stream_from: int = 0,
+        swap_rate: float = 0.0,
     ) -> None:
         super().__init__(config, host, embedding, (), head.part)
         self.device = device
@@ -72,18 +85,29 @@ class HybridTransformer(Transformer):
         self._head_place = head
         self._stream, self._stream_from = stream, stream_from
         self._lock = Lock()
+        mixtures = [layer.ffn for layer in self.parts if isinstance(layer.ffn, SplitExperts)]
+        self.swaps: Swaps | None = None
+        if mixtures and swap_rate:
+            parts = [mixture.resident for mixture in mixtures]
+            largest = max(mixture.expert_bytes for mixture in mixtures)
+            self.swaps = Swaps(parts, mixtures[0].count, largest, swap_rate)
         self._head_backend = device.backend if isinstance(head, OnDevice) else host
         with device.guard():
             self._executor = Executor(self.step, device)
 
     def sequence(self, capacity: int, kv_type: str = "f16") -> HybridSequence:
         """See `Transformer`; each layer's keys and values lie where its attention is computed."""
-        shape = self.state_shape
-        n_device = sum(isinstance(layer.attention, OnDevice) for layer in self.parts)
-        on_device, on_host = (replace(shape, n_layers=n) for n in (n_device, shape.n_layers - n_device))
+        on_device, on_host = (self._half(place) for place in (OnDevice, OnHost))
         with self.device.guard():
             half = self.device.backend.sequence(on_device, capacity, kv_type)
         return HybridSequence(self.device, half, self._host.sequence(on_host, capacity, kv_type))
+
+    def _half(self, place: type[Any]) -> StateShape:
+        """What the layers keep whose mixer is in one of both places."""
+        pairs = zip(self.config.layers, self.parts, strict=True)
+        nets = [layer.delta_net for layer, parts in pairs if isinstance(parts.mixer, place)]
+        own = tuple(net for net in nets if net)
+        return replace(self.state_shape, n_layers=len(nets) - len(own), delta_nets=own)
 
     def forward(self, batch: Batch) -> F32:
         """See `Transformer`."""
@@ -107,6 +131,8 @@ class HybridTransformer(Transformer):
             last = self._layer_by_layer(x, views)
         else:
             last, logits = self._executor.run(x, on_device, self._host.view(on_host))
+            if self.swaps:
+                self.swaps.after_step(self._executor.selections(len(x)))
             if logits is not None:
                 wanted: F32 = logits[batch.wanted]
                 return wanted
@@ -124,7 +150,7 @@ class HybridTransformer(Transformer):
         with self._walk(len(x)) as begun:
             walk = begun
             for layer in self.parts:
-                hidden = self._attend(layer.attention, hidden, views)
+                hidden = self._attend(layer.mixer, hidden, views)
                 if walk and layer.streamed:
                     try:
                         hidden = self._stream_ffn(layer.streamed, hidden, views, walk)
@@ -134,7 +160,7 @@ class HybridTransformer(Transformer):
                 hidden = self._feed(layer.ffn, hidden, views)
         return self._bring(hidden, on_device=isinstance(self._head_place, OnDevice)).out
 
-    def _attend(self, attention: AnyAttention, hidden: _Hidden, views: Views) -> _Hidden:
+    def _attend(self, attention: AnyMixer, hidden: _Hidden, views: Views) -> _Hidden:
         """Add a layer's attention: to its own input or, where the FFN reads that too, to a copy."""
         on_device = isinstance(attention, OnDevice)
         at = self._bring(hidden, on_device=on_device)
@@ -156,6 +182,9 @@ class HybridTransformer(Transformer):
             case Split():
                 at = self._bring(hidden, on_device=True)
                 add_split(ffn, self.device, at.x, at.out, views)
+            case SplitExperts():
+                at = self._bring(hidden, on_device=True)
+                add_split_experts(ffn, self.device, at.x, at.out)
         return replace(at, x=at.out)
 
     def _walk(self, tokens: int) -> AbstractContextManager[Walk | None]:

@@ -82,6 +82,22 @@ def attention_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
     return _Weights(checkpoint).attention(layer)
 
 
+def delta_net_spec(checkpoint: Checkpoint, layer: int) -> DeltaNetSpec:
+    """A layer's gated delta net."""
+    shape = checkpoint.config.layers[layer].delta_net
+    if shape is None:
+        raise ValueError(f"layer {layer} has no delta net")
+    return _Weights(checkpoint).delta_net(layer, shape)
+
+
+def experts_spec(checkpoint: Checkpoint, layer: int) -> ExpertsSpec:
+    """A layer's mixture of experts."""
+    shape = checkpoint.config.layers[layer].experts
+    if shape is None:
+        raise ValueError(f"layer {layer} is no mixture of experts")
+    return _Weights(checkpoint).experts(layer, shape)
+
+
 def ffn_spec(checkpoint: Checkpoint, layer: int) -> FFNSpec:
     """A layer's ordinary FFN."""
     return _Weights(checkpoint).ffn(layer)

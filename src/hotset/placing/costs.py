@@ -37,6 +37,8 @@ I64 = NDArray[np.int64]
 
 SLAB = 64
 """Neurons are placed in groups of so many, experts one by one."""
+_NEVER_MS = 1e6
+"""Of what the GPU cannot do."""
 HOST, DEVICE = 0, 1
 """Homes of a layer, and rows of its tables."""
 
@@ -248,8 +250,13 @@ def gpu_of(machine: MachineProfile) -> GpuRates:
     return machine.gpu
 
 
-def layer_options(layer: LayerPart, machine: MachineProfile, *, context: int, filled: int) -> Options:
-    """A layer's options on a machine, with a KV cache of `context` tokens of which `filled` are read."""
+def layer_options(
+    layer: LayerPart, machine: MachineProfile, *, context: int, filled: int, recurrent: bool = True
+) -> Options:
+    """A layer's options on a machine, with a KV cache of `context` tokens of which `filled` are read.
+
+    Without `recurrent` the GPU runs no recurrent mixers.
+    """
     cpu, gpu, ffn = machine.cpu, gpu_of(machine), layer.ffn
     hot = np.append(np.arange(0, ffn.size, ffn.slab), ffn.size)
     all_cold, split, all_hot = hot == 0, (hot > 0) & (hot < ffn.size), hot == ffn.size
@@ -290,6 +297,8 @@ def layer_options(layer: LayerPart, machine: MachineProfile, *, context: int, fi
             gpu.part_us / 1e3 + read / (gpu.stream * gpu.kernel_share * 1e6),
         ]
     )
+    if layer.state_bytes and not recurrent:
+        attention[DEVICE] = _NEVER_MS
     handshake = gpu.handshake_us / 1e3 * np.stack([~all_cold, ~all_hot])
     own = layer.attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes
     nbytes = np.stack([resident, resident + own])

@@ -10,7 +10,9 @@ from hotset.backends.cpu import CpuBackend
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import Progress, build_hybrid
 from hotset.hybrid.device import Device, DeviceMemoryError
+from hotset.hybrid.swaps import BUS_SHARE
 from hotset.hybrid.transformer import HybridTransformer
+from hotset.placing.costs import gpu_of
 from hotset.placing.machine import MachineProfile
 from hotset.placing.planner import Plan, Planner
 from hotset.state.kv_types import KV_TYPES
@@ -56,6 +58,7 @@ def place(
         prompt=min(_PROMPT, context),
         frequency=frequency,
         kv_number_bytes=KV_TYPES[kv_type],
+        recurrent=device.recurrent,
     )
     free = device.free_bytes()
     shrunk = None
@@ -71,6 +74,7 @@ def place(
                 device,
                 host,
                 stream_from=plan.stream_from,
+                swap_rate=BUS_SHARE * gpu_of(machine).to_device * 1e9,
                 progress=progress,
             )
             transformer.sequence(context, kv_type)  # given back at once: only to see that there is room

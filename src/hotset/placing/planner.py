@@ -104,8 +104,8 @@ class Planner:
 
     `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
     timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
-    `hotset.placing.costs.model_parts`. Raises `HotsetError` for a machine without a GPU and for a model whose
-    neurons' frequencies are not known.
+    `hotset.placing.costs.model_parts`, `recurrent` says whether the GPU runs recurrent mixers. Raises
+    `HotsetError` for a machine without a GPU and for a model whose neurons' frequencies are not known.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Planner:
         prompt: int,
         frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
         kv_number_bytes: float = 2.0,
+        recurrent: bool = True,
     ) -> None:
         if not 1 <= prompt <= context:
             raise RequestError(
@@ -124,7 +125,12 @@ class Planner:
             )
         self.machine, self.context, self.prompt = machine, context, prompt
         self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
-        items = [layer_options(layer, machine, context=context, filled=prompt) for layer in self.parts.layers]
+        items = [
+            layer_options(layer, machine, context=context, filled=prompt, recurrent=recurrent)
+            for layer in self.parts.layers
+        ]
+        # Cold experts are not streamed yet.
+        self._ways = [ColdPrefill.CPU] if self.parts.config.mixture else list(ColdPrefill)
         self._items: list[Options] = [*items, head_options(self.parts, machine)]
         self.problem = Problem(self._items, gpu_of(machine).handshake_us / 2e3)
         self.working_bytes = working_bytes(self.parts)
@@ -171,7 +177,7 @@ class Planner:
             head=head,
         )
         reading = {
-            way: prefill_ms(self.parts, placement, self.machine, self.prompt, way) for way in ColdPrefill
+            way: prefill_ms(self.parts, placement, self.machine, self.prompt, way) for way in self._ways
         }
         uses_gpu = solution.bytes > 0  # otherwise there are no buffers to stream to
         cold_prefill = min(reading, key=lambda way: reading[way]) if uses_gpu else ColdPrefill.CPU
@@ -205,7 +211,7 @@ class Planner:
             return by_way[0] < by_way[1]
 
         least, most = _FEW_ROWS + 1, SLICE
-        if not streams(most):
+        if ColdPrefill.STREAM not in self._ways or not streams(most):
             return None
         while least < most:
             middle = (least + most) // 2

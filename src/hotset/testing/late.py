@@ -11,7 +11,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -24,13 +24,15 @@ from hotset.backends.contract import (
     Array,
     AttentionSpec,
     BatchView,
+    DeltaNetSpec,
+    ExpertsSpec,
     FFNSpec,
     Head,
     HeadSpec,
     NeuronFFNSpec,
     Norm,
 )
-from hotset.hybrid.device import AddNormed, Event, Flag, Predict, Slot
+from hotset.hybrid.device import AddNormed, Event, Flag, Predict, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
 from hotset.testing.stand_in import StandInDevice
 
@@ -115,6 +117,35 @@ class _LatePart:
         raise NotImplementedError
 
 
+class _LateExperts:
+    """A mixture whose work is told to the stream."""
+
+    def __init__(self, device: "LateStandIn", part: ResidentExperts, count: int) -> None:
+        self._device, self._part, self._count = device, part, count
+        self.resident = list(part.resident)
+
+    def select(self, x: F32) -> F32:
+        """See `ResidentExperts`."""
+        late = self._device.empty((len(x), self._count))
+        self._device.tell(lambda: np.copyto(late, self._part.select(x)))
+        return late
+
+    def add(self, x: F32, out: F32, weights: F32) -> None:
+        """See `ResidentExperts`."""
+        self._device.tell(lambda: self._part.add(x, out, weights))
+
+    def for_host(self, weights: F32) -> F32:
+        """See `ResidentExperts`."""
+        late = self._device.empty(weights.shape)
+        self._device.tell(lambda: np.copyto(late, self._part.for_host(weights)))
+        return late
+
+    def swap(self, leaving: int, coming: int) -> None:
+        """See `ResidentExperts`."""
+        self.resident[self.resident.index(leaving)] = coming
+        self._device.tell(lambda: self._part.swap(leaving, coming))
+
+
 class _LateHead:
     def __init__(self, device: "LateStandIn", head: Head, vocab_size: int) -> None:
         self._device, self.head, self.vocab_size = device, head, vocab_size
@@ -154,6 +185,16 @@ class _LateBackend:
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> _LatePart:
         """See `Backend`."""
         part = self._backend.neuron_ffn(spec, index)
+        return _LatePart(self._device, lambda: part)
+
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> _LatePart:
+        """See `Backend`."""
+        part = self._backend.delta_net(spec, index)
+        return _LatePart(self._device, lambda: part)
+
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> Any:
+        """See `Backend`."""
+        part = self._backend.experts(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def head(self, spec: HeadSpec) -> _LateHead:
@@ -252,6 +293,10 @@ class LateStandIn(StandInDevice):
         late = self.empty((len(x), head.vocab_size))
         self.tell(lambda: np.copyto(late, head.head.forward(x)))
         return late
+
+    def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
+        """See `Device`."""
+        return _LateExperts(self, super().resident_experts(spec, experts), spec.shape.count)
 
     def raise_flag(self, flag: Flag) -> None:
         """See `Device`."""

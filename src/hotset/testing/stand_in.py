@@ -4,7 +4,7 @@ Its stream is the calling thread, so everything is done as soon as it is said; t
 it on a thread of its own, as it would beside a GPU. Only the time it takes means nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ from hotset.backends.contract import (
     AttentionSpec,
     Backend,
     BatchView,
+    DeltaNetSpec,
+    ExpertsSpec,
     FFNSpec,
     Head,
     HeadSpec,
@@ -24,13 +26,23 @@ from hotset.backends.contract import (
     Norm,
     StateShape,
 )
-from hotset.backends.cpu import CpuAttention, CpuBackend, CpuFFN, CpuHead, CpuNeuronFFN, CpuSequence
+from hotset.backends.cpu import (
+    CpuAttention,
+    CpuBackend,
+    CpuDeltaNet,
+    CpuExperts,
+    CpuFFN,
+    CpuHead,
+    CpuNeuronFFN,
+    CpuSequence,
+)
 from hotset.backends.maths import normalise, predict, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.config import Score
-from hotset.hybrid.device import Flag, Slot
+from hotset.hybrid.device import Flag, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
 from hotset.testing.host_stream import HostStream, Memory
+from hotset.testing.resident import StandInExperts
 
 _Spec = TypeVar("_Spec")
 _Part = TypeVar("_Part")
@@ -59,6 +71,25 @@ class _MeteredBackend(CpuBackend):
         build = partial(super().neuron_ffn, index=index)
         return self._built("an FFN", build, spec, (spec.gate, spec.up, spec.down_t))
 
+    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> CpuDeltaNet:
+        """See `CpuBackend`."""
+        build = partial(super().delta_net, index=index)
+        return self._built("a delta net", build, spec, (spec.qkv, spec.z, spec.output))
+
+    def experts(self, spec: ExpertsSpec, index: int = 0) -> CpuExperts:
+        """See `CpuBackend`."""
+        build = partial(super().experts, index=index)
+        return self._built("experts", build, spec, (spec.gate, spec.up, spec.down))
+
+    def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> StandInExperts:
+        """A mixture of which only these experts are counted."""
+        stacks = (linear for linear in (spec.gate, spec.up, spec.down) if linear)
+        nbytes = sum(stack.weight.nbytes for stack in stacks) // spec.shape.count * len(experts)
+        self._memory.check("experts", nbytes)
+        part = StandInExperts(super().experts(spec), spec.shape.count, experts)
+        self._memory.hold(part, nbytes)
+        return part
+
     def head(self, spec: HeadSpec) -> CpuHead:
         """See `CpuBackend`."""
         return self._built("the head", super().head, spec, (spec.output,))
@@ -86,11 +117,13 @@ class StandInDevice(HostStream):
     """A device of `vram` bytes, of which only weights and KV caches are counted; see `Device`."""
 
     name = "stand-in"
+    recurrent = True
 
     def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
         super().__init__()
         self.memory = Memory(vram)
-        self.backend: Backend = _MeteredBackend(self.memory, threads)
+        self._metered = _MeteredBackend(self.memory, threads)
+        self.backend: Backend = self._metered
 
     def free_bytes(self) -> int:
         """See `Device`."""
@@ -122,6 +155,10 @@ class StandInDevice(HostStream):
             out += normalise(x, norm)
 
         return add
+
+    def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
+        """See `Device`."""
+        return self._metered.resident_experts(spec, experts)
 
     def logits(self, head: Head, x: F32) -> F32:
         """See `Device`."""

@@ -1,5 +1,6 @@
 """The GPU backend: builds the parts from weights; see `hotset.backends.contract.Backend`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,10 @@ class GpuBackend:
     def experts(self, spec: ExpertsSpec, index: int = 0) -> GpuExperts:
         """Build one layer's mixture of experts; all neurons of those that are selected are computed."""
         return GpuExperts(self.gpu, spec)
+
+    def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> GpuExperts:
+        """Build it with some of its experts."""
+        return GpuExperts(self.gpu, spec, experts)
 
     def head(self, spec: HeadSpec) -> GpuHead:
         """Build the final norm and the output projection."""

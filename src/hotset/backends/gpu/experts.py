@@ -104,6 +104,10 @@ class GpuExperts:
             gate[rows.cpu().numpy(), own] = before.cpu().numpy()
             h[rows.cpu().numpy(), own] = values.cpu().numpy()
 
+    def for_host(self, weights: Any) -> Any:
+        """The weights (T, E) with those of resident experts negated."""
+        return torch.where(self._slot >= 0, -weights, weights)
+
     def swap(self, leaving: int, coming: int) -> None:
         """Put an expert in the slot of another, in stream order."""
         slot = self.resident.index(leaving)

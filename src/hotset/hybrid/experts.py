@@ -1,0 +1,46 @@
+"""A mixture in two places: built, and computed outside a recorded step."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from hotset.backends.contract import Array, ExpertsSpec
+from hotset.backends.cpu import CpuBackend
+from hotset.hybrid.device import Device, to_device
+from hotset.hybrid.parts import SplitExperts
+
+
+def build_split_experts(
+    spec: ExpertsSpec, resident: Sequence[int], device: Device, host: CpuBackend, index: int = 0
+) -> SplitExperts:
+    """Build router, shared expert and some experts on the device; on the host all, packed when used."""
+    stacks = [linear for linear in (spec.gate, spec.up, spec.down) if linear]
+    return SplitExperts(
+        resident=device.resident_experts(replace(spec, post_norm=None), resident),
+        cold=host.experts(replace(spec, post_norm=None, shared=None), index),
+        count=spec.shape.count,
+        expert_bytes=sum(linear.weight.nbytes for linear in stacks) // spec.shape.count,
+        add_normed=device.normed_adder(spec.post_norm) if spec.post_norm else None,
+    )
+
+
+def add_split_experts(split: SplitExperts, device: Device, x: Array, out: Array) -> None:
+    """Add the mixture of x (T, D) to out (T, D), both on the device; this thread does the host's part."""
+    asked = device.pinned(tuple(x.shape), np.float32)
+    selection = device.pinned((len(x), split.count), np.float32)
+    weights = split.resident.select(x)
+    device.download(x, asked)
+    device.download(split.resident.for_host(weights), selection)
+    sent = device.mark()
+    total = out
+    if split.add_normed:
+        total = device.empty(tuple(x.shape))
+        device.zero(total)
+    split.resident.add(x, total, weights)
+    sent.wait()
+    answer = device.pinned(tuple(x.shape), np.float32)
+    split.cold.add(asked, answer, selection)
+    device.add(to_device(device, answer), total)
+    if split.add_normed:
+        split.add_normed(total, out)

@@ -1,0 +1,104 @@
+"""Online placement of experts: the device holds those that the subject selects.
+
+Each layer counts how often its experts are selected, with a memory of some hundred tokens. Between steps a
+cold expert takes the place of a resident one that is selected clearly less often, as long as the bytes so
+moved stay within a rate. What is selected never depends on where an expert lies.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hotset.backends.contract import F32
+from hotset.hybrid.device import ResidentExperts
+
+MEMORY_TOKENS = 256
+"""A selection counts half as much after about so many tokens."""
+EVERY_TOKENS = 16
+"""Swaps are looked for after so many tokens."""
+CLEARLY = 1.5
+"""A cold expert comes if it was selected so many times as often as the one that leaves, or more."""
+LEAST = 2.0
+"""And by so many selections more often."""
+BUS_SHARE = 0.05
+"""Of what the bus can carry, swaps take at most this share."""
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One expert for another, in one layer's mixture."""
+
+    mixture: int
+    leaving: int
+    coming: int
+
+
+class Counts:
+    """How often the experts of each mixture were selected lately (mixtures, experts)."""
+
+    def __init__(self, mixtures: int, experts: int) -> None:
+        self.counts = np.zeros((mixtures, experts), np.float64)
+        self.tokens = 0
+
+    def add(self, selections: F32) -> None:
+        """Count a step's selections (mixtures, rows, experts): whatever is not zero."""
+        rows = selections.shape[1]
+        self.counts *= 0.5 ** (rows / MEMORY_TOKENS)
+        self.counts += np.count_nonzero(selections, axis=1)
+        self.tokens += rows
+
+
+def choose_swaps(counts: np.ndarray, resident: Sequence[Sequence[int]], most: int) -> list[Swap]:
+    """At most so many swaps, those that save most selections of cold experts first."""
+    found: list[tuple[float, Swap]] = []
+    for mixture, here in enumerate(resident):
+        own = counts[mixture]
+        is_here = np.zeros(len(own), np.bool_)
+        is_here[list(here)] = True
+        coldest = sorted(here, key=lambda expert: (own[expert], expert))
+        hottest = [int(e) for e in np.argsort(-own, kind="stable") if not is_here[e]]
+        for leaving, coming in zip(coldest, hottest, strict=False):
+            gain = own[coming] - own[leaving]
+            if gain < LEAST or own[coming] < CLEARLY * own[leaving]:
+                break
+            found.append((gain, Swap(mixture, leaving, coming)))
+    found.sort(key=lambda pair: -pair[0])
+    return [swap for _, swap in found[:most]]
+
+
+class Swaps:
+    """Swaps the experts of a model's mixtures, whose steps it is shown. For one thread at a time."""
+
+    def __init__(
+        self,
+        mixtures: Sequence[ResidentExperts],
+        experts: int,
+        expert_bytes: int,
+        bytes_per_second: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mixtures, self._expert_bytes = mixtures, expert_bytes
+        self._rate, self._clock = bytes_per_second, clock
+        self._allowed, self._since = 0.0, clock()
+        self.counts = Counts(len(mixtures), experts)
+        self.done = 0
+        """Swaps so far."""
+        self._looked = 0
+
+    def after_step(self, selections: F32) -> None:
+        """Count a step's selections (mixtures, rows, experts); swap, if it is time for that."""
+        self.counts.add(selections)
+        if self.counts.tokens - self._looked < EVERY_TOKENS:
+            return
+        self._looked = self.counts.tokens
+        now = self._clock()
+        # Bytes that were not moved while there was nothing to swap may be moved later, those of a second.
+        self._allowed = min(self._allowed + (now - self._since) * self._rate, self._rate)
+        self._since = now
+        most = int(self._allowed // self._expert_bytes)
+        for swap in choose_swaps(self.counts.counts, [part.resident for part in self._mixtures], most):
+            self._mixtures[swap.mixture].swap(swap.leaving, swap.coming)
+            self._allowed -= self._expert_bytes
+            self.done += 1
