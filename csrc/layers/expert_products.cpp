@@ -13,6 +13,9 @@ constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 256 << 10;
 constexpr int64_t kChunksPerThread = 4;
 constexpr int64_t kPanelGroup = 4;
 
+// What each of the kernels' streams reads at least of an expert's rows of down, which are short.
+constexpr int64_t kRunBytes = 12 << 10;
+
 // Results of a chunk where many do.
 constexpr int64_t kChunkFloats = 16 << 10;
 
@@ -241,12 +244,13 @@ void pack_neurons(Session& session, const Runtime& runtime, const ExpertUses& al
 void add_experts(Session& session, const Runtime& runtime, const ExpertUses& all, float* out) {
   const PackedMatrix& down = all.uses[0].down;
   SumJob job{&runtime, all, panels_of(runtime, down), 1, down.rows, 0, out};
-  int64_t panel_bytes = 0;
+  int64_t panel_bytes = 1;
   for (int64_t i = 0; i < all.n; ++i) {
-    panel_bytes += all.uses[i].down.panel_bytes;
+    panel_bytes = std::max(panel_bytes, all.uses[i].down.panel_bytes);
     job.most_count = std::max(job.most_count, all.uses[i].count);
   }
-  job.chunk_panels = chunk_panels_of(runtime, job.panels, panel_bytes, job.panels * panel_bytes);
+  const int64_t run = all.rows <= kFewRows ? ceil_div(kRunBytes, panel_bytes) : 1;
+  job.chunk_panels = std::min(kPanelGroup * run, ceil_div(job.panels, runtime.pool.threads()));
   session.run(ceil_div(job.panels, job.chunk_panels), job);
 }
 
