@@ -115,14 +115,13 @@ def _machine(name: str | None, budget: int) -> "MachineProfile":
 
 
 def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
-    """How often neurons fire where the file does not say, and what is known of it, for people."""
+    """How often units are computed where the file does not say, and what is known of it, for people."""
     from hotset.core.config import Way
     from hotset.placing.costs import needs_profile
 
     plans = [layer.ffn for layer in checkpoint.config.layers]
-    if checkpoint.config.mixture:
-        return None, "none: every expert is taken to be selected as often as any other"
-    if not any(plan and plan.way is not Way.DENSE for plan in plans):
+    chosen = any(plan and plan.way is not Way.DENSE for plan in plans)
+    if not chosen and not checkpoint.config.mixture:
         return None, "none: every neuron is computed"
     if not needs_profile(checkpoint):
         return None, str(checkpoint.metadata.get("hotset.profile.corpus", "the file's"))

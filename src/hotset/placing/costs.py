@@ -154,10 +154,9 @@ def model_parts(
 
 
 def needs_profile(checkpoint: Checkpoint) -> bool:
-    """Whether some layer chooses neurons and the file does not say how often they fire."""
+    """Whether some layer chooses neurons or experts and the file does not say how often."""
     return any(
-        layer.ffn
-        and layer.ffn.way is not Way.DENSE
+        (layer.experts or (layer.ffn and layer.ffn.way is not Way.DENSE))
         and f"blk.{i}.ffn_profile.weight" not in checkpoint.tensors
         for i, layer in enumerate(checkpoint.config.layers)
     )

@@ -120,7 +120,7 @@ def _gpu() -> "Device":
 def neuron_frequency(
     checkpoint: Checkpoint, *, threads: int | None = None, progress: Progress | None = None
 ) -> F32 | None:
-    """How often neurons fire (L, F), where a placement needs to know and the file does not say; else None.
+    """How often units are computed (L, units), where a placement needs it and no file says; else None.
 
     A few hundred tokens of built-in text are read, by the CPU.
     """
