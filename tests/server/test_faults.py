@@ -270,6 +270,20 @@ def test_fault_28_health_answers_during_a_prompt(server):
     assert sorted(times)[len(times) // 2] < 0.05
 
 
+def test_fault_28_health_answers_while_a_long_text_is_cut_into_tokens(server):
+    connection = begin(server, "/v1/completions", {"prompt": "words of text, and more. " * 40_000})
+    times = []
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        start = time.perf_counter()
+        assert server.http.get("/health").status_code == 200
+        times.append(time.perf_counter() - start)
+        time.sleep(0.005)
+    assert connection.getresponse().status == 400
+    connection.close()
+    assert max(times) < 0.5
+
+
 def test_fault_29_a_full_queue_says_so(run_server):
     server = run_server(engine={"parallel": 1, "queue": 1})
     server.transformer.hook = Slow(0.05)

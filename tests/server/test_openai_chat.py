@@ -222,3 +222,8 @@ def test_models(server, client):
     assert client.models.retrieve("smollm2").owned_by == "hotset"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
+
+
+def test_models_as_lm_studios_clients_ask(server):
+    (model,) = server.http.get("/api/v0/models").json()["data"]
+    assert (model["id"], model["state"], model["loaded_context_length"]) == ("smollm2", "loaded", 1024)

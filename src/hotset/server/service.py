@@ -63,6 +63,22 @@ async def model(server: "Server", call: Call) -> Reply:
     return _model(server, known)
 
 
+async def lm_studio_models(server: "Server", call: Call) -> Reply:
+    """All models, as LM Studio's clients ask for them."""
+    data = []
+    for known in server.models.known.values():
+        held = server.models.held.get(known.name)
+        about = {
+            "id": known.name,
+            "object": "model",
+            "type": "llm",
+            "state": "loaded" if held else "not-loaded",
+        }
+        about |= {"arch": known.architecture, "max_context_length": known.trained_context}
+        data.append(about | ({"loaded_context_length": held.engine.context} if held else {}))
+    return {"object": "list", "data": data}
+
+
 async def props(server: "Server", call: Call) -> Reply:
     """The first model's name and limits."""
     known = server.models.find(None)
@@ -130,6 +146,7 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/v1/models", models),
     ("GET", "/models", models),
     ("GET", "/v1/models/{name:path}", model),
+    ("GET", "/api/v0/models", lm_studio_models),
     ("GET", "/props", props),
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),

@@ -60,7 +60,8 @@ class FastEncoder:
 
     def _encode(self, text: str, control: bool) -> "tokenizers.Encoding":
         self._tokenizer.encode_special_tokens = not control
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        # A batch, even of one, leaves other threads of Python alone meanwhile: a long text takes seconds.
+        return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
     def _span(self, id: int, span: tuple[int, int] | None, text: str) -> tuple[int, int]:
         """Where a control token's own text begins and ends in ``span``, without spaces that it swallowed."""
