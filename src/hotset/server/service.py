@@ -68,7 +68,7 @@ async def lm_studio_models(server: "Server", call: Call) -> Reply:
     data = []
     for known in server.models.known.values():
         held = server.models.held.get(known.name)
-        about = {
+        about: dict[str, Any] = {
             "id": known.name,
             "object": "model",
             "type": "llm",
