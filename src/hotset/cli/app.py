@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hotset.cli import (
+    batch,
     bench,
     calibrate,
     chat,
@@ -50,6 +51,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in _COMMANDS.items():
     app.command(_name)(options.with_model_option(_command))
 app.command("serve")(serve.serve)  # of any number of models
+app.command("batch")(batch.batch)
 
 # What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.
 _UsageError: Any = typer.BadParameter.__mro__[1]

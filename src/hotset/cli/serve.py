@@ -99,8 +99,7 @@ def serve(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No line for each request.")] = False,
 ) -> None:
     """Answer over HTTP as the APIs of OpenAI, Anthropic and Ollama (docs/serve.md)."""
-    if missing := [part for part in _PARTS if find_spec(part) is None]:
-        raise HotsetError(f"hotset serve needs {', '.join(missing)}: pip install 'hotset[serve]'")
+    check_extra("serve")
     from hotset.serve.engine import Engine
     from hotset.server.app import Limits, Server
     from hotset.server.models import Models
@@ -141,6 +140,12 @@ def serve(
             origins=tuple(cors_origin or ()),
         )
     )
+
+
+def check_extra(command: str) -> None:
+    """Raise `HotsetError` that says what to install, where a package of the extra is missing."""
+    if missing := [part for part in _PARTS if find_spec(part) is None]:
+        raise HotsetError(f"hotset {command} needs {', '.join(missing)}: pip install 'hotset[serve]'")
 
 
 def known_model(model: str | None, context: int | None, kv_type: str, room: int | None) -> "Known":

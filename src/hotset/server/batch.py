@@ -1,0 +1,132 @@
+"""Answers the lines of a file, as OpenAI's batches have them, through the same app as over HTTP."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from starlette.types import ASGIApp, Message
+
+from hotset.core.errors import RequestError
+from hotset.server.app import Server, make_app
+from hotset.server.call import dump
+
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+
+
+def read_lines(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Each line's path and body by its ``custom_id``. Raises `RequestError` that names a wrong line."""
+    found: dict[str, tuple[str, bytes]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{where} is no JSON: {error}") from None
+        id, url = (value.get("custom_id"), value.get("url")) if isinstance(value, dict) else (None, None)
+        if not isinstance(id, str) or url not in _PATHS or not isinstance(value.get("body"), dict):
+            raise RequestError(
+                f"{where}: expected an object with custom_id, url ({', '.join(_PATHS)}) and body"
+            )
+        if id in found:
+            raise RequestError(f"{where}: custom_id {id!r} is there twice")
+        found[id] = url, dump(value["body"] | {"stream": False})
+    return found
+
+
+def resume(path: Path) -> set[str]:
+    """The ids that an earlier run has answered; a line that it did not finish is cut off."""
+    if not path.exists():
+        return set()
+    whole = path.read_bytes()
+    kept = whole[: whole.rfind(b"\n") + 1]
+    try:
+        done = {json.loads(line)["custom_id"] for line in kept.splitlines()}
+    except (ValueError, KeyError, TypeError):
+        raise RequestError(f"{path} is there and is no batch's output: name another file (-o)") from None
+    if len(kept) < len(whole):
+        with path.open("r+b") as file:
+            file.truncate(len(kept))
+    return done
+
+
+async def answer_lines(
+    server: Server,
+    lines: dict[str, tuple[str, bytes]],
+    out: BinaryIO,
+    parallel: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Answer lines, `parallel` at a time, and write each answer when it is there; how many failed."""
+    app = make_app(server)
+    left: Iterator[tuple[str, tuple[str, bytes]]] = iter(lines.items())
+    done = failed = 0
+
+    async def work() -> None:
+        nonlocal done, failed
+        for id, (path, body) in left:
+            status, answer = await _post(app, path, body)
+            response = {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": answer}
+            line = {
+                "id": f"batch_req_{uuid.uuid4().hex}",
+                "custom_id": id,
+                "response": response,
+                "error": None,
+            }
+            out.write(dump(line) + b"\n")
+            out.flush()
+            done += 1
+            failed += status != 200
+            if progress:
+                progress(done, len(lines))
+
+    try:
+        workers = [asyncio.create_task(work()) for _ in range(parallel)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+    finally:
+        await server.models.close()
+    return failed
+
+
+async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, Any]:
+    """Ask an app without a network."""
+    asked = False
+    status = 0
+    parts: list[bytes] = []
+
+    async def receive() -> Message:
+        nonlocal asked
+        if asked:  # the client never leaves
+            await asyncio.get_running_loop().create_future()
+        asked = True
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Message) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        parts.append(message.get("body", b""))
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "client": None,
+        "server": None,
+    }
+    await app(scope, receive, send)
+    return status, json.loads(b"".join(parts))
