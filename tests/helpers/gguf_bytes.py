@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures.row import SHAPES, Architecture
+from hotset.architectures.row import OF_ATTENTION, SHAPES, Architecture
 from hotset.architectures.table import ARCHITECTURES
 from hotset.formats.tensor_table import is_global
 
@@ -81,13 +81,15 @@ class GGUFBytes:
 
 
 SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "A": 2, "E": 3, "X": 5, "Y": 7, "1": 1}
+DELTA_NET = {"G": 16, "B": 4, "T": 2, "Z": 8, "C": 16, "W": 3}
+DELTA_NET_KEYS = {"time_step_rank": 2, "group_count": 1, "state_size": 4, "conv_kernel": 3, "inner_size": 8}
 
 
 def shape_of(architecture: Architecture, part: str) -> tuple[int, ...]:
     """A weight of a tiny model."""
     if part == "attn_qkv":
         return 16, 8
-    return tuple(SIZES[letter] for letter in architecture.shapes.get(part, SHAPES[part]))
+    return tuple((SIZES | DELTA_NET)[letter] for letter in {**SHAPES, **architecture.shapes}[part])
 
 
 def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
@@ -108,11 +110,15 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
     }
     if architecture.experts:
         keys |= {f"{name}.expert_count": 3, f"{name}.expert_used_count": 2}
+    if architecture.delta_net:  # which the first layer is
+        keys |= {f"{name}.ssm.{key}": value for key, value in DELTA_NET_KEYS.items()}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
     for part in architecture.tensors:
-        if part in ("output", "attn_norm_2", "ffn_gate_up_exps"):  # what a model may lack
+        if part in ("output", "attn_norm_2", "ffn_gate_up_exps", "ssm_in", "ssm_ba"):  # what may be absent
+            continue
+        if architecture.delta_net and part in OF_ATTENTION:
             continue
         place = part if is_global(part) else f"blk.0.{part}"
         shape = shape_of(architecture, part)
