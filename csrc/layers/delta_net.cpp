@@ -126,17 +126,18 @@ struct DeltaJob {
     }
   }
 
-  // What there is of the present chunk.
+  // What there is of the present chunk: rows that follow are being written, where another thread was faster.
   void load(const SpanPlan& span, int64_t head, const Scratch& s) const {
     const int64_t first = span.start - span.begin;
     std::memset(s.values, 0, static_cast<size_t>(group() * kDeltaChunk * width()) * sizeof(float));
-    std::memcpy(s.keys, span.present.keys + head * dim() * kDeltaChunk,
-                static_cast<size_t>(dim() * kDeltaChunk) * sizeof(float));
+    for (int64_t d = 0; d < dim(); ++d) {
+      std::copy_n(span.present.keys + (head * dim() + d) * kDeltaChunk, first, s.keys + d * kDeltaChunk);
+    }
     for (int64_t m = 0; m < group(); ++m) {
       const int64_t own = value_head(head, m) * kDeltaChunk;
       std::copy_n(span.present.updates + own * width(), first * width(),
                   s.updates + m * kDeltaChunk * width());
-      std::copy_n(span.present.decays + own, kDeltaChunk, s.decays + m * kDeltaChunk);
+      std::copy_n(span.present.decays + own, first, s.decays + m * kDeltaChunk);
     }
   }
 
