@@ -32,9 +32,7 @@ def experts_from_gguf(
     both = _axis(tensors, "blk.0.ffn_gate_up_exps.weight", 1)
     size = _axis(tensors, "blk.0.ffn_up_exps.weight", 1) or (both and both // 2)
     shared = _axis(tensors, "blk.0.ffn_up_shexp.weight", 0)
-    gating = keys.get("expert_gating_func", 0)
-    if gating and gating not in _GATING:
-        raise keys.refuse("expert_gating_func", "1 (softmax), 2 (sigmoid) or 3 (of the selected)", gating)
+    gating = keys.integer("expert_gating_func", 0, low=0, high=max(_GATING))  # 0: none is stated
     count = keys.integer("expert_count", high=_MOST)
     groups = keys.integer("expert_group_count", 1, low=0) or 1
     experts = ExpertsConfig(
