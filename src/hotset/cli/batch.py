@@ -1,6 +1,5 @@
 """`hotset batch`: answer the lines of a file."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +32,8 @@ def batch(
 ) -> None:
     """Answer the lines of a file; interrupted, it goes on where it was when run again."""
     check_extra("batch")
+    import asyncio
+
     from hotset.cli.console import progress
     from hotset.serve.engine import Engine
     from hotset.server.app import Server

@@ -1,7 +1,5 @@
 """`hotset serve`: answer over HTTP."""
 
-import asyncio
-import logging
 import re
 import sys
 from importlib.util import find_spec
@@ -100,6 +98,8 @@ def serve(
 ) -> None:
     """Answer over HTTP as the APIs of OpenAI, Anthropic and Ollama (docs/serve.md)."""
     check_extra("serve")
+    import asyncio
+
     from hotset.serve.engine import Engine
     from hotset.server.app import Limits, Server
     from hotset.server.models import Models
@@ -179,6 +179,8 @@ def known_model(model: str | None, context: int | None, kv_type: str, room: int 
 
 def _log(quiet: bool) -> None:
     """Lines of the server on stderr, with the time."""
+    import logging
+
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for name in ("hotset.access", "hotset.server", "uvicorn.error"):
