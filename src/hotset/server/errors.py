@@ -9,8 +9,7 @@ _KINDS = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
+    **dict.fromkeys((405, 408, 413, 431), "invalid_request_error"),
     501: "not_supported_error",
     503: "unavailable_error",
 }

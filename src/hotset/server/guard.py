@@ -13,6 +13,9 @@ from hotset.server.errors import ApiError
 
 _PUBLIC = ("/health",)
 
+_MOST_HEADERS = 1 << 16
+"""Bytes; the HTTP library has such a bound only for headers that come in several pieces."""
+
 
 class Guard:
     """ASGI middleware: lets requests pass that have a key, or where none is asked for, that name this host.
@@ -36,6 +39,8 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADERS:
+            return ApiError(431, f"the headers have more than {_MOST_HEADERS} bytes")
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if scope["path"] in _PUBLIC:
             return None
