@@ -2,6 +2,7 @@
 
 import logging
 
+import httpx
 import openai
 import pytest
 
@@ -101,7 +102,11 @@ def test_a_body_may_not_be_too_long(run_server):
 
 
 def test_headers_may_not_be_too_long(server):
-    assert server.http.get("/health", headers={"x-long": "y" * 200_000}).status_code in (400, 431)
+    try:
+        status = httpx.get(f"{server.url}/v1/models", headers={"x-long": "y" * 200_000}).status_code
+    except httpx.TransportError:
+        status = 431  # it hangs up while the rest is still being sent
+    assert status in (400, 431)
     assert server.http.get("/health").status_code == 200
 
 
