@@ -55,7 +55,7 @@ MIX = ExpertsConfig(count=EXPERTS, used=8, size=1024, shared_size=1024)
 def model() -> Checkpoint:
     """The shape: sizes not published were chosen so that 122e9 and 10e9 parameters come out."""
     full = LayerConfig(None, experts=MIX)
-    layers = tuple(full if (i + 1) % 4 == 0 else replace(full, delta_net=NET) for i in range(LAYERS))
+    layers = tuple(full if (i + 1) % 4 == 0 else replace(full, recurrent=NET) for i in range(LAYERS))
     config = ModelConfig(
         architecture="qwen35moe",
         vocab_size=248320,
@@ -85,7 +85,7 @@ def model() -> Checkpoint:
     add("output", q8, config.vocab_size, hidden)
     for i, layer in enumerate(layers):
         b = f"blk.{i}"
-        if layer.delta_net:
+        if layer.recurrent:
             values = NET.n_value_heads * NET.head_dim
             add(f"{b}.attn_qkv", q5, NET.channels, hidden)
             add(f"{b}.attn_gate", q4, values, hidden)

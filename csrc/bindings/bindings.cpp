@@ -13,7 +13,7 @@ namespace nb = nanobind;
 
 void bind_layers(nb::module_& m);
 void bind_batch(nb::module_& m);
-void bind_delta_net(nb::module_& m);
+void bind_recurrent(nb::module_& m);
 void bind_experts(nb::module_& m);
 void bind_quantise(nb::module_& m);
 void bind_worker(nb::module_& m);
@@ -36,7 +36,7 @@ NB_MODULE(_native, m) {
   bind_codebook(m);
   bind_batch(m);
   bind_layers(m);
-  bind_delta_net(m);
+  bind_recurrent(m);
   bind_experts(m);
   bind_quantise(m);
   bind_worker(m);

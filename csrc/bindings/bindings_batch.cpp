@@ -30,18 +30,20 @@ struct ChooserOf {
 SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type, int64_t n_layers, int64_t n_heads,
                          int64_t head_dim, int64_t capacity, const std::vector<std::optional<float>>& starts,
                          const std::vector<float>& kept,
-                         const std::vector<std::array<int64_t, 4>>& delta_nets) {
+                         const std::vector<std::array<int64_t, 6>>& recurrent) {
   std::vector<CutoffPlan> cutoffs;
   for (size_t i = 0; i < starts.size(); ++i) {
     cutoffs.push_back({starts[i].value_or(std::numeric_limits<float>::quiet_NaN()),
                        i < kept.size() ? kept[i] : 0, static_cast<int64_t>(i)});
   }
-  std::vector<DeltaShape> shapes;
-  for (const auto& [key_heads, value_heads, dim, kernel] : delta_nets) {
-    if (key_heads < 1 || value_heads < 1 || value_heads % key_heads || dim < 1 || kernel < 2 || kernel > 64) {
-      throw nb::value_error("delta_nets: heads that cannot be");
+  std::vector<RecurrentShape> shapes;
+  for (const auto& [key_heads, value_heads, key_dim, value_dim, kernel, channels] : recurrent) {
+    const bool heads = key_heads > 0 && value_heads > 0 && value_heads % key_heads == 0;
+    const bool none = key_heads == 0 && value_heads == 0;
+    if (!(heads || none) || key_dim < 1 || value_dim < 1 || kernel < 2 || kernel > 64 || channels < 1) {
+      throw nb::value_error("recurrent: heads that cannot be");
     }
-    shapes.push_back({key_heads, value_heads, dim, kernel});
+    shapes.push_back({key_heads, value_heads, key_dim, value_dim, kernel, channels});
   }
   return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads,
                                     head_dim, capacity, cutoffs, std::move(shapes));
@@ -99,27 +101,27 @@ void bind_batch(nb::module_& m) {
   nb::class_<Sequence>(m, "Sequence", nb::is_weak_referenceable(),
                        "Keys and values of one conversation, and what its layers have learnt of it.")
       .def(nb::new_(&new_sequence), "runtime"_a, "kv_type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
-           "capacity"_a, "cutoffs"_a, "kept"_a, "delta_nets"_a)
+           "capacity"_a, "cutoffs"_a, "kept"_a, "recurrent"_a)
       .def_ro("length", &Sequence::length, "Positions filled so far.")
       .def_ro("capacity", &Sequence::capacity, "Positions there is room for.")
       .def("advance", &advance_sequence, "count"_a, "Count `count` more positions as filled.")
       .def("reusable", &Sequence::reusable, "at_most"_a,
            "The longest prefix of at most so many positions that all layers can go back to.")
       .def(
-          "save", [](Sequence& sequence) { return sequence.delta_nets.save(sequence.length); },
+          "save", [](Sequence& sequence) { return sequence.recurrent.save(sequence.length); },
           "Keep the present length's recurrent states, to come back to; false: they are kept anyway.")
       .def(
           "forget",
           [](Sequence& sequence, int64_t length) {
             sequence.quiesce();
-            sequence.delta_nets.forget(length);
+            sequence.recurrent.forget(length);
           },
           "length"_a, "Keep no more what was saved at a length.")
       .def(
           "limit_saved", [](Sequence& sequence, int64_t bytes) { sequence.limit_saved(bytes); }, "bytes"_a,
           "Drop saved states until they take at most so many bytes.")
       .def_prop_ro(
-          "saved_bytes", [](const Sequence& sequence) { return sequence.delta_nets.saved_bytes(); },
+          "saved_bytes", [](const Sequence& sequence) { return sequence.recurrent.saved_bytes(); },
           "Bytes of saved states.")
       .def("rewind", &rewind_sequence, "length"_a, "Forget every position from `length` on.")
       .def("fork", &Sequence::fork, nb::call_guard<nb::gil_scoped_release>(),

@@ -16,6 +16,7 @@
 #include "layers/experts.h"
 #include "layers/layers.h"
 #include "layers/neuron_ffn.h"
+#include "layers/short_conv.h"
 #include "worker/host_worker.h"
 
 namespace nb = nanobind;
@@ -86,7 +87,8 @@ void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x
   });
 }
 
-void add_delta_net(HostWorker& worker, std::shared_ptr<DeltaNet> layer, Rows x, Rows out) {
+template <typename Layer>
+void add_recurrent(HostWorker& worker, std::shared_ptr<Layer> layer, Rows x, Rows out) {
   expect_width("x", x, layer->norm.size());
   expect_width("out", out, layer->norm.size());
   worker.use(&layer->runtime->pool);
@@ -135,8 +137,9 @@ void bind_worker(nb::module_& m) {
       .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "scores"_a.none(),
            "The same for an FFN stored by neuron; with predicted scores (T, F) where given.")
-      .def("delta_net", &add_delta_net, "delta_net"_a, "x"_a, "out"_a,
-           "Add the gated delta net of x (T, D) to out (T, D).")
+      .def("recurrent", &add_recurrent<DeltaNet>, "layer"_a, "x"_a, "out"_a,
+           "Add a layer with a recurrent state of x (T, D) to out (T, D).")
+      .def("recurrent", &add_recurrent<ShortConv>, "layer"_a, "x"_a, "out"_a)
       .def("experts", &add_mixture, "experts"_a, "x"_a, "out"_a, "weights"_a.none(),
            "Add the experts of x (T, D) to out (T, D): those of positive weights (T, E), if given.")
       .def(

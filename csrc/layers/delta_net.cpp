@@ -10,25 +10,16 @@
 namespace hotset {
 namespace {
 
-// What one span reads and writes.
-struct SpanPlan {
-  int64_t row0, count, start;  // `start`: the first row's position
-  int64_t begin;               // of the present chunk
-  DeltaPlace present, target;
-  int64_t target_begin;  // of the chunk that is written to
-  bool leaves() const { return target_begin != begin; }
-};
-
 struct DeltaJob {
   const DeltaNet* layer;
-  const SpanPlan* spans;
+  const RecurrentSpan* spans;
   const float *qkv, *z, *beta, *alpha;
   const float* zeros;  // a row of inputs before the first position
   float* mixed;
   int64_t most_rows;
 
   int64_t keys() const { return layer->shape.n_key_heads; }
-  int64_t dim() const { return layer->shape.head_dim; }
+  int64_t dim() const { return layer->shape.key_dim; }
   int64_t width() const { return delta_width(dim()); }
   int64_t group() const { return layer->shape.n_value_heads / keys(); }
   int64_t value_head(int64_t key_head, int64_t member) const {
@@ -76,15 +67,15 @@ struct DeltaJob {
   }
 
   // The convolution's input at a position of the span or before it.
-  const float* input(const SpanPlan& span, int64_t position) const {
-    const int64_t channels = layer->shape.channels();
+  const float* input(const RecurrentSpan& span, int64_t position) const {
+    const int64_t channels = layer->shape.channels;
     if (position < 0) return zeros;
     if (position >= span.start) return qkv + (span.row0 + position - span.start) * channels;
     return span.present.inputs + (position - span.begin + layer->shape.kernel - 1) * channels;
   }
 
   void compute(int64_t chunk, void* memory) const {
-    const SpanPlan& span = spans[chunk / keys()];
+    const RecurrentSpan& span = spans[chunk / keys()];
     const int64_t head = chunk % keys();
     Scratch s;
     divide(memory, &s);
@@ -127,7 +118,7 @@ struct DeltaJob {
   }
 
   // What there is of the present chunk: rows that follow are being written, where another thread was faster.
-  void load(const SpanPlan& span, int64_t head, const Scratch& s) const {
+  void load(const RecurrentSpan& span, int64_t head, const Scratch& s) const {
     const int64_t first = span.start - span.begin;
     std::memset(s.values, 0, static_cast<size_t>(group() * kDeltaChunk * width()) * sizeof(float));
     for (int64_t d = 0; d < dim(); ++d) {
@@ -142,11 +133,11 @@ struct DeltaJob {
   }
 
   // Keys, queries, values, betas and decays of n rows, which are the chunk's from `first` on.
-  void prepare(const SpanPlan& span, int64_t head, int64_t row, int64_t first, int64_t n,
+  void prepare(const RecurrentSpan& span, int64_t head, int64_t row, int64_t first, int64_t n,
                const Scratch& s) const {
     const DeltaNetKernels& kernels = *layer->runtime->vector.delta_net;
-    const DeltaShape& shape = layer->shape;
-    const int64_t channels = shape.channels();
+    const RecurrentShape& shape = layer->shape;
+    const int64_t channels = shape.channels;
     for (int64_t i = 0; i < n; ++i) {
       const float* taps[64];
       const auto convolve = [&](int64_t channel, float* to) {
@@ -175,7 +166,7 @@ struct DeltaJob {
   }
 
   // Norms n rows of results and multiplies them by silu(z).
-  void finish(const SpanPlan& span, int64_t head, int64_t row, int64_t n, const Scratch& s, float* y) const {
+  void finish(const RecurrentSpan& span, int64_t head, int64_t row, int64_t n, const Scratch& s, float* y) const {
     const VectorKernels& vector = layer->runtime->vector;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t at = (span.row0 + row + i) * layer->shape.n_value_heads + head;
@@ -188,7 +179,7 @@ struct DeltaJob {
   }
 
   void commit(int64_t chunk, void* memory) const {
-    const SpanPlan& span = spans[chunk / keys()];
+    const RecurrentSpan& span = spans[chunk / keys()];
     const int64_t head = chunk % keys(), end = span.start + span.count;
     Scratch s;
     divide(memory, &s);
@@ -214,7 +205,7 @@ struct DeltaJob {
                     mixed + ((span.row0 + row) * layer->shape.n_value_heads + own) * dim());
       }
     }
-    const int64_t before = layer->shape.kernel - 1, channels = layer->shape.channels();
+    const int64_t before = layer->shape.kernel - 1, channels = layer->shape.channels;
     for (int64_t position = leaves ? span.target_begin - before : span.start; position < end; ++position) {
       const float* from = input(span, position);
       float* to = span.target.inputs + (position - span.target_begin + before) * channels;
@@ -228,26 +219,11 @@ struct DeltaJob {
 
 }  // namespace
 
-std::string DeltaNet::refuses(const Batch& batch) const {
-  for (const Span& span : batch.spans()) {
-    const Sequence* sequence = span.sequence;
-    if (!sequence || index < 0 || index >= static_cast<int64_t>(sequence->delta_nets.shapes().size()) ||
-        sequence->delta_nets.shapes()[static_cast<size_t>(index)] != shape) {
-      return "the sequence is another model's";
-    }
-    if (span.position != sequence->length) return "the sequence has gone on since the batch was made";
-    if (span.count > sequence->capacity - sequence->length) {
-      return "the sequence has no room for " + std::to_string(span.count) + " more tokens";
-    }
-  }
-  return {};
-}
-
 void DeltaNet::forward(const float* x, float* out, const Batch& batch) const {
   Session session(runtime->pool);
-  Zone zone(runtime->zones, ZoneName::kDeltaInput);
-  const int64_t rows = batch.rows(), channels = shape.channels();
-  const int64_t values = shape.n_value_heads * shape.head_dim;
+  Zone zone(runtime->zones, ZoneName::kRecurrentInput);
+  const int64_t rows = batch.rows(), channels = shape.channels;
+  const int64_t values = shape.n_value_heads * shape.key_dim;
   auto* inputs = session.allocate<float>(rows * channels);
   auto* gates = session.allocate<float>(rows * values);
   auto* betas = session.allocate<float>(rows * shape.n_value_heads);
@@ -257,22 +233,8 @@ void DeltaNet::forward(const float* x, float* out, const Batch& batch) const {
   std::fill_n(zeros, channels, 0.0f);
 
   const auto n_spans = static_cast<int64_t>(batch.spans().size());
-  auto* plans = session.allocate<SpanPlan>(n_spans);
-  int64_t most_rows = 0;
-  for (int64_t i = 0; i < n_spans; ++i) {
-    const Span& span = batch.spans()[static_cast<size_t>(i)];
-    DeltaStates& states = span.sequence->delta_nets;
-    SpanPlan& plan =
-        *new (plans + i) SpanPlan{span.row0, span.count, span.position, states.begin(), {}, {}, 0};
-    const int64_t end = span.position + span.count;
-    plan.present = plan.target = states.present(index);
-    plan.target_begin = states.begin();
-    if (states.leaves(end)) {
-      plan.target_begin = end / kDeltaChunk * kDeltaChunk;
-      plan.target = states.next(index, plan.target_begin);
-    }
-    most_rows = std::max(most_rows, span.count);
-  }
+  auto* plans = session.allocate<RecurrentSpan>(n_spans);
+  const int64_t most_rows = place_spans(batch, index, plans);
 
   const Activations normed =
       pack(session, *runtime, x, rows, &norm, {qkv.get(), z.get(), beta.get(), alpha.get()});
@@ -282,10 +244,10 @@ void DeltaNet::forward(const float* x, float* out, const Batch& batch) const {
             {beta.get(), betas, shape.n_value_heads},
             {alpha.get(), alphas, shape.n_value_heads}},
            false);
-  zone.next(ZoneName::kDeltaStates);
+  zone.next(ZoneName::kRecurrentStates);
   session.run(n_spans * shape.n_key_heads,
               DeltaJob{this, plans, inputs, gates, betas, alphas, zeros, mixed, most_rows});
-  zone.next(ZoneName::kDeltaOutput);
+  zone.next(ZoneName::kRecurrentOutput);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});
   multiply_residual(session, *runtime, heads, *output, nullptr, out);
 }

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "layers/batch.h"
 #include "layers/products.h"
+#include "layers/recurrent_spans.h"
 
 namespace hotset {
 
@@ -14,7 +14,7 @@ struct DeltaNet {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
   std::shared_ptr<const Linear> qkv, z, beta, alpha, output;
-  DeltaShape shape;
+  RecurrentShape shape;
   bool tiled;                         // value head h reads key head h mod n_key_heads
   std::vector<float> conv;            // kernel x channels, the newest position's factors last
   std::vector<float> dt_bias, decay;  // of each value head
@@ -22,7 +22,7 @@ struct DeltaNet {
   int64_t index;  // of its state in sequences
 
   // Why it cannot compute the batch; empty where it can.
-  std::string refuses(const Batch& batch) const;
+  std::string refuses(const Batch& batch) const { return refuses_state(batch, index, shape); }
 
   // out += delta_net(x); out may be x. Writes what follows in the sequences' states, but does not advance
   // them.

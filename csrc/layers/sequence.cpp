@@ -27,14 +27,14 @@ struct CopyJob {
 
 Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads,
                    int64_t head_dim, int64_t capacity, const std::vector<CutoffPlan>& cutoffs,
-                   std::vector<DeltaShape> delta_nets)
+                   std::vector<RecurrentShape> recurrent)
     : type(type),
       n_layers(n_layers),
       n_heads(n_heads),
       head_dim(head_dim),
       capacity(capacity),
       choosers(cutoffs.size()),
-      delta_nets(std::move(delta_nets)),
+      recurrent(std::move(recurrent)),
       runtime_(std::move(runtime)) {
   for (size_t i = 0; i < cutoffs.size(); ++i) choosers[i].cutoff = Cutoff(cutoffs[i]);
   const AttentionKernels& kernels = runtime_->attention;
@@ -48,23 +48,23 @@ Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_laye
 
 void Sequence::advance(int64_t count) {
   length += count;
-  if (!delta_nets.leaves(length)) return;
+  if (!recurrent.leaves(length)) return;
   runtime_->pool.quiesce();  // what others may be reading is written again
-  delta_nets.advance(length);
+  recurrent.advance(length);
 }
 
 void Sequence::rewind(int64_t new_length) {
   // Positions after it will be written again, which nobody may be reading then.
   if (new_length < length) runtime_->pool.quiesce();
-  delta_nets.rewind(new_length, length);
+  recurrent.rewind(new_length, length);
   length = new_length;
   for (Chooser& chooser : choosers) chooser.cutoff.rewind(length);
 }
 
 void Sequence::limit_saved(int64_t bytes) {
-  if (delta_nets.saved_bytes() <= bytes) return;
+  if (recurrent.saved_bytes() <= bytes) return;
   runtime_->pool.quiesce();
-  delta_nets.limit(bytes / delta_nets.chunk_bytes());
+  recurrent.limit(bytes / recurrent.chunk_bytes());
 }
 
 std::shared_ptr<Sequence> Sequence::fork() const {
@@ -76,7 +76,7 @@ std::shared_ptr<Sequence> Sequence::fork() const {
       .run(n_layers * n_heads,
            CopyJob{this, copy.get(), static_cast<size_t>(key_bytes), static_cast<size_t>(value_bytes)});
   copy->length = length;
-  copy->delta_nets = delta_nets.fork();
+  copy->recurrent = recurrent.fork();
   for (const Chooser& chooser : choosers) copy->choosers.push_back({.cutoff = chooser.cutoff});
   return copy;
 }

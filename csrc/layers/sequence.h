@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "layers/cutoff.h"
-#include "layers/delta_states.h"
+#include "layers/recurrent_states.h"
 #include "runtime/runtime.h"
 
 namespace hotset {
@@ -27,7 +27,7 @@ class Sequence {
   // `cutoffs` has each chooser's, by its number. Throws std::bad_alloc.
   Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
            int64_t capacity, const std::vector<CutoffPlan>& cutoffs = {},
-           std::vector<DeltaShape> delta_nets = {});
+           std::vector<RecurrentShape> recurrent = {});
   ~Sequence() { runtime_->pool.quiesce(); }
 
   uint8_t* keys(int64_t layer, int64_t head) const {
@@ -40,7 +40,7 @@ class Sequence {
   void advance(int64_t count);
 
   // The longest prefix of at most so many positions that all layers can go back to.
-  int64_t reusable(int64_t at_most) const { return delta_nets.reusable(at_most, length); }
+  int64_t reusable(int64_t at_most) const { return recurrent.reusable(at_most, length); }
 
   // Forgets every position from `new_length` on, which `reusable` gave; with all of them, what choosers have
   // learnt.
@@ -59,7 +59,7 @@ class Sequence {
   const int64_t n_layers, n_heads, head_dim, capacity;
   int64_t length = 0;
   std::vector<Chooser> choosers;
-  DeltaStates delta_nets;
+  RecurrentStates recurrent;
 
  private:
   std::shared_ptr<Runtime> runtime_;

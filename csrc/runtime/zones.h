@@ -18,9 +18,9 @@ enum class ZoneName : int32_t {
   kFfnUp,
   kFfnDown,
   kFfnChosen,
-  kDeltaInput,
-  kDeltaStates,
-  kDeltaOutput,
+  kRecurrentInput,
+  kRecurrentStates,
+  kRecurrentOutput,
   kHead,
   kCount
 };
@@ -36,9 +36,9 @@ constexpr std::array<const char*, static_cast<size_t>(ZoneName::kCount)> kZoneNa
     "FFN: gate and up",
     "FFN: down",
     "FFN: chosen neurons",
-    "delta net: input",
-    "delta net: states",
-    "delta net: output",
+    "recurrent layer: input",
+    "recurrent layer: states",
+    "recurrent layer: output",
     "head"};
 
 // Each moment belongs to the innermost zone. Off, a zone costs a branch. For one thread at a time.

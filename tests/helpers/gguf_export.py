@@ -25,6 +25,8 @@ ARCHITECTURES = {
     "qwen3_5_text": MODEL_ARCH.QWEN35,
     "qwen3_5_moe_text": MODEL_ARCH.QWEN35MOE,
     "qwen3_next": MODEL_ARCH.QWEN3NEXT,
+    "lfm2": MODEL_ARCH.LFM2,
+    "lfm2_moe": MODEL_ARCH.LFM2MOE,
     "falcon": MODEL_ARCH.FALCON,
     "nemotron": MODEL_ARCH.NEMOTRON,
     "mixtral": MODEL_ARCH.LLAMA,
@@ -65,7 +67,8 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
         writer.add_string("hotset.activation", activation)
 
     rename = _names(config)
-    for hf_name, parameter in model.named_parameters():  # a tied output comes once
+    biases = [(n, b) for n, b in model.named_buffers() if n.endswith("expert_bias")]
+    for hf_name, parameter in [*model.named_parameters(), *biases]:  # a tied output comes once
         floats = parameter.ndim < 2 or hf_name.endswith(("mlp.gate.weight", "router.weight", "_bias"))
         tensor_kind = Q.F32 if floats else kind
         for part, values in _parts(hf_name, parameter.detach(), config):
@@ -127,10 +130,15 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(_first(config, "ffn_hidden_size", "ffn_dim", "intermediate_size"))
+    size = _first(config, "ffn_hidden_size", "ffn_dim", "intermediate_size")
+    writer.add_feed_forward_length(40 if config.model_type == "lfm2" else size)  # a rule's result
     _write_experts(writer, config)
     writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
+    if config.model_type.startswith("lfm2"):
+        writer.add_head_count_kv([0 if kind == "conv" else kv_heads for kind in config.layer_types])
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    else:
+        writer.add_head_count_kv(kv_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     if rope:
@@ -144,7 +152,9 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     if config.model_type in ("falcon", "nemotron", "opt"):
         writer.add_layer_norm_eps(_first(config, "norm_eps", "layer_norm_epsilon", default=1e-5))
     else:
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_layer_norm_rms_eps(
+            config.norm_eps if config.model_type.startswith("lfm2") else config.rms_norm_eps
+        )
     if hasattr(config, "linear_num_value_heads"):
         gguf_delta_net.write_keys(writer, config)
     if config.model_type in ("gemma3_text", "gpt_oss"):
@@ -158,6 +168,9 @@ def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
     own = ("intermediate_size",) if config.model_type == "gpt_oss" else ("moe_intermediate_size",)
     if size := _first(config, *own):
         writer.add_expert_feed_forward_length(size)
+    if config.model_type == "lfm2_moe":
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if size := _first(config, "shared_expert_intermediate_size"):
         writer.add_expert_shared_feed_forward_length(size)
 
@@ -181,7 +194,7 @@ def _names(config: Any) -> Callable[[str], str]:
     names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
 
     def with_suffix(name: str) -> str:
-        name = name.replace(".dt_bias", ".dt_proj.bias")
+        name = name.replace(".dt_bias", ".dt_proj.bias").replace(".expert_bias", ".expert_bias.bias")
         if name.endswith(".A_log"):
             return names.get_name(name)
         suffixed = f"{name}.weight" if name.endswith("sinks") else name
@@ -212,6 +225,8 @@ def _kv_heads(config: Any) -> int:
 def _adapt(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:
     """The rows as llama.cpp wants them."""
     head_dim = _head_dim(config)
+    if name.endswith("conv.conv.weight"):
+        return values[:, 0]
     if "linear_attn." in name:
         return gguf_delta_net.adapt(name, values, config)
     minus_one = ("gemma3_text", "nemotron", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")

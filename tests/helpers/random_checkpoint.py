@@ -17,7 +17,9 @@ from hotset.core.config import (
     LayerConfig,
     ModelConfig,
     NormKind,
+    Recurrent,
     RopeConfig,
+    ShortConvConfig,
 )
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
@@ -59,7 +61,7 @@ def random_checkpoint(
     add("output_norm.weight", c.hidden_size)
     for i in range(c.n_layers):
         add(f"blk.{i}.attn_norm.weight", c.hidden_size)
-        if net := c.layers[i].delta_net:
+        if isinstance(net := c.layers[i].recurrent, DeltaNetConfig):
             values = net.n_value_heads * net.head_dim
             add(f"blk.{i}.attn_qkv.weight", net.channels, c.hidden_size)
             add(f"blk.{i}.attn_gate.weight", values, c.hidden_size)
@@ -115,8 +117,8 @@ def mixture(checkpoint: Checkpoint, experts: Sequence[ExpertsConfig | None], see
     return replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
 
 
-def recurrent(checkpoint: Checkpoint, nets: Sequence[DeltaNetConfig | None], seed: int = 0) -> Checkpoint:
-    """The same model with gated delta nets in place of attention where `nets` has one."""
+def recurrent(checkpoint: Checkpoint, nets: Sequence[Recurrent | None], seed: int = 0) -> Checkpoint:
+    """The same model with recurrent layers in place of attention where `nets` has one."""
     rng = np.random.default_rng(seed)
     config, tensors = checkpoint.config, dict(checkpoint.tensors)
     hidden = config.hidden_size
@@ -127,10 +129,16 @@ def recurrent(checkpoint: Checkpoint, nets: Sequence[DeltaNetConfig | None], see
     for i, net in enumerate(nets):
         if net is None:
             continue
-        own, heads = f"blk.{i}", net.n_value_heads
-        values = heads * net.head_dim
+        own = f"blk.{i}"
         for part in ("q", "k", "v", "output"):
             tensors.pop(f"{own}.attn_{part}.weight")
+        if isinstance(net, ShortConvConfig):
+            for name, rows in (("in", 3 * hidden), ("out", hidden)):
+                add(f"{own}.shortconv_{name}.weight", rng.standard_normal((rows, hidden)) / np.sqrt(hidden))
+            add(f"{own}.shortconv_conv.weight", rng.standard_normal((hidden, net.kernel)))
+            continue
+        heads = net.n_value_heads
+        values = heads * net.head_dim
         for name, rows in (
             ("attn_qkv", net.channels),
             ("attn_gate", values),
@@ -143,7 +151,7 @@ def recurrent(checkpoint: Checkpoint, nets: Sequence[DeltaNetConfig | None], see
         add(f"{own}.ssm_dt.weight", rng.standard_normal(heads))
         add(f"{own}.ssm_a.weight", -np.exp(rng.standard_normal(heads)) / 4)
         add(f"{own}.ssm_norm.weight", rng.random(net.head_dim) + 0.5)
-    layers = tuple(replace(layer, delta_net=net) for layer, net in zip(config.layers, nets, strict=True))
+    layers = tuple(replace(layer, recurrent=net) for layer, net in zip(config.layers, nets, strict=True))
     return replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
 
 

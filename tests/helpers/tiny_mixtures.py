@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from helpers.tiny_models import DELTA_NETS, SIZES, Model
+from helpers.tiny_models import DELTA_NETS, SHORT_CONVS, SIZES, Model
 
-NOT_IN_GGUF = {"qwen3moe-not-normalised"}
+NOT_IN_GGUF = {"qwen3moe-not-normalised", "lfm2moe-scaled"}
 """What GGUF has no key for."""
 
 
@@ -19,6 +19,8 @@ def tiny_mixtures() -> dict[str, Callable[[], Model]]:
         "olmoe": olmoe,
         "qwen35moe": qwen35moe,
         "qwen3next": qwen3next,
+        "lfm2moe": lfm2moe,
+        "lfm2moe-scaled": lambda: lfm2moe(routed_scaling_factor=1.7),
         "gpt-oss": gpt_oss,
         "gpt-oss-yarn-between": lambda: gpt_oss(theta=200.0),
     }
@@ -48,6 +50,19 @@ def gpt_oss(theta: float = 132.15, **options: Any) -> Model:
         },
     }
     return GptOssForCausalLM(GptOssConfig(**SIZES | sizes | options))
+
+
+def lfm2moe(**options: Any) -> Model:
+    """A dense layer, then mixtures selected by biased scores."""
+    from transformers import Lfm2MoeConfig, Lfm2MoeForCausalLM
+
+    sizes = {
+        "moe_intermediate_size": 23,
+        "num_experts": 10,
+        "num_experts_per_tok": 3,
+        "num_dense_layers": 1,
+    }
+    return Lfm2MoeForCausalLM(Lfm2MoeConfig(**SIZES | SHORT_CONVS | sizes | options))
 
 
 def qwen3moe(**options: Any) -> Model:

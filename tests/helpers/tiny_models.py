@@ -50,6 +50,7 @@ def tiny_models() -> dict[str, Callable[[], Model]]:
         "qwen35": qwen35,
         "qwen35-tied": lambda: qwen35(tie_word_embeddings=True),
         "qwen35-usual-epsilon": lambda: qwen35(rms_norm_eps=1e-6),
+        "lfm2": lfm2,
         "gemma3": gemma3,
         "gemma3-own-pattern": gemma3_own_pattern,
         "falcon-7b": falcon_7b,
@@ -72,6 +73,16 @@ SIZES = {
 }
 
 
+SHORT_CONVS = {
+    "hidden_size": 48,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"],
+    "conv_L_cache": 4,
+    "block_multiple_of": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+}
 DELTA_NETS = {
     "num_hidden_layers": 5,
     "num_attention_heads": 6,
@@ -134,6 +145,13 @@ def qwen35(**options: Any) -> Model:
     from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
     return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**SIZES | DELTA_NETS | options))
+
+
+def lfm2(**options: Any) -> Model:
+    """Short convolutions, two layers in five with attention."""
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    return Lfm2ForCausalLM(Lfm2Config(**SIZES | SHORT_CONVS | options))
 
 
 def gemma3(**options: Any) -> Model:
@@ -239,13 +257,16 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
                 values *= 0.7
             elif values.ndim == 1:  # a norm's
                 values = 0.3 * values + (0 if zero_is_neutral and "linear_attn" not in name else 1)
-            elif "conv1d" in name:
+            elif "conv1d" in name or "conv.conv" in name:
                 values *= 0.7
             else:
                 values *= 1.5 / parameter.shape[1] ** 0.5
             if model.config.model_type == "gpt_oss" and "gate_up_proj" in name:
                 values *= 3  # so that some are clamped
             parameter.copy_(values.to(rounded).float())
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
     model.eval()
     state = {name: values.to(rounded) for name, values in model.state_dict().items()}
     model.save_pretrained(directory, state_dict=state)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hotset.backends.contract import F32
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch, Span
-from hotset.core.config import DeltaNetConfig, ExpertsConfig, LayerPlacement, Placement
+from hotset.core.config import DeltaNetConfig, ExpertsConfig, LayerPlacement, Placement, ShortConvConfig
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import swaps
@@ -26,13 +26,14 @@ from hotset.testing.stand_in import StandInDevice
 EXPERTS = ExpertsConfig(count=10, used=3, size=16, shared_size=12)
 PLAIN = ExpertsConfig(count=10, used=2, size=24)
 NET = DeltaNetConfig(n_key_heads=2, n_value_heads=4, head_dim=8, kernel=4, tiled=True)
+CONV = ShortConvConfig(channels=20, kernel=3)
 TOKENS = np.random.default_rng(5).integers(0, 53, 60).astype(np.int32)
 
 
 def model() -> Checkpoint:
-    """Delta nets and attention, mixtures with and without a shared expert, a dense layer."""
-    base = random_checkpoint(windows=(None, None, 5, None))
-    return recurrent(mixture(base, [EXPERTS, PLAIN, None, EXPERTS]), [NET, None, None, NET])
+    """Recurrent layers and attention; mixtures with and without a shared expert, dense layers."""
+    base = random_checkpoint(windows=(None, None, 5, None, None))
+    return recurrent(mixture(base, [EXPERTS, PLAIN, None, EXPERTS, None]), [NET, None, None, NET, CONV])
 
 
 CHECKPOINT = model()

@@ -29,7 +29,7 @@ def mixture(layers: list[LayerConfig], kind: TensorType) -> Checkpoint:
 
     for i, layer in enumerate(layers):
         own, experts = f"blk.{i}", layer.experts
-        if layer.delta_net:
+        if layer.recurrent:
             for part in ("q", "k", "v", "output"):
                 del tensors[f"{own}.attn_{part}.weight"]
             add(f"{own}.attn_qkv", NET.channels, HIDDEN)
@@ -51,14 +51,14 @@ def planners(draw: st.DrawFn) -> Planner:
     for _ in range(draw(st.integers(1, 6))):
         net = NET if draw(st.booleans()) else None
         if draw(st.integers(0, 3)) == 0:
-            layers.append(LayerConfig(None, delta_net=net))
+            layers.append(LayerConfig(None, recurrent=net))
             frequency.append(np.ones(256))
             continue
         count = draw(st.sampled_from([6, 10, 64]))
         experts = ExpertsConfig(count=count, used=3, size=64 * draw(st.integers(1, 4)))
         weights = (np.arange(count) + 1.0) ** -draw(st.floats(0, 1.5))
         frequency.append(np.minimum(1, 3 * weights / weights.sum()))
-        layers.append(LayerConfig(None, experts=experts, delta_net=net))
+        layers.append(LayerConfig(None, experts=experts, recurrent=net))
     kind = draw(st.sampled_from([TensorType.F16, TensorType.Q4_0]))
     slow = machine(cpu_stream=draw(st.floats(20, 100)), gpu_handshake_us=draw(st.floats(0, 40)))
     return Planner(
@@ -119,7 +119,7 @@ def test_hot_experts_pay_by_how_often_they_are_selected() -> None:
 
 def test_a_gpu_without_recurrent_mixers_leaves_them_to_the_processor() -> None:
     experts = ExpertsConfig(count=6, used=2, size=64)
-    layers = [LayerConfig(None, experts=experts, delta_net=NET), LayerConfig(None, experts=experts)]
+    layers = [LayerConfig(None, experts=experts, recurrent=NET), LayerConfig(None, experts=experts)]
     planner = Planner(mixture(layers, TensorType.Q4_0), machine(), context=128, prompt=64, recurrent=False)
     for share in (0.0, 0.5, 1.0):
         plan = planner.plan(int(share * planner.everything))

@@ -27,7 +27,7 @@ CONTEXT = 800
 
 @cache
 def made(backend: str) -> Any:
-    layers = (LayerConfig(None, delta_net=NET), LayerConfig(None), LayerConfig(None, delta_net=NET))
+    layers = (LayerConfig(None, recurrent=NET), LayerConfig(None), LayerConfig(None, recurrent=NET))
     checkpoint = random_checkpoint(layers=layers, activation=Activation.SILU, context_length=CONTEXT)
     return build_transformer(checkpoint, ReferenceBackend() if backend == "reference" else CpuBackend(1))
 

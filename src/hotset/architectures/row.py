@@ -29,6 +29,7 @@ SHAPES: Mapping[str, str] = MappingProxyType(
         "ffn_up": "FD",
         "ffn_down": "DF",
         "ffn_gate_inp": "ED",
+        "exp_probs_b": "E",
         "ffn_gate_exps": "EXD",
         "ffn_up_exps": "EXD",
         "ffn_down_exps": "EDX",
@@ -42,18 +43,28 @@ SHAPES: Mapping[str, str] = MappingProxyType(
 """Every tensor's ``.weight`` in NumPy order; a ``.bias`` lacks the last of several dimensions.
 
 V vocabulary, P positions, D hidden, F FFN, H head, A heads, Q = heads x head, K = key/value heads x head.
-E experts, X neurons of an expert, Y of the shared one.
+E experts, X neurons of an expert, Y of the shared one. ``exp_probs_b`` is a bias alone.
 """
 
 OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})
 """Tensors of layers with attention, where others have none."""
-OF_DELTA_NETS = frozenset(
+OF_RECURRENT = frozenset(
     {
         *("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_conv1d"),
         *("ssm_dt", "ssm_a", "ssm_norm", "ssm_out"),
+        *("shortconv_in", "shortconv_conv", "shortconv_out"),
     }
 )
-"""Those of layers that are gated delta nets, in families that have such."""
+"""Those of layers with a recurrent state, in families that have such."""
+OF_DENSE = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
+"""Tensors of layers with one FFN, where others are mixtures."""
+OF_EXPERTS = frozenset(
+    {
+        *("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "exp_probs_b"),
+        *("ffn_gate_inp_shexp", "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"),
+    }
+)
+"""Those of mixtures."""
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
@@ -179,7 +190,17 @@ class Architecture:
     @property
     def delta_net(self) -> bool:
         """Whether there are layers that are gated delta nets."""
-        return "ssm_out" in self.tensors
+        return "ssm_beta" in self.tensors
+
+    @property
+    def short_conv(self) -> bool:
+        """Whether there are layers that are gated short convolutions."""
+        return "shortconv_conv" in self.tensors
+
+    @property
+    def dense_layers(self) -> bool:
+        """Whether some layers may have one FFN."""
+        return "ffn_up" in self.tensors
 
     @property
     def rotary(self) -> bool:

@@ -8,5 +8,6 @@ from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.row import Architecture
+from hotset.architectures.short_convs import SHORT_CONVS
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *MIXTURES, *DELTA_NETS)
+ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *MIXTURES, *DELTA_NETS, *SHORT_CONVS)

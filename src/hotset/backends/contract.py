@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.batch import I32, Batch, Sequence
-from hotset.core.config import Activation, DeltaNetConfig, ExpertsConfig, FFNPlan, NormKind, RopeConfig
+from hotset.core.config import (
+    Activation,
+    DeltaNetConfig,
+    ExpertsConfig,
+    FFNPlan,
+    NormKind,
+    Recurrent,
+    RopeConfig,
+    ShortConvConfig,
+)
 from hotset.formats.tensor import Tensor
 
 F32 = NDArray[np.float32]
@@ -120,6 +129,26 @@ class DeltaNetSpec:
 
 
 @dataclass(frozen=True)
+class ShortConvSpec:
+    """``out += W_out (c * y)``, y being a causal convolution of ``b * x`` (LFM2).
+
+    b, c and x are the thirds of ``input`` norm(x), each of D numbers.
+    """
+
+    norm: Norm
+    input: Linear
+    """(3 D, D)."""
+    conv: F32
+    """(D, kernel), the newest position's factor last."""
+    output: Linear
+    """(D, D)."""
+    shape: ShortConvConfig
+
+
+RecurrentSpec: TypeAlias = DeltaNetSpec | ShortConvSpec
+
+
+@dataclass(frozen=True)
 class FFNSpec:
     """``out += post_norm(W_down h)``, ``h = act(W_gate n) * (W_up n)`` or, without a gate, ``act(W_up n)``.
 
@@ -208,8 +237,8 @@ class StateShape:
     """Where each layer's chooser starts, by its number in `Backend.neuron_ffn`; None: it has none."""
     kept: tuple[float, ...] = ()
     """The share of the activation that its audits keep; 0, or no number: nothing is audited."""
-    delta_nets: tuple[DeltaNetConfig, ...] = ()
-    """Layers with a recurrent state, by their numbers in `Backend.delta_net`."""
+    recurrent: tuple[Recurrent, ...] = ()
+    """Layers with a recurrent state, by their numbers in `Backend.recurrent`."""
 
 
 class Embedding(Protocol):
@@ -299,8 +328,8 @@ class Backend(Protocol):
     def attention(self, spec: AttentionSpec, index: int = 0) -> Mixer:
         """Build one layer's attention, which keeps its keys and values under number `index`."""
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> Mixer:
-        """Build one layer's gated delta net, which keeps its state under number `index`."""
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
+        """Build one layer with a recurrent state, which it keeps under number `index`."""
 
     def ffn(self, spec: FFNSpec) -> FFN:
         """Build one layer's FFN."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 
 class Activation(str, Enum):
@@ -143,6 +144,22 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
+class SumsShape:
+    """Sums over all positions that a recurrent layer keeps: a matrix for each value head."""
+
+    n_key_heads: int = 0
+    n_value_heads: int = 0
+    """0: there are none."""
+    key_dim: int = 1
+    value_dim: int = 1
+
+    @property
+    def size(self) -> int:
+        """Numbers of all sums."""
+        return self.n_value_heads * self.key_dim * self.value_dim
+
+
+@dataclass(frozen=True)
 class DeltaNetConfig:
     """A gated delta net (arXiv 2412.06464): a layer with a state of fixed size instead of keys and values."""
 
@@ -163,9 +180,39 @@ class DeltaNetConfig:
         return (2 * self.n_key_heads + self.n_value_heads) * self.head_dim
 
     @property
+    def sums(self) -> SumsShape:
+        """See `SumsShape`."""
+        return SumsShape(self.n_key_heads, self.n_value_heads, self.head_dim, self.head_dim)
+
+    @property
     def state_size(self) -> int:
         """Numbers of the state: the heads' sums, and what the convolution reaches back to."""
-        return self.n_value_heads * self.head_dim**2 + (self.kernel - 1) * self.channels
+        return self.sums.size + (self.kernel - 1) * self.channels
+
+
+@dataclass(frozen=True)
+class ShortConvConfig:
+    """A gated short convolution (LFM2): a layer that reaches back over a few positions."""
+
+    channels: int
+    """The hidden size."""
+    kernel: int
+    """Positions that it reaches over, the token itself included."""
+
+    @property
+    def sums(self) -> SumsShape:
+        """See `SumsShape`: none."""
+        return SumsShape()
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of the state: what it reaches back to."""
+        return (self.kernel - 1) * self.channels
+
+
+Recurrent: TypeAlias = DeltaNetConfig | ShortConvConfig
+"""A layer with a state of fixed size instead of keys and values. Each has a convolution over `channels`
+numbers and `kernel` positions."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +226,7 @@ class LayerConfig:
     """None: the FFN is not stored by neuron, and all its neurons are computed."""
     experts: ExpertsConfig | None = None
     """None: one FFN, `ModelConfig.ffn_size` neurons wide."""
-    delta_net: DeltaNetConfig | None = None
+    recurrent: Recurrent | None = None
     """None: the layer mixes positions by attention."""
 
 
@@ -235,7 +282,7 @@ class ModelConfig:
     @property
     def recurrent(self) -> bool:
         """Whether any layer keeps a state that cannot go back to an earlier position."""
-        return any(layer.delta_net for layer in self.layers)
+        return any(layer.recurrent for layer in self.layers)
 
 
 @dataclass(frozen=True)

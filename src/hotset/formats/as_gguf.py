@@ -47,7 +47,7 @@ def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor
     if checkpoint.path.is_dir():
         if checkpoint.config.recurrent:
             raise CheckpointError(
-                f"{checkpoint.path}: gated delta nets are written from GGUF files only: "
+                f"{checkpoint.path}: models with recurrent layers are written from GGUF files only: "
                 "convert it with llama.cpp's convert_hf_to_gguf.py first"
             )
         metadata = _metadata(checkpoint, architecture)
@@ -148,7 +148,7 @@ def _norm_key(config: ModelConfig) -> dict[str, float]:
 
 def _ropes(config: ModelConfig) -> tuple[RopeConfig | None, RopeConfig | None]:
     """RoPE of a fully attending layer (of any, where none is) and of a windowed one."""
-    full = [layer.rope for layer in config.layers if not layer.window and not layer.delta_net]
+    full = [layer.rope for layer in config.layers if not layer.window and not layer.recurrent]
     local = [layer.rope for layer in config.layers if layer.window]
     return (full or local)[0], local[0] if local else None
 

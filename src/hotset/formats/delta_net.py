@@ -1,7 +1,6 @@
 """Gated delta nets in model files: which layers are, their shape, and their tensors."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.architectures.row import Architecture
-from hotset.core.config import DeltaNetConfig, LayerConfig
+from hotset.core.config import DeltaNetConfig, Recurrent
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import Keys
 from hotset.formats.tensor import Tensor, tensor_from_array
-from hotset.formats.tensor_table import Sizes, TensorTable, split_name
+from hotset.formats.tensor_table import TensorTable, split_name
 
 _INTERVAL = 4
 """Every so many-th layer has attention."""
@@ -27,18 +26,15 @@ GGUF_NAMES: Mapping[str, str] = {
 }
 """What a layer's vectors are called in GGUF -> their final names."""
 
+VECTORS = ("ssm_a", "ssm_conv1d", "shortconv_conv")
+"""Parts that Hugging Face's files store otherwise."""
+
 FUSED = ("ssm_in", "ssm_ba")
 """Qwen3-Next's matrices, the parts of each key head together: q, k, v and z, or beta and alpha."""
 
 
-Found = tuple[DeltaNetConfig, tuple[bool, ...]] | tuple[None, tuple[()]]
-"""The delta nets' shape, and which layers are such; neither in families that have none."""
-
-
-def from_gguf(keys: Keys, architecture: Architecture, layers: int) -> Found:
-    """Read GGUF's key-values."""
-    if not architecture.delta_net:
-        return None, ()
+def from_gguf(keys: Keys, architecture: Architecture, layers: int) -> tuple[DeltaNetConfig, tuple[bool, ...]]:
+    """Read GGUF's key-values: the shape, and which layers are delta nets."""
     heads = keys.integer("ssm.time_step_rank", high=_LARGEST)
     config = DeltaNetConfig(
         n_key_heads=keys.integer("ssm.group_count", high=_LARGEST),
@@ -62,18 +58,8 @@ def from_gguf(keys: Keys, architecture: Architecture, layers: int) -> Found:
     return config, tuple(bool(recurrent) for recurrent in stated[:layers])
 
 
-def kv_heads(keys: Keys, heads: int, recurrent: tuple[bool, ...]) -> int:
-    """Read the key/value heads of layers with attention; in Ollama's files the others have 0."""
-    stated = keys.get("attention.head_count_kv")
-    if recurrent and isinstance(stated, np.ndarray) and len(own := np.unique(stated[stated != 0])) == 1:
-        return int(own[0])
-    return keys.integer("attention.head_count_kv", heads)
-
-
-def from_config(keys: Keys, architecture: Architecture, layers: int) -> Found:
-    """Read config.json."""
-    if not architecture.delta_net:
-        return None, ()
+def from_config(keys: Keys, layers: int) -> tuple[DeltaNetConfig, tuple[bool, ...]]:
+    """Read config.json likewise."""
     head_dim = keys.integer("linear_key_head_dim", high=_LARGEST)
     if (value_dim := keys.integer("linear_value_head_dim")) != head_dim:
         raise keys.refuse("linear_value_head_dim", f"{head_dim} like the key's", value_dim)
@@ -94,10 +80,10 @@ def from_config(keys: Keys, architecture: Architecture, layers: int) -> Found:
     return config, tuple(kind == "linear_attention" for kind in kinds)
 
 
-def add_from_gguf(table: TensorTable, name: str, tensor: Tensor, config: DeltaNetConfig | None) -> bool:
+def add_from_gguf(table: TensorTable, name: str, tensor: Tensor, config: Recurrent | None) -> bool:
     """Take in a tensor that GGUF calls or cuts otherwise; False: it is none of these."""
     layer, part = split_name(name)
-    if config is None or layer is None:
+    if not isinstance(config, DeltaNetConfig) or layer is None:
         return False
     if part in GGUF_NAMES:
         table.add(f"blk.{layer}.{GGUF_NAMES[part]}", tensor)
@@ -108,20 +94,10 @@ def add_from_gguf(table: TensorTable, name: str, tensor: Tensor, config: DeltaNe
     return True
 
 
-def with_delta_nets(layers: tuple[LayerConfig, ...], sizes: Sizes) -> tuple[LayerConfig, ...]:
-    """Put delta nets in the place of attention where they are."""
-    if not sizes.recurrent:
-        return layers
-    return tuple(
-        replace(layer, rope=None, window=None, delta_net=sizes.delta_net) if recurrent else layer
-        for layer, recurrent in zip(layers, sizes.recurrent, strict=True)
-    )
-
-
 def add_vector(table: TensorTable, name: str, part: str, tensor: Tensor) -> None:
-    """Take in a part that Hugging Face's files store otherwise than GGUF's: ``ssm_a``, ``ssm_conv1d``."""
+    """Take in a part that Hugging Face's files store otherwise than GGUF's: `VECTORS`."""
     shape = tensor.shape
-    if part == "ssm_conv1d" and len(shape) == 3 and shape[1] == 1:
+    if part in ("ssm_conv1d", "shortconv_conv") and len(shape) == 3 and shape[1] == 1:
         shape = (shape[0], shape[2])
     table.add_made(name, shape, partial(_converted, name, part, tensor, shape))
 
@@ -167,6 +143,7 @@ def _at_intervals(keys: Keys, layers: int) -> tuple[bool, ...]:
 _AS_GGUF: Mapping[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
     "ssm_a": lambda logarithm: -np.exp(logarithm),
     "ssm_conv1d": lambda factors: factors,
+    "shortconv_conv": lambda factors: factors,
 }
 
 

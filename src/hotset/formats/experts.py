@@ -20,18 +20,21 @@ _GATING = {1: Gating.SOFTMAX, 2: Gating.SIGMOID, 3: Gating.SELECTED}
 
 
 def experts_from_gguf(
-    keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
+    keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], first: int
 ) -> ExpertsConfig | None:
-    """Read a GGUF file's keys; a size that they lack is that of layer 0's tensors. None: no mixtures."""
+    """Read a GGUF file's keys; a size that they lack is that of the tensors of layer `first`.
+
+    None: there are no mixtures.
+    """
     row = architecture.experts
     if row is None:
         return None
-    keys.require({"leading_dense_block_count": 0, "moe_latent_size": 0})
+    keys.require({"moe_latent_size": 0})
     keys.integer("interleave_moe_layer_step", 1, low=0, high=1)
     keys.integer("moe_every_n_layers", 1, low=0, high=1)
-    both = _axis(tensors, "blk.0.ffn_gate_up_exps.weight", 1)
-    size = _axis(tensors, "blk.0.ffn_up_exps.weight", 1) or (both and both // 2)
-    shared = _axis(tensors, "blk.0.ffn_up_shexp.weight", 0)
+    both = _axis(tensors, f"blk.{first}.ffn_gate_up_exps.weight", 1)
+    size = _axis(tensors, f"blk.{first}.ffn_up_exps.weight", 1) or (both and both // 2)
+    shared = _axis(tensors, f"blk.{first}.ffn_up_shexp.weight", 0)
     gating = keys.integer("expert_gating_func", 0, low=0, high=max(_GATING))  # 0: none is stated
     count = keys.integer("expert_count", high=_MOST)
     groups = keys.integer("expert_group_count", 1, low=0) or 1
@@ -67,8 +70,19 @@ def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig
         shared_size=_shared(keys, architecture, "shared_expert_intermediate_size", 0),
         gating=row.gating,
         normalised=keys.flag("norm_topk_prob", row.normalised),
+        scale=keys.number("routed_scaling_factor", 1.0, high=1e6) or 1.0,
         early=row.early,
     )
+
+
+def dense_layers(keys: Keys, key: str, architecture: Architecture, layers: int) -> int:
+    """Read how many layers from the first on are no mixtures, in families where others are."""
+    if not architecture.experts:
+        return 0
+    if not architecture.dense_layers:
+        keys.require({key: 0})
+        return 0
+    return keys.integer(key, 0, low=0, high=layers - 1)
 
 
 _MOST = 1 << 16

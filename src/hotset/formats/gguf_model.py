@@ -12,9 +12,9 @@ from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats import delta_net
+from hotset.formats import delta_net, recurrent
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
-from hotset.formats.experts import add_gate_up, experts_from_gguf
+from hotset.formats.experts import add_gate_up, dense_layers, experts_from_gguf
 from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
 from hotset.formats.keys import REQUIRED, Keys
@@ -162,19 +162,21 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
     if (further := keys.integer("nextn_predict_layers", 0, low=0)) >= layers:
         raise keys.refuse("nextn_predict_layers", f"less than the {layers} blocks", further)
     layers -= further
-    net, recurrent = delta_net.from_gguf(keys, architecture, layers)
+    shape, recurrent_layers = recurrent.from_gguf(keys, architecture, layers)
+    dense = dense_layers(keys, "leading_dense_block_count", architecture, layers)
     sizes = Sizes(
         vocab=_rows("token_embd.weight", tensors, path),
         hidden=hidden,
-        ffn=0 if architecture.experts else keys.integer("feed_forward_length"),
+        ffn=keys.integer("feed_forward_length") if dense or not architecture.experts else 0,
         heads=heads,
-        kv_heads=delta_net.kv_heads(keys, heads, recurrent),
+        kv_heads=recurrent.kv_heads(keys, heads, recurrent_layers),
         head_dim=head_dim,
         layers=layers,
         positions=0 if architecture.rotary else _rows("position_embd.weight", tensors, path),
-        experts=experts_from_gguf(keys, architecture, tensors),
-        delta_net=net,
-        recurrent=recurrent,
+        experts=experts_from_gguf(keys, architecture, tensors, dense),
+        dense_layers=dense,
+        recurrent=shape,
+        recurrent_layers=recurrent_layers,
     )
     sizes.check_heads(keys, "attention.head_count_kv")
     return sizes
@@ -207,20 +209,28 @@ def _table(
     )
     for name, tensor in tensors.items():
         layer, rest = split_name(name)
-        part, _, suffix = rest.partition(".")
-        if layer is not None and part in architecture.gguf_names:
-            table.add(f"blk.{layer}.{architecture.gguf_names[part]}.{suffix or 'weight'}", tensor)
+        if own := _own_name(architecture, rest):
+            table.add(own if layer is None else f"blk.{layer}.{own}", tensor)
         elif name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
-        elif delta_net.add_from_gguf(table, name, tensor, sizes.delta_net):
+        elif delta_net.add_from_gguf(table, name, tensor, sizes.recurrent):
             pass
-        elif name in fused and not sizes.recurrent:
+        elif name in fused and not sizes.recurrent_layers:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
         elif name in gate_up and sizes.experts:
             add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
         else:
             table.add(name, tensor)
     return table
+
+
+def _own_name(architecture: Architecture, name: str) -> str | None:
+    """Our name of a tensor that GGUF calls otherwise; None: it is not such."""
+    names = architecture.gguf_names
+    if (whole := name.removesuffix(".weight")) in names:
+        return f"{names[whole]}.weight"
+    part, _, suffix = name.partition(".")
+    return f"{names[part]}.{suffix or 'weight'}" if part in names else None
 
 
 def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activation:
@@ -270,10 +280,10 @@ def _layers(
     if architecture.windows is Windows.FIRST_FULL and window:
         full = None
     layers = tuple(
-        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
-        for s in sliding
+        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts_of(i))
+        for i, s in enumerate(sliding)
     )
-    return delta_net.with_delta_nets(layers, sizes)
+    return recurrent.with_recurrent(layers, sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

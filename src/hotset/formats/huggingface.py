@@ -11,9 +11,9 @@ from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats import delta_net
+from hotset.formats import recurrent
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
-from hotset.formats.experts import experts_from_config
+from hotset.formats.experts import dense_layers, experts_from_config
 from hotset.formats.huggingface_names import final_names
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes
@@ -135,19 +135,21 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     if keys.get("head_dim") is None and hidden % heads:
         raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {hidden}", heads)
     layers = check_layer_count(keys, "num_hidden_layers", tensors)
-    net, recurrent = delta_net.from_config(keys, architecture, layers)
+    shape, recurrent_layers = recurrent.from_config(keys, architecture, layers)
+    dense = dense_layers(keys, "first_k_dense_replace", architecture, layers)
     sizes = Sizes(
         vocab=keys.integer("vocab_size"),
         hidden=hidden,
-        ffn=0 if architecture.experts else keys.integer("intermediate_size"),
+        ffn=keys.integer("intermediate_size") if dense or not architecture.experts else 0,
         heads=heads,
         kv_heads=keys.integer("num_key_value_heads", heads),
         head_dim=keys.integer("head_dim", hidden // heads),
         layers=layers,
         positions=_context(keys) + architecture.position_offset,
         experts=experts_from_config(keys, architecture),
-        delta_net=net,
-        recurrent=recurrent,
+        dense_layers=dense,
+        recurrent=shape,
+        recurrent_layers=recurrent_layers,
     )
     sizes.check_heads(keys, "num_key_value_heads")
     return sizes
@@ -218,10 +220,10 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
         window = 0
     sliding = _sliding(keys, architecture, sizes.layers)
     layers = tuple(
-        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts)
-        for s in sliding
+        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts_of(i))
+        for i, s in enumerate(sliding)
     )
-    return delta_net.with_delta_nets(layers, sizes)
+    return recurrent.with_recurrent(layers, sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

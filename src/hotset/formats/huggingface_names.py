@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from hotset.architectures.row import Architecture
+from hotset.core.config import DeltaNetConfig
 from hotset.formats import delta_net
 from hotset.formats.experts import Stacks, add_gate_up, add_turned
 from hotset.formats.tensor import Tensor
-from hotset.formats.tensor_table import Sizes, TensorTable, is_global, is_norm
+from hotset.formats.tensor_table import ONLY_BIAS, Sizes, TensorTable, is_global, is_norm
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d{1,5})(\..*)")
 _STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -74,8 +75,9 @@ def _targets(architecture: Architecture, sizes: Sizes) -> dict[str, _Target]:
                 bare = module.format(layer)
                 weight, bias = _Target(part, layer, "weight"), _Target(part, layer, "bias")
                 targets[f"{bare}.weight"], targets[f"{bare}.bias"] = weight, bias
-                if sizes.experts or sizes.delta_net:  # stacks of all experts; A_log and dt_bias
-                    targets[bare], targets[f"{bare}_bias"] = weight, bias
+                if sizes.experts or sizes.recurrent:  # stacks of all experts; A_log and dt_bias
+                    targets[bare] = bias if part == ONLY_BIAS else weight
+                    targets[f"{bare}_bias"] = bias
     return targets
 
 
@@ -84,9 +86,9 @@ def _add(
 ) -> None:
     part, layer, suffix = target.part, target.layer, target.suffix
     turned = bool(architecture.experts and architecture.experts.hf_turned)
-    if part in delta_net.FUSED and sizes.delta_net:
-        delta_net.add_fused(table, layer, part, tensor, sizes.delta_net)
-    elif part in ("ssm_a", "ssm_conv1d"):
+    if part in delta_net.FUSED and isinstance(sizes.recurrent, DeltaNetConfig):
+        delta_net.add_fused(table, layer, part, tensor, sizes.recurrent)
+    elif part in delta_net.VECTORS:
         delta_net.add_vector(table, target.name, part, tensor)
     elif part == "attn_qkv" and architecture.fused_qkv:
         table.add_fused(layer, suffix, tensor, sizes, grouped=True)

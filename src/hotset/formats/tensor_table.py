@@ -8,13 +8,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures.row import OF_ATTENTION, OF_DELTA_NETS, SHAPES, Architecture
-from hotset.core.config import DeltaNetConfig, ExpertsConfig
+from hotset.architectures.row import OF_ATTENTION, OF_DENSE, OF_EXPERTS, OF_RECURRENT, SHAPES, Architecture
+from hotset.core.config import DeltaNetConfig, ExpertsConfig, Recurrent
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+ONLY_BIAS = "exp_probs_b"
+"""A part of which files have a bias alone: what a router adds to select by."""
 
 DOWN_BY_NEURON = "ffn_down_t"
 """Down, transposed: (F, D), so that a neuron's numbers lie together. Takes the place of ``ffn_down``."""
@@ -34,15 +37,23 @@ class Sizes:
     layers: int
     positions: int
     experts: ExpertsConfig | None = None
-    delta_net: DeltaNetConfig | None = None
-    recurrent: tuple[bool, ...] = ()
-    """Which layers are delta nets; empty: the family has none."""
+    dense_layers: int = 0
+    """So many layers from the first on are no mixtures, where others are."""
+    recurrent: Recurrent | None = None
+    recurrent_layers: tuple[bool, ...] = ()
+    """Which layers have a recurrent state; empty: the family has none such."""
+
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """A layer's mixture; None: it has one FFN."""
+        return None if layer < self.dense_layers else self.experts
 
     def has(self, part: str, layer: int) -> bool:
         """Whether a layer is of the kind that has such tensors."""
-        if not self.recurrent:
+        if self.experts and part in (OF_EXPERTS if layer < self.dense_layers else OF_DENSE):
+            return False
+        if not self.recurrent_layers:
             return True
-        return part not in (OF_ATTENTION if self.recurrent[layer] else OF_DELTA_NETS)
+        return part not in (OF_ATTENTION if self.recurrent_layers[layer] else OF_RECURRENT)
 
     def dimensions(self, letters: str) -> tuple[int, ...]:
         """Return the numbers for a shape of `SHAPES`."""
@@ -59,10 +70,12 @@ class Sizes:
         }
         if self.experts:
             numbers |= {"E": self.experts.count, "X": self.experts.size, "Y": self.experts.shared_size}
-        if net := self.delta_net:
+        if layer := self.recurrent:
+            numbers |= {"C": layer.channels, "W": layer.kernel, "U": 3 * self.hidden}
+        if isinstance(net := self.recurrent, DeltaNetConfig):
             values = net.n_value_heads * net.head_dim
             numbers |= {"G": 2 * self.heads * self.head_dim, "B": net.head_dim, "T": net.n_value_heads}
-            numbers |= {"Z": values, "C": net.channels, "W": net.kernel}
+            numbers |= {"Z": values}
         return tuple(numbers[letter] for letter in letters)
 
     def check_heads(self, keys: Keys, key: str) -> None:
@@ -187,7 +200,11 @@ class TensorTable(Mapping[str, Tensor]):
             names = [f"blk.{layer}.{part}.{suffix}" for layer in own]
             if not names:
                 return []
-        if suffix == "weight":
+        if part == ONLY_BIAS:
+            optional = part in architecture.optional
+            if suffix == "weight":
+                return []
+        elif suffix == "weight":
             optional = part in architecture.optional
         elif names[0].removesuffix("bias") + "weight" not in self._make and not (
             part == "ffn_down" and self.by_neuron(0)

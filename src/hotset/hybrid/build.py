@@ -19,12 +19,12 @@ from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.hybrid.transformer import HybridTransformer
 from hotset.model.build import (
     attention_spec,
-    delta_net_spec,
     embedding_spec,
     experts_spec,
     ffn_spec,
     head_spec,
     neuron_ffn_spec,
+    recurrent_spec,
 )
 
 Progress = Callable[[int, int], None]
@@ -69,8 +69,8 @@ def build_hybrid(
         # Keys and values, and states, are numbered on each side.
         numbers: defaultdict[tuple[bool, bool], Iterator[int]] = defaultdict(count)
         for i, place in enumerate(placement.layers):
-            net = config.layers[i].delta_net
-            index = next(numbers[place.attention, net is not None])
+            recurrent = config.layers[i].recurrent is not None
+            index = next(numbers[place.attention, recurrent])
             mixer = _mixer(checkpoint, i, place.attention, index, device, host)
             if config.layers[i].experts:
                 layers.append(HybridLayer(mixer, _experts(checkpoint, i, place, device, host)))
@@ -106,12 +106,12 @@ def build_hybrid(
 def _mixer(
     checkpoint: Checkpoint, layer: int, on_device: bool, index: int, device: Device, host: CpuBackend
 ) -> AnyMixer:
-    if checkpoint.config.layers[layer].delta_net:
-        net = delta_net_spec(checkpoint, layer)
+    if checkpoint.config.layers[layer].recurrent:
+        spec = recurrent_spec(checkpoint, layer)
         return (
-            OnDevice(device.backend.delta_net(net, index))
+            OnDevice(device.backend.recurrent(spec, index))
             if on_device
-            else OnHost(host.delta_net(net, index))
+            else OnHost(host.recurrent(spec, index))
         )
     attention = attention_spec(checkpoint, layer)
     if on_device:

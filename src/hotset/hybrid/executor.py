@@ -12,7 +12,7 @@ import numpy as np
 
 from hotset import _native
 from hotset.backends.contract import F32, Array, BatchView
-from hotset.backends.cpu import CpuAttention, CpuDeltaNet, CpuExperts, CpuFFN, CpuNeuronFFN, CpuView
+from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent, CpuView
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, Flag
@@ -171,8 +171,8 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
             worker.zero(arrays[to])
         case Copy(x, to):
             worker.copy(arrays[x], arrays[to])
-        case HostAttend(_, CpuDeltaNet() as net, x, to):
-            worker.delta_net(net.native, arrays[x], arrays[to])
+        case HostAttend(_, CpuRecurrent() as layer, x, to):
+            worker.recurrent(layer.native, arrays[x], arrays[to])
         case HostAttend(_, CpuAttention() as attention, x, to):
             worker.attention(attention.native, arrays[x], arrays[to])
         case HostFeed(_, CpuNeuronFFN() as ffn, x, to, scores):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
 from hotset.backends.contract import FFN, Mixer
-from hotset.backends.cpu import CpuAttention, CpuDeltaNet, CpuExperts, CpuFFN, CpuNeuronFFN
+from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent
 from hotset.hybrid.device import AddNormed, Predict, ResidentExperts
 
 Part = TypeVar("Part")
 
 HostFFN: TypeAlias = CpuFFN | CpuNeuronFFN | CpuExperts
-HostMixer: TypeAlias = CpuAttention | CpuDeltaNet
+HostMixer: TypeAlias = CpuAttention | CpuRecurrent
 
 
 @dataclass(frozen=True)

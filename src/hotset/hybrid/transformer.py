@@ -105,9 +105,9 @@ class HybridTransformer(Transformer):
     def _half(self, place: type[Any]) -> StateShape:
         """What the layers keep whose mixer is in one of both places."""
         pairs = zip(self.config.layers, self.parts, strict=True)
-        nets = [layer.delta_net for layer, parts in pairs if isinstance(parts.mixer, place)]
-        own = tuple(net for net in nets if net)
-        return replace(self.state_shape, n_layers=len(nets) - len(own), delta_nets=own)
+        states = [layer.recurrent for layer, parts in pairs if isinstance(parts.mixer, place)]
+        own = tuple(state for state in states if state)
+        return replace(self.state_shape, n_layers=len(states) - len(own), recurrent=own)
 
     def forward(self, batch: Batch) -> F32:
         """See `Transformer`."""

@@ -21,9 +21,11 @@ from hotset.backends.contract import (
     Mixer,
     NeuronFFNSpec,
     Norm,
+    RecurrentSpec,
     SharedExpertSpec,
+    ShortConvSpec,
 )
-from hotset.core.config import DeltaNetConfig, ExpertsConfig, FFNPlan, Score
+from hotset.core.config import DeltaNetConfig, ExpertsConfig, FFNPlan, Recurrent, Score, ShortConvConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import Layer, Transformer
 
@@ -54,10 +56,10 @@ def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
     config = weights.config
     layer = config.layers[i]
     # States are numbered kind by kind.
-    recurrent = sum(before.delta_net is not None for before in config.layers[:i])
+    recurrent = sum(before.recurrent is not None for before in config.layers[:i])
     mixer: Mixer
-    if layer.delta_net:
-        mixer = backend.delta_net(weights.delta_net(i, layer.delta_net), recurrent)
+    if layer.recurrent:
+        mixer = backend.recurrent(weights.recurrent(i, layer.recurrent), recurrent)
     else:
         mixer = backend.attention(weights.attention(i), i - recurrent)
     ffn: FFN
@@ -82,12 +84,12 @@ def attention_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
     return _Weights(checkpoint).attention(layer)
 
 
-def delta_net_spec(checkpoint: Checkpoint, layer: int) -> DeltaNetSpec:
-    """A layer's gated delta net."""
-    shape = checkpoint.config.layers[layer].delta_net
+def recurrent_spec(checkpoint: Checkpoint, layer: int) -> RecurrentSpec:
+    """A layer's recurrent mixer."""
+    shape = checkpoint.config.layers[layer].recurrent
     if shape is None:
-        raise ValueError(f"layer {layer} has no delta net")
-    return _Weights(checkpoint).delta_net(layer, shape)
+        raise ValueError(f"layer {layer} has no recurrent state")
+    return _Weights(checkpoint).recurrent(layer, shape)
 
 
 def experts_spec(checkpoint: Checkpoint, layer: int) -> ExpertsSpec:
@@ -148,6 +150,22 @@ class _Weights:
             post_norm=self.optional_norm(f"blk.{i}.post_attention_norm"),
             gated=c.gated_attention,
             sinks=self.vector(f"blk.{i}.attn_sinks.weight"),
+        )
+
+    def recurrent(self, i: int, shape: Recurrent) -> RecurrentSpec:
+        match shape:
+            case DeltaNetConfig():
+                return self.delta_net(i, shape)
+            case ShortConvConfig():
+                return self.short_conv(i, shape)
+
+    def short_conv(self, i: int, shape: ShortConvConfig) -> ShortConvSpec:
+        return ShortConvSpec(
+            norm=self.norm(f"blk.{i}.attn_norm"),
+            input=self.linear(f"blk.{i}.shortconv_in"),
+            conv=self.tensors[f"blk.{i}.shortconv_conv.weight"].to_float32(),
+            output=self.linear(f"blk.{i}.shortconv_out"),
+            shape=shape,
         )
 
     def delta_net(self, i: int, shape: DeltaNetConfig) -> DeltaNetSpec:

@@ -84,8 +84,8 @@ class Transformer:
         c = self.config
         cutoffs = tuple(layer.ffn.cutoff if layer.ffn else None for layer in c.layers)
         kept = tuple(layer.ffn.kept if layer.ffn else 0.0 for layer in c.layers)
-        delta_nets = tuple(layer.delta_net for layer in c.layers if layer.delta_net)
-        return StateShape(c.n_layers - len(delta_nets), c.n_kv_heads, c.head_dim, cutoffs, kept, delta_nets)
+        recurrent = tuple(layer.recurrent for layer in c.layers if layer.recurrent)
+        return StateShape(c.n_layers - len(recurrent), c.n_kv_heads, c.head_dim, cutoffs, kept, recurrent)
 
     def forward(self, batch: Batch) -> F32:
         """Append the batch's tokens to their sequences, and predict what follows.

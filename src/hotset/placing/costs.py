@@ -132,19 +132,21 @@ def model_parts(
             for name, tensor in tensors.items()
             if name.startswith(f"blk.{i}.")
         }
-        attention = [t for name, t in own.items() if name.startswith(("attn_", "post_attention", "ssm_"))]
+        attention = [
+            t for name, t in own.items() if name.startswith(("attn_", "post_attention", "ssm_", "shortconv_"))
+        ]
         measured = None if frequency is None else frequency[i]
         build = _experts_part if layer.experts else _ffn_part
-        net = layer.delta_net
+        recurrent = layer.recurrent
         layers.append(
             LayerPart(
                 attention_bytes=sum(tensor.nbytes for tensor in attention),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention),
                 kv_position_bytes=(
-                    0 if net else int(2 * config.n_kv_heads * config.head_dim * kv_number_bytes)
+                    0 if recurrent else int(2 * config.n_kv_heads * config.head_dim * kv_number_bytes)
                 ),
                 window=layer.window,
-                state_bytes=4 * net.state_size if net else 0,
+                state_bytes=4 * recurrent.state_size if recurrent else 0,
                 ffn=build(checkpoint, i, own, measured),
             )
         )

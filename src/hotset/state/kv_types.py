@@ -22,7 +22,7 @@ _LINE = 16
 
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Bytes of a KV cache of `context` tokens."""
-    layers = config.n_layers - sum(layer.delta_net is not None for layer in config.layers)
+    layers = config.n_layers - sum(layer.recurrent is not None for layer in config.layers)
     numbers = 2 * layers * config.n_kv_heads * config.head_dim * context
     return int(numbers * KV_TYPES[check_kv_type(kv_type, config)])
 
@@ -30,11 +30,12 @@ def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
 def state_bytes(config: ModelConfig) -> int:
     """Bytes of one state of all recurrent layers, as the CPU keeps it; 0: there are none."""
     numbers = 0
-    for net in filter(None, (layer.delta_net for layer in config.layers)):
-        width = -(-net.head_dim // _LINE) * _LINE
-        numbers += net.n_value_heads * (net.head_dim * width + _CHUNK * width + _CHUNK)
-        numbers += net.n_key_heads * net.head_dim * _CHUNK
-        numbers += -(-(_CHUNK + net.kernel - 1) * net.channels // _LINE) * _LINE
+    for layer in [own.recurrent for own in config.layers if own.recurrent]:
+        sums = layer.sums
+        width = -(-sums.value_dim // _LINE) * _LINE
+        numbers += sums.n_value_heads * (sums.key_dim * width + _CHUNK * width + _CHUNK)
+        numbers += sums.n_key_heads * sums.key_dim * _CHUNK
+        numbers += -(-(_CHUNK + layer.kernel - 1) * layer.channels // _LINE) * _LINE
     return 4 * numbers
 
 

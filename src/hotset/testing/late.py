@@ -24,13 +24,13 @@ from hotset.backends.contract import (
     Array,
     AttentionSpec,
     BatchView,
-    DeltaNetSpec,
     ExpertsSpec,
     FFNSpec,
     Head,
     HeadSpec,
     NeuronFFNSpec,
     Norm,
+    RecurrentSpec,
 )
 from hotset.hybrid.device import AddNormed, Event, Flag, Predict, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
@@ -187,9 +187,9 @@ class _LateBackend:
         part = self._backend.neuron_ffn(spec, index)
         return _LatePart(self._device, lambda: part)
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> _LatePart:
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> _LatePart:
         """See `Backend`."""
-        part = self._backend.delta_net(spec, index)
+        part = self._backend.recurrent(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> Any:

@@ -24,16 +24,17 @@ from hotset.backends.contract import (
     Linear,
     NeuronFFNSpec,
     Norm,
+    RecurrentSpec,
     StateShape,
 )
 from hotset.backends.cpu import (
     CpuAttention,
     CpuBackend,
-    CpuDeltaNet,
     CpuExperts,
     CpuFFN,
     CpuHead,
     CpuNeuronFFN,
+    CpuRecurrent,
     CpuSequence,
 )
 from hotset.backends.maths import normalise, predict, predictor_matrices
@@ -71,10 +72,11 @@ class _MeteredBackend(CpuBackend):
         build = partial(super().neuron_ffn, index=index)
         return self._built("an FFN", build, spec, (spec.gate, spec.up, spec.down_t))
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> CpuDeltaNet:
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> CpuRecurrent:
         """See `CpuBackend`."""
-        build = partial(super().delta_net, index=index)
-        return self._built("a delta net", build, spec, (spec.qkv, spec.z, spec.output))
+        build = partial(super().recurrent, index=index)
+        linears = (spec.qkv, spec.z) if isinstance(spec, DeltaNetSpec) else (spec.input,)
+        return self._built("a recurrent layer", build, spec, (*linears, spec.output))
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> CpuExperts:
         """See `CpuBackend`."""

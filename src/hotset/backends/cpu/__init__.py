@@ -2,25 +2,19 @@
 
 from hotset.backends.cpu.backend import CpuBackend, cache_bytes
 from hotset.backends.cpu.experts import CpuExperts
-from hotset.backends.cpu.parts import (
-    CpuAttention,
-    CpuDeltaNet,
-    CpuEmbedding,
-    CpuFFN,
-    CpuHead,
-    CpuNeuronFFN,
-)
+from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
+from hotset.backends.cpu.recurrent import CpuRecurrent
 from hotset.backends.cpu.state import CpuSequence, CpuView
 
 __all__ = [
     "CpuAttention",
     "CpuBackend",
-    "CpuDeltaNet",
     "CpuEmbedding",
     "CpuExperts",
     "CpuFFN",
     "CpuHead",
     "CpuNeuronFFN",
+    "CpuRecurrent",
     "CpuSequence",
     "CpuView",
     "cache_bytes",

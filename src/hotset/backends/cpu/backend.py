@@ -13,7 +13,6 @@ from hotset.backends.codebooks import native_type
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
-    DeltaNetSpec,
     EmbeddingSpec,
     ExpertsSpec,
     FFNSpec,
@@ -21,11 +20,13 @@ from hotset.backends.contract import (
     Linear,
     NeuronFFNSpec,
     Norm,
+    RecurrentSpec,
     StateShape,
 )
 from hotset.backends.cpu.experts import CpuExperts, PackedExperts, build_experts
 from hotset.backends.cpu.file_mapping import is_file_mapping
-from hotset.backends.cpu.parts import CpuAttention, CpuDeltaNet, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
+from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
+from hotset.backends.cpu.recurrent import CpuRecurrent, build_recurrent, native_shape
 from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.core.batch import Batch
@@ -192,31 +193,9 @@ class CpuBackend:
         )
         return CpuAttention(native)
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> CpuDeltaNet:
-        """Build one layer's gated delta net."""
-        hidden, shape = spec.norm.weight.size, spec.shape
-        values = shape.n_value_heads * shape.head_dim
-        _check_shape(f"{spec.qkv.weight.name}: convolution", spec.conv.shape, (shape.channels, shape.kernel))
-        native = _native.DeltaNet(
-            runtime=self._runtime,
-            norm=self._norm(spec.norm, hidden),
-            qkv=self._linear(spec.qkv, shape.channels, hidden),
-            z=self._linear(spec.z, values, hidden),
-            beta=self._linear(spec.beta, shape.n_value_heads, hidden),
-            alpha=self._linear(spec.alpha, shape.n_value_heads, hidden),
-            output=self._linear(spec.output, hidden, values),
-            conv=np.ascontiguousarray(spec.conv.T).reshape(-1),
-            dt_bias=spec.dt_bias,
-            decay=spec.decay,
-            out_norm=self._norm(spec.out_norm, shape.head_dim),
-            n_key_heads=shape.n_key_heads,
-            n_value_heads=shape.n_value_heads,
-            head_dim=shape.head_dim,
-            kernel=shape.kernel,
-            tiled=shape.tiled,
-            index=index,
-        )
-        return CpuDeltaNet(native)
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> CpuRecurrent:
+        """Build one layer with a recurrent state."""
+        return build_recurrent(self._runtime, spec, index, self._linear, self._norm)
 
     def ffn(self, spec: FFNSpec) -> CpuFFN:
         """Build one layer's FFN."""
@@ -329,7 +308,7 @@ class CpuBackend:
                 capacity,
                 list(shape.cutoffs),
                 list(shape.kept),
-                [(net.n_key_heads, net.n_value_heads, net.head_dim, net.kernel) for net in shape.delta_nets],
+                [native_shape(layer) for layer in shape.recurrent],
             )
         except MemoryError:
             raise HotsetError(

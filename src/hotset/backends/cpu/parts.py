@@ -65,17 +65,6 @@ class CpuAttention:
         self.native.forward(x, out, view.native)
 
 
-class CpuDeltaNet:
-    """One layer's gated delta net."""
-
-    def __init__(self, native: _native.DeltaNet) -> None:
-        self.native = native
-
-    def forward(self, x: F32, out: F32, view: CpuView) -> None:
-        """See `Mixer`."""
-        self.native.forward(x, out, view.native)
-
-
 class CpuFFN:
     """An FFN of which every neuron is computed."""
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
-    DeltaNetSpec,
     EmbeddingSpec,
     ExpertsSpec,
     FFNSpec,
@@ -18,6 +17,7 @@ from hotset.backends.contract import (
     Mixer,
     NeuronFFNSpec,
     Norm,
+    RecurrentSpec,
     StateShape,
 )
 from hotset.backends.cpu import CpuEmbedding
@@ -109,9 +109,9 @@ class GpuBackend:
         """Build one layer's FFN that is stored by neuron; all its neurons are computed."""
         return GpuNeuronFFN(self.gpu, spec)
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> Mixer:
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
         """Refuse: it has none yet."""
-        raise HotsetError(f"{spec.qkv.weight.name}: the GPU backend has no gated delta net yet")
+        raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no recurrent layers yet")
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> GpuExperts:
         """Build one layer's mixture of experts; all neurons of those that are selected are computed."""

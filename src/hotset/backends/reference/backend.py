@@ -13,7 +13,10 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    Mixer,
     NeuronFFNSpec,
+    RecurrentSpec,
+    ShortConvSpec,
     StateShape,
 )
 from hotset.backends.cutoff import Cutoff
@@ -23,6 +26,7 @@ from hotset.backends.reference.delta_net import ReferenceDeltaNet
 from hotset.backends.reference.experts import ReferenceExperts
 from hotset.backends.reference.ffn import ReferenceFFN, ReferenceNeuronFFN
 from hotset.backends.reference.linear import ReferenceLinear
+from hotset.backends.reference.short_conv import ReferenceShortConv
 from hotset.backends.reference.state import ReferenceChooser, ReferenceSequence
 from hotset.core.batch import I32, Batch
 from hotset.core.errors import HotsetError
@@ -84,9 +88,13 @@ class ReferenceBackend:
         """Build one layer's attention."""
         return ReferenceAttention(spec, index)
 
-    def delta_net(self, spec: DeltaNetSpec, index: int = 0) -> ReferenceDeltaNet:
-        """Build one layer's gated delta net."""
-        return ReferenceDeltaNet(spec, index)
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
+        """Build one layer with a recurrent state."""
+        match spec:
+            case DeltaNetSpec():
+                return ReferenceDeltaNet(spec, index)
+            case ShortConvSpec():
+                return ReferenceShortConv(spec, index)
 
     def ffn(self, spec: FFNSpec) -> ReferenceFFN:
         """Build one layer's FFN."""
@@ -113,7 +121,7 @@ class ReferenceBackend:
             )
         size = shape.n_layers, capacity, shape.n_kv_heads, shape.head_dim
         sequence = ReferenceSequence(
-            np.zeros(size, dtypes[kv_type]), np.zeros(size, dtypes[kv_type]), shape.delta_nets
+            np.zeros(size, dtypes[kv_type]), np.zeros(size, dtypes[kv_type]), shape.recurrent
         )
         sequence.choosers = [
             None if cutoff is None else ReferenceChooser(Cutoff(cutoff, kept, layer))

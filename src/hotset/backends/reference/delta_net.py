@@ -5,7 +5,7 @@ import numpy as np
 from hotset.backends.contract import F32, DeltaNetSpec
 from hotset.backends.maths import normalise, sigmoid, silu, softplus
 from hotset.backends.reference.linear import ReferenceLinear
-from hotset.backends.reference.state import DeltaState, own_sequence
+from hotset.backends.reference.state import RecurrentState, own_sequence
 from hotset.core.batch import Batch
 
 
@@ -36,7 +36,7 @@ class ReferenceDeltaNet:
         z = self._z(n).reshape(y.shape)
         out += self._output((normalise(y, spec.out_norm) * silu(z)).reshape(len(x), -1))
 
-    def _step(self, state: DeltaState, u: F32, beta: F32, decay: F32) -> F32:
+    def _step(self, state: RecurrentState, u: F32, beta: F32, decay: F32) -> F32:
         """One position: u (C,), beta and decay (H,), to (H, d). The state becomes that after it."""
         shape = self.spec.shape
         inputs = np.concatenate([state.inputs, u[None]])

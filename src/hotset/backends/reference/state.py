@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from hotset.backends.contract import F32
 from hotset.backends.cutoff import Cutoff
 from hotset.core.batch import Work
-from hotset.core.config import DeltaNetConfig
+from hotset.core.config import Recurrent
 
 
 class ReferenceChooser:
@@ -29,23 +29,24 @@ class ReferenceChooser:
 
 
 @dataclass
-class DeltaState:
-    """One delta net's state after some position."""
+class RecurrentState:
+    """One recurrent layer's state after some position."""
 
     sums: F32
-    """(value heads, keys d, values d)."""
+    """(value heads, numbers of a key, numbers of a value)."""
     inputs: F32
     """(kernel - 1, channels): what the convolution reaches back to."""
 
     @classmethod
-    def empty(cls, shape: DeltaNetConfig) -> "DeltaState":
+    def empty(cls, shape: Recurrent) -> "RecurrentState":
         """That of a new sequence."""
-        sums = np.zeros((shape.n_value_heads, shape.head_dim, shape.head_dim), np.float32)
+        of = shape.sums
+        sums = np.zeros((of.n_value_heads, of.key_dim, of.value_dim), np.float32)
         return cls(sums, np.zeros((shape.kernel - 1, shape.channels), np.float32))
 
-    def copy(self) -> "DeltaState":
+    def copy(self) -> "RecurrentState":
         """A state of its own."""
-        return DeltaState(self.sums.copy(), self.inputs.copy())
+        return RecurrentState(self.sums.copy(), self.inputs.copy())
 
 
 class ReferenceSequence:
@@ -55,13 +56,13 @@ class ReferenceSequence:
         self,
         keys: NDArray[np.floating],
         values: NDArray[np.floating],
-        delta_nets: tuple[DeltaNetConfig, ...] = (),
+        recurrent: tuple[Recurrent, ...] = (),
     ) -> None:
         self.keys, self.values = keys, values
         self.length = 0
         self.capacity = keys.shape[1]
         self.choosers: list[ReferenceChooser | None] = []
-        self.states = [DeltaState.empty(shape) for shape in delta_nets]
+        self.states = [RecurrentState.empty(shape) for shape in recurrent]
         self.next_states = list(self.states)
         """After what was computed, but not advanced."""
         self.saved = {0: self.states}

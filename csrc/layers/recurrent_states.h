@@ -1,4 +1,4 @@
-// What gated delta nets keep of a sequence.
+// What layers with a recurrent state keep of a sequence.
 #pragma once
 
 #include <cstdint>
@@ -10,25 +10,25 @@
 
 namespace hotset {
 
-// One layer's shape.
-struct DeltaShape {
-  int64_t n_key_heads, n_value_heads, head_dim, kernel;
+// One layer's shape. A short convolution has no heads.
+struct RecurrentShape {
+  int64_t n_key_heads, n_value_heads, key_dim, value_dim;
+  int64_t kernel, channels;  // of the convolution
 
-  int64_t channels() const { return (2 * n_key_heads + n_value_heads) * head_dim; }
-  bool operator==(const DeltaShape&) const = default;
+  bool operator==(const RecurrentShape&) const = default;
 };
 
 // All layers' states at one chunk's beginning, and that chunk's rows as far as they are there. It is like a
 // cache of keys and values of one chunk: rows that follow are written behind those before, which stay.
-struct DeltaChunk {
+struct RecurrentChunk {
   int64_t begin = 0;  // at 0 the states are zero, whatever the memory holds
   Buffer memory;
 };
 
 // One layer's part of a chunk.
-struct DeltaPlace {
-  float* states;   // value heads x head_dim x width
-  float* keys;     // key heads x head_dim x kDeltaChunk
+struct RecurrentPlace {
+  float* states;   // value heads x key_dim x width
+  float* keys;     // key heads x key_dim x kDeltaChunk
   float* updates;  // value heads x kDeltaChunk x width
   float* decays;   // value heads x kDeltaChunk
   float* inputs;   // of the convolution: positions begin - (kernel - 1) to the chunk's last, x channels
@@ -39,18 +39,18 @@ struct DeltaPlace {
 // its chunk, from whose beginning on every length up to that one can be come back to.
 //
 // Chunks are shared by whoever keeps them; only the one in which a sequence writes is its own.
-class DeltaStates {
+class RecurrentStates {
  public:
-  explicit DeltaStates(std::vector<DeltaShape> shapes);
+  explicit RecurrentStates(std::vector<RecurrentShape> shapes);
 
   bool any() const { return !shapes_.empty(); }
-  const std::vector<DeltaShape>& shapes() const { return shapes_; }
+  const std::vector<RecurrentShape>& shapes() const { return shapes_; }
 
-  DeltaPlace present(int64_t layer) const { return place(*present_, layer); }
+  RecurrentPlace present(int64_t layer) const { return place(*present_, layer); }
   int64_t begin() const { return present_->begin; }
 
   // Where to write the chunk that begins there. Throws std::bad_alloc.
-  DeltaPlace next(int64_t layer, int64_t begin);
+  RecurrentPlace next(int64_t layer, int64_t begin);
 
   // Whether `length` is beyond the present chunk; then `next` has been written.
   bool leaves(int64_t length) const { return any() && length >= present_->begin + kDeltaChunk; }
@@ -68,7 +68,7 @@ class DeltaStates {
   void limit(int64_t chunks);
 
   // The present chunk is copied.
-  DeltaStates fork() const;
+  RecurrentStates fork() const;
 
   int64_t chunk_bytes() const { return static_cast<int64_t>(floats_) * 4; }
   // Of what is saved; the present chunk counts, as it is soon another.
@@ -76,18 +76,18 @@ class DeltaStates {
 
  private:
   struct Saved {
-    std::shared_ptr<DeltaChunk> chunk;
+    std::shared_ptr<RecurrentChunk> chunk;
     int64_t length;  // so many positions of it are as they were
   };
 
-  DeltaPlace place(const DeltaChunk& chunk, int64_t layer) const;
-  std::shared_ptr<DeltaChunk> make(int64_t begin) const;
-  std::shared_ptr<DeltaChunk> copy(const DeltaChunk& chunk) const;
+  RecurrentPlace place(const RecurrentChunk& chunk, int64_t layer) const;
+  std::shared_ptr<RecurrentChunk> make(int64_t begin) const;
+  std::shared_ptr<RecurrentChunk> copy(const RecurrentChunk& chunk) const;
 
-  std::vector<DeltaShape> shapes_;
+  std::vector<RecurrentShape> shapes_;
   std::vector<int64_t> starts_;  // of each layer's part
   int64_t floats_ = 0;
-  std::shared_ptr<DeltaChunk> present_, next_;
+  std::shared_ptr<RecurrentChunk> present_, next_;
   std::vector<Saved> saved_;  // by length
 };
 

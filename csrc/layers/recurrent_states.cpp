@@ -1,4 +1,4 @@
-#include "layers/delta_states.h"
+#include "layers/recurrent_states.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,60 +10,60 @@ int64_t lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 }  // namespace
 
-DeltaStates::DeltaStates(std::vector<DeltaShape> shapes) : shapes_(std::move(shapes)) {
-  for (const DeltaShape& shape : shapes_) {
+RecurrentStates::RecurrentStates(std::vector<RecurrentShape> shapes) : shapes_(std::move(shapes)) {
+  for (const RecurrentShape& shape : shapes_) {
     starts_.push_back(floats_);
-    const int64_t width = delta_width(shape.head_dim);
-    floats_ += shape.n_value_heads * (shape.head_dim + kDeltaChunk) * width;
-    floats_ += lines(shape.n_key_heads * shape.head_dim * kDeltaChunk) + shape.n_value_heads * kDeltaChunk;
-    floats_ += lines((kDeltaChunk + shape.kernel - 1) * shape.channels());
+    const int64_t width = delta_width(shape.value_dim);
+    floats_ += shape.n_value_heads * (shape.key_dim + kDeltaChunk) * width;
+    floats_ += lines(shape.n_key_heads * shape.key_dim * kDeltaChunk) + shape.n_value_heads * kDeltaChunk;
+    floats_ += lines((kDeltaChunk + shape.kernel - 1) * shape.channels);
   }
   if (any()) present_ = make(0);
 }
 
-DeltaPlace DeltaStates::place(const DeltaChunk& chunk, int64_t layer) const {
-  const DeltaShape& shape = shapes_[static_cast<size_t>(layer)];
-  const int64_t width = delta_width(shape.head_dim);
-  DeltaPlace p;
+RecurrentPlace RecurrentStates::place(const RecurrentChunk& chunk, int64_t layer) const {
+  const RecurrentShape& shape = shapes_[static_cast<size_t>(layer)];
+  const int64_t width = delta_width(shape.value_dim);
+  RecurrentPlace p;
   p.states = reinterpret_cast<float*>(chunk.memory.data()) + starts_[static_cast<size_t>(layer)];
-  p.updates = p.states + shape.n_value_heads * shape.head_dim * width;
+  p.updates = p.states + shape.n_value_heads * shape.key_dim * width;
   p.keys = p.updates + shape.n_value_heads * kDeltaChunk * width;
-  p.decays = p.keys + lines(shape.n_key_heads * shape.head_dim * kDeltaChunk);
+  p.decays = p.keys + lines(shape.n_key_heads * shape.key_dim * kDeltaChunk);
   p.inputs = p.decays + shape.n_value_heads * kDeltaChunk;
   return p;
 }
 
-std::shared_ptr<DeltaChunk> DeltaStates::make(int64_t begin) const {
-  auto chunk = std::make_shared<DeltaChunk>();
+std::shared_ptr<RecurrentChunk> RecurrentStates::make(int64_t begin) const {
+  auto chunk = std::make_shared<RecurrentChunk>();
   chunk->begin = begin;
   chunk->memory = Buffer(static_cast<size_t>(chunk_bytes()), Pages::kHuge);
   return chunk;
 }
 
-std::shared_ptr<DeltaChunk> DeltaStates::copy(const DeltaChunk& chunk) const {
+std::shared_ptr<RecurrentChunk> RecurrentStates::copy(const RecurrentChunk& chunk) const {
   auto copied = make(chunk.begin);
   std::memcpy(copied->memory.data(), chunk.memory.data(), static_cast<size_t>(chunk_bytes()));
   return copied;
 }
 
-DeltaPlace DeltaStates::next(int64_t layer, int64_t begin) {
+RecurrentPlace RecurrentStates::next(int64_t layer, int64_t begin) {
   if (!next_) next_ = make(begin);
   next_->begin = begin;
   return place(*next_, layer);
 }
 
-void DeltaStates::advance(int64_t length) {
+void RecurrentStates::advance(int64_t length) {
   if (!next_) next_ = make(0);
   next_->begin = length / kDeltaChunk * kDeltaChunk;
   std::swap(present_, next_);
   if (next_.use_count() > 1) next_.reset();
 }
 
-void DeltaStates::forget(int64_t length) {
+void RecurrentStates::forget(int64_t length) {
   std::erase_if(saved_, [&](const Saved& saved) { return saved.length == length; });
 }
 
-bool DeltaStates::save(int64_t length) {
+bool RecurrentStates::save(int64_t length) {
   if (!any() || length == 0) return false;
   if (!saved_.empty() && saved_.back().chunk == present_) {
     saved_.back().length = length;
@@ -73,7 +73,7 @@ bool DeltaStates::save(int64_t length) {
   return true;
 }
 
-int64_t DeltaStates::reusable(int64_t length, int64_t filled) const {
+int64_t RecurrentStates::reusable(int64_t length, int64_t filled) const {
   if (!any() || length >= filled) return std::min(length, filled);
   if (length >= present_->begin) return length;
   int64_t best = 0;
@@ -83,10 +83,10 @@ int64_t DeltaStates::reusable(int64_t length, int64_t filled) const {
   return best;
 }
 
-void DeltaStates::rewind(int64_t length, int64_t filled) {
+void RecurrentStates::rewind(int64_t length, int64_t filled) {
   if (!any() || length >= filled) return;
   if (length < present_->begin) {
-    std::shared_ptr<DeltaChunk> found;
+    std::shared_ptr<RecurrentChunk> found;
     for (const Saved& saved : saved_) {
       if (length > 0 && saved.chunk->begin <= length && length <= saved.length) found = saved.chunk;
     }
@@ -114,7 +114,7 @@ void DeltaStates::rewind(int64_t length, int64_t filled) {
   }
 }
 
-void DeltaStates::limit(int64_t chunks) {
+void RecurrentStates::limit(int64_t chunks) {
   while (static_cast<int64_t>(saved_.size()) > chunks) {
     // The one whose neighbours are nearest is missed least. A chat goes on near the last two.
     size_t least = 0;
@@ -130,8 +130,8 @@ void DeltaStates::limit(int64_t chunks) {
   }
 }
 
-DeltaStates DeltaStates::fork() const {
-  DeltaStates forked(*this);
+RecurrentStates RecurrentStates::fork() const {
+  RecurrentStates forked(*this);
   forked.next_.reset();
   if (!any()) return forked;
   forked.present_ = copy(*present_);

@@ -1,4 +1,4 @@
-"""The CPU's gated delta net: the reference's numbers, and the same bits in any cut of a prompt."""
+"""The CPU's recurrent layers: the reference's numbers, and the same bits in any cut of a prompt."""
 
 from typing import Any
 
@@ -8,19 +8,29 @@ from helpers.random_tensors import random_tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.backends.contract import F32, DeltaNetSpec, Linear, Norm, StateShape
+from hotset.backends.contract import (
+    F32,
+    DeltaNetSpec,
+    Linear,
+    Norm,
+    RecurrentSpec,
+    ShortConvSpec,
+    StateShape,
+)
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Sequence, Span
-from hotset.core.config import DeltaNetConfig, NormKind
+from hotset.core.config import DeltaNetConfig, NormKind, Recurrent, ShortConvConfig
 from hotset.formats.tensor import TensorType, tensor_from_array
 
 HIDDEN = 64
 POSITIONS = 90
-SHAPES = {
+SHAPES: dict[str, Recurrent] = {
     "tiled": DeltaNetConfig(2, 6, 12, 4, tiled=True),
     "grouped": DeltaNetConfig(3, 6, 40, 2, tiled=False),
     "usual": DeltaNetConfig(1, 2, 128, 4, tiled=True),
+    "convolution": ShortConvConfig(HIDDEN, 3),
+    "long convolution": ShortConvConfig(HIDDEN, 20),
 }
 
 
@@ -33,21 +43,24 @@ def numbers(seed: int, *shape: int) -> F32:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def delta_net_spec(shape: DeltaNetConfig, quantised: bool = False) -> DeltaNetSpec:
-    values = shape.n_value_heads * shape.head_dim
-
+def spec_of(shape: Recurrent, quantised: bool = False) -> RecurrentSpec:
     def linear(seed: int, rows: int, cols: int) -> Linear:
         if quantised and cols % 32 == 0:
             return Linear(random_tensor(TensorType.Q4_0, rows, cols, seed=seed))
         return Linear(tensor_from_array(f"weight_{seed}", numbers(seed, rows, cols) / np.float32(cols**0.5)))
 
+    norm = Norm(NormKind.RMS, 1e-5, 1 + numbers(1, HIDDEN) / 4)
+    conv = numbers(6, shape.channels, shape.kernel)
+    if isinstance(shape, ShortConvConfig):
+        return ShortConvSpec(norm, linear(2, 3 * HIDDEN, HIDDEN), conv, linear(10, HIDDEN, HIDDEN), shape)
+    values = shape.n_value_heads * shape.head_dim
     return DeltaNetSpec(
-        norm=Norm(NormKind.RMS, 1e-5, 1 + numbers(1, HIDDEN) / 4),
+        norm=norm,
         qkv=linear(2, shape.channels, HIDDEN),
         z=linear(3, values, HIDDEN),
         beta=linear(4, shape.n_value_heads, HIDDEN),
         alpha=linear(5, shape.n_value_heads, HIDDEN),
-        conv=numbers(6, shape.channels, shape.kernel),
+        conv=conv,
         dt_bias=numbers(7, shape.n_value_heads),
         decay=-np.exp(numbers(8, shape.n_value_heads)) / 4,
         out_norm=Norm(NormKind.RMS, 1e-5, 1 + numbers(9, shape.head_dim) / 4),
@@ -56,8 +69,8 @@ def delta_net_spec(shape: DeltaNetConfig, quantised: bool = False) -> DeltaNetSp
     )
 
 
-def new_sequence(backend: Any, shape: DeltaNetConfig) -> Sequence:
-    sequence: Sequence = backend.sequence(StateShape(1, 1, 32, delta_nets=(shape,)), POSITIONS, "f16")
+def new_sequence(backend: Any, shape: Recurrent) -> Sequence:
+    sequence: Sequence = backend.sequence(StateShape(1, 1, 32, recurrent=(shape,)), POSITIONS, "f16")
     return sequence
 
 
@@ -77,9 +90,9 @@ def assert_same_bits(found: F32, expected: F32) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_reference(level: str, name: str) -> None:
-    spec, x = delta_net_spec(SHAPES[name]), numbers(0, POSITIONS, HIDDEN)
+    spec, x = spec_of(SHAPES[name]), numbers(0, POSITIONS, HIDDEN)
     found, expected = (
-        go_on(backend, backend.delta_net(spec), x, (new_sequence(backend, spec.shape), len(x)))
+        go_on(backend, backend.recurrent(spec), x, (new_sequence(backend, spec.shape), len(x)))
         for backend in (CpuBackend(2, level), ReferenceBackend())
     )
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
@@ -91,14 +104,14 @@ def test_reference(level: str, name: str) -> None:
     neighbours=st.booleans(),
     name=st.sampled_from(sorted(SHAPES)),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_any_cut(level: str, cuts: list[int], threads: int, neighbours: bool, name: str) -> None:
     """Alone or beside another sequence's rows, with any number of threads."""
-    spec, x = delta_net_spec(SHAPES[name], quantised=True), numbers(0, POSITIONS, HIDDEN)
+    spec, x = spec_of(SHAPES[name], quantised=True), numbers(0, POSITIONS, HIDDEN)
     whole = CpuBackend(1, level)
-    expected = go_on(whole, whole.delta_net(spec), x, (new_sequence(whole, spec.shape), len(x)))
+    expected = go_on(whole, whole.recurrent(spec), x, (new_sequence(whole, spec.shape), len(x)))
     backend = CpuBackend(threads, level)
-    layer = backend.delta_net(spec)
+    layer = backend.recurrent(spec)
     sequence, other = new_sequence(backend, spec.shape), new_sequence(backend, spec.shape)
     found = []
     for rows in np.split(np.arange(len(x)), np.unique(np.minimum(np.cumsum([0, *cuts]), len(x)))):
@@ -114,14 +127,15 @@ def test_any_cut(level: str, cuts: list[int], threads: int, neighbours: bool, na
     steps=st.lists(
         st.tuples(st.sampled_from(("read", "save", "rewind", "fork", "again", "limit")), st.integers(1, 40)),
         max_size=25,
-    )
+    ),
+    name=st.sampled_from(("tiled", "convolution", "long convolution")),
 )
-@settings(max_examples=40, deadline=None)
-def test_going_back(steps: list[tuple[str, int]]) -> None:
+@settings(max_examples=60, deadline=None)
+def test_going_back(steps: list[tuple[str, int]], name: str) -> None:
     """Whatever was saved, gone back to or forked, the next rows are those of a fresh start."""
-    spec = delta_net_spec(SHAPES["tiled"], quantised=True)
+    spec = spec_of(SHAPES[name], quantised=True)
     backend = CpuBackend(1)
-    layer = backend.delta_net(spec)
+    layer = backend.recurrent(spec)
     x = numbers(0, 2, POSITIONS, HIDDEN)  # two texts, that sequences change between
     sequences: list[tuple[Sequence, list[int]]] = [(new_sequence(backend, spec.shape), [])]
 
@@ -160,9 +174,9 @@ def test_going_back(steps: list[tuple[str, int]]) -> None:
 
 def test_saved_lengths() -> None:
     """A saved length can be come back to from far; without one, what is left is the beginning."""
-    spec = delta_net_spec(SHAPES["tiled"])
+    spec = spec_of(SHAPES["tiled"])
     backend = CpuBackend(1)
-    layer, sequence = backend.delta_net(spec), new_sequence(backend, spec.shape)
+    layer, sequence = backend.recurrent(spec), new_sequence(backend, spec.shape)
     go_on(backend, layer, numbers(0, 40, HIDDEN), (sequence, 40))
     sequence.save()
     size = sequence.saved_bytes

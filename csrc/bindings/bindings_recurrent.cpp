@@ -1,4 +1,4 @@
-// Python's view of gated delta nets.
+// Python's view of layers with a recurrent state.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -6,6 +6,7 @@
 
 #include "bindings/arrays.h"
 #include "layers/delta_net.h"
+#include "layers/short_conv.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -29,9 +30,10 @@ std::shared_ptr<DeltaNet> new_delta_net(std::shared_ptr<Runtime> runtime, NormPt
   auto layer = std::make_shared<DeltaNet>();
   layer->runtime = std::move(runtime);
   layer->norm = *norm;
-  layer->shape = {n_key_heads, n_value_heads, head_dim, kernel};
+  layer->shape = {n_key_heads, n_value_heads, head_dim,
+                  head_dim,    kernel,        (2 * n_key_heads + n_value_heads) * head_dim};
   layer->tiled = tiled;
-  layer->conv = vector_of("conv", conv, kernel * layer->shape.channels());
+  layer->conv = vector_of("conv", conv, kernel * layer->shape.channels);
   layer->dt_bias = vector_of("dt_bias", dt_bias, n_value_heads);
   layer->decay = vector_of("decay", decay, n_value_heads);
   layer->out_norm = *out_norm;
@@ -44,8 +46,24 @@ std::shared_ptr<DeltaNet> new_delta_net(std::shared_ptr<Runtime> runtime, NormPt
   return layer;
 }
 
-void delta_net_forward(const DeltaNet& layer, nb::handle x, nb::handle out, const Batch& batch) {
-  const Rows from("x", x, layer.qkv->cols(), false), to("out", out, layer.output->rows(), true);
+std::shared_ptr<ShortConv> new_short_conv(std::shared_ptr<Runtime> runtime, NormPtr norm, MatrixPtr input,
+                                          MatrixPtr output, Numbers conv, int64_t kernel, int64_t index) {
+  auto layer = std::make_shared<ShortConv>();
+  const int64_t channels = output->cols();
+  expect("input", "rows", input->rows(), 3 * channels);
+  layer->runtime = std::move(runtime);
+  layer->norm = *norm;
+  layer->shape = {0, 0, 1, 1, kernel, channels};
+  layer->conv = vector_of("conv", conv, kernel * channels);
+  layer->input = std::move(input);
+  layer->output = std::move(output);
+  layer->index = index;
+  return layer;
+}
+
+template <typename Layer>
+void forward(const Layer& layer, nb::handle x, nb::handle out, const Batch& batch) {
+  const Rows from("x", x, layer.norm.size(), false), to("out", out, layer.output->rows(), true);
   expect("x", "rows", from.rows(), batch.rows());
   expect("out", "rows", to.rows(), batch.rows());
   if (const std::string why = layer.refuses(batch); !why.empty()) refuse("batch: " + why);
@@ -56,11 +74,16 @@ void delta_net_forward(const DeltaNet& layer, nb::handle x, nb::handle out, cons
 
 }  // namespace
 
-void bind_delta_net(nb::module_& m) {
+void bind_recurrent(nb::module_& m) {
   nb::class_<DeltaNet>(m, "DeltaNet", nb::is_weak_referenceable(), "One layer's gated delta net.")
       .def(nb::new_(&new_delta_net), nb::kw_only(), "runtime"_a, "norm"_a, "qkv"_a, "z"_a, "beta"_a,
            "alpha"_a, "output"_a, "conv"_a, "dt_bias"_a, "decay"_a, "out_norm"_a, "n_key_heads"_a,
            "n_value_heads"_a, "head_dim"_a, "kernel"_a, "tiled"_a, "index"_a)
-      .def("forward", &delta_net_forward, "x"_a, "out"_a, "batch"_a,
+      .def("forward", &forward<DeltaNet>, "x"_a, "out"_a, "batch"_a,
            "Add the delta net of x (T, D) to out (T, D), which may be x itself.");
+  nb::class_<ShortConv>(m, "ShortConv", nb::is_weak_referenceable(), "One layer's gated short convolution.")
+      .def(nb::new_(&new_short_conv), nb::kw_only(), "runtime"_a, "norm"_a, "input"_a, "output"_a, "conv"_a,
+           "kernel"_a, "index"_a)
+      .def("forward", &forward<ShortConv>, "x"_a, "out"_a, "batch"_a,
+           "Add the convolution of x (T, D) to out (T, D), which may be x itself.");
 }
