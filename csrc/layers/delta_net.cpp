@@ -166,7 +166,8 @@ struct DeltaJob {
   }
 
   // Norms n rows of results and multiplies them by silu(z).
-  void finish(const RecurrentSpan& span, int64_t head, int64_t row, int64_t n, const Scratch& s, float* y) const {
+  void finish(const RecurrentSpan& span, int64_t head, int64_t row, int64_t n, const Scratch& s,
+              float* y) const {
     const VectorKernels& vector = layer->runtime->vector;
     for (int64_t i = 0; i < n; ++i) {
       const int64_t at = (span.row0 + row + i) * layer->shape.n_value_heads + head;

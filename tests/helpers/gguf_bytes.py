@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures.row import OF_ATTENTION, SHAPES, Architecture
+from hotset.architectures.row import OF_ATTENTION, OF_DENSE, SHAPES, Architecture
 from hotset.architectures.table import ARCHITECTURES
-from hotset.formats.tensor_table import is_global
+from hotset.formats.tensor_table import ONLY_BIAS, is_global
 
 _ALIGNMENT = 32
 
@@ -82,6 +82,7 @@ class GGUFBytes:
 
 SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "A": 2, "E": 3, "X": 5, "Y": 7, "1": 1}
 DELTA_NET = {"G": 16, "B": 4, "T": 2, "Z": 8, "C": 16, "W": 3}
+SHORT_CONV = {"U": 24, "C": 8, "W": 3}
 DELTA_NET_KEYS = {"time_step_rank": 2, "group_count": 1, "state_size": 4, "conv_kernel": 3, "inner_size": 8}
 
 
@@ -89,7 +90,8 @@ def shape_of(architecture: Architecture, part: str) -> tuple[int, ...]:
     """A weight of a tiny model."""
     if part == "attn_qkv":
         return 16, 8
-    return tuple((SIZES | DELTA_NET)[letter] for letter in {**SHAPES, **architecture.shapes}[part])
+    own = SHORT_CONV if architecture.short_conv else DELTA_NET
+    return tuple((SIZES | own)[letter] for letter in {**SHAPES, **architecture.shapes}[part])
 
 
 def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
@@ -112,17 +114,21 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
         keys |= {f"{name}.expert_count": 3, f"{name}.expert_used_count": 2}
     if architecture.delta_net:  # which the first layer is
         keys |= {f"{name}.ssm.{key}": value for key, value in DELTA_NET_KEYS.items()}
+    if architecture.short_conv:
+        keys |= {f"{name}.shortconv.l_cache": 3, f"{name}.attention.head_count_kv": [0]}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
     for part in architecture.tensors:
         if part in ("output", "attn_norm_2", "ffn_gate_up_exps", "ssm_in", "ssm_ba"):  # what may be absent
             continue
-        if architecture.delta_net and part in OF_ATTENTION:
+        if (architecture.delta_net or architecture.short_conv) and part in OF_ATTENTION:
+            continue
+        if architecture.experts and part in OF_DENSE:
             continue
         place = part if is_global(part) else f"blk.0.{part}"
         shape = shape_of(architecture, part)
-        parts = {"weight": shape}
+        parts = {"bias" if part == ONLY_BIAS else "weight": shape}
         if part in architecture.always_biased:
             parts["bias"] = shape[:-1] or shape
         for suffix, dims in parts.items():

@@ -54,8 +54,10 @@ def without_kv_heads(keys: Keys, layers: int) -> tuple[bool, ...]:
 def kv_heads(keys: Keys, heads: int, recurrent: tuple[bool, ...]) -> int:
     """Read the key/value heads of layers with attention; where files tell each layer's, the others have 0."""
     stated = keys.get("attention.head_count_kv")
-    if recurrent and isinstance(stated, np.ndarray) and len(own := np.unique(stated[stated != 0])) == 1:
-        return int(own[0])
+    if recurrent and isinstance(stated, np.ndarray):
+        own = np.unique(stated[stated != 0]) if not all(recurrent) else [heads]
+        if len(own) == 1:
+            return int(own[0])
     return keys.integer("attention.head_count_kv", heads)
 
 
