@@ -171,6 +171,13 @@ void bind_experts(nb::module_& m) {
       .def("select", &experts_select, "x"_a, "logits"_a.none(), "weights"_a,
            "Write each row's weights, zero for experts that it does not select, to weights (T, E): of x (T, "
            "D), or of the router's logits (T, E) where they are given.")
+      .def_prop_ro(
+          "uses",
+          [](const Experts& layer) {
+            const ExpertBank::Uses uses = layer.bank->uses();
+            return nb::make_tuple(uses.rows, uses.of, uses.packed);
+          },
+          "Rows so far, how many of them used each expert, and whether each is packed.")
       .def("add", &experts_add, "x"_a, "out"_a, "weights"_a,
            "Add to out (T, D) what forward does, of the experts whose weights (T, E) are positive, or NaN.")
       .def(

@@ -296,6 +296,15 @@ void bind_layers(nb::module_& m) {
            "way"_a, "score"_a, "predictor"_a, "raw_input"_a, "factors"_a.none(), "post_norm"_a.none(),
            "index"_a)
       .def_prop_ro("parts", &NeuronFfn::parts, "Sums that its neurons are added up in, a chunk each.")
+      .def_prop_ro(
+          "tally",
+          [](const NeuronFfn& ffn) {
+            const Tally& tally = ffn.tally();
+            const std::vector<int64_t> fired(tally.fired.begin(), tally.fired.end());
+            return nb::make_tuple(tally.rows.load(), tally.chosen.load(), fired);
+          },
+          "Rows so far for which neurons were chosen, neurons chosen for them, and values that were not zero "
+          "of each COUNTED neighbours.")
       .def("forward", &neuron_ffn_forward, "x"_a, "out"_a, "batch"_a = nb::none(), "scores"_a = nb::none(),
            "Add the FFN of x (T, D) to out (T, D), which may be x itself. Each row's neurons are chosen by "
            "its "

@@ -53,4 +53,5 @@ void bind_numbers(nb::module_& m) {
                                           {"IQ3_XXS", kIQ3_XXS}, {"IQ3_S", kIQ3_S},   {"TQ1_0", kTQ1_0},
                                           {"TQ2_0", kTQ2_0},     {"Q2", kQ2}});
   m.attr("KV_BLOCK") = kKvBlock;
+  m.attr("COUNTED") = kCounted;
 }

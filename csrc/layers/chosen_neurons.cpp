@@ -183,6 +183,7 @@ struct ChosenJob {
     Work w;
     divide(memory, w);
     std::copy_n(w.result->touched, c.rows, touched + part * c.rows);
+    for (int64_t t = 0; c.tally && t < c.rows; ++t) count(w.sums[t].neurons, w.result->touched[t].fired);
     for (int64_t t = 0; c.values && t < c.rows; ++t) {
       const Sum& sum = w.sums[t];
       const int64_t count = w.result->touched[t].fired;
@@ -197,6 +198,15 @@ struct ChosenJob {
   }
 
  private:
+  // Counts neurons that have fired; neighbours are all one part's, so that nobody else counts them now.
+  void count(const int32_t* fired, int64_t n) const {
+    constexpr auto kRelaxed = std::memory_order_relaxed;
+    for (int64_t k = 0; k < n; ++k) {
+      std::atomic<int64_t>& of = c.tally->fired[static_cast<size_t>(fired[k] / kCounted)];
+      of.store(of.load(kRelaxed) + 1, kRelaxed);
+    }
+  }
+
   // Adds a part's sums (`mine`, which becomes the result; nullptr: none) to its neighbour's, those of both to
   // their neighbours', and so on. Where the neighbour has not come yet they are left to it (as a copy, if
   // they are in `scratch`), and the result is false; true: `mine` are the sums of all parts.

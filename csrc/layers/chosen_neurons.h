@@ -1,9 +1,24 @@
 // Decoding: FFNs that compute for each row of a batch the neurons chosen for it.
 #pragma once
 
+#include <atomic>
+#include <vector>
+
 #include "layers/neuron_products.h"
 
 namespace hotset {
+
+// Neighbours that are counted together where it is counted who fires; no two parts have some of them.
+constexpr int64_t kCounted = 16;
+
+// What was computed for rows for which neurons were chosen, of all sequences; for who looks on: no result
+// depends on it, and calls at the same time may lose some of it.
+struct Tally {
+  explicit Tally(int64_t neurons) : fired(static_cast<size_t>(ceil_div(neurons, kCounted))) {}
+
+  std::atomic<int64_t> rows{0}, chosen{0};  // as Touched::chosen
+  std::vector<std::atomic<int64_t>> fired;  // values that were not zero, of each so many neighbours
+};
 
 // Which neurons to compute for rows of a batch, each by its own choice, and how their values come about.
 struct Chosen {
@@ -27,6 +42,7 @@ struct Chosen {
   RowActivations x;  // for first and second
 
   float* values;  // where the chosen neurons' values are written (rows x neurons), or null
+  Tally* tally;   // counts who fires, or null
 
   // Some rows' part.
   Chosen part(int64_t row, int64_t count) const {

@@ -200,6 +200,7 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
   }
   chosen.known = parts_.first ? values(session, input) : nullptr;
   chosen.everything = parts_.way == Way::kDense;
+  chosen.tally = tally_.get();
   if (!chosen.everything) {
     chosen.scores = !predicted ? chosen.known
                     : scores   ? keep(session, scores, rows * neurons())
@@ -236,7 +237,10 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       ++chooser.rows;
       chooser.read += of_row.read;
       chooser.fired += of_row.fired;
-      chooser.chosen += predicted ? of_row.chosen : of_row.read;
+      const int64_t n = predicted ? of_row.chosen : of_row.read;
+      chooser.chosen += n;
+      tally_->chosen.fetch_add(n, std::memory_order_relaxed);
+      tally_->rows.fetch_add(1, std::memory_order_relaxed);
       if (!predicted || !chooser.cutoff.due(of[t].position, false)) continue;
       ++chooser.audits;
       chooser.kept += chooser.cutoff.learn(of[t].position, chosen.scores + t * neurons(),

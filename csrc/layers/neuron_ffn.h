@@ -35,12 +35,14 @@ struct NeuronFfnParts {
 
 class NeuronFfn {
  public:
-  explicit NeuronFfn(NeuronFfnParts parts) : parts_(std::move(parts)) {}
+  explicit NeuronFfn(NeuronFfnParts parts)
+      : parts_(std::move(parts)), tally_(std::make_unique<Tally>(neurons())) {}
   ~NeuronFfn() { parts_.runtime->pool.quiesce(); }
 
   int64_t hidden() const { return parts_.down->cols(); }
   int64_t neurons() const { return parts_.down->rows(); }
   int64_t index() const { return parts_.index; }
+  const Tally& tally() const { return *tally_; }
   int64_t parts() const { return parts_of(*parts_.runtime, neurons()); }
   ThreadPool& pool() const { return parts_.runtime->pool; }
 
@@ -79,6 +81,7 @@ class NeuronFfn {
                           int64_t rows) const;
 
   const NeuronFfnParts parts_;
+  const std::unique_ptr<Tally> tally_;
 };
 
 }  // namespace hotset

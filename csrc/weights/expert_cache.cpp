@@ -142,6 +142,16 @@ float ExpertBank::heat(const Expert& expert) const {
   return expert.heat * std::exp2(static_cast<float>(expert.used - time_) / kHalfLife);
 }
 
+ExpertBank::Uses ExpertBank::uses() const {
+  const std::lock_guard lock(cache_->mutex_);
+  Uses all{time_, {}, {}};
+  for (const Expert& expert : experts_) {
+    all.of.push_back(expert.rows);
+    all.packed.push_back(expert.packed != nullptr);
+  }
+  return all;
+}
+
 PackedMatrix ExpertBank::packed(size_t i, int64_t expert) const {
   const ExpertMatrix& m = matrices_[i];
   return {m.type, m.rows, m.cols, cache_->runtime_->linear.panel_bytes(m.type, m.cols),
@@ -157,6 +167,7 @@ void ExpertBank::need(Session& session, const int32_t* experts, const int64_t* r
     Expert& expert = experts_[experts[i]];
     expert.heat = heat(expert) + static_cast<float>(rows[i]);
     expert.used = time_;
+    expert.rows += rows[i];
     missing += expert.packed == nullptr;
   }
   if (missing == 0) return;

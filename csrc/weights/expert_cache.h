@@ -94,6 +94,14 @@ class ExpertBank {
   // how many rows of a batch of `batch_rows` use each. Throws std::bad_alloc.
   void need(Session& session, const int32_t* experts, const int64_t* rows, int64_t n, int64_t batch_rows);
 
+  // Rows so far, how many of them used each expert, and which experts are packed.
+  struct Uses {
+    int64_t rows;
+    std::vector<int64_t> of;
+    std::vector<bool> packed;
+  };
+  Uses uses() const;
+
   // Matrix i of an expert that is packed.
   PackedMatrix packed(size_t i, int64_t expert) const;
 
@@ -104,6 +112,7 @@ class ExpertBank {
     uint8_t* packed = nullptr;
     float heat = 0;    // rows that used it, decayed, when it was last used
     int64_t used = 0;  // in the bank's time
+    int64_t rows = 0;  // that used it so far
     bool needed = false;
   };
 

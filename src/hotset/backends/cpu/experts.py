@@ -25,6 +25,11 @@ class CpuExperts:
         self.native = native
         self._count = count
 
+    @property
+    def uses(self) -> tuple[int, list[int], list[bool]]:
+        """Rows so far, how many of them used each expert, and which experts are packed in memory."""
+        return self.native.uses
+
     def route(self, x: F32) -> F32:
         """See `Experts`."""
         logits = np.empty((len(x), self._count), np.float32)

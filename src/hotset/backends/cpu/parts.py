@@ -1,5 +1,7 @@
 """The native parts as the contract has them."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from hotset import _native
@@ -8,6 +10,9 @@ from hotset.backends.contract import F32, EmbeddingSpec
 from hotset.backends.cpu.state import CpuView
 from hotset.core.batch import I32
 from hotset.core.errors import RequestError
+
+COUNTED = _native.COUNTED
+"""Neighbours that are counted together where it is counted who fires."""
 
 
 class CpuEmbedding:
@@ -77,6 +82,16 @@ class CpuFFN:
         self.native.forward(x, out)
 
 
+class Tally(NamedTuple):
+    """What an FFN stored by neuron has computed for rows for which neurons were chosen."""
+
+    rows: int
+    chosen: int
+    """Neurons, summed over rows."""
+    fired: list[int]
+    """Values that were not zero, of each `COUNTED` neighbours, summed over rows."""
+
+
 class CpuNeuronFFN:
     """An FFN stored by neuron."""
 
@@ -85,6 +100,11 @@ class CpuNeuronFFN:
         self.neurons = native.neurons
         self.parts = native.parts
         """Sums that its neurons are added up in."""
+
+    @property
+    def tally(self) -> Tally:
+        """What was computed so far, for all sequences."""
+        return Tally(*self.native.tally)
 
     def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
         """See `FFN`; `scores` (T, F), where the predictor's are given. Without a view all is lossless."""

@@ -1,0 +1,89 @@
+"""Who fires: what the native parts count, against what the sequences' choosers know."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.random_checkpoint import by_neuron, mixture, quantised, random_checkpoint
+
+from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
+from hotset.core.config import ExpertsConfig, FFNPlan, Score, Way
+from hotset.formats.tensor import TensorType, tensor_from_array
+from hotset.model.build import build_transformer
+from hotset.model.reading import traffic
+from hotset.serve import heat as heat_room
+from hotset.serve.heat import heat
+from hotset.serve.loaded import Model
+
+NEURONS = 100
+
+
+def loaded(monkeypatch, checkpoint, ram=None):
+    backend = CpuBackend(2, ram=ram)
+    model = Model(
+        Path("random.gguf"), build_transformer(checkpoint, backend), None, backend, traffic(checkpoint)
+    )
+    monkeypatch.setattr(heat_room, "open_model", lambda path: checkpoint)
+    heat_room._profiles.cache_clear()
+    return model
+
+
+def decode(model, tokens):
+    """A prompt, which is not counted, and single tokens, which are."""
+    sequence = model.sequence(64)
+    model.transformer.forward(Batch.of(sequence, np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32), lossless=True))
+    for token in tokens:
+        model.transformer.forward(Batch.of(sequence, np.array([token], np.int32)))
+    return sequence
+
+
+def test_neurons(monkeypatch):
+    plan = FFNPlan(Way.THRESHOLD, Score.DOWN, cutoff=0.4)
+    checkpoint = random_checkpoint(windows=(None, 30), hidden_size=32, ffn_size=NEURONS)
+    checkpoint = quantised(by_neuron(checkpoint, plan, [np.arange(NEURONS)] * 2), TensorType.F16)
+    profile = np.stack([np.linspace(1, 0, NEURONS), np.zeros(NEURONS)]).astype(np.float32)
+    checkpoint.tensors["blk.0.ffn_profile.weight"] = tensor_from_array("profile", profile)
+    model = loaded(monkeypatch, checkpoint)
+    assert all(layer.rows == 0 for layer in heat(model).layers)
+    sequences = [decode(model, range(10)), decode(model, range(7))]
+    told = heat(model)
+    assert (told.device, told.file, told.note) == (0, 0, None)
+    assert told.memory == model.traffic.weights
+    for i, layer in enumerate(told.layers):
+        work = sum((sequence.choosers[i].work for sequence in sequences[1:]), sequences[0].choosers[i].work)
+        assert (layer.kind, layer.units, layer.column) == ("neurons", NEURONS, 16)
+        assert (layer.rows, layer.computed) == (17, work.chosen)
+        assert len(layer.fired) == 7
+        assert 0 < sum(layer.fired) == work.fired < 17 * NEURONS
+    assert told.layers[0].profile == pytest.approx(
+        [profile[0, i : i + 16].mean() for i in range(0, 100, 16)], abs=1e-4
+    )
+    assert told.layers[1].profile is None
+
+
+def test_experts_in_memory_and_in_the_file(monkeypatch):
+    shape = ExpertsConfig(count=6, used=2, size=32)
+    checkpoint = mixture(
+        random_checkpoint(windows=(None, None), hidden_size=32, ffn_size=NEURONS), [shape, None]
+    )
+    model = loaded(monkeypatch, checkpoint)
+    before = heat(model)
+    assert before.layers[0].in_memory == (0,) * 6
+    assert before.file == model.traffic.experts > 0
+    decode(model, range(5))
+    told = heat(model)
+    experts, dense = told.layers
+    assert (experts.kind, experts.units, experts.column, experts.rows) == ("experts", 6, 1, 13)
+    assert experts.computed == sum(experts.fired) == 13 * shape.used
+    assert [n > 0 for n in experts.fired] == [n > 0 for n in experts.in_memory]
+    assert told.file < before.file
+    assert (dense.kind, dense.rows) == ("dense", 0)
+
+
+def test_a_dense_model_says_why(monkeypatch):
+    model = loaded(monkeypatch, random_checkpoint(windows=(None,), hidden_size=32, ffn_size=300))
+    told = heat(model)
+    assert told.layers[0].kind == "dense"
+    assert told.layers[0].column == 3
+    assert "Every neuron is computed for every token" in told.note
