@@ -48,9 +48,11 @@ class Access:
             status = facts.pop("status", status or 500)
             route = getattr(scope.get("route"), "path", "none")
             self._count(route, status, seconds)
+            quiet = facts.pop("quiet", False)
             more = "".join(f" {name}={_plain(str(value))}" for name, value in facts.items())
             path = _plain(scope["path"][:_LONGEST])
-            log.info("%s %s %s %d %.3fs%s", id, scope["method"], path, status, seconds, more)
+            level = logging.DEBUG if quiet else logging.INFO
+            log.log(level, "%s %s %s %d %.3fs%s", id, scope["method"], path, status, seconds, more)
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hotset.serve.request import Request
-from hotset.server import anthropic, ollama, openai_chat, openai_completions, openai_responses, service
+from hotset.server import anthropic, ollama, openai_chat, openai_completions, openai_responses, page, service
 from hotset.server.access import Access
 from hotset.server.answers import Answer
 from hotset.server.ask import Ask
@@ -106,6 +106,7 @@ def make_app(
 ) -> Starlette:
     """The ASGI app."""
     routes: list[tuple[str, str, Handler]] = [
+        *page.ROUTES,
         *service.ROUTES,
         *openai_chat.ROUTES,
         *openai_completions.ROUTES,

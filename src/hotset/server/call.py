@@ -41,6 +41,7 @@ class Raw:
 
     media_type: str
     body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 Reply = dict[str, Any] | Streamed | Raw
@@ -127,7 +128,7 @@ class Endpoint:
                 await send.body(b"", more=False)
         else:
             raw = reply if isinstance(reply, Raw) else Raw("application/json", dump(reply))
-            await send.head(200, raw.media_type, {"content-length": str(len(raw.body))})
+            await send.head(200, raw.media_type, {"content-length": str(len(raw.body)), **raw.headers})
             await send.body(raw.body, more=False)
 
 

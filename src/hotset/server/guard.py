@@ -11,7 +11,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hotset.server.call import send_error
 from hotset.server.errors import ApiError
 
-_PUBLIC = ("/health",)
+_PUBLIC = ("/health", "/")
+_PAGE = "/page/"
+"""Files that are the same everywhere."""
 
 _MOST_HEADERS = 1 << 16
 """Bytes; the HTTP library has such a bound only for headers that come in several pieces."""
@@ -42,7 +44,7 @@ class Guard:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADERS:
             return ApiError(431, f"the headers have more than {_MOST_HEADERS} bytes")
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if scope["path"] in _PUBLIC:
+        if scope["path"] in _PUBLIC or scope["path"].startswith(_PAGE):
             return None
         if self._keys:
             return (

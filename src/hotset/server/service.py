@@ -23,11 +23,6 @@ async def health(server: "Server", call: Call) -> Reply:
     return {"status": "ok"}
 
 
-async def home(server: "Server", call: Call) -> Reply:
-    """That there is a server."""
-    return Raw("text/plain; charset=utf-8", b"Hotset is running")
-
-
 async def metrics(server: "Server", call: Call) -> Reply:
     """Prometheus's text."""
     return Raw("text/plain; version=0.0.4; charset=utf-8", server.metrics.text())
@@ -140,7 +135,6 @@ async def embeddings(server: "Server", call: Call) -> Reply:
 
 
 ROUTES: list[tuple[str, str, Handler]] = [
-    ("GET", "/", home),
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
     ("GET", "/v1/models", models),
