@@ -27,12 +27,13 @@ CachePtr new_cache(RuntimePtr runtime, std::optional<int64_t> budget) {
 }
 
 ExpertMatrixPtr new_matrix(int type, int64_t experts, int64_t rows, int64_t cols, Bytes data, bool from_file,
-                           std::optional<Numbers> bias) {
+                           std::optional<Numbers> bias, std::optional<int> use) {
   if (experts < 1 || rows < 1 || cols < 1 || data.size() % static_cast<size_t>(experts * rows) != 0) {
     refuse("data: not whole rows");
   }
-  if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), experts * rows);
   auto matrix = std::make_shared<ExpertMatrix>();
+  matrix->by_neuron = use.has_value();
+  matrix->use = static_cast<NeuronUse>(use.value_or(0));
   matrix->type = static_cast<Type>(type);
   matrix->experts = experts;
   matrix->rows = rows;
@@ -40,6 +41,7 @@ ExpertMatrixPtr new_matrix(int type, int64_t experts, int64_t rows, int64_t cols
   matrix->row_bytes = static_cast<int64_t>(data.size()) / (experts * rows);
   matrix->data = data.data();
   matrix->from_file = from_file;
+  if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), experts * matrix->biases());
   if (bias) matrix->bias.assign(bias->data(), bias->data() + bias->size());
   matrix->owner = std::make_shared<Bytes>(data);
   return matrix;
@@ -69,7 +71,8 @@ std::shared_ptr<SharedExpert> new_shared(MatrixPtr gate, MatrixPtr up, MatrixPtr
 std::shared_ptr<Experts> new_experts(RuntimePtr runtime, CachePtr cache, NormPtr norm, MatrixPtr router,
                                      std::shared_ptr<Routing> routing, ExpertMatrixPtr gate,
                                      ExpertMatrixPtr up, ExpertMatrixPtr down, int activation,
-                                     std::shared_ptr<SharedExpert> shared, NormPtr post_norm) {
+                                     std::shared_ptr<SharedExpert> shared, NormPtr post_norm, bool everything,
+                                     int64_t index) {
   std::vector<ExpertMatrix> matrices;
   if (gate) matrices.push_back(*gate);
   matrices.push_back(*up);
@@ -80,6 +83,9 @@ std::shared_ptr<Experts> new_experts(RuntimePtr runtime, CachePtr cache, NormPtr
   layer->norm = *norm;
   layer->router = std::move(router);
   layer->routing = *routing;
+  layer->by_neuron = down->by_neuron;
+  layer->everything = everything;
+  layer->index = index;
   layer->bank = std::make_shared<ExpertBank>(std::move(cache), std::move(matrices));
   layer->gated = gate != nullptr;
   layer->activation = static_cast<Activation>(activation);
@@ -96,7 +102,14 @@ void experts_route(const Experts& layer, nb::handle x, nb::handle logits) {
   layer.route(from.data(), from.rows(), to.data());
 }
 
-void experts_forward(const Experts& layer, nb::handle x, nb::handle out, nb::handle logits) {
+// The batch's rows are x's, and its sequences have what the layer counts in.
+void check_batch(const Experts& layer, const Batch* batch, int64_t rows) {
+  if (!batch || !layer.by_neuron) return;
+  expect("batch", "rows", batch->rows(), rows);
+}
+
+void experts_forward(const Experts& layer, nb::handle x, nb::handle out, nb::handle logits,
+                     const Batch* batch) {
   const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true);
   expect("out", "rows", to.rows(), from.rows());
   std::optional<Rows> given;
@@ -104,8 +117,9 @@ void experts_forward(const Experts& layer, nb::handle x, nb::handle out, nb::han
     given.emplace("logits", logits, layer.routing.count, false);
     expect("logits", "rows", given->rows(), from.rows());
   }
+  check_batch(layer, batch, from.rows());
   const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), from.rows(), given ? given->data() : nullptr);
+  layer.forward(from.data(), to.data(), from.rows(), given ? given->data() : nullptr, batch);
 }
 
 void experts_select(const Experts& layer, nb::handle x, nb::handle logits, nb::handle weights) {
@@ -122,13 +136,14 @@ void experts_select(const Experts& layer, nb::handle x, nb::handle logits, nb::h
   layer.select(from.data(), from.rows(), given ? given->data() : nullptr, to.data());
 }
 
-void experts_add(const Experts& layer, nb::handle x, nb::handle out, nb::handle weights) {
+void experts_add(const Experts& layer, nb::handle x, nb::handle out, nb::handle weights, const Batch* batch) {
   const Rows from("x", x, layer.hidden(), false), to("out", out, layer.hidden(), true),
       of("weights", weights, layer.routing.count, false);
   expect("out", "rows", to.rows(), from.rows());
   expect("weights", "rows", of.rows(), from.rows());
+  check_batch(layer, batch, from.rows());
   const nb::gil_scoped_release release;
-  layer.add(from.data(), to.data(), from.rows(), of.data());
+  layer.add(from.data(), to.data(), from.rows(), of.data(), batch);
 }
 
 void experts_neurons(const Experts& layer, nb::handle x, nb::handle gate, nb::handle h) {
@@ -154,7 +169,8 @@ void bind_experts(nb::module_& m) {
           "Bytes and experts that are packed, and how often one was packed and given back so far.");
   nb::class_<ExpertMatrix>(m, "ExpertMatrix", "One matrix of each expert, as it lies in a file.")
       .def(nb::new_(&new_matrix), "type"_a, "experts"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
-           "bias"_a.none());
+           "bias"_a.none(), "use"_a = nb::none(),
+           "`use`: single rows are read, to be multiplied with x (0) or added up (1).");
   nb::class_<Routing>(m, "Routing", "A router's rule.")
       .def(nb::new_(&new_routing), nb::kw_only(), "count"_a, "used"_a, "gating"_a, "normalised"_a, "scale"_a,
            "groups"_a, "groups_used"_a, "bias"_a.none());
@@ -162,10 +178,11 @@ void bind_experts(nb::module_& m) {
       .def(nb::new_(&new_shared), "gate"_a.none(), "up"_a, "down"_a, "gate_of"_a.none());
   nb::class_<Experts>(m, "Experts", nb::is_weak_referenceable(), "One layer's mixture of experts.")
       .def(nb::new_(&new_experts), nb::kw_only(), "runtime"_a, "cache"_a, "norm"_a, "router"_a, "routing"_a,
-           "gate"_a.none(), "up"_a, "down"_a, "activation"_a, "shared"_a.none(), "post_norm"_a.none())
+           "gate"_a.none(), "up"_a, "down"_a, "activation"_a, "shared"_a.none(), "post_norm"_a.none(),
+           "everything"_a = false, "index"_a = 0)
       .def("route", &experts_route, "x"_a, "logits"_a,
            "Write the router's logits of x (T, D) to logits (T, E).")
-      .def("forward", &experts_forward, "x"_a, "out"_a, "logits"_a = nb::none(),
+      .def("forward", &experts_forward, "x"_a, "out"_a, "logits"_a = nb::none(), "batch"_a = nb::none(),
            "Add the mixture of x (T, D) to out (T, D), which may be x itself, by the router's logits (T, E) "
            "where they are given.")
       .def("select", &experts_select, "x"_a, "logits"_a.none(), "weights"_a,
@@ -178,7 +195,7 @@ void bind_experts(nb::module_& m) {
             return nb::make_tuple(uses.rows, uses.of, uses.packed);
           },
           "Rows so far, how many of them used each expert, and whether each is packed.")
-      .def("add", &experts_add, "x"_a, "out"_a, "weights"_a,
+      .def("add", &experts_add, "x"_a, "out"_a, "weights"_a, "batch"_a = nb::none(),
            "Add to out (T, D) what forward does, of the experts whose weights (T, E) are positive, or NaN.")
       .def(
           "neurons", &experts_neurons, "x"_a, "gate"_a, "h"_a,

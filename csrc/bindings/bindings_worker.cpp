@@ -107,9 +107,9 @@ void add_mixture(HostWorker& worker, std::shared_ptr<Experts> layer, Rows x, Row
   worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(),
                    weights = weights ? weights->data() : nullptr](const Batch* batch) {
     if (weights) {
-      layer->add(x, out, batch->rows(), weights);
+      layer->add(x, out, batch->rows(), weights, batch);
     } else {
-      layer->forward(x, out, batch->rows(), nullptr);
+      layer->forward(x, out, batch->rows(), nullptr, batch);
     }
   });
 }

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/expert_neurons.h"
+#include "layers/neuron_prompts.h"
+
 namespace hotset {
 namespace {
 
@@ -208,20 +211,178 @@ void Experts::add_some(const float* x, float* out, int64_t rows, const Given& gi
   add_normed(session, *runtime, *post_norm, y, rows, out);
 }
 
-void Experts::forward(const float* x, float* out, int64_t rows, const float* logits) const {
-  add_all(x, out, rows, {logits, nullptr});
+void Experts::forward(const float* x, float* out, int64_t rows, const float* logits,
+                      const Batch* batch) const {
+  add_all(x, out, rows, {logits, nullptr}, batch);
 }
 
-void Experts::add(const float* x, float* out, int64_t rows, const float* weights) const {
-  add_all(x, out, rows, {nullptr, weights});
+void Experts::add(const float* x, float* out, int64_t rows, const float* weights, const Batch* batch) const {
+  add_all(x, out, rows, {nullptr, weights}, batch);
 }
 
-void Experts::add_all(const float* x, float* out, int64_t rows, const Given& given) const {
+void Experts::add_rows(const float* x, float* out, int64_t rows, const Given& given,
+                       Chooser* const* choosers) const {
   for (int64_t row = 0; row < rows; row += kMostRows) {
     const auto from = [&](const float* of) { return of ? of + row * routing.count : nullptr; };
-    add_some(x + row * hidden(), out + row * hidden(), std::min(kMostRows, rows - row),
-             {from(given.logits), from(given.weights)});
+    const Given of_rows = {from(given.logits), from(given.weights)};
+    const int64_t n = std::min(kMostRows, rows - row);
+    if (by_neuron) {
+      add_by_neuron(x + row * hidden(), out + row * hidden(), n, of_rows,
+                    choosers ? choosers + row : nullptr);
+    } else {
+      add_some(x + row * hidden(), out + row * hidden(), n, of_rows);
+    }
   }
+}
+
+// Experts stored by neuron compute rows of lossless spans one way, however few they are, and all others the
+// other way, as NeuronFfn does.
+void Experts::add_all(const float* x, float* out, int64_t rows, const Given& given,
+                      const Batch* batch) const {
+  if (!by_neuron || !batch) return add_rows(x, out, rows, given, nullptr);
+  std::vector<int64_t> of[2];  // lossless, and others
+  std::vector<Chooser*> choosers;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Span& span = batch->span_of(row);
+    of[!span.lossless].push_back(row);
+    if (span.lossless) continue;
+    const bool counts = span.sequence && index < static_cast<int64_t>(span.sequence->choosers.size());
+    choosers.push_back(counts ? &span.sequence->choosers[index] : nullptr);
+  }
+  if (of[1].empty()) return add_rows(x, out, rows, given, nullptr);
+  if (of[0].empty()) return add_rows(x, out, rows, given, choosers.data());
+  const auto gathered = [](const float* from, const std::vector<int64_t>& which, int64_t cols) {
+    std::vector<float> to;
+    for (const int64_t row : which) to.insert(to.end(), from + row * cols, from + (row + 1) * cols);
+    return to;
+  };
+  std::vector<float> results[2];
+  for (int kind = 0; kind < 2; ++kind) {  // before any result is written, as out may be x
+    const auto some = [&](const float* from) {
+      return from ? gathered(from, of[kind], routing.count) : std::vector<float>();
+    };
+    const std::vector<float> own = gathered(x, of[kind], hidden()), logits = some(given.logits),
+                             weights = some(given.weights);
+    results[kind] = gathered(out, of[kind], hidden());
+    add_rows(own.data(), results[kind].data(), static_cast<int64_t>(of[kind].size()),
+             {given.logits ? logits.data() : nullptr, given.weights ? weights.data() : nullptr},
+             kind == 0 ? nullptr : choosers.data());
+    runtime->pool.quiesce();  // a thread left behind may read what was gathered
+  }
+  for (int kind = 0; kind < 2; ++kind) {
+    const float* from = results[kind].data();
+    for (const int64_t row : of[kind]) {
+      std::copy_n(from, hidden(), out + row * hidden());
+      from += hidden();
+    }
+  }
+}
+
+// The selected experts' first matrices, and the rows that use them; packed for second too.
+ExpertUses Experts::uses_of_first(Session& session, const Activations& x, const Selected& of,
+                                  bool second_too) const {
+  {
+    const Zone zone(runtime->zones, ZoneName::kFfnPacking);
+    bank->need(session, of.experts, of.counts, of.n, x.rows);
+  }
+  auto *uses = session.allocate<ExpertUse>(of.n), *inputs = session.allocate<ExpertUse>(of.n);
+  for (int64_t i = 0; i < of.n; ++i) {
+    const int64_t expert = of.experts[i];
+    ExpertUse& use = inputs[i] = {};
+    use.up = bank->packed(0, expert);
+    use.up_bias = bank->matrix(0).bias_of(expert);
+    use.count = of.counts[i];
+    use.rows = of.rows + of.firsts[i];
+    use.weights = of.weights + of.firsts[i];
+    use.h = session.allocate<float>(use.count * size());
+    uses[i] = use;
+    use.gated = second_too;
+    if (second_too) use.gate.type = bank->matrix(1).type;
+  }
+  gather_inputs(session, *runtime, x, hidden(), inputs, of.n);
+  for (int64_t i = 0; i < of.n; ++i) std::copy_n(inputs[i].x, 2, uses[i].x);
+  return {uses, of.n, x.rows, alone(activation)};
+}
+
+// h times up's part, of all neurons.
+void Experts::multiply_second(Session& session, const ExpertUse& use, int64_t expert) const {
+  multiply_rows(session, *runtime, {{use.x[kActF32], use.x[kActInt8]}, use.count}, bank->rows(1, expert),
+                bank->matrix(1).bias_of(expert), Apply::kTimes, activation, use.h);
+}
+
+// The shared expert's result.
+const float* Experts::add_shared(Session& session, const Activations& x) const {
+  auto* h = session.allocate<float>(x.rows * shared->up->rows());
+  auto* y = session.allocate<float>(x.rows * hidden());
+  multiply_gated(session, *runtime, x, shared->gate.get(), *shared->up, activation, h);
+  const Activations packed = pack(session, *runtime, h, x.rows, nullptr, {shared->down.get()});
+  multiply(session, *runtime, packed, {{shared->down.get(), y, hidden()}}, false);
+  return y;
+}
+
+// Lossless without choosers.
+void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Given& given,
+                            Chooser* const* choosers) const {
+  Session session(runtime->pool);
+  Zone zone(runtime->zones, ZoneName::kFfnRouter);
+  const Activations packed = pack_input(session, x, rows);
+  const Selected of = selected(session, packed, given);
+  const int64_t n = of.n + (shared ? 1 : 0);
+  if (n == 0) return;
+  zone.next(ZoneName::kFfnUp);
+  const ExpertUses all = uses_of_first(session, packed, of, gated && !choosers);
+  if (of.n > 0) multiply_experts(session, *runtime, all, nullptr);
+
+  const size_t down = gated ? 2 : 1;
+  const int64_t parts = choosers ? expert_parts(size()) : 1;
+  auto* neurons = session.allocate<ExpertNeurons>(of.n);
+  auto* results = session.allocate<ExpertResult>(n);
+  for (int64_t i = 0; i < of.n; ++i) {
+    const ExpertUse& use = all.uses[i];
+    const int64_t expert = of.experts[i];
+    auto* to = session.allocate<float>(parts * use.count * hidden());
+    neurons[i] = {gated, {}, bank->rows(down, expert), nullptr, use.count, use.rows, use.h, to};
+    if (gated) {
+      neurons[i].second = bank->rows(1, expert);
+      neurons[i].second_bias = bank->matrix(1).bias_of(expert);
+    }
+    results[i] = {to, parts, use.count, use.rows, use.weights, bank->matrix(down).bias_of(expert)};
+  }
+  if (shared) {
+    auto* every = session.allocate<int32_t>(rows);
+    for (int64_t row = 0; row < rows; ++row) every[row] = static_cast<int32_t>(row);
+    results[of.n] = {add_shared(session, packed), 1, rows, every, of.shared, nullptr};
+  }
+  if (choosers) {
+    zone.next(ZoneName::kFfnChosen);
+    RowActivations of_second = {nullptr, 0, rows};
+    if (gated) {
+      of_second = pack_for_rows(session, *runtime, x, rows, &norm, bank->matrix(1).type, hidden());
+    }
+    auto* touched = session.allocate<Touched>(rows);
+    std::fill_n(touched, rows, Touched{});
+    multiply_expert_neurons(session, *runtime, neurons, of.n, activation, everything, of_second, touched);
+    for (int64_t row = 0; row < rows; ++row) {
+      if (!choosers[row]) continue;
+      ++choosers[row]->rows;
+      choosers[row]->read += touched[row].read;
+      choosers[row]->fired += touched[row].fired;
+      choosers[row]->chosen += touched[row].chosen;
+    }
+  } else {
+    for (int64_t i = 0; gated && i < of.n; ++i) multiply_second(session, all.uses[i], of.experts[i]);
+    zone.next(ZoneName::kFfnDown);
+    for (int64_t i = 0; i < of.n; ++i) {
+      const ExpertNeurons& of_expert = neurons[i];
+      multiply_neurons(session, *runtime, of_expert.h, of_expert.count, of_expert.down, nullptr, false,
+                       of_expert.results);
+    }
+  }
+  if (!post_norm) return add_results(session, *runtime, results, n, rows, hidden(), out);
+  auto* y = session.allocate<float>(rows * hidden());
+  std::fill_n(y, rows * hidden(), 0.0f);
+  add_results(session, *runtime, results, n, rows, hidden(), y);
+  add_normed(session, *runtime, *post_norm, y, rows, out);
 }
 
 void Experts::neurons(const float* x, int64_t rows, float* pre, float* h) const {
@@ -233,10 +394,13 @@ void Experts::neurons(const float* x, int64_t rows, float* pre, float* h) const 
     const int64_t n = std::min(kMostRows, rows - first);
     const Activations packed = pack_input(session, x + first * hidden(), n);
     const Selected of = selected(session, packed, {});
-    ExpertUses all = uses(session, packed, of);
+    ExpertUses all = by_neuron ? uses_of_first(session, packed, of, gated) : uses(session, packed, of);
     all.n = of.n;
     auto* inputs = session.allocate<float>(n * routing.used * size());
     multiply_experts(session, *runtime, all, inputs);
+    for (int64_t i = 0; by_neuron && gated && i < of.n; ++i) {
+      multiply_second(session, all.uses[i], of.experts[i]);
+    }
     const float* from = inputs;
     for (int64_t i = 0; i < of.n; ++i) {
       const ExpertUse& use = all.uses[i];

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "layers/batch.h"
 #include "layers/expert_products.h"
 #include "layers/router.h"
 #include "weights/expert_cache.h"
@@ -23,6 +24,9 @@ struct Experts {
   Routing routing;
   std::shared_ptr<ExpertBank> bank;  // gate where there is one, up, down
   bool gated;
+  bool by_neuron;   // the last ones but the first are read by row: up where there is a gate, and down
+  bool everything;  // even neurons that are zero
+  int64_t index;    // of its chooser in sequences
   Activation activation;
   std::shared_ptr<const SharedExpert> shared;  // or null
   std::shared_ptr<const Norm> post_norm;       // or null
@@ -33,15 +37,17 @@ struct Experts {
   // logits (rows x experts) of the router for x, without the norm.
   void route(const float* x, int64_t rows, float* logits) const;
 
-  // out += experts(x); out may be x. The router's logits may be given.
-  void forward(const float* x, float* out, int64_t rows, const float* logits) const;
+  // out += experts(x); out may be x. The router's logits may be given. The batch (or null) says which rows
+  // are lossless: in experts stored by neuron those read all neurons together, and others only what is not
+  // zero.
+  void forward(const float* x, float* out, int64_t rows, const float* logits, const Batch* batch) const;
 
   // Each row's weights (rows x experts), zero for the experts that it does not select: of x, or of the
   // router's logits where they are given.
   void select(const float* x, int64_t rows, const float* logits, float* weights) const;
 
   // As forward, of the experts whose weights (rows x experts) are positive, or not a number.
-  void add(const float* x, float* out, int64_t rows, const float* weights) const;
+  void add(const float* x, float* out, int64_t rows, const float* weights, const Batch* batch) const;
 
   // What the activation is applied to and the neurons' values, both (rows x experts x size): zeros for
   // experts that a row does not use.
@@ -58,8 +64,15 @@ struct Experts {
   Activations pack_input(Session& session, const float* x, int64_t rows) const;
   Selected selected(Session& session, const Activations& x, const Given& given) const;
   ExpertUses uses(Session& session, const Activations& x, const Selected& selected) const;
+  ExpertUses uses_of_first(Session& session, const Activations& x, const Selected& selected,
+                           bool second_too) const;
+  void multiply_second(Session& session, const ExpertUse& use, int64_t expert) const;
+  const float* add_shared(Session& session, const Activations& x) const;
   void add_some(const float* x, float* out, int64_t rows, const Given& given) const;
-  void add_all(const float* x, float* out, int64_t rows, const Given& given) const;
+  void add_by_neuron(const float* x, float* out, int64_t rows, const Given& given,
+                     Chooser* const* choosers) const;
+  void add_rows(const float* x, float* out, int64_t rows, const Given& given, Chooser* const* choosers) const;
+  void add_all(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch) const;
 };
 
 }  // namespace hotset

@@ -196,7 +196,7 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
   chosen.first = parts_.first_rows.get();
   chosen.second = parts_.second_rows.get();
   if (const NeuronRows* any = chosen.first ? chosen.first : chosen.second) {
-    chosen.x = pack_for_rows(session, runtime, x, rows, &parts_.norm, *any);
+    chosen.x = pack_for_rows(session, runtime, x, rows, &parts_.norm, any->packed.type, hidden());
   }
   chosen.known = parts_.first ? values(session, input) : nullptr;
   chosen.everything = parts_.way == Way::kDense;

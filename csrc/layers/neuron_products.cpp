@@ -47,14 +47,14 @@ struct AllRowsJob {
 }  // namespace
 
 RowActivations pack_for_rows(Session& session, const Runtime& runtime, const float* x, int64_t rows,
-                             const Norm* norm, const NeuronRows& matrix) {
-  const int64_t cols = matrix.cols(), bytes = runtime.neurons.activation_bytes(matrix.packed.type, cols);
+                             const Norm* norm, Type type, int64_t cols) {
+  const int64_t bytes = runtime.neurons.activation_bytes(type, cols);
   auto* normed = session.allocate<float>(cols);
   auto* packed = session.allocate<uint8_t>(rows * bytes);
   for (int64_t t = 0; t < rows; ++t) {
     const float* row = x + t * cols;
     if (norm) norm->apply(runtime.vector, row, normed);
-    runtime.neurons.pack_activations(matrix.packed.type, norm ? normed : row, cols, packed + t * bytes);
+    runtime.neurons.pack_activations(type, norm ? normed : row, cols, packed + t * bytes);
   }
   return {packed, bytes, rows};
 }

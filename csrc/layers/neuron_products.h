@@ -13,7 +13,7 @@ struct RowActivations {
   RowActivations row(int64_t t) const { return {packed + t * bytes, bytes, 1}; }
 };
 RowActivations pack_for_rows(Session& session, const Runtime& runtime, const float* x, int64_t rows,
-                             const Norm* norm, const NeuronRows& matrix);
+                             const Norm* norm, Type type, int64_t cols);
 
 // y[j] = row j times the one token in x, for all rows: the decode kernel.
 void multiply_all_rows(Session& session, const Runtime& runtime, const RowActivations& x,

@@ -129,11 +129,16 @@ struct AllJob {
 
 }  // namespace
 
+void multiply_rows(Session& session, const Runtime& runtime, const Activations& x, const NeuronMatrix& rows,
+                   const float* bias, Apply apply, Activation activation, float* y) {
+  const ActivationFormat format = runtime.linear.activation_format(rows.type);
+  const RowsJob job{&runtime, rows, bias, x.packed[format], x.rows, apply, activation, y};
+  session.run(ceil_div(rows.rows, job.chunk_rows()), job);
+}
+
 void multiply_rows(Session& session, const Runtime& runtime, const Activations& x, const NeuronRows& rows,
                    Apply apply, Activation activation, float* y) {
-  const ActivationFormat format = runtime.linear.activation_format(rows.packed.type);
-  const RowsJob job{&runtime, rows.packed, rows.bias_data(), x.packed[format], x.rows, apply, activation, y};
-  session.run(ceil_div(rows.rows(), job.chunk_rows()), job);
+  multiply_rows(session, runtime, x, rows.packed, rows.bias_data(), apply, activation, y);
 }
 
 Activations pack_as(Session& session, const Runtime& runtime, const float* x, int64_t tokens,
@@ -147,9 +152,14 @@ void add_all(Session& session, const Runtime& runtime, const float* h, int64_t t
              const Norm* post_norm, float* out) {
   const int64_t cols = down.cols();
   float* y = post_norm ? session.allocate<float>(tokens * cols) : out;
-  const AllJob job{&runtime, down.packed, h, down.bias_data(), tokens, !post_norm, y};
-  session.run(job.groups() * ceil_div(tokens, kTokenBlock), job);
+  multiply_neurons(session, runtime, h, tokens, down.packed, down.bias_data(), !post_norm, y);
   if (post_norm) add_normed(session, runtime, *post_norm, y, tokens, out);
+}
+
+void multiply_neurons(Session& session, const Runtime& runtime, const float* h, int64_t tokens,
+                      const NeuronMatrix& down, const float* bias, bool add, float* y) {
+  const AllJob job{&runtime, down, h, bias, tokens, add, y};
+  session.run(job.groups() * ceil_div(tokens, kTokenBlock), job);
 }
 
 }  // namespace hotset

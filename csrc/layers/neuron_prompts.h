@@ -14,6 +14,9 @@ enum class Apply { kWrite, kActivate, kTimes };
 void multiply_rows(Session& session, const Runtime& runtime, const Activations& x, const NeuronRows& rows,
                    Apply apply, Activation activation, float* y);
 
+void multiply_rows(Session& session, const Runtime& runtime, const Activations& x, const NeuronMatrix& rows,
+                   const float* bias, Apply apply, Activation activation, float* y);
+
 // Rows of x (contiguous), normalised and packed for multiply_rows(), and for a matrix too where not null.
 Activations pack_as(Session& session, const Runtime& runtime, const float* x, int64_t tokens,
                     const Norm& norm, const NeuronRows& rows, const Linear* matrix);
@@ -21,5 +24,9 @@ Activations pack_as(Session& session, const Runtime& runtime, const float* x, in
 // out (tokens x cols) += post_norm(h times down + bias) for the values h (tokens x neurons) of all neurons.
 void add_all(Session& session, const Runtime& runtime, const float* h, int64_t tokens, const NeuronRows& down,
              const Norm* post_norm, float* out);
+
+// y = h times down + bias (or null), or y += that.
+void multiply_neurons(Session& session, const Runtime& runtime, const float* h, int64_t tokens,
+                      const NeuronMatrix& down, const float* bias, bool add, float* y);
 
 }  // namespace hotset

@@ -20,20 +20,22 @@ struct Packing {
   const ExpertMatrix* matrix;
   const uint8_t* from;
   uint8_t* to;
+  int64_t stride;  // of its panels, or rows
   int64_t first_chunk;
 };
 
 struct PackExpertsJob {
-  const LinearKernels* linear;
+  const Runtime* runtime;
   const Packing* packings;
   int64_t n;
 
-  int64_t panels(const ExpertMatrix& m) const { return ceil_div(m.rows, linear->lanes); }
-  int64_t panel_bytes(const ExpertMatrix& m) const { return linear->panel_bytes(m.type, m.cols); }
+  // Rows of a piece: a panel's, or one.
+  int64_t lanes(const ExpertMatrix& m) const { return m.by_neuron ? 1 : runtime->linear.lanes; }
+  int64_t pieces(const ExpertMatrix& m) const { return ceil_div(m.rows, lanes(m)); }
   int64_t per_chunk(const ExpertMatrix& m) const {
-    return std::max<int64_t>(1, kChunkBytes / panel_bytes(m));
+    return std::max<int64_t>(1, kChunkBytes / (lanes(m) * m.row_bytes));
   }
-  int64_t chunks(const ExpertMatrix& m) const { return ceil_div(panels(m), per_chunk(m)); }
+  int64_t chunks(const ExpertMatrix& m) const { return ceil_div(pieces(m), per_chunk(m)); }
 
   size_t scratch_bytes() const { return 0; }
   void compute(int64_t, void*) const {}
@@ -45,10 +47,15 @@ struct PackExpertsJob {
         1;
     const ExpertMatrix& m = *p->matrix;
     const int64_t first = (chunk - p->first_chunk) * per_chunk(m);
-    for (int64_t panel = first; panel < std::min(first + per_chunk(m), panels(m)); ++panel) {
-      const int64_t row = panel * linear->lanes;
-      linear->pack_panel(m.type, p->from + row * m.row_bytes, std::min(linear->lanes, m.rows - row), m.cols,
-                         p->to + panel * panel_bytes(m));
+    for (int64_t piece = first; piece < std::min(first + per_chunk(m), pieces(m)); ++piece) {
+      const int64_t row = piece * lanes(m);
+      const uint8_t* from = p->from + row * m.row_bytes;
+      uint8_t* to = p->to + piece * p->stride;
+      if (m.by_neuron) {
+        runtime->neurons.pack_row(m.type, m.use, from, m.cols, to);
+      } else {
+        runtime->linear.pack_panel(m.type, from, std::min(lanes(m), m.rows - row), m.cols, to);
+      }
     }
   }
 };
@@ -116,10 +123,19 @@ ExpertBank::ExpertBank(std::shared_ptr<ExpertCache> cache, std::vector<ExpertMat
       matrices_(std::move(matrices)),
       experts_(static_cast<size_t>(matrices_[0].experts)) {
   const LinearKernels& linear = cache_->runtime_->linear;
+  int64_t neurons = 0;
   for (const ExpertMatrix& m : matrices_) {
     offsets_.push_back(bytes_);
-    bytes_ += ceil_div(m.rows, linear.lanes) * linear.panel_bytes(m.type, m.cols);
+    if (!m.by_neuron) bytes_ += ceil_div(m.rows, linear.lanes) * linear.panel_bytes(m.type, m.cols);
   }
+  for (size_t i = 0; i < matrices_.size(); ++i) {
+    const ExpertMatrix& m = matrices_[i];
+    if (!m.by_neuron) continue;
+    offsets_[i] = bytes_ + stride_;
+    stride_ += cache_->runtime_->neurons.row_bytes(m.type, m.cols);
+    neurons = m.rows;
+  }
+  bytes_ += neurons * stride_;
   bytes_ = ceil_div(bytes_, kPage) * kPage;
   const std::lock_guard lock(cache_->mutex_);
   cache_->banks_.push_back(this);
@@ -158,6 +174,11 @@ PackedMatrix ExpertBank::packed(size_t i, int64_t expert) const {
           experts_[expert].packed + offsets_[i]};
 }
 
+NeuronMatrix ExpertBank::rows(size_t i, int64_t expert) const {
+  const ExpertMatrix& m = matrices_[i];
+  return {m.type, m.rows, m.cols, stride_, experts_[expert].packed + offsets_[i]};
+}
+
 void ExpertBank::need(Session& session, const int32_t* experts, const int64_t* rows, int64_t n,
                       int64_t batch_rows) {
   const std::lock_guard lock(cache_->mutex_);
@@ -188,7 +209,7 @@ void ExpertBank::need(Session& session, const int32_t* experts, const int64_t* r
   }
   for (int64_t i = 0; i < n; ++i) experts_[experts[i]].needed = false;
 
-  PackExpertsJob job{&cache.runtime_->linear, packings, 0};
+  PackExpertsJob job{cache.runtime_.get(), packings, 0};
   std::vector<uint8_t*> taken;
   try {
     int64_t chunks = 0;
@@ -197,7 +218,9 @@ void ExpertBank::need(Session& session, const int32_t* experts, const int64_t* r
       taken.push_back(cache.pieces_.take(static_cast<size_t>(bytes_)));
       for (size_t k = 0; k < matrices_.size(); ++k) {
         const ExpertMatrix& m = matrices_[k];
-        packings[job.n++] = {&m, m.data + experts[i] * m.expert_bytes(), taken.back() + offsets_[k], chunks};
+        const int64_t stride = m.by_neuron ? stride_ : cache.runtime_->linear.panel_bytes(m.type, m.cols);
+        packings[job.n++] = {&m, m.data + experts[i] * m.expert_bytes(), taken.back() + offsets_[k], stride,
+                             chunks};
         chunks += job.chunks(m);
       }
     }

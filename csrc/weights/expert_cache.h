@@ -19,11 +19,18 @@ struct ExpertMatrix {
   int64_t experts, rows, cols, row_bytes;
   const uint8_t* data;
   bool from_file;  // `data` is a read-only file mapping, whose pages are given back as they are copied
-  std::vector<float> bias;            // (experts x rows) or empty
+  bool by_neuron;  // single rows are read, for `use`; else all together, in panels
+  NeuronUse use;
+  std::vector<float> bias;            // of all experts, or empty
   std::shared_ptr<const void> owner;  // of `data`
 
   int64_t expert_bytes() const { return rows * row_bytes; }
-  const float* bias_of(int64_t expert) const { return bias.empty() ? nullptr : bias.data() + expert * rows; }
+
+  // The bias belongs to the rows, or to the columns of rows that are added up.
+  int64_t biases() const { return by_neuron && use == kNeuronAdd ? cols : rows; }
+  const float* bias_of(int64_t expert) const {
+    return bias.empty() ? nullptr : bias.data() + expert * biases();
+  }
 };
 
 // Pieces of memory by size; what was given back is handed out again, but not to other sizes.
@@ -102,8 +109,9 @@ class ExpertBank {
   };
   Uses uses() const;
 
-  // Matrix i of an expert that is packed.
+  // Matrix i of an expert that is packed: in panels, or by neuron.
   PackedMatrix packed(size_t i, int64_t expert) const;
+  NeuronMatrix rows(size_t i, int64_t expert) const;
 
  private:
   friend class ExpertCache;
@@ -121,6 +129,7 @@ class ExpertBank {
   std::shared_ptr<ExpertCache> cache_;
   std::vector<ExpertMatrix> matrices_;
   std::vector<int64_t> offsets_;  // of the matrices in an expert's memory
+  int64_t stride_ = 0;            // of a neuron's rows, which lie one behind the other
   int64_t bytes_ = 0;             // of an expert's memory
   std::vector<Expert> experts_;
   int64_t time_ = 0;  // rows so far

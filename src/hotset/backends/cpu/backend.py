@@ -272,6 +272,8 @@ class CpuBackend:
             _ACTIVATIONS[spec.activation],
             self._norm(spec.norm, hidden),
             self._optional_norm(spec.post_norm, hidden),
+            index,
+            self.threads,
         )
 
     @property

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotset import _native
+from hotset.backends.blocks import dequantise, neuron_type, store_as
 from hotset.backends.codebooks import native_type
 from hotset.backends.contract import F32, ExpertsSpec, Linear
 from hotset.backends.cpu.file_mapping import is_file_mapping
 from hotset.backends.cpu.state import CpuView
-from hotset.core.config import ExpertsConfig, Gating
-from hotset.core.errors import CheckpointError, HotsetError
-from hotset.formats.tensor import TensorType, tensor_from_array
+from hotset.core.config import ExpertsConfig, FFNPlan, Gating, Way
+from hotset.core.errors import CheckpointError
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 
 # As the native enumeration numbers them; a name that it does not have fails here.
 _GATINGS = {gating: _native.GATINGS[gating.value] for gating in Gating}
@@ -38,7 +39,7 @@ class CpuExperts:
 
     def forward(self, x: F32, out: F32, view: CpuView | None = None, logits: F32 | None = None) -> None:
         """See `Experts`."""
-        self.native.forward(x, out, logits)
+        self.native.forward(x, out, logits, view.native if view else None)
 
     def select(self, x: F32, logits: F32 | None = None) -> F32:
         """See `Experts`."""
@@ -47,7 +48,7 @@ class CpuExperts:
         return weights
 
     def add(self, x: F32, out: F32, weights: F32) -> None:
-        """See `Experts`."""
+        """See `Experts`; all rows are lossless."""
         self.native.add(x, out, weights)
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
@@ -79,13 +80,24 @@ def build_experts(
     activation: int,
     norm: _native.Norm,
     post_norm: _native.Norm | None,
+    index: int,
+    threads: int,
 ) -> CpuExperts:
-    """A layer's part; `activation` is a native number. `CheckpointError` for shapes that do not fit."""
+    """A layer's part; `activation` is a native number. `CheckpointError` for shapes that do not fit.
+
+    With a plan, up (where there is a gate) and down are read by row; where single rows of their type cannot
+    be, all experts' are rounded to the nearest type of which they can, in memory.
+    """
     hidden, shape, name = spec.norm.weight.size, spec.shape, spec.up.weight.name
     if spec.activation.gated_only and spec.gate is None:
         raise CheckpointError(f"{name}: {spec.activation.value} needs a gate, which these experts have not")
-    if spec.plan:
-        raise HotsetError(f"{spec.down.weight.name}: the CPU backend has no experts by neuron yet")
+    up, down, rows, cols = spec.up, spec.down, hidden, shape.size
+    added = by_row = None
+    if plan := spec.plan:
+        _check_plan(plan, spec)
+        up = _by_row(up, threads) if spec.gate else up
+        down, rows, cols = _by_row(down, threads), shape.size, hidden
+        added, by_row = 1, 0 if spec.gate else None
     native = _native.Experts(
         runtime=runtime,
         cache=cache,
@@ -93,11 +105,13 @@ def build_experts(
         router=linear(_in_floats(spec.router), shape.count, hidden),
         routing=_routing(spec),
         gate=_expert_matrix(spec.gate, shape, shape.size, hidden) if spec.gate else None,
-        up=_expert_matrix(spec.up, shape, shape.size, hidden),
-        down=_expert_matrix(spec.down, shape, hidden, shape.size),
+        up=_expert_matrix(up, shape, shape.size, hidden, by_row),
+        down=_expert_matrix(down, shape, rows, cols, added),
         activation=activation,
         shared=_shared_expert(spec, linear),
         post_norm=post_norm,
+        everything=bool(plan and plan.way is Way.DENSE),
+        index=index,
     )
     return CpuExperts(native, shape.count)
 
@@ -136,13 +150,40 @@ def _in_floats(linear: Linear) -> Linear:
     return Linear(tensor_from_array(weight.name, weight.to_float32()), linear.bias)
 
 
-def _expert_matrix(linear: Linear, shape: ExpertsConfig, rows: int, cols: int) -> _native.ExpertMatrix:
-    """One matrix (rows, cols) of each expert; it is read when an expert is packed."""
+def _check_plan(plan: FFNPlan, spec: ExpertsSpec) -> None:
+    """Refuse what experts cannot do."""
+    name = spec.down.weight.name
+    if plan.way not in (Way.DENSE, Way.EXACT):
+        raise CheckpointError(f"{name}: expected experts that are dense or exact, found {plan.way.value}")
+    if plan.way is Way.EXACT and not spec.activation.zero_producing:
+        raise CheckpointError(f"{name}: exact: {spec.activation.value} is never zero")
+
+
+def _by_row(linear: Linear, threads: int) -> Linear:
+    """The experts' matrices in a type of which single rows can be read."""
+    weight = linear.weight
+    type = neuron_type(weight.type, weight.shape[-1])
+    if type is weight.type:
+        return linear
+    parts = [
+        store_as(weight.name, dequantise(weight.part(expert)), type, threads).data
+        for expert in range(weight.shape[0])
+    ]
+    return Linear(Tensor(weight.name, type, weight.shape, np.concatenate(parts)), linear.bias)
+
+
+def _expert_matrix(
+    linear: Linear, shape: ExpertsConfig, rows: int, cols: int, use: int | None = None
+) -> _native.ExpertMatrix:
+    """One matrix (rows, cols) of each expert; it is read when an expert is packed.
+
+    `use`: single rows are, to be multiplied (0) or added up (1), and a bias belongs to what comes out.
+    """
     weight, bias = linear.weight, linear.bias
     expected = (shape.count, rows, cols)
     if weight.shape != expected:
         raise CheckpointError(f"{weight.name}: expected shape {list(expected)}, found {list(weight.shape)}")
-    _check_shape(f"{weight.name}: bias", bias, (shape.count, rows))
+    _check_shape(f"{weight.name}: bias", bias, (shape.count, cols if use == 1 else rows))
     return _native.ExpertMatrix(
         native_type(weight.type),
         shape.count,
@@ -151,6 +192,7 @@ def _expert_matrix(linear: Linear, shape: ExpertsConfig, rows: int, cols: int) -
         weight.data,
         is_file_mapping(weight.data),
         None if bias is None else np.ascontiguousarray(bias).reshape(-1),
+        use,
     )
 
 
