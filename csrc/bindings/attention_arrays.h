@@ -17,7 +17,7 @@ struct HeadShapes {
 };
 
 inline void attend_arrays(const AttentionKernels& kernels, KvType type, const HeadShapes& s, const float* q,
-                          const float* k, const float* v, int64_t window, float* out) {
+                          const float* k, const float* v, int64_t window, float* out, float soft_cap = 0) {
   const int64_t group = s.heads / s.kv_heads, rows = s.tokens * group;
   const int64_t blocks = (s.positions + kernels.key_block - 1) / kernels.key_block;
   const int64_t width = (s.dim + kernels.key_block - 1) / kernels.key_block * kernels.key_block;
@@ -38,6 +38,7 @@ inline void attend_arrays(const AttentionKernels& kernels, KvType type, const He
                              rows,
                              position,
                              window,
+                             soft_cap,
                              first,
                              s.positions,
                              keys.data(),

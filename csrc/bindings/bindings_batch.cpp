@@ -27,9 +27,9 @@ struct ChooserOf {
   Chooser& get() const { return sequence->choosers[index]; }
 };
 
-SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type, int64_t n_layers, int64_t n_heads,
-                         int64_t head_dim, int64_t capacity, const std::vector<std::optional<float>>& starts,
-                         const std::vector<float>& kept,
+SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type,
+                         const std::vector<std::array<int64_t, 2>>& layers, int64_t capacity,
+                         const std::vector<std::optional<float>>& starts, const std::vector<float>& kept,
                          const std::vector<std::array<int64_t, 6>>& recurrent) {
   std::vector<CutoffPlan> cutoffs;
   for (size_t i = 0; i < starts.size(); ++i) {
@@ -45,8 +45,13 @@ SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type, int64_t n_l
     }
     shapes.push_back({key_heads, value_heads, key_dim, value_dim, kernel, channels});
   }
-  return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), n_layers, n_heads,
-                                    head_dim, capacity, cutoffs, std::move(shapes));
+  std::vector<KvShape> heads;
+  for (const auto& [count, dim] : layers) {
+    if (count < 1 || dim < 1) throw nb::value_error("layers: heads that cannot be");
+    heads.push_back({count, dim});
+  }
+  return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), std::move(heads), capacity,
+                                    cutoffs, std::move(shapes));
 }
 
 void advance_sequence(Sequence& sequence, int64_t count) {
@@ -100,8 +105,8 @@ void bind_batch(nb::module_& m) {
           "chosen, rows audited, shares of the activation kept of these.");
   nb::class_<Sequence>(m, "Sequence", nb::is_weak_referenceable(),
                        "Keys and values of one conversation, and what its layers have learnt of it.")
-      .def(nb::new_(&new_sequence), "runtime"_a, "kv_type"_a, "n_layers"_a, "n_kv_heads"_a, "head_dim"_a,
-           "capacity"_a, "cutoffs"_a, "kept"_a, "recurrent"_a)
+      .def(nb::new_(&new_sequence), "runtime"_a, "kv_type"_a, "layers"_a, "capacity"_a, "cutoffs"_a, "kept"_a,
+           "recurrent"_a)
       .def_ro("length", &Sequence::length, "Positions filled so far.")
       .def_ro("capacity", &Sequence::capacity, "Positions there is room for.")
       .def("advance", &advance_sequence, "count"_a, "Count `count` more positions as filled.")

@@ -53,8 +53,9 @@ MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, B
                                   bias ? bias->data() : nullptr);
 }
 
-NormPtr new_norm(bool layer, float eps, Numbers weight, std::optional<Numbers> bias) {
-  auto norm = std::make_shared<Norm>(Norm{layer, eps, {}, {}});
+NormPtr new_norm(int kind, float eps, Numbers weight, std::optional<Numbers> bias) {
+  if (kind < 0 || kind > static_cast<int>(NormKind::kNone)) refuse("kind: there is no such norm");
+  auto norm = std::make_shared<Norm>(Norm{static_cast<NormKind>(kind), eps, {}, {}});
   norm->weight.assign(weight.data(), weight.data() + weight.size());
   if (bias) {
     expect("bias", "numbers", static_cast<int64_t>(bias->size()), norm->size());
@@ -67,9 +68,11 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
                                          MatrixPtr v, MatrixPtr output, int64_t n_heads, int64_t n_kv_heads,
                                          int64_t head_dim, float scale, std::optional<int64_t> window,
                                          std::shared_ptr<Rope> rope, NormPtr q_norm, NormPtr k_norm,
-                                         NormPtr post_norm, bool gated, std::optional<Numbers> sinks,
-                                         int64_t index) {
+                                         NormPtr v_norm, NormPtr post_norm, bool gated,
+                                         std::optional<Numbers> sinks, float soft_cap, float growth,
+                                         int64_t growth_context, int64_t index) {
   auto layer = std::make_shared<Attention>();
+  if (growth_context < 1) refuse("growth_context: expected at least 1");
   if (sinks) expect("sinks", "numbers", static_cast<int64_t>(sinks->size()), n_heads);
   layer->runtime = std::move(runtime);
   layer->norm = *norm;
@@ -85,7 +88,11 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
   layer->rope = std::move(rope);
   layer->q_norm = std::move(q_norm);
   layer->k_norm = std::move(k_norm);
+  layer->v_norm = std::move(v_norm);
   layer->post_norm = std::move(post_norm);
+  layer->soft_cap = soft_cap;
+  layer->growth = growth;
+  layer->growth_context = growth_context;
   layer->gated = gated;
   if (sinks) layer->sinks.assign(sinks->data(), sinks->data() + sinks->size());
   layer->index = index;
@@ -209,8 +216,25 @@ void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, n
   layer.neurons(from.data(), from.rows(), pre.data(), values.data());
 }
 
-std::shared_ptr<Head> new_head(RuntimePtr runtime, NormPtr norm, MatrixPtr output) {
-  return std::make_shared<Head>(Head{std::move(runtime), *norm, std::move(output)});
+std::shared_ptr<Head> new_head(RuntimePtr runtime, NormPtr norm, MatrixPtr output, float soft_cap) {
+  return std::make_shared<Head>(Head{std::move(runtime), *norm, std::move(output), soft_cap});
+}
+
+std::shared_ptr<LayerInput> new_layer_input(RuntimePtr runtime, MatrixPtr gate, MatrixPtr up,
+                                            NormPtr post_norm) {
+  expect("up", "columns", up->cols(), gate->rows());
+  return std::make_shared<LayerInput>(
+      LayerInput{std::move(runtime), std::move(gate), std::move(up), *post_norm});
+}
+
+void layer_input_forward(const LayerInput& layer, nb::handle x, nb::handle e, nb::handle out) {
+  const Rows from("x", x, layer.gate->cols(), false), own("e", e, layer.gate->rows(), false);
+  const Rows to("out", out, layer.up->rows(), true);
+  expect("e", "rows", own.rows(), from.rows());
+  expect("out", "rows", to.rows(), from.rows());
+  if (from.rows() == 0) return;
+  const nb::gil_scoped_release release;
+  layer.forward(from.data(), own.data(), to.data(), from.rows());
 }
 
 void head_forward(const Head& layer, nb::handle x, nb::handle logits) {
@@ -266,15 +290,16 @@ void bind_layers(nb::module_& m) {
       .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
            "bias"_a.none());
   nb::class_<Norm>(m, "Norm", "A normalisation.")
-      .def(nb::new_(&new_norm), "layer"_a, "eps"_a, "weight"_a, "bias"_a.none());
+      .def(nb::new_(&new_norm), "kind"_a, "eps"_a, "weight"_a, "bias"_a.none());
   nb::class_<Rope>(m, "Rope", "A rotary embedding; layers share one to share its table.")
-      .def(nb::init<std::vector<double>, double, bool>(), "inverse_frequencies"_a, "magnitude"_a,
-           "interleaved"_a);
+      .def(nb::init<std::vector<double>, double, bool, std::vector<double>, int64_t>(),
+           "inverse_frequencies"_a, "magnitude"_a, "interleaved"_a, "long_frequencies"_a, "long_from"_a);
 
   nb::class_<Attention>(m, "Attention", nb::is_weak_referenceable(), "One layer's attention.")
-      .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a, "v"_a, "output"_a,
-           "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(), "rope"_a.none(),
-           "q_norm"_a.none(), "k_norm"_a.none(), "post_norm"_a.none(), "gated"_a, "sinks"_a.none(), "index"_a)
+      .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a.none(), "v"_a.none(),
+           "output"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(),
+           "rope"_a.none(), "q_norm"_a.none(), "k_norm"_a.none(), "v_norm"_a.none(), "post_norm"_a.none(),
+           "gated"_a, "sinks"_a.none(), "soft_cap"_a, "growth"_a, "growth_context"_a, "index"_a)
       .def("forward", &attention_forward, "x"_a, "out"_a, "batch"_a,
            "Add the attention of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")
@@ -312,8 +337,13 @@ void bind_layers(nb::module_& m) {
       .def("neurons", &neuron_ffn_neurons, "x"_a, "gate"_a, "h"_a,
            "Write the activation's input of x (T, D) to gate (T, F) and the neurons' values to h (T, F).");
   nb::class_<Head>(m, "Head", "The final norm and the output projection.")
-      .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a)
+      .def(nb::new_(&new_head), "runtime"_a, "norm"_a, "output"_a, "soft_cap"_a)
       .def("forward", &head_forward, "x"_a, "logits"_a, "Write the logits of x (T, D) to logits (T, V).");
+
+  nb::class_<LayerInput>(m, "LayerInput", "What a layer's own embedding of the token adds at its end.")
+      .def(nb::new_(&new_layer_input), "runtime"_a, "gate"_a, "up"_a, "post_norm"_a)
+      .def("forward", &layer_input_forward, "x"_a, "e"_a, "out"_a,
+           "Add post_norm(up (gelu(gate x) * e)) of x (T, D) and e (T, P) to out (T, D), which may be x.");
 
   m.def("gather", &gather, "type"_a, "data"_a, "rows"_a, "indices"_a, "out"_a, "cols"_a,
         "Write the rows of a tensor (rows, cols) that `indices` (T,) name to out (T, cols); IndexError if "

@@ -275,13 +275,16 @@ size_t scratch_bytes(int64_t head_dim, int64_t rows) {
 
 // One row's scores of the split that begins with key `first` become exp(score - max), of n keys; those
 // outside [low, high) become zero. Sums of lanes meet the same keys, whatever n is.
-[[gnu::noinline]] AttentionState soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high) {
+[[gnu::noinline]] AttentionState soften(float* scores, int64_t first, int64_t n, int64_t low, int64_t high,
+                                        float cap) {
   const int64_t begin = most(low - first, 0), end = least(high - first, n), padded = round_up(n, kBlock);
   if (begin >= end) {
     memset(scores, 0, static_cast<size_t>(padded) * sizeof(float));
     return {kNothing, 0.0f};
   }
   const int64_t from = begin / kLanes * kLanes, to = round_up(end, kLanes);
+  for (int64_t i = from; cap > 0.0f && i < to; i += kLanes)
+    store(scores + i, soft_cap(load(scores + i), cap));
   for (int64_t i = from; i < begin; ++i) scores[i] = kNothing;
   for (int64_t i = end; i < to; ++i) scores[i] = kNothing;
   F32 largest = load(scores + from);
@@ -316,7 +319,7 @@ void attend_rows(const AttentionTile& t, const Scratch& s, int64_t row, int64_t 
   AttentionState states[kRows];
   for (int i = 0; i < kRows; ++i) {
     const int64_t position = t.position + (row + i) / t.group;
-    states[i] = soften(scores + i * kSplit, first, n, position + 1 - t.window, position + 1);
+    states[i] = soften(scores + i * kSplit, first, n, position + 1 - t.window, position + 1, t.soft_cap);
   }
   multiply<kRows, kWide>(Product<T>{n, scores, kSplit, values, width, kBlock, part, width}, width / kBlock);
   for (int i = 0; i < kRows; ++i) {

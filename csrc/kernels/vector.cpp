@@ -133,6 +133,10 @@ void rope_interleaved(float* x, const float* cos, const float* sin, int64_t n) {
   }
 }
 
+void cap(float* x, float limit, int64_t n) {
+  map(x, n, x, [limit](F32 v) { return soft_cap(v, limit); });
+}
+
 }  // namespace
 
 extern const VectorKernels HOTSET_TABLE(vector);
@@ -143,6 +147,7 @@ const VectorKernels HOTSET_TABLE(vector) = {rms_norm,
                                             rope_interleaved,
                                             scale,
                                             add,
+                                            cap,
                                             gate,
                                             &HOTSET_TABLE(attention),
                                             &HOTSET_TABLE(delta_net)};

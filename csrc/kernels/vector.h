@@ -37,6 +37,7 @@ struct AttentionTile {
   KvType type;
   int64_t head_dim, group, rows;
   int64_t position, window;
+  float soft_cap;                // scores s become soft_cap tanh(s / soft_cap); 0: they stay
   int64_t first_key, last_key;   // [first, last); first is a multiple of `split`
   const uint8_t *keys, *values;  // of this head, from position 0
   const float* queries;  // row r at (r / group) * query_stride + (r % group) * head_dim, already scaled
@@ -99,6 +100,9 @@ struct VectorKernels {
   // x *= factor; out += x.
   void (*scale)(float* x, float factor, int64_t n);
   void (*add)(const float* x, int64_t n, float* out);
+
+  // x = cap tanh(x / cap).
+  void (*soft_cap)(float* x, float cap, int64_t n);
 
   // x *= the logistic function of gates.
   void (*gate)(const float* gates, int64_t n, float* x);

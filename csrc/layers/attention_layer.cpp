@@ -27,7 +27,7 @@ int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 // these belong to the caller; it is cheap.
 struct PrepareJob {
   const Attention* layer;
-  float *q, *k, *v;
+  float *q, *k, *v;    // k and v may be null
   const float* gated;  // queries, each followed by its gate, which go to q; or null
   const Batch* batch;
   const float* rope_rows;
@@ -48,18 +48,27 @@ struct PrepareJob {
       }
       const Norm* q_norm = norm_of_heads(layer->q_norm.get(), queries);
       for (int64_t head = 0; head < layer->n_heads; ++head) rotate(queries + head * dim, q_norm, row);
-      runtime.vector.scale(queries, layer->scale, layer->n_heads * dim);
+      runtime.vector.scale(queries, layer->scale * growth(position), layer->n_heads * dim);
+      if (!k) continue;
       float* keys = k + row * layer->n_kv_heads * dim;
+      float* values = v + row * layer->n_kv_heads * dim;
+      if (!layer->v) std::copy_n(keys, layer->n_kv_heads * dim, values);
       const Norm* k_norm = norm_of_heads(layer->k_norm.get(), keys);
       for (int64_t head = 0; head < layer->n_kv_heads; ++head) {
         float* key = keys + head * dim;
         rotate(key, k_norm, row);
-        const float* value = v + (row * layer->n_kv_heads + head) * dim;
+        float* value = values + head * dim;
+        if (layer->v_norm) layer->v_norm->apply(runtime.vector, value, value);
         runtime.attention.store_key(sequence.type, key, dim, position, sequence.keys(layer->index, head));
         runtime.attention.store_value(sequence.type, value, dim, position,
                                       sequence.values(layer->index, head));
       }
     }
+  }
+
+  float growth(int64_t position) const {
+    if (layer->growth == 0) return 1.0f;
+    return 1.0f + layer->growth * std::log1p(static_cast<float>(position / layer->growth_context));
   }
 
   // The norm of single heads, or null; one that is as long as all heads together is applied here.
@@ -185,8 +194,8 @@ struct AttendJob {
 std::string Attention::refuses(const Batch& batch) const {
   for (const Span& span : batch.spans()) {
     const Sequence* sequence = span.sequence;
-    if (!sequence || index < 0 || index >= sequence->n_layers || sequence->n_heads != n_kv_heads ||
-        sequence->head_dim != head_dim) {
+    if (!sequence || index < 0 || index >= sequence->n_layers() ||
+        sequence->layers[index] != KvShape{n_kv_heads, head_dim}) {
       return "the sequence is another model's";
     }
     if (span.position != sequence->length) return "the sequence has gone on since the batch was made";
@@ -203,16 +212,21 @@ void Attention::forward(const float* x, float* out, const Batch& batch) const {
   const int64_t rows = batch.rows(), q_size = n_heads * head_dim, kv_size = n_kv_heads * head_dim;
   auto* queries = session.allocate<float>(rows * q_size);
   auto* queries_and_gates = gated ? session.allocate<float>(rows * 2 * q_size) : nullptr;
-  auto* keys = session.allocate<float>(rows * kv_size);
-  auto* values = session.allocate<float>(rows * kv_size);
+  auto* keys = k ? session.allocate<float>(rows * kv_size) : nullptr;
+  auto* values = k ? session.allocate<float>(rows * kv_size) : nullptr;
   auto* mixed = session.allocate<float>(rows * q_size);
 
-  const Activations normed = pack(session, *runtime, x, rows, &norm, {q.get(), k.get(), v.get()});
-  multiply(session, *runtime, normed,
-           {{q.get(), gated ? queries_and_gates : queries, q->rows()},
-            {k.get(), keys, kv_size},
-            {v.get(), values, kv_size}},
-           false);
+  const Linear *one = k ? k.get() : q.get(), *two = v ? v.get() : one;
+  const Activations normed = pack(session, *runtime, x, rows, &norm, {q.get(), one, two});
+  const Output q_out{q.get(), gated ? queries_and_gates : queries, q->rows()};
+  const Output k_out{k.get(), keys, kv_size}, v_out{v.get(), values, kv_size};
+  if (v) {
+    multiply(session, *runtime, normed, {q_out, k_out, v_out}, false);
+  } else if (k) {
+    multiply(session, *runtime, normed, {q_out, k_out}, false);
+  } else {
+    multiply(session, *runtime, normed, {q_out}, false);
+  }
   const float* rope_rows = rope ? batch.rope_rows(*rope) : nullptr;
   session.run(ceil_div(rows, kPrepareRows),
               PrepareJob{this, queries, keys, values, queries_and_gates, &batch, rope_rows});
@@ -239,6 +253,7 @@ void Attention::attend(Session& session, const float* queries, const float* gate
     plan.shape.group = group;
     plan.shape.position = span.position;
     plan.shape.window = window;
+    plan.shape.soft_cap = soft_cap;
     plan.shape.keys = sequence.keys(index, 0);
     plan.shape.values = sequence.values(index, 0);
     plan.shape.queries = queries + span.row0 * n_heads * head_dim;
@@ -246,7 +261,7 @@ void Attention::attend(Session& session, const float* queries, const float* gate
     plan.tokens = span.count;
     plan.tile_tokens = std::clamp<int64_t>(kTileRows / group, 1, span.count);
     plan.row_tiles = ceil_div(span.count, plan.tile_tokens);
-    plan.head_bytes = sequence.head_bytes();
+    plan.head_bytes = sequence.head_bytes(index);
     plan.mixed = mixed + span.row0 * n_heads * head_dim;
     plan.gates = gates ? gates + 2 * span.row0 * n_heads * head_dim : nullptr;
     chunks += n_kv_heads * plan.row_tiles;

@@ -12,15 +12,19 @@ namespace hotset {
 // Cosines and sines of the rotary embedding.
 class Rope {
  public:
-  Rope(std::vector<double> inverse_frequencies, double magnitude, bool interleaved)
+  // `long_frequencies`, if any, are those of sequences with room for more than `long_from` positions.
+  Rope(std::vector<double> inverse_frequencies, double magnitude, bool interleaved,
+       std::vector<double> long_frequencies, int64_t long_from)
       : inverse_frequencies_(std::move(inverse_frequencies)),
+        long_frequencies_(std::move(long_frequencies)),
+        long_from_(long_from),
         magnitude_(magnitude),
         interleaved_(interleaved),
         width_(static_cast<int64_t>(inverse_frequencies_.size()) * (interleaved ? 2 : 1)) {}
 
   // A position's numbers: cosines, then sines, as the kernels want them.
   int64_t row_floats() const { return 2 * width_; }
-  void write_row(int64_t position, float* row) const;
+  void write_row(const Sequence& sequence, int64_t position, float* row) const;
 
   // Rotates one head of the token that `row` was written for.
   void apply(const VectorKernels& vector, const float* row, float* head) const {
@@ -29,7 +33,8 @@ class Rope {
   }
 
  private:
-  std::vector<double> inverse_frequencies_;
+  std::vector<double> inverse_frequencies_, long_frequencies_;
+  int64_t long_from_;
   double magnitude_;
   bool interleaved_;
   int64_t width_;

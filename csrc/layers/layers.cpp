@@ -31,11 +31,61 @@ void Ffn::neurons(const float* x, int64_t rows, float* pre, float* h) const {
   multiply_gated_apart(session, *runtime, normed, gate.get(), *up, activation, pre, h);
 }
 
+namespace {
+
+// Logits whose cap one chunk takes.
+constexpr int64_t kCapped = 4096;
+
+struct CapJob {
+  const VectorKernels* vector;
+  float* logits;
+  int64_t width;
+  float cap;
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+  void commit(int64_t chunk, void*) const {
+    const int64_t pieces = ceil_div(width, kCapped), first = chunk % pieces * kCapped;
+    vector->soft_cap(logits + chunk / pieces * width + first, cap, std::min(kCapped, width - first));
+  }
+};
+
+// h = gelu(h) * e, row by row.
+struct GatedJob {
+  const VectorKernels* vector;
+  float* h;
+  const float* e;
+  int64_t width;
+
+  size_t scratch_bytes() const { return 0; }
+  void compute(int64_t, void*) const {}
+  void commit(int64_t row, void*) const {
+    vector->activate(Activation::kGeluTanh, h + row * width, e + row * width, width);
+  }
+};
+
+}  // namespace
+
 void Head::forward(const float* x, float* logits, int64_t rows) const {
   Session session(runtime->pool);
   const Zone zone(runtime->zones, ZoneName::kHead);
   const Activations normed = pack(session, *runtime, x, rows, &norm, {output.get()});
   multiply(session, *runtime, normed, {{output.get(), logits, output->rows()}}, false);
+  if (soft_cap > 0) {
+    session.run(rows * ceil_div(output->rows(), kCapped),
+                CapJob{&runtime->vector, logits, output->rows(), soft_cap});
+  }
+}
+
+void LayerInput::forward(const float* x, const float* e, float* out, int64_t rows) const {
+  Session session(runtime->pool);
+  const int64_t width = gate->rows();
+  auto* h = session.allocate<float>(rows * width);
+  const Activations read = pack(session, *runtime, x, rows, nullptr, {gate.get()});
+  multiply(session, *runtime, read, {{gate.get(), h, width}}, false);
+  session.run(rows, GatedJob{&runtime->vector, h, e, width});
+  const Activations gated = pack(session, *runtime, h, rows, nullptr, {up.get()});
+  multiply_residual(session, *runtime, gated, *up, &post_norm, out);
 }
 
 namespace {

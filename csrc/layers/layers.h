@@ -16,13 +16,18 @@ namespace hotset {
 struct Attention {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
+  // k and v are null where another layer's keys and values are read; v alone is where values are the keys,
+  // before their norm and the rotation.
   std::shared_ptr<const Linear> q, k, v, output;
   int64_t n_heads, n_kv_heads, head_dim;
   float scale;
-  int64_t window;                                         // the largest integer for none
-  std::shared_ptr<const Rope> rope;                       // or null
-  std::shared_ptr<const Norm> q_norm, k_norm, post_norm;  // or null
-  bool gated = false;                                     // each head's query in q is followed by its gate
+  int64_t window;                                                 // the largest integer for none
+  std::shared_ptr<const Rope> rope;                               // or null
+  std::shared_ptr<const Norm> q_norm, k_norm, v_norm, post_norm;  // or null
+  float soft_cap = 0;  // scores s become soft_cap tanh(s / soft_cap); 0: they stay
+  float growth = 0;    // queries are multiplied by 1 + growth ln(1 + position / growth_context), rounded down
+  int64_t growth_context = 1;
+  bool gated = false;        // each head's query in q is followed by its gate
   std::vector<float> sinks;  // empty, or one more logit to each head, without a value
   int64_t index;             // of its keys and values in sequences
 
@@ -52,10 +57,22 @@ struct Ffn {
   void neurons(const float* x, int64_t rows, float* gate, float* h) const;
 };
 
+// What a layer's own embedding of the token adds at its end (Gemma 3n): out += post_norm(up (gelu(gate x) *
+// e)).
+struct LayerInput {
+  std::shared_ptr<Runtime> runtime;
+  std::shared_ptr<const Linear> gate, up;
+  Norm post_norm;
+
+  // e is (rows x gate's rows); out may be x.
+  void forward(const float* x, const float* e, float* out, int64_t rows) const;
+};
+
 struct Head {
   std::shared_ptr<Runtime> runtime;
   Norm norm;
   std::shared_ptr<const Linear> output;
+  float soft_cap = 0;  // of logits; 0: they stay
 
   void forward(const float* x, float* logits, int64_t rows) const;
 };

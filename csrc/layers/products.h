@@ -1,6 +1,7 @@
 // Products of packed matrices with one token's or several tokens' vectors, as regions of the thread pool.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <memory>
 #include <vector>
@@ -32,15 +33,21 @@ class Linear {
   std::shared_ptr<uint8_t> memory_;
 };
 
+enum class NormKind : int32_t { kRms, kLayer, kNone };
+
 struct Norm {
-  bool layer;  // layer norm, else RMS norm
+  NormKind kind;  // kNone leaves vectors as they are
   float eps;
   std::vector<float> weight, bias;  // bias may be empty
 
   int64_t size() const { return static_cast<int64_t>(weight.size()); }
 
   void apply(const VectorKernels& vector, const float* x, float* y) const {
-    const auto kernel = layer ? vector.layer_norm : vector.rms_norm;
+    if (kind == NormKind::kNone) {
+      if (x != y) std::copy_n(x, size(), y);
+      return;
+    }
+    const auto kernel = kind == NormKind::kLayer ? vector.layer_norm : vector.rms_norm;
     kernel(x, weight.data(), bias.empty() ? nullptr : bias.data(), eps, size(), y);
   }
 };

@@ -9,15 +9,15 @@ namespace {
 
 int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-// Copies what is filled of each head's keys and values, head by head.
+// Copies what is filled of the keys and values of one layer's heads.
 struct CopyJob {
   const Sequence *from, *to;
+  int64_t layer;
   size_t key_bytes, value_bytes;
 
   size_t scratch_bytes() const { return 0; }
   void compute(int64_t, void*) const {}
-  void commit(int64_t chunk, void*) const {
-    const int64_t layer = chunk / from->n_heads, head = chunk % from->n_heads;
+  void commit(int64_t head, void*) const {
     std::memcpy(to->keys(layer, head), from->keys(layer, head), key_bytes);
     std::memcpy(to->values(layer, head), from->values(layer, head), value_bytes);
   }
@@ -25,13 +25,11 @@ struct CopyJob {
 
 }  // namespace
 
-Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads,
-                   int64_t head_dim, int64_t capacity, const std::vector<CutoffPlan>& cutoffs,
+Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, std::vector<KvShape> layers,
+                   int64_t capacity, const std::vector<CutoffPlan>& cutoffs,
                    std::vector<RecurrentShape> recurrent)
     : type(type),
-      n_layers(n_layers),
-      n_heads(n_heads),
-      head_dim(head_dim),
+      layers(std::move(layers)),
       capacity(capacity),
       choosers(cutoffs.size()),
       recurrent(std::move(recurrent)),
@@ -39,11 +37,17 @@ Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_laye
   for (size_t i = 0; i < cutoffs.size(); ++i) choosers[i].cutoff = Cutoff(cutoffs[i]);
   const AttentionKernels& kernels = runtime_->attention;
   const int64_t room = round_up(capacity, kernels.key_block);
-  key_bytes_ = round_up(room / kernels.key_block * kernels.key_block_bytes(type, head_dim), 64);
-  value_bytes_ = round_up(room * kernels.value_row_bytes(type, head_dim), 64);
-  const double bytes = static_cast<double>(head_bytes()) * static_cast<double>(n_layers * n_heads);
-  if (bytes > 1e15) throw std::bad_alloc();
-  memory_ = Buffer(static_cast<size_t>(head_bytes() * n_layers * n_heads), Pages::kSmall);
+  int64_t bytes = 0;
+  for (const KvShape& layer : this->layers) {
+    rooms_.push_back({bytes,
+                      round_up(room / kernels.key_block * kernels.key_block_bytes(type, layer.dim), 64),
+                      round_up(room * kernels.value_row_bytes(type, layer.dim), 64)});
+    const double more = static_cast<double>(rooms_.back().key_bytes + rooms_.back().value_bytes) *
+                        static_cast<double>(layer.heads);
+    if (static_cast<double>(bytes) + more > 1e15) throw std::bad_alloc();
+    bytes += static_cast<int64_t>(more);
+  }
+  memory_ = Buffer(static_cast<size_t>(bytes), Pages::kSmall);
 }
 
 void Sequence::advance(int64_t count) {
@@ -68,13 +72,16 @@ void Sequence::limit_saved(int64_t bytes) {
 }
 
 std::shared_ptr<Sequence> Sequence::fork() const {
-  auto copy = std::make_shared<Sequence>(runtime_, type, n_layers, n_heads, head_dim, capacity);
+  auto copy = std::make_shared<Sequence>(runtime_, type, layers, capacity);
   const AttentionKernels& kernels = runtime_->attention;
-  const int64_t key_bytes = ceil_div(length, kernels.key_block) * kernels.key_block_bytes(type, head_dim);
-  const int64_t value_bytes = length * kernels.value_row_bytes(type, head_dim);
-  Session(runtime_->pool)
-      .run(n_layers * n_heads,
-           CopyJob{this, copy.get(), static_cast<size_t>(key_bytes), static_cast<size_t>(value_bytes)});
+  Session session(runtime_->pool);
+  for (int64_t layer = 0; layer < n_layers(); ++layer) {
+    const auto [heads, dim] = layers[layer];
+    const int64_t key_bytes = ceil_div(length, kernels.key_block) * kernels.key_block_bytes(type, dim);
+    const int64_t value_bytes = length * kernels.value_row_bytes(type, dim);
+    session.run(heads, CopyJob{this, copy.get(), layer, static_cast<size_t>(key_bytes),
+                               static_cast<size_t>(value_bytes)});
+  }
   copy->length = length;
   copy->recurrent = recurrent.fork();
   for (const Chooser& chooser : choosers) copy->choosers.push_back({.cutoff = chooser.cutoff});

@@ -21,20 +21,26 @@ struct Chooser {
   double kept = 0;  // shares of the activation that the cut-off has kept of audited rows, summed
 };
 
+// The heads whose keys and values one layer keeps.
+struct KvShape {
+  int64_t heads, dim;
+  bool operator==(const KvShape&) const = default;
+};
+
 // Memory is reserved for the capacity, but used only as positions are filled. One call at a time.
 class Sequence {
  public:
   // `cutoffs` has each chooser's, by its number. Throws std::bad_alloc.
-  Sequence(std::shared_ptr<Runtime> runtime, KvType type, int64_t n_layers, int64_t n_heads, int64_t head_dim,
-           int64_t capacity, const std::vector<CutoffPlan>& cutoffs = {},
-           std::vector<RecurrentShape> recurrent = {});
+  Sequence(std::shared_ptr<Runtime> runtime, KvType type, std::vector<KvShape> layers, int64_t capacity,
+           const std::vector<CutoffPlan>& cutoffs = {}, std::vector<RecurrentShape> recurrent = {});
   ~Sequence() { runtime_->pool.quiesce(); }
 
   uint8_t* keys(int64_t layer, int64_t head) const {
-    return memory_.data() + (layer * n_heads + head) * (key_bytes_ + value_bytes_);
+    return memory_.data() + rooms_[layer].offset + head * head_bytes(layer);
   }
-  uint8_t* values(int64_t layer, int64_t head) const { return keys(layer, head) + key_bytes_; }
-  int64_t head_bytes() const { return key_bytes_ + value_bytes_; }
+  uint8_t* values(int64_t layer, int64_t head) const { return keys(layer, head) + rooms_[layer].key_bytes; }
+  int64_t head_bytes(int64_t layer) const { return rooms_[layer].key_bytes + rooms_[layer].value_bytes; }
+  int64_t n_layers() const { return static_cast<int64_t>(layers.size()); }
 
   // Counts `count` more positions as filled.
   void advance(int64_t count);
@@ -56,14 +62,18 @@ class Sequence {
   std::shared_ptr<Sequence> fork() const;
 
   const KvType type;
-  const int64_t n_layers, n_heads, head_dim, capacity;
+  const std::vector<KvShape> layers;  // those with keys and values, by their number
+  const int64_t capacity;
   int64_t length = 0;
   std::vector<Chooser> choosers;
   RecurrentStates recurrent;
 
  private:
   std::shared_ptr<Runtime> runtime_;
-  int64_t key_bytes_, value_bytes_;  // of one head in one layer
+  struct Room {
+    int64_t offset, key_bytes, value_bytes;  // of the layer's first head; of one head
+  };
+  std::vector<Room> rooms_;
   Buffer memory_;
 };
 

@@ -66,5 +66,11 @@ HOTSET_INLINE F32 exp(F32 x) {
   return p * bits_to_f32(shift_left<23>(n + broadcast(127)));
 }
 
+// cap tanh(x / cap), by 1 - 2 / (1 + exp(2 x / cap)); absolute error below 1e-6 of the cap.
+HOTSET_INLINE F32 soft_cap(F32 x, float cap) {
+  const F32 whole = broadcast(cap), above = broadcast(1.0f) + exp(x * broadcast(2.0f / cap));
+  return whole - broadcast(2.0f * cap) / above;
+}
+
 }  // namespace
 }  // namespace hotset

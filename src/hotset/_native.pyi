@@ -50,10 +50,17 @@ class Linear:
     ) -> None: ...
 
 class Norm:
-    def __init__(self, layer: bool, eps: float, weight: F32, bias: F32 | None) -> None: ...
+    def __init__(self, kind: int, eps: float, weight: F32, bias: F32 | None) -> None: ...
 
 class Rope:
-    def __init__(self, inverse_frequencies: ListOf[float], magnitude: float, interleaved: bool) -> None: ...
+    def __init__(
+        self,
+        inverse_frequencies: ListOf[float],
+        magnitude: float,
+        interleaved: bool,
+        long_frequencies: ListOf[float],
+        long_from: int,
+    ) -> None: ...
 
 class Chooser:
     cutoff: float
@@ -65,9 +72,7 @@ class Sequence:
         self,
         runtime: Runtime,
         kv_type: int,
-        n_layers: int,
-        n_kv_heads: int,
-        head_dim: int,
+        layers: ListOf[tuple[int, int]],
         capacity: int,
         cutoffs: list[float | None],
         kept: list[float],
@@ -99,8 +104,8 @@ class Attention:
         runtime: Runtime,
         norm: Norm,
         q: Linear,
-        k: Linear,
-        v: Linear,
+        k: Linear | None,
+        v: Linear | None,
         output: Linear,
         n_heads: int,
         n_kv_heads: int,
@@ -110,9 +115,13 @@ class Attention:
         rope: Rope | None,
         q_norm: Norm | None,
         k_norm: Norm | None,
+        v_norm: Norm | None,
         post_norm: Norm | None,
         gated: bool,
         sinks: F32 | None,
+        soft_cap: float,
+        growth: float,
+        growth_context: int,
         index: int,
     ) -> None: ...
     def forward(self, x: F32, out: F32, batch: Batch) -> None: ...
@@ -214,8 +223,12 @@ class NeuronFFN:
     def neurons(self, x: F32, gate: F32, h: F32) -> None: ...
 
 class Head:
-    def __init__(self, runtime: Runtime, norm: Norm, output: Linear) -> None: ...
+    def __init__(self, runtime: Runtime, norm: Norm, output: Linear, soft_cap: float) -> None: ...
     def forward(self, x: F32, logits: F32) -> None: ...
+
+class LayerInput:
+    def __init__(self, runtime: Runtime, gate: Linear, up: Linear, post_norm: Norm) -> None: ...
+    def forward(self, x: F32, e: F32, out: F32) -> None: ...
 
 class HostWorker:
     def __init__(self) -> None: ...

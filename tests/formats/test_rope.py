@@ -76,8 +76,8 @@ def test_config_table_resolves_as_in_transformers(name: str) -> None:
     ("table", "message"),
     [
         (
-            {"rope_type": "longrope"},
-            "x: rope_type: expected default, linear, llama3 or yarn, found 'longrope'",
+            {"rope_type": "dynamic"},
+            "x: rope_type: expected default, linear, llama3, longrope or yarn, found 'dynamic'",
         ),
         ({"type": "dynamic", "factor": 2.0}, "found 'dynamic'"),
         ({"rope_type": "linear"}, "x: factor is missing"),
@@ -96,7 +96,7 @@ def test_config_tables_that_cannot_be_run(table: dict[str, Any], message: str) -
         rope_from_config(Keys(table, "x"), HEAD, 1e4, 1.0, CONTEXT)
 
 
-def gguf_rope(factors: Any = None, **scaling: Any) -> Any:
+def gguf_rope(*factors: Any, **scaling: Any) -> Any:
     values = {f"m.rope.scaling.{key}": value for key, value in scaling.items()}
     keys = Keys(values, "x", prefix="m.")
     return rope_from_gguf(keys, HEAD, interleaved=True, theta=1e4, context=CONTEXT, factors=factors)
@@ -121,7 +121,7 @@ def test_gguf_keys_mean_what_config_tables_mean() -> None:
         interleaved=True,
         theta=1e4,
         context=CONTEXT,
-        factors=None,
+        factors=(),
     )
     same(legacy, "linear")
 
@@ -132,6 +132,15 @@ def test_gguf_factors_divide_and_attention_factors_multiply() -> None:
     assert gguf_rope(type="none", attn_factor=0.5).magnitude == 0.5
     yarn = {"type": "yarn", "factor": 4.0}
     assert gguf_rope(**yarn, yarn_attn_factor=0.5).magnitude == gguf_rope(**yarn).magnitude / 2
+    assert gguf_rope(**yarn, yarn_log_multiplier=1.0).magnitude == 1
+
+
+def test_two_tensors_of_factors_are_for_short_and_long_sequences() -> None:
+    short, long = (np.linspace(1, top, HEAD // 2, dtype=np.float32) for top in (2, 8))
+    rope = gguf_rope(short, long, original_context_length=64)
+    plain = plain_frequencies(1e4, HEAD)
+    assert rope.frequencies(64) == tuple((plain / short).tolist())
+    assert rope.frequencies(65) == tuple((plain / long).tolist())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,6 @@ def test_gguf_factors_divide_and_attention_factors_multiply() -> None:
     [
         ({"type": "longrope"}, "x: m.rope.scaling.type: expected none, linear or yarn, found 'longrope'"),
         ({"factor": 1e-40}, "m.rope.scaling.factor: expected 0 or a number from 0.001 to"),
-        ({"type": "yarn", "factor": 4.0, "yarn_log_multiplier": 0.1}, "yarn_log_multiplier: expected 0"),
         ({"type": "yarn", "factor": 4.0, "yarn_ext_factor": 0.0}, "yarn_ext_factor: expected 1"),
     ],
 )

@@ -161,6 +161,7 @@ DENSE: tuple[Architecture, ...] = (
         biases={"bias": (*QKV, "attn_output", "ffn_up", "ffn_down")},
         optional=frozenset({"output", "attn_norm_2"}),
         fused_qkv=True,
+        hf_qkv_by_head=True,
         default_pre={"": "falcon"},
         hf_keys={
             "intermediate_size": "ffn_hidden_size",

@@ -125,6 +125,7 @@ MIXTURES: tuple[Architecture, ...] = (
         experts=Mixture(early=True),
         windows=Windows.FIRST_FULL,
         window_period=4,
+        full_without_rope=True,
         default_pre={"": "qwen2"},
     ),
 )

@@ -96,7 +96,7 @@ class Windows(Enum):
     PATTERN = "pattern"
     """All but the last of every `Architecture.window_period` (Gemma 3, gpt-oss)."""
     FIRST_FULL = "first full"
-    """All but the first of every `Architecture.window_period`, which have no RoPE, either (SmallThinker)."""
+    """All but the first of every `Architecture.window_period` (SmallThinker)."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,21 @@ class Architecture:
     optional: frozenset[str] = frozenset({"output"})
     """Tensors that a model may lack. Without ``output`` the token embedding takes its place."""
     fused_qkv: bool = False
-    """Files hold ``attn_qkv``: Hugging Face's by key/value head (queries, key, value), GGUF's as q, k, v."""
+    """Files hold ``attn_qkv``: q, k, v."""
+    hf_qkv_by_head: bool = False
+    """Hugging Face's is by key/value head (queries, key, value)."""
+    fused_gate_up: bool = False
+    """Files hold gate and up as one: GGUF's ``ffn_up``, Hugging Face's ``ffn_gate_up``."""
     norm_weight_plus_one: bool = False
     """Hugging Face's files store the norms' weights minus one (GGUF's never do)."""
     embedding_scaled: bool = False
     """The token embedding is multiplied by the square root of the hidden size."""
+    multipliers: bool = False
+    """Files state factors of embedding, residuals and attention, and a divisor of logits (Granite)."""
+    growing_queries: bool = False
+    """Files may state a `QueryGrowth` (Ministral 3)."""
+    soft_caps: bool = False
+    """Files may state soft caps of attention's scores and of logits (Gemma 2)."""
     position_offset: int = 0
     """Row of ``position_embd`` for position 0, where positions are learned instead of RoPE."""
     gated_attention: bool = False
@@ -151,13 +161,21 @@ class Architecture:
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     """GGUF's name of a tensor, where ours is another -> ours."""
     gguf_rope_interleaved: bool = False
-    """Pairs in GGUF's q and k rows are (2i, 2i + 1); in Hugging Face's they never are."""
+    """Pairs in GGUF's q and k rows are (2i, 2i + 1)."""
+    hf_rope_interleaved: bool = False
+    """So are they in Hugging Face's files."""
+    rope_period: int = 0
+    """The last of so many layers has no RoPE; 0: all have it (SmolLM3)."""
+    full_without_rope: bool = False
+    """Where there is a window, layers that attend to all have no RoPE."""
     gguf_aliases: tuple[str, ...] = ()
     """Other names of the architecture in GGUF (Ollama's)."""
     windows: Windows = Windows.NONE
     window_period: int = 6
     local_rope_theta: float | None = None
     """RoPE's base in windowed layers, unscaled, where it differs (default)."""
+    local_rope_plain: bool = False
+    """Windowed layers have the same base, but unscaled (OLMo 3)."""
     gguf_hidden_scaled_depth: int | None = None
     """A GGUF model this deep scales q.k by (hidden / heads) ** -0.5; GGUF has no key for it (Gemma 3 27B)."""
     gguf_also: Mapping[str, str] = field(default_factory=dict)

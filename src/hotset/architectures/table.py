@@ -6,8 +6,9 @@ nothing of how files are read: `hotset.formats` does that, and refuses whatever 
 
 from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
+from hotset.architectures.likenesses import LIKENESSES
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.row import Architecture
 from hotset.architectures.short_convs import SHORT_CONVS
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *MIXTURES, *DELTA_NETS, *SHORT_CONVS)
+ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *LIKENESSES, *MIXTURES, *DELTA_NETS, *SHORT_CONVS)

@@ -21,6 +21,7 @@ from hotset.core.config import (
     ExpertsConfig,
     FFNPlan,
     NormKind,
+    QueryGrowth,
     Recurrent,
     RopeConfig,
     ShortConvConfig,
@@ -38,7 +39,10 @@ BatchView: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: ``weight`` and ``bias`` are (n,), n being the hidden size or a head's size."""
+    """A normalisation: ``weight`` and ``bias`` are (n,), n being the hidden size or a head's size.
+
+    Where `kind` says that there is none, the weight has ones, and vectors stay as they are.
+    """
 
     kind: NormKind
     eps: float
@@ -75,8 +79,10 @@ class AttentionSpec:
 
     norm: Norm
     q: Linear
-    k: Linear
-    v: Linear
+    k: Linear | None
+    """None: keys and values of another layer are read, those with this one's number."""
+    v: Linear | None
+    """None: values are the keys, before `k_norm` and RoPE."""
     output: Linear
     n_heads: int
     n_kv_heads: int
@@ -92,6 +98,11 @@ class AttentionSpec:
     result, number by number (Qwen3-Next)."""
     sinks: F32 | None = None
     """(n_heads,): one more logit in each head's softmax, without a value (gpt-oss)."""
+    v_norm: Norm | None = None
+    """Of every head's values."""
+    soft_cap: float = 0.0
+    """Scores s, scaled, become ``c tanh(s / c)``; 0: they stay (Gemma 2)."""
+    growth: QueryGrowth | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +234,33 @@ class HeadSpec:
 
     norm: Norm
     output: Linear
+    soft_cap: float = 0.0
+    """Logits x become ``c tanh(x / c)``; 0: they stay."""
+
+
+@dataclass(frozen=True)
+class LayerInputsSpec:
+    """Each layer's own embedding of a token, numbers e (L, P), for x, its hidden vector (D)::
+
+    e = (rows(token) * root(P) + norm(project x / root(D))) / root(2)
+    """
+
+    rows: Tensor
+    """(V, L * P)."""
+    project: Linear
+    """(L * P, D)."""
+    norm: Norm
+    """Over the P numbers of a layer."""
+    layers: int
+
+
+@dataclass(frozen=True)
+class LayerInputSpec:
+    """``out += post_norm(up (gelu_tanh(gate x) * e))``: gate is (P, D), up (D, P)."""
+
+    gate: Linear
+    up: Linear
+    post_norm: Norm
 
 
 @dataclass(frozen=True)
@@ -239,6 +277,13 @@ class StateShape:
     """The share of the activation that its audits keep; 0, or no number: nothing is audited."""
     recurrent: tuple[Recurrent, ...] = ()
     """Layers with a recurrent state, by their numbers in `Backend.recurrent`."""
+    own: tuple[tuple[int, int], ...] = ()
+    """Each layer's key/value heads and their size, where layers differ; otherwise empty."""
+
+    @property
+    def kv(self) -> tuple[tuple[int, int], ...]:
+        """Key/value heads and their size, of each layer that has such."""
+        return self.own or ((self.n_kv_heads, self.head_dim),) * self.n_layers
 
 
 class Embedding(Protocol):
@@ -305,6 +350,20 @@ class Head(Protocol):
         """Logits (T, V) of x (T, D)."""
 
 
+class LayerInputs(Protocol):
+    """Each layer's own embedding of the tokens."""
+
+    def forward(self, tokens: I32, x: Array) -> Array:
+        """Numbers (T, L, P) of tokens (T,) with their hidden vectors x (T, D)."""
+
+
+class LayerInput(Protocol):
+    """What one layer's own embedding adds at its end."""
+
+    def forward(self, x: Array, e: Array, out: Array) -> None:
+        """Add it to out (T, D), which may be x (T, D); e is (T, P), a view of what `LayerInputs` gave."""
+
+
 class Backend(Protocol):
     """Builds the parts. Tensors may be released once their part is built."""
 
@@ -342,3 +401,9 @@ class Backend(Protocol):
 
     def head(self, spec: HeadSpec) -> Head:
         """Build the final norm and the output projection."""
+
+    def layer_inputs(self, spec: LayerInputsSpec) -> LayerInputs:
+        """Build the tokens' embeddings for each layer."""
+
+    def layer_input(self, spec: LayerInputSpec) -> LayerInput:
+        """Build what one of them adds."""

@@ -7,9 +7,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, LayerInputsSpec, NeuronFFNSpec, Norm
 from hotset.backends.low_bit import low_bit_copy
-from hotset.core.config import Activation, ExpertsConfig, Gating, NormKind, RopeConfig, Score, Way
+from hotset.core.config import (
+    Activation,
+    ExpertsConfig,
+    Gating,
+    NormKind,
+    QueryGrowth,
+    RopeConfig,
+    Score,
+    Way,
+)
 
 
 def relu(x: F32) -> F32:
@@ -79,7 +88,9 @@ def neurons(activation: Activation, gate: F32 | None, up: F32) -> F32:
 
 
 def normalise(x: F32, norm: Norm) -> F32:
-    """RMS norm (arXiv 1910.07467) or layer norm (arXiv 1607.06450) over the last axis."""
+    """RMS norm (arXiv 1910.07467), layer norm (arXiv 1607.06450) or none over the last axis."""
+    if norm.kind is NormKind.NONE:
+        return x
     if norm.kind is NormKind.LAYER:
         x = x - x.mean(axis=-1, keepdims=True)
     scale = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + norm.eps)
@@ -87,9 +98,31 @@ def normalise(x: F32, norm: Norm) -> F32:
     return y if norm.bias is None else y + norm.bias
 
 
-def rotate(x: F32, rope: RopeConfig, positions: NDArray[np.integer]) -> F32:
-    """RoPE on x (T, heads, head_dim), whose rows stand at `positions` (T,)."""
-    angles = positions[:, None, None] * np.array(rope.inverse_frequencies)
+def layer_inputs(spec: LayerInputsSpec, rows: F32, projected: F32) -> F32:
+    """Each layer's own embedding (T, L, P), of the table's rows and the products, both (T, L * P)."""
+    size = spec.norm.weight.size
+    own = rows.reshape(-1, spec.layers, size) * np.float32(size**0.5)
+    hidden = spec.project.weight.shape[1]
+    read = normalise(projected.reshape(own.shape) * np.float32(hidden**-0.5), spec.norm)
+    y: F32 = (own + read) * np.float32(0.5**0.5)
+    return y
+
+
+def soft_cap(x: F32, cap: float) -> F32:
+    """``cap tanh(x / cap)``; x, where the cap is 0."""
+    y: F32 = np.float32(cap) * np.tanh(x / np.float32(cap)) if cap else x
+    return y
+
+
+def growth(of: QueryGrowth, positions: NDArray[np.integer]) -> F32:
+    """The factors on queries at positions (T,)."""
+    y: F32 = (1 + of.factor * np.log1p(positions // of.context)).astype(np.float32)
+    return y
+
+
+def rotate(x: F32, rope: RopeConfig, positions: NDArray[np.integer], capacity: int = 0) -> F32:
+    """RoPE on x (T, heads, head_dim), whose rows stand at `positions` (T,) of a sequence of that capacity."""
+    angles = positions[:, None, None] * np.array(rope.frequencies(capacity))
     cos = (rope.magnitude * np.cos(angles)).astype(np.float32)
     sin = (rope.magnitude * np.sin(angles)).astype(np.float32)
 

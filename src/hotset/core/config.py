@@ -38,6 +38,8 @@ class NormKind(str, Enum):
 
     RMS = "rms"
     LAYER = "layer"
+    NONE = "none"
+    """They are not: families whose norms come after attention and FFN have none before (OLMo 2)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ class RopeConfig:
     """Pairs are (2i, 2i + 1) as in GGUF's Llama files, else (i, i + dim / 2) as in Hugging Face's."""
     inverse_frequencies: tuple[float, ...]
     magnitude: float = 1.0
+    long_frequencies: tuple[float, ...] = ()
+    """Where there are any: those of sequences with room for more than `long_from` positions (Phi-3)."""
+    long_from: int = 0
+
+    def frequencies(self, capacity: int) -> tuple[float, ...]:
+        """Those of a sequence with so much room."""
+        return (
+            self.long_frequencies
+            if self.long_frequencies and capacity > self.long_from
+            else (self.inverse_frequencies)
+        )
 
 
 class Way(str, Enum):
@@ -216,6 +229,23 @@ numbers and `kernel` positions."""
 
 
 @dataclass(frozen=True)
+class HeadsConfig:
+    """Heads of one layer's attention."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class QueryGrowth:
+    """Queries are multiplied by ``1 + factor * ln(1 + floor(position / context))`` (Ministral 3)."""
+
+    factor: float
+    context: int
+
+
+@dataclass(frozen=True)
 class LayerConfig:
     """Where one layer differs from its neighbours."""
 
@@ -228,6 +258,16 @@ class LayerConfig:
     """None: one FFN, `ModelConfig.ffn_size` neurons wide."""
     recurrent: Recurrent | None = None
     """None: the layer mixes positions by attention."""
+    heads: HeadsConfig | None = None
+    """None: those of `ModelConfig`."""
+    ffn_size: int | None = None
+    """None: `ModelConfig.ffn_size`."""
+    kv_from: int | None = None
+    """Number of the earlier layer whose keys and values it reads; None: it has its own."""
+    beside: bool = False
+    """The layer has an ordinary FFN beside its mixture, with norms of its own (Gemma 4)."""
+    scale: float = 1.0
+    """Factor on what the layer gives, its input included."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +298,19 @@ class ModelConfig:
     """Attention's results are multiplied by the sigmoid of gates, as `AttentionSpec.gated` says."""
     position_offset: int = 0
     """Row of ``position_embd.weight`` for position 0 (OPT: 2); used only where that tensor exists."""
+    residual_scale: float = 1.0
+    """Factor on what attention and FFN add (Granite)."""
+    logit_scale: float = 1.0
+    """Factor on the logits."""
+    logit_soft_cap: float = 0.0
+    """Logits x become ``c tanh(x / c)``, after `logit_scale`; 0: they stay."""
+    attention_soft_cap: float = 0.0
+    """The same of q.k times `attention_scale`."""
+    query_growth: QueryGrowth | None = None
+    value_norm: bool = False
+    """Values are normalised by head, without a weight (Gemma 4)."""
+    layer_input: int = 0
+    """Numbers of a token's own embedding for each layer (Gemma 4 E2B); 0: there is none."""
 
     @property
     def n_layers(self) -> int:
@@ -267,7 +320,29 @@ class ModelConfig:
     def units(self, layer: int) -> int:
         """How many units a layer's FFN is placed by: experts, or neurons where it is no mixture."""
         experts = self.layers[layer].experts
-        return experts.count if experts else self.ffn_size
+        return experts.count if experts else self.neurons(layer)
+
+    def neurons(self, layer: int) -> int:
+        """Neurons of a layer's FFN that is no mixture."""
+        own = self.layers[layer].ffn_size
+        return self.ffn_size if own is None else own
+
+    def heads(self, layer: int) -> HeadsConfig:
+        """Heads of a layer's attention."""
+        return self.layers[layer].heads or HeadsConfig(self.n_heads, self.n_kv_heads, self.head_dim)
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that keep keys and values of their own."""
+        return tuple(i for i, x in enumerate(self.layers) if not x.recurrent and x.kv_from is None)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have the same heads and FFN, and nothing but attention, norms and FFN."""
+        plain = (None, None, None, False, 1.0)
+        return not self.layer_input and all(
+            (x.heads, x.ffn_size, x.kv_from, x.beside, x.scale) == plain for x in self.layers
+        )
 
     @property
     def profiled_units(self) -> int:

@@ -35,6 +35,15 @@ BESIDE_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
+_NUMBERS = (
+    "norm_eps",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "logit_soft_cap",
+    "attention_soft_cap",
+)
+"""A configuration's numbers that GGUF has in float32."""
 _FACTORS = "rope_freqs.weight"
 
 
@@ -76,18 +85,27 @@ def check_config(expected: ModelConfig, found: ModelConfig) -> None:
 
     def numbers(config: ModelConfig, layer: int) -> list[float]:
         rope = config.layers[layer].rope
-        return [*(rope.inverse_frequencies if rope else ()), rope.magnitude if rope else 1.0]
+        if rope is None:
+            return []
+        return [*rope.inverse_frequencies, *rope.long_frequencies, rope.long_from, rope.magnitude]
 
     def rest(config: ModelConfig) -> ModelConfig:
-        return replace(config, layers=(), norm_eps=0.0, attention_scale=0.0)
+        numbers: dict[str, Any] = dict.fromkeys(_NUMBERS, 0.0)
+        return replace(config, layers=(), attention_scale=0.0, query_growth=None, **numbers)
 
-    def scale(config: ModelConfig) -> float:
-        return config.attention_scale or config.head_dim**-0.5
+    def scales(config: ModelConfig) -> list[float]:
+        growth = config.query_growth
+        grown = [growth.factor, growth.context] if growth else [0.0, 0.0]
+        scale = config.attention_scale or config.head_dim**-0.5
+        return [scale, *grown, *(getattr(config, name) for name in _NUMBERS)]
 
-    if rest(expected) != rest(found):
+    def numbers_of(config: ModelConfig) -> list[tuple[object, ...]]:
+        return [(x.heads, x.ffn_size, x.kv_from, x.beside, x.scale) for x in config.layers]
+
+    if rest(expected) != rest(found) or numbers_of(expected) != numbers_of(found):
         problem = "its sizes"
-    elif not np.allclose((expected.norm_eps, scale(expected)), (found.norm_eps, scale(found)), 1e-6, 0):
-        problem = "its norm's epsilon or its attention's scale"
+    elif not np.allclose(scales(expected), scales(found), 1e-6, 0):
+        problem = "its norm's epsilon or its attention's scale, or another factor"
     elif [layer.window for layer in expected.layers] != [layer.window for layer in found.layers]:
         problem = "which layers attend to a window"
     elif any(
@@ -115,6 +133,7 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
     }
     if c.attention_scale:
         keys["attention.scale"] = c.attention_scale
+    keys |= _factors(c, architecture)
     if windows := [layer.window for layer in c.layers if layer.window]:
         keys["attention.sliding_window"] = windows[0]
         if len(windows) < c.n_layers:
@@ -125,7 +144,7 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
         keys["rope.freq_base"] = _theta(full) or 1e4
         if full.magnitude != 1:
             keys["rope.scaling.attn_factor"] = full.magnitude
-    if local and architecture.local_rope_theta is not None:
+    if local and (architecture.local_rope_theta is not None or architecture.local_rope_plain):
         keys["rope.freq_base_swa"] = _theta(local) or 1e4
     metadata: dict[str, Any] = {"general.architecture": name, "general.name": checkpoint.path.resolve().name}
     metadata |= {f"{name}.{key}": value for key, value in keys.items()} | _norm_key(c)
@@ -141,6 +160,23 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
     return metadata
 
 
+def _factors(c: ModelConfig, architecture: Architecture) -> dict[str, Any]:
+    """Factors and caps, where they do something."""
+    factors = {
+        "embedding_scale": c.embedding_scale if architecture.multipliers else 1.0,
+        "residual_scale": c.residual_scale,
+        "logit_scale": 1 / c.logit_scale,
+    }
+    caps = {
+        "attn_logit_softcapping": c.attention_soft_cap,
+        "final_logit_softcapping": c.logit_soft_cap,
+        "attention.temperature_scale": c.query_growth.factor if c.query_growth else 0.0,
+        "rope.scaling.original_context_length": c.query_growth.context if c.query_growth else 0,
+    }
+    found = {key: value for key, value in factors.items() if value != 1}
+    return found | {key: value for key, value in caps.items() if value}
+
+
 def _norm_key(config: ModelConfig) -> dict[str, float]:
     kind = "rms_" if config.norm is NormKind.RMS else ""
     return {f"{config.architecture}.attention.layer_norm_{kind}epsilon": config.norm_eps}
@@ -148,9 +184,9 @@ def _norm_key(config: ModelConfig) -> dict[str, float]:
 
 def _ropes(config: ModelConfig) -> tuple[RopeConfig | None, RopeConfig | None]:
     """RoPE of a fully attending layer (of any, where none is) and of a windowed one."""
-    full = [layer.rope for layer in config.layers if not layer.window and not layer.recurrent]
+    full = [layer.rope for layer in config.layers if layer.rope and not (layer.window or layer.recurrent)]
     local = [layer.rope for layer in config.layers if layer.window]
-    return (full or local)[0], local[0] if local else None
+    return next(iter(full or local), None), local[0] if local else None
 
 
 def _theta(rope: RopeConfig) -> float | None:
@@ -189,7 +225,7 @@ class _Tensors(Mapping[str, Tensor]):
             return tensor
         _, layer, part = name.split(".", 2)
         rope = self._config.layers[int(layer)].rope
-        if rope and part.split(".")[0] in ("attn_q", "attn_k"):
+        if rope and not rope.interleaved and part.split(".")[0] in ("attn_q", "attn_k"):
             rows = _interleaved(tensor.shape[0], self._config.head_dim, rope.dim)
             data = tensor.data.reshape(tensor.shape[0], -1)[rows].reshape(-1)
             return replace(tensor, data=data)

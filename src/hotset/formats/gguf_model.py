@@ -10,7 +10,7 @@ import numpy as np
 
 from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
-from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
+from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, QueryGrowth, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats import delta_net, recurrent
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
@@ -19,7 +19,7 @@ from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
 from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
-from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf
+from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf, rotated
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, split_name
 
@@ -34,7 +34,10 @@ _NEUTRAL: Mapping[str, Any] = {
     "residual_scale": 0,
     "embedding_scale": 0,
 }
+_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_MULTIPLIERS = ("logit_scale", "residual_scale", "embedding_scale")
 _ROPE_FACTORS = "rope_freqs.weight"
+_LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _PERIODIC = (Windows.PATTERN, Windows.FIRST_FULL)
 _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
 _SINGLE_EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight")
@@ -46,12 +49,13 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     override_metadata(file.metadata, overrides or {})
     architecture, keys = _architecture(file, path)
     check_overrides(overrides or {}, keys.name("").removesuffix("."))  # which may be an alias
-    keys.require(_NEUTRAL)
+    able = (_SOFT_CAPS if architecture.soft_caps else ()) + (_MULTIPLIERS if architecture.multipliers else ())
+    keys.require({key: neutral for key, neutral in _NEUTRAL.items() if key not in able})
     tensors = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(_NO_TEXT)}
     notes = [*_name_pre_tokenizer(file.metadata, architecture)]
     if left_out := len(file.tensors) - len(tensors):
         notes.append(without_images(left_out))
-    factors = tensors.pop(_ROPE_FACTORS, None)
+    factors = _read_factors(path, tensors)
     _check_experts(path, tensors)
     sizes = _sizes(keys, architecture, tensors, path)
     predicting = {name for name in tensors if _predicts(name, sizes.layers, keys)}
@@ -73,7 +77,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     activation = _activation(file, path, architecture)
     plans = read_plans(file, path, activation, table, sizes.layers)
     notes += plan_notes(file, plans)
-    layers = _layers(keys, architecture, sizes, _factors(path, factors))
+    layers = _layers(keys, architecture, sizes, factors)
     config = ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
@@ -90,9 +94,14 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         norm_eps=_norm_eps(keys, architecture, file),
         parallel=architecture.parallel,
         attention_scale=_attention_scale(keys, architecture, sizes),
-        embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
+        embedding_scale=_embedding_scale(keys, architecture, sizes),
         gated_attention=architecture.gated_attention,
         position_offset=0 if architecture.rotary else sizes.positions - context,
+        residual_scale=_multiplier(keys, architecture, "residual_scale"),
+        logit_scale=1 / _multiplier(keys, architecture, "logit_scale"),
+        logit_soft_cap=_soft_cap(keys, architecture, "final_logit_softcapping"),
+        attention_soft_cap=_soft_cap(keys, architecture, "attn_logit_softcapping"),
+        query_growth=_query_growth(keys, architecture, context),
     )
     if config.position_offset not in (0, architecture.position_offset):
         raise keys.refuse(
@@ -209,7 +218,10 @@ def _table(
     )
     for name, tensor in tensors.items():
         layer, rest = split_name(name)
-        if own := _own_name(architecture, rest):
+        part, _, suffix = rest.partition(".")
+        if layer is not None and part == "ffn_up" and _fused(architecture, layer, tensors):
+            table.add_gate_up(layer, suffix, tensor, sizes)
+        elif own := _own_name(architecture, rest):
             table.add(own if layer is None else f"blk.{layer}.{own}", tensor)
         elif name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
@@ -231,6 +243,11 @@ def _own_name(architecture: Architecture, name: str) -> str | None:
         return f"{names[whole]}.weight"
     part, _, suffix = name.partition(".")
     return f"{names[part]}.{suffix or 'weight'}" if part in names else None
+
+
+def _fused(architecture: Architecture, layer: int, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether ``ffn_up`` has gate's rows first."""
+    return architecture.fused_gate_up and f"blk.{layer}.ffn_gate.weight" not in tensors
 
 
 def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activation:
@@ -259,29 +276,62 @@ def _attention_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> fl
     return scale
 
 
-def _factors(path: Path, tensor: Tensor | None) -> F32 | None:
-    """Llama 3's divisors of RoPE's frequencies, which converters resolve into a tensor."""
-    if tensor is None:
+def _multiplier(keys: Keys, architecture: Architecture, key: str) -> float:
+    return (keys.number(key, 1.0, high=1e6) or 1.0) if architecture.multipliers else 1.0
+
+
+def _embedding_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> float:
+    if architecture.embedding_scaled:
+        return float(sizes.hidden**0.5)
+    return _multiplier(keys, architecture, "embedding_scale")
+
+
+def _soft_cap(keys: Keys, architecture: Architecture, key: str) -> float:
+    return keys.number(key, 0.0, high=1e6) if architecture.soft_caps else 0.0
+
+
+def _query_growth(keys: Keys, architecture: Architecture, context: int) -> QueryGrowth | None:
+    factor = keys.number("attention.temperature_scale", 0.0, high=1e3)
+    if not factor:
         return None
+    if not architecture.growing_queries:
+        raise keys.refuse("attention.temperature_scale", "0", factor)
+    return QueryGrowth(factor, keys.integer("rope.scaling.original_context_length", context))
+
+
+def _read_factors(path: Path, tensors: dict[str, Tensor]) -> tuple[F32, ...]:
+    """Take out divisors of RoPE's frequencies: Llama 3's scaling as one tensor, or short and long ones."""
+    short, long = (tensors.pop(name, None) for name in _LONG_FACTORS)
+    if (short is None) != (long is None):
+        missing = _LONG_FACTORS[0] if short is None else _LONG_FACTORS[1]
+        raise CheckpointError(f"{path}: tensor {missing} is missing: the file is incomplete")
+    found = (tensors.pop(_ROPE_FACTORS, None), short, long)
+    return tuple(_factors(path, tensor) for tensor in found if tensor)
+
+
+def _factors(path: Path, tensor: Tensor) -> F32:
     values = tensor.data.view(np.float32) if tensor.type is TensorType.F32 else np.zeros(1, np.float32)
-    if not np.all((values > 1e-6) & (values < 1e6)):
+    if not np.all((values > 1e-6) & (values < 2e30)):  # 1e30: a frequency of 0
         raise CheckpointError(
-            f"{path}: tensor {_ROPE_FACTORS}: expected positive numbers of type F32, found others"
+            f"{path}: tensor {tensor.name}: expected positive numbers of type F32, found others"
         )
     return values
 
 
 def _layers(
-    keys: Keys, architecture: Architecture, sizes: Sizes, factors: F32 | None
+    keys: Keys, architecture: Architecture, sizes: Sizes, factors: tuple[F32, ...]
 ) -> tuple[LayerConfig, ...]:
     full, local = _ropes(keys, architecture, sizes, factors)
     window = keys.integer("attention.sliding_window", 0, low=0)
-    sliding = _sliding(keys, architecture, sizes.layers)
-    if architecture.windows is Windows.FIRST_FULL and window:
+    sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
+    if architecture.full_without_rope and window:
         full = None
+    turned = rotated(architecture, sizes.layers)
     layers = tuple(
-        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts_of(i))
-        for i, s in enumerate(sliding)
+        LayerConfig(
+            (local if s else full) if turns else None, window if s else None, experts=sizes.experts_of(i)
+        )
+        for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
     return recurrent.with_recurrent(layers, sizes)
 
@@ -301,7 +351,7 @@ def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
 
 
 def _ropes(
-    keys: Keys, architecture: Architecture, sizes: Sizes, factors: F32 | None
+    keys: Keys, architecture: Architecture, sizes: Sizes, factors: tuple[F32, ...]
 ) -> tuple[RopeConfig, RopeConfig] | tuple[None, None]:
     """RoPE of fully attending layers and of windowed ones."""
     if not architecture.rotary:
@@ -309,8 +359,9 @@ def _ropes(
     dim = keys.integer("rope.dimension_count", sizes.head_dim, low=2, high=max(sizes.head_dim, 2))
     if dim % 2:
         raise keys.refuse("rope.dimension_count", "an even number", dim)
-    if factors is not None and factors.shape != (dim // 2,):
-        raise keys.refuse("rope.dimension_count", f"{2 * len(factors)} as in {_ROPE_FACTORS}", dim)
+    for own in factors:
+        if own.shape != (dim // 2,):
+            raise keys.refuse("rope.dimension_count", f"{2 * len(own)} as in {_ROPE_FACTORS}", dim)
     theta = keys.number("rope.freq_base", 1e4, low=1.001, high=1e12)
     interleaved = architecture.gguf_rope_interleaved
     context = keys.integer("context_length")
@@ -323,7 +374,8 @@ def _ropes(
         factors=factors,
         rounded=architecture.yarn_rounded,
     )
-    if architecture.local_rope_theta is None:
+    if architecture.local_rope_theta is None and not architecture.local_rope_plain:
         return full, full
-    local_theta = keys.number("rope.freq_base_swa", architecture.local_rope_theta, low=1.001, high=1e12)
+    usual = architecture.local_rope_theta or theta
+    local_theta = keys.number("rope.freq_base_swa", usual, low=1.001, high=1e12)
     return full, rope(dim, interleaved, plain_frequencies(local_theta, dim))

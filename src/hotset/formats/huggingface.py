@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
-from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
+from hotset.core.config import Activation, LayerConfig, ModelConfig, QueryGrowth, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats import recurrent
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
@@ -19,7 +19,7 @@ from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes
 from hotset.formats.mxfp4 import add_mxfp4
 from hotset.formats.overrides import Overrides, override_config
-from hotset.formats.rope import rope_from_config
+from hotset.formats.rope import rope_from_config, rotated
 from hotset.formats.safetensors import parse_json, read_safetensors
 from hotset.formats.tensor import Tensor
 from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
@@ -31,6 +31,7 @@ _NEUTRAL: Mapping[str, Any] = {
     "use_bidirectional_attention": False,
     "hidden_act_param": 0,  # FATReLU's threshold
 }
+_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
 _ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
@@ -57,7 +58,9 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     adapted = architecture.hf_adapt(raw)
     names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
     keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
-    keys.require(_NEUTRAL if architecture.experts else {**_NEUTRAL, **_NO_MIXTURE})
+    able = _SOFT_CAPS if architecture.soft_caps else ()
+    neutral = {key: value for key, value in _NEUTRAL.items() if key not in able}
+    keys.require(neutral if architecture.experts else {**neutral, **_NO_MIXTURE})
     keys.require(architecture.hf_required)
     packed: dict[str, NDArray[np.uint8]] | None = {} if _in_mxfp4(keys, architecture) else None
     files = _read_tensors(directory, packed)
@@ -81,7 +84,8 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     table.check(architecture, sizes)
     _check_flags(keys, architecture, table)
 
-    query_scalar = keys.number("query_pre_attn_scalar", 0.0, high=1e6)
+    multipliers = _multipliers(keys, architecture)
+    caps = [keys.number(key, 0.0, high=1e6) if able else 0.0 for key in _SOFT_CAPS]
     config = ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
@@ -97,10 +101,15 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         norm=architecture.norm,
         norm_eps=keys.number("norm_eps", 1e-6, high=1.0),
         parallel=architecture.parallel,
-        attention_scale=query_scalar**-0.5 if query_scalar else 0.0,
-        embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else 1.0,
+        attention_scale=_attention_scale(keys, architecture),
+        embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else multipliers[0],
         gated_attention=architecture.gated_attention,
         position_offset=architecture.position_offset,
+        residual_scale=multipliers[1],
+        logit_scale=1 / multipliers[2],
+        attention_soft_cap=caps[0],
+        logit_soft_cap=caps[1],
+        query_growth=_query_growth(keys, architecture),
     )
     return Checkpoint(directory, config, table, raw, tuple(notes))
 
@@ -213,15 +222,54 @@ def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> 
             raise keys.refuse(flag, f"{not expected}, as the tensors have it".lower(), expected)
 
 
+def _multipliers(keys: Keys, architecture: Architecture) -> list[float]:
+    """Of embedding and residuals, and the logits' divisor."""
+    names = ("embedding_multiplier", "residual_multiplier", "logits_scaling")
+    if not architecture.multipliers:
+        return [1.0] * len(names)
+    return [keys.number(name, 1.0, low=1e-6, high=1e6) for name in names]
+
+
+def _attention_scale(keys: Keys, architecture: Architecture) -> float:
+    if architecture.multipliers:
+        return keys.number("attention_multiplier", 1.0, low=1e-6, high=1e6)
+    query_scalar = keys.number("query_pre_attn_scalar", 0.0, high=1e6)
+    return query_scalar**-0.5 if query_scalar else 0.0
+
+
+def _query_growth(keys: Keys, architecture: Architecture) -> QueryGrowth | None:
+    if not architecture.growing_queries:
+        return None
+    table = keys.section("rope_parameters", keys.get("rope_parameters", {}))
+    factor = table.number("llama_4_scaling_beta", 0.0, high=1e3)
+    context = table.integer("original_max_position_embeddings", _context(keys))
+    return QueryGrowth(factor, context) if factor else None
+
+
+def _rotated(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
+    """Which layers have RoPE, where not all have."""
+    stated = keys.get("no_rope_layers") if architecture.rope_period else None
+    if not stated:
+        return rotated(architecture, layers)
+    if not isinstance(stated, list) or len(stated) != layers or not all(x in (0, 1) for x in stated):
+        raise keys.refuse("no_rope_layers", f"0 or 1 for each of {layers} layers", stated)
+    return [bool(x) for x in stated]
+
+
 def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[LayerConfig, ...]:
     full, local = _ropes(keys, architecture, sizes)
     window = keys.integer("sliding_window", 0, low=0)
     if architecture.windows is Windows.LATE and not keys.flag("use_sliding_window"):
         window = 0
-    sliding = _sliding(keys, architecture, sizes.layers)
+    sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
+    if architecture.full_without_rope and window:
+        full = None
+    turned = _rotated(keys, architecture, sizes.layers)
     layers = tuple(
-        LayerConfig(local if s else full, window or None if s else None, experts=sizes.experts_of(i))
-        for i, s in enumerate(sliding)
+        LayerConfig(
+            (local if s else full) if turns else None, window if s else None, experts=sizes.experts_of(i)
+        )
+        for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
     return recurrent.with_recurrent(layers, sizes)
 
@@ -266,7 +314,15 @@ def _ropes(
     context = keys.integer("original_max_position_embeddings", _context(keys))
 
     def resolve(table: Keys, theta: Any) -> RopeConfig:
-        return rope_from_config(table, sizes.head_dim, theta, factor, context)
+        return rope_from_config(
+            table,
+            sizes.head_dim,
+            theta,
+            factor,
+            context,
+            longest=_context(keys),
+            interleaved=architecture.hf_rope_interleaved,
+        )
 
     local_theta = architecture.local_rope_theta and keys.get(
         "rope_local_base_freq", architecture.local_rope_theta
@@ -277,6 +333,8 @@ def _ropes(
         )
         return resolve(full, theta), resolve(local, local_theta or theta)
     rope = resolve(table, theta)
+    if architecture.local_rope_plain:
+        local_theta = table.get("rope_theta", theta)
     if local_theta is None:
         return rope, rope
     return rope, resolve(Keys({}, ""), local_theta)

@@ -5,10 +5,12 @@ Scalings: linear (position interpolation, arXiv 2306.15595), Llama 3 (Meta's ``a
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.architectures.row import Architecture
 from hotset.core.config import RopeConfig
 from hotset.formats.keys import LARGEST, Keys
 
@@ -70,11 +72,28 @@ def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def rope_from_config(keys: Keys, head_dim: int, theta: float, factor: float, context: int) -> RopeConfig:
+def rope_from_config(
+    keys: Keys,
+    head_dim: int,
+    theta: float,
+    factor: float,
+    context: int,
+    *,
+    longest: int = 0,
+    interleaved: bool = False,
+) -> RopeConfig:
     """Resolve one of config.json's RoPE tables (``rope_parameters`` or ``rope_scaling``).
 
-    ``theta``, the rotated share ``factor`` of a head and ``context`` are defaults of the table's own keys.
+    ``theta``, the rotated share ``factor`` of a head and ``context`` are defaults of the table's own keys;
+    `longest` is the model's whole context.
     """
+    found = _from_config(keys, head_dim, theta, factor, context, longest)
+    return replace(found, interleaved=interleaved)
+
+
+def _from_config(
+    keys: Keys, head_dim: int, theta: float, factor: float, context: int, longest: int
+) -> RopeConfig:
     theta = keys.number("rope_theta", theta, low=1.001, high=1e12)
     dim = int(head_dim * keys.number("partial_rotary_factor", factor, high=1.0))
     if dim < 2 or dim % 2:
@@ -93,7 +112,26 @@ def rope_from_config(keys: Keys, head_dim: int, theta: float, factor: float, con
         return rope(dim, False, scaled)
     if kind == "yarn":
         return _yarn_from_config(keys, dim, theta, context)
-    raise keys.refuse("rope_type", "default, linear, llama3 or yarn", kind)
+    if kind in ("longrope", "su"):
+        return _long_from_config(keys, dim, plain, context, longest)
+    raise keys.refuse("rope_type", "default, linear, llama3, longrope or yarn", kind)
+
+
+def _long_from_config(keys: Keys, dim: int, plain: F32, context: int, longest: int) -> RopeConfig:
+    """Divisors for sequences within the original context, and for longer ones (arXiv 2402.13753)."""
+    frequencies: list[F32] = []
+    for key in ("short_factor", "long_factor"):
+        stated = keys.get(key)
+        numbers = isinstance(stated, list) and all(
+            isinstance(x, int | float) and 1e-6 < x < 1e6 for x in stated
+        )
+        if not numbers or len(stated) != dim // 2:
+            raise keys.refuse(key, f"{dim // 2} positive numbers", stated)
+        frequencies.append((plain / np.array(stated, np.float32)).astype(np.float32))
+    factor = keys.number("factor", longest / context, high=1e6)
+    default = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 and context > 1 else 1.0
+    short = rope(dim, False, frequencies[0], keys.number("attention_factor", default))
+    return replace(short, long_frequencies=tuple(frequencies[1].tolist()), long_from=context)
 
 
 def _yarn_from_config(keys: Keys, dim: int, theta: float, context: int) -> RopeConfig:
@@ -122,12 +160,13 @@ def rope_from_gguf(
     interleaved: bool,
     theta: float,
     context: int,
-    factors: F32 | None,
+    factors: tuple[F32, ...],
     rounded: bool = True,
 ) -> RopeConfig:
-    """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,), the tensor ``rope_freqs``, divide.
+    """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,) divide.
 
-    `rounded`: YaRN begins and ends at whole dimensions.
+    Those are the tensor ``rope_freqs``, or two, for sequences within the original context and for longer
+    ones. `rounded`: YaRN begins and ends at whole dimensions.
     """
     kind = keys.text("rope.scaling.type", "linear")
     legacy = keys.number("rope.scale_linear", 1.0, high=1e6)
@@ -140,7 +179,8 @@ def rope_from_gguf(
     elif kind == "linear":
         frequencies = plain_frequencies(theta, dim) / np.float32(factor)
     elif kind == "yarn":
-        _refuse_yarn_extras(keys)
+        if (extra := keys.number("rope.scaling.yarn_ext_factor", 1.0, low=-1e30)) != 1:
+            raise keys.refuse("rope.scaling.yarn_ext_factor", "1.0", extra)
         context = keys.integer("rope.scaling.original_context_length", context, high=LARGEST)
         fast = keys.number("rope.scaling.yarn_beta_fast", 32.0, low=1e-3, high=1e6)
         slow = keys.number("rope.scaling.yarn_beta_slow", 1.0, low=1e-3, high=1e6)
@@ -148,15 +188,21 @@ def rope_from_gguf(
             theta, dim, factor, context, beta_fast=fast, beta_slow=slow, truncate=rounded
         )
         magnitude *= keys.number("rope.scaling.yarn_attn_factor", 1.0) * yarn_magnitude(factor)
+        if multiplier := keys.number("rope.scaling.yarn_log_multiplier", 0.0, high=1e3):
+            magnitude /= yarn_magnitude(factor, multiplier)
     else:
         raise keys.refuse("rope.scaling.type", "none, linear or yarn", kind)
-    if factors is not None:
-        frequencies = frequencies / factors
-    return rope(dim, interleaved, frequencies, magnitude)
+    if not factors:
+        return rope(dim, interleaved, frequencies, magnitude)
+    resolved = rope(dim, interleaved, frequencies / factors[0], magnitude)
+    if len(factors) == 1:
+        return resolved
+    original = keys.integer("rope.scaling.original_context_length", context, high=LARGEST)
+    long = tuple((frequencies / factors[-1]).tolist())
+    return replace(resolved, long_frequencies=long, long_from=original)
 
 
-def _refuse_yarn_extras(keys: Keys) -> None:
-    """DeepSeek's variants of YaRN."""
-    for key, neutral in (("rope.scaling.yarn_ext_factor", 1.0), ("rope.scaling.yarn_log_multiplier", 0.0)):
-        if (found := keys.number(key, neutral, low=-1e30)) != neutral:
-            raise keys.refuse(key, str(neutral), found)
+def rotated(architecture: Architecture, layers: int) -> list[bool]:
+    """Which layers have RoPE, as far as the family says."""
+    period = architecture.rope_period
+    return [not period or (layer + 1) % period != 0 for layer in range(layers)]

@@ -57,6 +57,12 @@ def build_hybrid(
             "leave out --vram"
         )
 
+    if not config.uniform:
+        raise HotsetError(
+            f"{checkpoint.path}: models whose layers have different heads or FFNs, or share keys and values, "
+            "run on the CPU alone as yet; leave out --vram"
+        )
+
     def done(parts: int) -> None:
         if progress:
             progress(parts, config.n_layers + 2)

@@ -38,7 +38,7 @@ from hotset.hybrid.step import MOST_ROWS
 from hotset.hybrid.streaming import ColdStream, Walk
 from hotset.hybrid.swaps import Swaps
 from hotset.model.finite import not_finite
-from hotset.model.transformer import Transformer
+from hotset.model.transformer import Transformer, kv_shapes
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,11 @@ class HybridTransformer(Transformer):
 
     def _half(self, place: type[Any]) -> StateShape:
         """What the layers keep whose mixer is in one of both places."""
-        pairs = zip(self.config.layers, self.parts, strict=True)
-        states = [layer.recurrent for layer, parts in pairs if isinstance(parts.mixer, place)]
-        own = tuple(state for state in states if state)
-        return replace(self.state_shape, n_layers=len(states) - len(own), recurrent=own)
+        here = [i for i, parts in enumerate(self.parts) if isinstance(parts.mixer, place)]
+        states = tuple(state for state in (self.config.layers[i].recurrent for i in here) if state)
+        kept = [i for i in here if i in self.config.kv_layers]
+        own = kv_shapes(self.config, kept)
+        return replace(self.state_shape, n_layers=len(kept), recurrent=states, own=own)
 
     def forward(self, batch: Batch) -> F32:
         """See `Transformer`."""

@@ -5,6 +5,9 @@ missing, misshapen or left over is seen to by `hotset.formats`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 
 from hotset.backends.contract import (
     F32,
@@ -17,6 +20,8 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LayerInputSpec,
+    LayerInputsSpec,
     Linear,
     Mixer,
     NeuronFFNSpec,
@@ -25,8 +30,17 @@ from hotset.backends.contract import (
     SharedExpertSpec,
     ShortConvSpec,
 )
-from hotset.core.config import DeltaNetConfig, ExpertsConfig, FFNPlan, Recurrent, Score, ShortConvConfig
+from hotset.core.config import (
+    DeltaNetConfig,
+    ExpertsConfig,
+    FFNPlan,
+    NormKind,
+    Recurrent,
+    Score,
+    ShortConvConfig,
+)
 from hotset.formats.checkpoint import Checkpoint
+from hotset.model.beside import Beside, FFNBesideExperts
 from hotset.model.transformer import Layer, Transformer
 
 
@@ -49,7 +63,8 @@ def build_transformer(
         done(i + 2)
     head = backend.head(weights.head())
     done(n_layers + 2)
-    return Transformer(checkpoint.config, backend, embedding, layers, head)
+    inputs = backend.layer_inputs(weights.layer_inputs()) if checkpoint.config.layer_input else None
+    return Transformer(checkpoint.config, backend, embedding, layers, head, inputs)
 
 
 def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
@@ -61,17 +76,25 @@ def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
     if layer.recurrent:
         mixer = backend.recurrent(weights.recurrent(i, layer.recurrent), recurrent)
     else:
-        mixer = backend.attention(weights.attention(i), i - recurrent)
+        own = config.kv_layers.index(i if layer.kv_from is None else layer.kv_from)
+        mixer = backend.attention(weights.attention(i), own)
     ffn: FFN
     early: Experts | None = None
-    if layer.experts:
+    if layer.experts and layer.beside:
+        ffn = FFNBesideExperts(
+            backend.ffn(weights.dense_beside(i)),
+            backend.experts(weights.experts(i, layer.experts), i),
+            weights.beside(i),
+        )
+    elif layer.experts:
         ffn = experts = backend.experts(weights.experts(i, layer.experts), i)
         early = experts if layer.experts.early else None
     elif layer.ffn:
         ffn = backend.neuron_ffn(weights.neuron_ffn(i, layer.ffn), i)
     else:
         ffn = backend.ffn(weights.ffn(i))
-    return Layer(mixer, ffn, early)
+    own_input = backend.layer_input(weights.layer_input(i)) if config.layer_input else None
+    return Layer(mixer, ffn, early, own_input, layer.scale)
 
 
 def embedding_spec(checkpoint: Checkpoint) -> EmbeddingSpec:
@@ -125,31 +148,66 @@ class _Weights:
     def embedding(self) -> EmbeddingSpec:
         return EmbeddingSpec(
             tokens=self.tensors["token_embd.weight"],
-            scale=self.config.embedding_scale,
+            scale=self.config.embedding_scale / self.config.residual_scale,
             positions=self.tensors.get("position_embd.weight"),
             position_offset=self.config.position_offset,
         )
 
     def attention(self, i: int) -> AttentionSpec:
         c = self.config
+        layer, heads = c.layers[i], c.heads(i)
+        shared = layer.kv_from is not None
+        unit = np.ones(heads.head_dim, np.float32)
         # Where a parallel layer has two norms, `attn_norm_2` is the attention's and `attn_norm` the FFN's.
         return AttentionSpec(
-            norm=self.optional_norm(f"blk.{i}.attn_norm_2") or self.norm(f"blk.{i}.attn_norm"),
+            norm=self.optional_norm(f"blk.{i}.attn_norm_2") or self.norm_before(f"blk.{i}.attn_norm"),
             q=self.linear(f"blk.{i}.attn_q"),
-            k=self.linear(f"blk.{i}.attn_k"),
-            v=self.linear(f"blk.{i}.attn_v"),
+            k=None if shared else self.linear(f"blk.{i}.attn_k"),
+            v=None if shared else self.optional_linear(f"blk.{i}.attn_v"),
             output=self.linear(f"blk.{i}.attn_output"),
-            n_heads=c.n_heads,
-            n_kv_heads=c.n_kv_heads,
-            head_dim=c.head_dim,
-            scale=c.attention_scale or c.head_dim**-0.5,
-            rope=c.layers[i].rope,
-            window=c.layers[i].window,
+            n_heads=heads.n_heads,
+            n_kv_heads=heads.n_kv_heads,
+            head_dim=heads.head_dim,
+            scale=c.attention_scale or heads.head_dim**-0.5,
+            rope=layer.rope,
+            window=layer.window,
             q_norm=self.optional_norm(f"blk.{i}.attn_q_norm"),
             k_norm=self.optional_norm(f"blk.{i}.attn_k_norm"),
             post_norm=self.optional_norm(f"blk.{i}.post_attention_norm"),
             gated=c.gated_attention,
             sinks=self.vector(f"blk.{i}.attn_sinks.weight"),
+            v_norm=Norm(NormKind.RMS, c.norm_eps, unit) if c.value_norm and not shared else None,
+            soft_cap=c.attention_soft_cap,
+            growth=c.query_growth,
+        )
+
+    def layer_inputs(self) -> LayerInputsSpec:
+        return LayerInputsSpec(
+            rows=self.tensors["per_layer_token_embd.weight"],
+            project=self.linear("per_layer_model_proj"),
+            norm=self.norm("per_layer_proj_norm"),
+            layers=self.config.n_layers,
+        )
+
+    def layer_input(self, i: int) -> LayerInputSpec:
+        return LayerInputSpec(
+            gate=self.linear(f"blk.{i}.inp_gate"),
+            up=self.linear(f"blk.{i}.proj"),
+            post_norm=self.norm(f"blk.{i}.post_norm"),
+        )
+
+    def dense_beside(self, i: int) -> FFNSpec:
+        """The FFN beside a mixture, with norms before and after that are its own."""
+        return replace(self.ffn(i), post_norm=self.norm(f"blk.{i}.post_ffw_norm_1"))
+
+    def beside(self, i: int) -> Beside:
+        """What else there is in a layer with both."""
+        scale = self.tensors[f"blk.{i}.ffn_gate_inp.scale"].to_float32()
+        eps, kind = self.config.norm_eps, self.config.norm
+        return Beside(
+            router_norm=Norm(kind, eps, scale * np.float32(self.config.hidden_size**-0.5)),
+            factors=self.tensors[f"blk.{i}.ffn_down_exps.scale"].to_float32(),
+            post_norm=self.norm(f"blk.{i}.post_ffw_norm"),
         )
 
     def recurrent(self, i: int, shape: Recurrent) -> RecurrentSpec:
@@ -196,8 +254,9 @@ class _Weights:
             if shape.shared_size
             else None
         )
+        beside = self.config.layers[i].beside
         return ExpertsSpec(
-            norm=self.norm(f"{ffn}.ffn_norm"),
+            norm=self.norm(f"{ffn}.pre_ffw_norm_2" if beside else f"{ffn}.ffn_norm"),
             router=self.linear(f"{ffn}.ffn_gate_inp"),
             gate=self.linear(f"{ffn}.ffn_gate_exps") if self.config.gated else None,
             up=self.linear(f"{ffn}.ffn_up_exps"),
@@ -207,13 +266,13 @@ class _Weights:
             selection_bias=self.vector(f"{ffn}.exp_probs_b.bias"),
             shared=shared,
             plan=plan,
-            post_norm=self.optional_norm(f"{ffn}.post_ffw_norm"),
+            post_norm=self.optional_norm(f"{ffn}.post_ffw_norm_2" if beside else f"{ffn}.post_ffw_norm"),
         )
 
     def ffn(self, i: int) -> FFNSpec:
         # A parallel layer has no `ffn_norm`: its FFN reads what `attn_norm` gives.
         return FFNSpec(
-            norm=self.optional_norm(f"blk.{i}.ffn_norm") or self.norm(f"blk.{i}.attn_norm"),
+            norm=self.optional_norm(f"blk.{i}.ffn_norm") or self.norm_before(f"blk.{i}.attn_norm"),
             gate=self.linear(f"blk.{i}.ffn_gate") if self.config.gated else None,
             up=self.linear(f"blk.{i}.ffn_up"),
             down=self.linear(f"blk.{i}.ffn_down"),
@@ -225,7 +284,7 @@ class _Weights:
         ffn = f"blk.{i}"
         low_rank = plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU)
         return NeuronFFNSpec(
-            norm=self.optional_norm(f"{ffn}.ffn_norm") or self.norm(f"{ffn}.attn_norm"),
+            norm=self.optional_norm(f"{ffn}.ffn_norm") or self.norm_before(f"{ffn}.attn_norm"),
             gate=self.linear(f"{ffn}.ffn_gate") if self.config.gated else None,
             up=self.linear(f"{ffn}.ffn_up"),
             down_t=Linear(self.tensors[f"{ffn}.ffn_down_t.weight"], self.vector(f"{ffn}.ffn_down.bias")),
@@ -238,7 +297,10 @@ class _Weights:
     def head(self) -> HeadSpec:
         # Without a matrix of its own, the output is the token embedding's.
         name = "output" if "output.weight" in self.tensors else "token_embd"
-        return HeadSpec(norm=self.norm("output_norm"), output=self.linear(name))
+        norm = self.norm("output_norm")
+        if self.config.logit_scale != 1:  # a factor on a product is one on what is multiplied
+            norm = replace(norm, weight=norm.weight * np.float32(self.config.logit_scale))
+        return HeadSpec(norm=norm, output=self.linear(name), soft_cap=self.config.logit_soft_cap)
 
     def linear(self, name: str) -> Linear:
         return Linear(self.tensors[f"{name}.weight"], self.vector(f"{name}.bias"))
@@ -248,7 +310,14 @@ class _Weights:
 
     def norm(self, name: str) -> Norm:
         weight = self.tensors[f"{name}.weight"].to_float32()
-        return Norm(self.config.norm, self.config.norm_eps, weight, self.vector(f"{name}.bias"))
+        # Hidden vectors are kept divided by the factor on what attention and FFN add, which then need none.
+        eps = self.config.norm_eps / self.config.residual_scale**2
+        return Norm(self.config.norm, eps, weight, self.vector(f"{name}.bias"))
+
+    def norm_before(self, name: str) -> Norm:
+        """The norm before attention or FFN, or none."""
+        hidden = np.ones(self.config.hidden_size, np.float32)
+        return self.optional_norm(name) or Norm(NormKind.NONE, 0.0, hidden)
 
     def optional_norm(self, name: str) -> Norm | None:
         return self.norm(name) if f"{name}.weight" in self.tensors else None

@@ -53,6 +53,7 @@ def traced(transformer: "Transformer", batch: Batch) -> NotFiniteError:
     x = transformer.embedding.forward(batch.tokens, batch.positions)
     if not is_finite(x):
         return _error("the token embedding", batch, x, _DAMAGED)
+    e = transformer.inputs.forward(batch.tokens, x) if transformer.inputs else None
     for i, layer in enumerate(transformer.layers):
         out = backend.copy(x) if parallel else x
         for name, part, otherwise in (
@@ -64,6 +65,12 @@ def traced(transformer: "Transformer", batch: Batch) -> NotFiniteError:
                 tried = np.zeros_like(ordinary)
                 part.forward(ordinary, tried, alone)
                 return _error(f"the {name}", batch, out, otherwise if is_finite(tried) else _DAMAGED)
+        if layer.own_input and e is not None:
+            layer.own_input.forward(out, e[:, i], out)
+        if layer.scale != 1:
+            out *= layer.scale
+        if not is_finite(out):
+            return _error(f"the end of layer {i}", batch, out, _OVERFLOW)
         x = out
     rows = transformer.head.forward(x)
     return _error(

@@ -17,6 +17,8 @@ from hotset.backends.contract import (
     Embedding,
     Experts,
     Head,
+    LayerInput,
+    LayerInputs,
     Mixer,
     StateShape,
 )
@@ -42,9 +44,16 @@ class Layer:
     ffn: FFN
     early: Experts | None = None
     """The FFN, where its router reads what the mixer reads."""
+    own_input: LayerInput | None = None
+    """What the layer's own embedding of the tokens adds at its end."""
+    scale: float = 1.0
+    """Factor on all of it."""
 
-    def forward(self, x: Array, out: Array, view: BatchView) -> None:
-        """Both parts read x and add to out, a copy of x in parallel layers, else x itself."""
+    def forward(self, x: Array, out: Array, view: BatchView, e: Array | None = None) -> None:
+        """Both parts read x and add to out, a copy of x in parallel layers, else x itself.
+
+        `e` (T, P) is the layer's own embedding of the tokens, where there is one.
+        """
         if self.early:
             logits = self.early.route(x)
             self.mixer.forward(x, out, view)
@@ -52,6 +61,10 @@ class Layer:
         else:
             self.mixer.forward(x, out, view)
             self.ffn.forward(x, out, view)
+        if self.own_input:
+            self.own_input.forward(out, e, out)
+        if self.scale != 1:
+            out *= self.scale
 
 
 class Transformer:
@@ -67,12 +80,15 @@ class Transformer:
         embedding: Embedding,
         layers: ListOf[Layer],
         head: Head,
+        inputs: LayerInputs | None = None,
     ) -> None:
         self.config = config
         self.backend = backend
         self.embedding = embedding
         self.layers = tuple(layers)
         self.head = head
+        self.inputs = inputs
+        """Each layer's own embedding of the tokens, where there is one."""
 
     def sequence(self, capacity: int, kv_type: str = "f16") -> Sequence:
         """An empty sequence with room for `capacity` tokens; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
@@ -85,7 +101,8 @@ class Transformer:
         cutoffs = tuple(layer.ffn.cutoff if layer.ffn else None for layer in c.layers)
         kept = tuple(layer.ffn.kept if layer.ffn else 0.0 for layer in c.layers)
         recurrent = tuple(layer.recurrent for layer in c.layers if layer.recurrent)
-        return StateShape(c.n_layers - len(recurrent), c.n_kv_heads, c.head_dim, cutoffs, kept, recurrent)
+        n_layers, own = len(c.kv_layers), kv_shapes(c, c.kv_layers)
+        return StateShape(n_layers, c.n_kv_heads, c.head_dim, cutoffs, kept, recurrent, own)
 
     def forward(self, batch: Batch) -> F32:
         """Append the batch's tokens to their sequences, and predict what follows.
@@ -142,13 +159,21 @@ class Transformer:
         parallel = self.config.parallel
         view = self.backend.view(batch)
         x = self.embedding.forward(batch.tokens, batch.positions)
-        for layer in self.layers:
+        e = self.inputs.forward(batch.tokens, x) if self.inputs else None
+        for i, layer in enumerate(self.layers):
             # Both parts read x and add to out. One after the other, out is x itself, so the FFN reads what
             # the attention has added; in parallel it is a copy, so the FFN reads what the attention read.
             out = self.backend.copy(x) if parallel else x
-            layer.forward(x, out, view)
+            layer.forward(x, out, view, None if e is None else e[:, i])
             x = out
         return x
+
+
+def kv_shapes(config: ModelConfig, layers: ListOf[int]) -> tuple[tuple[int, int], ...]:
+    """`StateShape.own` of those layers."""
+    if all(layer.heads is None for layer in config.layers):
+        return ()
+    return tuple((heads.n_kv_heads, heads.head_dim) for heads in map(config.heads, layers))
 
 
 def _check(batch: Batch) -> None:

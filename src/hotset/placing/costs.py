@@ -137,14 +137,13 @@ def model_parts(
         ]
         measured = None if frequency is None else frequency[i]
         build = _experts_part if layer.experts else _ffn_part
-        recurrent = layer.recurrent
+        recurrent, heads = layer.recurrent, config.heads(i)
+        kept = heads.n_kv_heads * heads.head_dim if i in config.kv_layers else 0
         layers.append(
             LayerPart(
                 attention_bytes=sum(tensor.nbytes for tensor in attention),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention),
-                kv_position_bytes=(
-                    0 if recurrent else int(2 * config.n_kv_heads * config.head_dim * kv_number_bytes)
-                ),
+                kv_position_bytes=int(2 * kept * kv_number_bytes),
                 window=layer.window,
                 state_bytes=4 * recurrent.state_size if recurrent else 0,
                 ffn=build(checkpoint, i, own, measured),
@@ -168,7 +167,7 @@ def _ffn_part(
     checkpoint: Checkpoint, number: int, own: dict[str, Tensor], measured: NDArray[np.floating] | None
 ) -> FFNPart:
     config = checkpoint.config
-    size, plan = config.ffn_size, config.layers[number].ffn
+    size, plan = config.neurons(number), config.layers[number].ffn
     names = [name for name in ("ffn_gate", "ffn_up", "ffn_down_t", "ffn_down") if f"{name}.weight" in own]
     matrices = {name: own[f"{name}.weight"] for name in names}
     biases = [own[f"{name}.bias"] for name in ("ffn_gate", "ffn_up") if f"{name}.bias" in own]

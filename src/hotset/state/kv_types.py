@@ -11,7 +11,13 @@ _BLOCK = 32
 
 def kv_types(config: ModelConfig) -> list[str]:
     """The types that a model's keys and values may be kept in: its heads must be whole blocks of the type."""
-    return [name for name in KV_TYPES if name != "q8_0" or config.head_dim % _BLOCK == 0]
+    return [name for name in KV_TYPES if name != "q8_0" or not _unfit(config)]
+
+
+def _unfit(config: ModelConfig) -> int:
+    """The size of a head that is no multiple of a block; 0: there is none such."""
+    sizes = (config.heads(i).head_dim for i in config.kv_layers)
+    return next((size for size in sizes if size % _BLOCK), 0)
 
 
 _CHUNK = 16
@@ -22,8 +28,7 @@ _LINE = 16
 
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Bytes of a KV cache of `context` tokens."""
-    layers = config.n_layers - sum(layer.recurrent is not None for layer in config.layers)
-    numbers = 2 * layers * config.n_kv_heads * config.head_dim * context
+    numbers = 2 * context * sum(x.n_kv_heads * x.head_dim for x in map(config.heads, config.kv_layers))
     return int(numbers * KV_TYPES[check_kv_type(kv_type, config)])
 
 
@@ -50,6 +55,6 @@ def check_kv_type(kv_type: str, config: ModelConfig) -> str:
     if name == "q8_0" and name not in kv_types(config):
         raise RequestError(
             f"kv_type q8_0 needs heads of a multiple of {_BLOCK} numbers, and this model's have "
-            f"{config.head_dim}: use f16 (--kv-type)"
+            f"{_unfit(config)}: use f16 (--kv-type)"
         )
     return name

@@ -98,7 +98,7 @@ class _MeteredBackend(CpuBackend):
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
         """See `CpuBackend`."""
-        numbers = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * capacity
+        numbers = 2 * capacity * sum(heads * size for heads, size in shape.kv)
         nbytes = int(numbers * _NUMBER_BYTES.get(kv_type, 0))
         self._memory.check("the KV cache", nbytes)
         sequence = super().sequence(shape, capacity, kv_type)

@@ -17,6 +17,8 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LayerInputSpec,
+    LayerInputsSpec,
     Linear,
     NeuronFFNSpec,
     Norm,
@@ -25,7 +27,15 @@ from hotset.backends.contract import (
 )
 from hotset.backends.cpu.experts import CpuExperts, PackedExperts, build_experts
 from hotset.backends.cpu.file_mapping import is_file_mapping
-from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
+from hotset.backends.cpu.parts import (
+    CpuAttention,
+    CpuEmbedding,
+    CpuFFN,
+    CpuHead,
+    CpuLayerInput,
+    CpuLayerInputs,
+    CpuNeuronFFN,
+)
 from hotset.backends.cpu.recurrent import CpuRecurrent, build_recurrent, native_shape
 from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.backends.low_bit import Q2, two_bit_blocks
@@ -44,6 +54,8 @@ _WAYS = {way: _native.WAYS[way.value] for way in Way}
 _SCORES = {score: _native.SCORES["copy" if score in _COPIES else score.value] for score in Score}
 _NO_SCORE = _native.SCORES["none"]
 _ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
+
+_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1, NormKind.NONE: 2}
 
 _BANDWIDTH_BYTES = 256 << 20
 """At least so many are read to measure the memory, and far more than caches hold."""
@@ -175,8 +187,8 @@ class CpuBackend:
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
             q=self._linear(spec.q, (1 + spec.gated) * q_size, hidden),
-            k=self._linear(spec.k, kv_size, hidden),
-            v=self._linear(spec.v, kv_size, hidden),
+            k=self._linear(spec.k, kv_size, hidden) if spec.k else None,
+            v=self._linear(spec.v, kv_size, hidden) if spec.v else None,
             output=self._linear(spec.output, hidden, q_size),
             n_heads=spec.n_heads,
             n_kv_heads=spec.n_kv_heads,
@@ -186,9 +198,13 @@ class CpuBackend:
             rope=self._rope(spec.rope),
             q_norm=self._norm_of_heads(spec.q_norm, spec.head_dim, spec.n_heads),
             k_norm=self._norm_of_heads(spec.k_norm, spec.head_dim, spec.n_kv_heads),
+            v_norm=self._optional_norm(spec.v_norm, spec.head_dim),
             post_norm=self._optional_norm(spec.post_norm, hidden),
             gated=spec.gated,
             sinks=spec.sinks,
+            soft_cap=spec.soft_cap,
+            growth=spec.growth.factor if spec.growth else 0.0,
+            growth_context=spec.growth.context if spec.growth else 1,
             index=index,
         )
         return CpuAttention(native)
@@ -285,7 +301,29 @@ class CpuBackend:
         """Build the final norm and the output projection."""
         hidden, vocab_size = spec.norm.weight.size, spec.output.weight.shape[0]
         output = self._linear(spec.output, vocab_size, hidden)
-        return CpuHead(_native.Head(self._runtime, self._norm(spec.norm, hidden), output), vocab_size)
+        native = _native.Head(self._runtime, self._norm(spec.norm, hidden), output, spec.soft_cap)
+        return CpuHead(native, vocab_size)
+
+    def layer_inputs(self, spec: LayerInputsSpec) -> CpuLayerInputs:
+        """Build the tokens' embeddings for each layer; it keeps the table's tensor."""
+        size, hidden = spec.project.weight.shape
+        norm = Norm(NormKind.NONE, 0.0, np.ones(hidden, np.float32))
+        project = _native.Head(
+            self._runtime, self._norm(norm, hidden), self._linear(spec.project, size, hidden), 0.0
+        )
+        return CpuLayerInputs(spec, CpuHead(project, size))
+
+    def layer_input(self, spec: LayerInputSpec) -> CpuLayerInput:
+        """Build what one of them adds."""
+        size, hidden = spec.gate.weight.shape
+        return CpuLayerInput(
+            _native.LayerInput(
+                self._runtime,
+                self._linear(spec.gate, size, hidden),
+                self._linear(spec.up, hidden, size),
+                self._norm(spec.post_norm, hidden),
+            )
+        )
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
         """Room for `capacity` positions; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
@@ -293,10 +331,10 @@ class CpuBackend:
             raise HotsetError(
                 f"KV cache type: expected one of {', '.join(_native.KV_TYPES)}, found {kv_type!r}"
             )
-        if kv_type == "q8_0" and shape.head_dim % _native.KV_BLOCK:
+        for size in {size for _, size in shape.kv if kv_type == "q8_0" and size % _native.KV_BLOCK}:
             raise HotsetError(
                 f"KV cache type q8_0: expected heads of a multiple of {_native.KV_BLOCK} numbers, found "
-                f"{shape.head_dim}; use f16"
+                f"{size}; use f16"
             )
         if capacity < 1:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
@@ -304,9 +342,7 @@ class CpuBackend:
             native = _native.Sequence(
                 self._runtime,
                 _native.KV_TYPES[kv_type],
-                shape.n_layers,
-                shape.n_kv_heads,
-                shape.head_dim,
+                list(shape.kv),
                 capacity,
                 list(shape.cutoffs),
                 list(shape.kept),
@@ -388,7 +424,7 @@ class CpuBackend:
 
     def _norm(self, norm: Norm, size: int) -> _native.Norm:
         _check_shape("norm", norm.weight.shape, (size,))
-        return _native.Norm(norm.kind is NormKind.LAYER, norm.eps, norm.weight, norm.bias)
+        return _native.Norm(_NORMS[norm.kind], norm.eps, norm.weight, norm.bias)
 
     def _norm_of_heads(self, norm: Norm | None, head_dim: int, heads: int) -> _native.Norm | None:
         """A norm of every head, or of all heads as one vector."""
@@ -406,7 +442,13 @@ class CpuBackend:
                 f"RoPE: expected {rope.dim // 2} frequencies, found {len(rope.inverse_frequencies)}"
             )
         if rope not in self._ropes:
-            self._ropes[rope] = _native.Rope(rope.inverse_frequencies, rope.magnitude, rope.interleaved)
+            self._ropes[rope] = _native.Rope(
+                rope.inverse_frequencies,
+                rope.magnitude,
+                rope.interleaved,
+                rope.long_frequencies,
+                rope.long_from,
+            )
         return self._ropes[rope]
 
 

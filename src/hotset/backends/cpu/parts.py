@@ -6,8 +6,9 @@ import numpy as np
 
 from hotset import _native
 from hotset.backends.blocks import dequantise
-from hotset.backends.contract import F32, EmbeddingSpec
+from hotset.backends.contract import F32, EmbeddingSpec, LayerInputsSpec
 from hotset.backends.cpu.state import CpuView
+from hotset.backends.maths import layer_inputs
 from hotset.core.batch import I32
 from hotset.core.errors import RequestError
 
@@ -57,6 +58,29 @@ class CpuHead:
         logits = np.empty((len(x), self._vocab_size), np.float32)
         self._native.forward(x, logits)
         return logits
+
+
+class CpuLayerInputs:
+    """Each layer's own embedding of the tokens; the table stays as it is in the file."""
+
+    def __init__(self, spec: LayerInputsSpec, project: CpuHead) -> None:
+        self._spec = spec
+        self._project = project
+
+    def forward(self, tokens: I32, x: F32) -> F32:
+        """See `LayerInputs`."""
+        return layer_inputs(self._spec, dequantise(self._spec.rows, tokens), self._project.forward(x))
+
+
+class CpuLayerInput:
+    """What one layer's own embedding adds."""
+
+    def __init__(self, native: _native.LayerInput) -> None:
+        self.native = native
+
+    def forward(self, x: F32, e: F32, out: F32) -> None:
+        """See `LayerInput`."""
+        self.native.forward(x, np.ascontiguousarray(e), out)
 
 
 class CpuAttention:

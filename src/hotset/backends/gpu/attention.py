@@ -15,7 +15,7 @@ from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
 from hotset.backends.gpu.state import GpuView, Spans
 from hotset.core.config import RopeConfig
-from hotset.core.errors import CheckpointError
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor
 
 _KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
@@ -30,6 +30,22 @@ class GpuAttention:
     """
 
     def __init__(self, gpu: Gpu, spec: AttentionSpec, index: int) -> None:
+        if (
+            spec.k is None
+            or spec.v is None
+            or spec.v_norm
+            or spec.soft_cap
+            or spec.growth
+            or (spec.rope and spec.rope.long_frequencies)
+        ):
+            raise HotsetError(
+                f"{spec.q.weight.name}: the GPU backend has no attention with shared keys or values, a "
+                "norm of values, a soft cap, queries scaled by position or two sets of RoPE frequencies yet"
+            )
+        if spec.gated or spec.sinks is not None:
+            raise HotsetError(
+                f"{spec.q.weight.name}: the GPU backend has no attention with gates or sinks yet"
+            )
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:

@@ -14,6 +14,10 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LayerInput,
+    LayerInputs,
+    LayerInputSpec,
+    LayerInputsSpec,
     Mixer,
     NeuronFFNSpec,
     Norm,
@@ -53,6 +57,8 @@ class GpuHead:
         self._gpu = gpu
         self._norm = GpuNorm(gpu, spec.norm, hidden)
         self._output = build_matrix(gpu, spec.output, vocab_size, hidden)
+        if spec.soft_cap:
+            raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no soft cap of logits yet")
 
     def logits(self, x: Any) -> Any:
         """Logits (T, V) of x (T, D), on the device."""
@@ -120,6 +126,14 @@ class GpuBackend:
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> GpuExperts:
         """Build it with some of its experts."""
         return GpuExperts(self.gpu, spec, experts)
+
+    def layer_inputs(self, spec: LayerInputsSpec) -> LayerInputs:
+        """Refuse: it has none yet."""
+        raise HotsetError(f"{spec.rows.name}: the GPU backend has no embeddings for each layer yet")
+
+    def layer_input(self, spec: LayerInputSpec) -> LayerInput:
+        """Refuse: it has none yet."""
+        raise HotsetError(f"{spec.gate.weight.name}: the GPU backend has no embeddings for each layer yet")
 
     def head(self, spec: HeadSpec) -> GpuHead:
         """Build the final norm and the output projection."""

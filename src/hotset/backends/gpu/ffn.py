@@ -14,7 +14,7 @@ from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room, matvec_rows
 from hotset.core.config import Activation, NormKind
-from hotset.core.errors import CheckpointError
+from hotset.core.errors import CheckpointError, HotsetError
 
 ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
 """Their numbers in kernels."""
@@ -25,6 +25,8 @@ class GpuNorm:
 
     def __init__(self, gpu: Gpu, norm: Norm, size: int) -> None:
         check_shape("norm", norm.weight.shape, (size,))
+        if norm.kind is NormKind.NONE:
+            raise HotsetError("the GPU backend has no layers without a norm before attention and FFN yet")
         self.gpu, self.size, self.eps = gpu, size, float(norm.eps)
         self.layer = norm.kind is NormKind.LAYER
         self.weight = gpu.upload(np.asarray(norm.weight, np.float32))

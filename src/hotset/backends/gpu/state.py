@@ -39,7 +39,10 @@ class GpuSequence:
             )
         if capacity < 1:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
-        size = shape.n_layers, shape.n_kv_heads, capacity, shape.head_dim
+        if len(set(shape.kv)) > 1:
+            raise HotsetError("the GPU backend has no layers with different heads yet")
+        heads, head_size = shape.kv[0] if shape.kv else (shape.n_kv_heads, shape.head_dim)
+        size = len(shape.kv), heads, capacity, head_size
         try:
             keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
             values = torch.zeros_like(keys)

@@ -5,6 +5,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from hotset.backends.blocks import dequantise
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -13,6 +14,8 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LayerInputSpec,
+    LayerInputsSpec,
     Mixer,
     NeuronFFNSpec,
     RecurrentSpec,
@@ -20,7 +23,7 @@ from hotset.backends.contract import (
     StateShape,
 )
 from hotset.backends.cutoff import Cutoff
-from hotset.backends.maths import normalise
+from hotset.backends.maths import gelu_tanh, layer_inputs, normalise, soft_cap
 from hotset.backends.reference.attention import ReferenceAttention
 from hotset.backends.reference.delta_net import ReferenceDeltaNet
 from hotset.backends.reference.experts import ReferenceExperts
@@ -55,10 +58,36 @@ class ReferenceHead:
     def __init__(self, spec: HeadSpec) -> None:
         self.norm = spec.norm
         self.output = ReferenceLinear(spec.output)
+        self.soft_cap = spec.soft_cap
 
     def forward(self, x: F32) -> F32:
         """See `Head`."""
-        return self.output(normalise(x, self.norm))
+        return soft_cap(self.output(normalise(x, self.norm)), self.soft_cap)
+
+
+class ReferenceLayerInputs:
+    """Each layer's own embedding of the tokens; the table's rows are read as they are wanted."""
+
+    def __init__(self, spec: LayerInputsSpec) -> None:
+        self.spec = spec
+        self.rows = spec.rows
+        self.project = ReferenceLinear(spec.project)
+
+    def forward(self, tokens: I32, x: F32) -> F32:
+        """See `LayerInputs`."""
+        return layer_inputs(self.spec, dequantise(self.rows, tokens), self.project(x))
+
+
+class ReferenceLayerInput:
+    """What one layer's own embedding adds."""
+
+    def __init__(self, spec: LayerInputSpec) -> None:
+        self.spec = spec
+        self.gate, self.up = ReferenceLinear(spec.gate), ReferenceLinear(spec.up)
+
+    def forward(self, x: F32, e: F32, out: F32) -> None:
+        """See `LayerInput`."""
+        out += normalise(self.up(gelu_tanh(self.gate(x)) * e), self.spec.post_norm)
 
 
 class ReferenceBackend:
@@ -112,6 +141,14 @@ class ReferenceBackend:
         """Build the final norm and the output projection."""
         return ReferenceHead(spec)
 
+    def layer_inputs(self, spec: LayerInputsSpec) -> ReferenceLayerInputs:
+        """Build the tokens' embeddings for each layer."""
+        return ReferenceLayerInputs(spec)
+
+    def layer_input(self, spec: LayerInputSpec) -> ReferenceLayerInput:
+        """Build what one of them adds."""
+        return ReferenceLayerInput(spec)
+
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> ReferenceSequence:
         """Room for `capacity` positions; `kv_type` is ``f32`` or ``f16``."""
         dtypes: dict[str, DTypeLike] = {"f32": np.float32, "f16": np.float16}
@@ -119,10 +156,10 @@ class ReferenceBackend:
             raise HotsetError(
                 f"KV cache type {kv_type!r}: the reference backend has f32 and f16; choose one of them"
             )
-        size = shape.n_layers, capacity, shape.n_kv_heads, shape.head_dim
-        sequence = ReferenceSequence(
-            np.zeros(size, dtypes[kv_type]), np.zeros(size, dtypes[kv_type]), shape.recurrent
+        keys, values = (
+            [np.zeros((capacity, heads, size), dtypes[kv_type]) for heads, size in shape.kv] for _ in range(2)
         )
+        sequence = ReferenceSequence(keys, values, capacity, shape.recurrent)
         sequence.choosers = [
             None if cutoff is None else ReferenceChooser(Cutoff(cutoff, kept, layer))
             for layer, (cutoff, kept) in enumerate(zip_longest(shape.cutoffs, shape.kept, fillvalue=0.0))

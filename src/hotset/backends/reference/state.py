@@ -50,17 +50,18 @@ class RecurrentState:
 
 
 class ReferenceSequence:
-    """Keys and values as two arrays (layers, capacity, n_kv_heads, head_dim); see `Sequence`."""
+    """Keys and values of each layer as two arrays (capacity, heads, head size); see `Sequence`."""
 
     def __init__(
         self,
-        keys: NDArray[np.floating],
-        values: NDArray[np.floating],
+        keys: list[NDArray[np.floating]],
+        values: list[NDArray[np.floating]],
+        capacity: int,
         recurrent: tuple[Recurrent, ...] = (),
     ) -> None:
         self.keys, self.values = keys, values
         self.length = 0
-        self.capacity = keys.shape[1]
+        self.capacity = capacity
         self.choosers: list[ReferenceChooser | None] = []
         self.states = [RecurrentState.empty(shape) for shape in recurrent]
         self.next_states = list(self.states)
@@ -110,7 +111,8 @@ class ReferenceSequence:
 
     def fork(self) -> "ReferenceSequence":
         """See `Sequence`."""
-        forked = ReferenceSequence(self.keys.copy(), self.values.copy())
+        keys, values = ([kept.copy() for kept in all] for all in (self.keys, self.values))
+        forked = ReferenceSequence(keys, values, self.capacity)
         forked.length = self.length
         forked.choosers = [c and ReferenceChooser(c.place.copy()) for c in self.choosers]
         forked.states = self.states

@@ -1,0 +1,125 @@
+"""Tiny random-weight `transformers` models of families that differ from Llama in little."""
+
+from collections.abc import Callable
+from typing import Any
+
+from helpers.tiny_models import SIZES, Model
+
+_HEADS = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 600.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+
+
+def tiny_families() -> dict[str, Callable[[], Model]]:
+    """Name -> builder of the model, for `tiny_models.save`."""
+    return {
+        "smollm3": smollm3,
+        "phi3": phi3,
+        "phi3-longrope": phi3_longrope,
+        "ministral3": ministral3,
+        "granite": granite,
+        "arcee": arcee,
+        "olmo2": olmo2,
+        "olmo3": olmo3,
+        "exaone4": exaone4,
+        "exaone4-no-window": lambda: exaone4(sliding_window=None, layer_types=["full_attention"] * 5),
+        "seed-oss": seed_oss,
+        "glm4": glm4,
+        "ernie4_5": ernie4_5,
+    }
+
+
+def _build(name: str, *options: dict[str, Any]) -> Model:
+    """The family's model with these options, later ones before earlier."""
+    import transformers
+
+    merged: dict[str, Any] = {}
+    for some in options:
+        merged |= some
+    config = getattr(transformers, f"{name}Config")(**merged)
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+def smollm3(**options: Any) -> Model:
+    heads = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+    own = {"num_hidden_layers": 5, "pad_token_id": 0, "tie_word_embeddings": True}
+    return _build("SmolLM3", SIZES, heads, own, options)
+
+
+def phi3(**options: Any) -> Model:
+    sizes = {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0}
+    return _build("Phi3", SIZES, sizes, options)
+
+
+def phi3_longrope() -> Model:
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 600.0,
+        "partial_rotary_factor": 0.8,
+        "short_factor": [1.0, 1.1, 1.3, 1.6],
+        "long_factor": [1.0, 2.0, 3.5, 7.0],
+    }
+    return phi3(rope_parameters=rope, original_max_position_embeddings=32)
+
+
+def ministral3(**options: Any) -> Model:
+    rope = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
+    own = {"rope_parameters": rope, "pad_token_id": 0}
+    return _build("Ministral3", SIZES, _HEADS, own, options)
+
+
+def granite(**options: Any) -> Model:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+    factors = {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    }
+    return _build("Granite", SIZES, sizes, factors, options)
+
+
+def arcee(**options: Any) -> Model:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+    return _build("Arcee", SIZES, sizes, options)
+
+
+def olmo2(**options: Any) -> Model:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0}
+    return _build("Olmo2", SIZES, sizes, options)
+
+
+def olmo3(**options: Any) -> Model:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 6, "pad_token_id": 0}
+    plain = {"rope_type": "default", "rope_theta": 600.0}
+    own = {
+        "num_hidden_layers": 5,
+        "sliding_window": 7,
+        "rope_parameters": {"full_attention": _YARN, "sliding_attention": plain},
+    }
+    return _build("Olmo3", SIZES, sizes, own, options)
+
+
+def exaone4(**options: Any) -> Model:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 5}
+    return _build("Exaone4", SIZES, sizes, {"sliding_window": 7}, options)
+
+
+def seed_oss(**options: Any) -> Model:
+    return _build("SeedOss", SIZES, _HEADS, {"pad_token_id": 0, "attention_out_bias": True}, options)
+
+
+def glm4(**options: Any) -> Model:
+    rope = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5}
+    own = {"head_dim": 12, "pad_token_id": 0, "eos_token_id": 0, "rope_parameters": rope}
+    return _build("Glm4", SIZES, _HEADS, own, options)
+
+
+def ernie4_5(**options: Any) -> Model:
+    return _build("Ernie4_5", SIZES, _HEADS, {"use_bias": True, "pad_token_id": 0}, options)
