@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
-from hotset.backends.blocks import dequantise, neuron_type, round_to_nearest, store_as
-from hotset.backends.codebooks import native_type
+from hotset.backends.blocks import dequantise
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -19,14 +18,13 @@ from hotset.backends.contract import (
     HeadSpec,
     LayerInputSpec,
     LayerInputsSpec,
-    Linear,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
     StateShape,
 )
 from hotset.backends.cpu.experts import CpuExperts, PackedExperts, build_experts
-from hotset.backends.cpu.file_mapping import is_file_mapping
+from hotset.backends.cpu.packing import COPIES, Packing
 from hotset.backends.cpu.parts import (
     CpuAttention,
     CpuEmbedding,
@@ -38,24 +36,20 @@ from hotset.backends.cpu.parts import (
 )
 from hotset.backends.cpu.recurrent import CpuRecurrent, build_recurrent, native_shape
 from hotset.backends.cpu.state import CpuSequence, CpuView
-from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.core.batch import Batch
-from hotset.core.config import Activation, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation, NormKind, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.core.limits import available_cores, physical_cores
-from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor import Tensor
 
 MAX_THREADS = 512
 MAX_PARTS = 4 * MAX_THREADS
 
-_COPIES = (Score.GATE_Q4, Score.GATE_Q2)
 # As the native enumerations number them; a name that they do not have fails here.
 _WAYS = {way: _native.WAYS[way.value] for way in Way}
-_SCORES = {score: _native.SCORES["copy" if score in _COPIES else score.value] for score in Score}
+_SCORES = {score: _native.SCORES["copy" if score in COPIES else score.value] for score in Score}
 _NO_SCORE = _native.SCORES["none"]
 _ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
-
-_NORMS = {NormKind.RMS: 0, NormKind.LAYER: 1, NormKind.NONE: 2}
 
 _BANDWIDTH_BYTES = 256 << 20
 """At least so many are read to measure the memory, and far more than caches hold."""
@@ -78,7 +72,7 @@ def machine_parts() -> int:
     return min(max(16, 4 * physical_cores()), MAX_PARTS)
 
 
-class CpuBackend:
+class CpuBackend(Packing):
     """Builds the parts; see `hotset.backends.contract.Backend`.
 
     `threads` counts the calling thread; by default there is one to each physical core that this process may
@@ -111,17 +105,15 @@ class CpuBackend:
         parts = machine_parts() if parts is None else parts
         if not 1 <= parts <= MAX_PARTS:
             raise HotsetError(f"parts: expected 1 to {MAX_PARTS}, found {parts}")
-        self.threads = threads
         self.level = level
         self.parts = parts
         try:
-            self._runtime = _native.Runtime(threads, level, parts)
+            super().__init__(_native.Runtime(threads, level, parts), threads)
         except RuntimeError as error:
             raise HotsetError(f"threads: the system refuses {threads} threads ({error})") from None
         if ram is not None and ram < 1:
             raise HotsetError(f"ram: expected at least 1 byte, found {ram}")
         self._expert_cache = _native.ExpertCache(self._runtime, ram)
-        self._ropes: dict[RopeConfig, _native.Rope] = {}
 
     @staticmethod
     def levels() -> list[str]:
@@ -355,110 +347,9 @@ class CpuBackend:
             ) from None
         return CpuSequence(native)
 
-    def _predictor(self, spec: NeuronFFNSpec, first: Linear, size: int, hidden: int) -> list[_native.Linear]:
-        if spec.plan.score in (Score.LOW_RANK, Score.LOW_RANK_RELU):
-            fc1, fc2 = spec.predictor
-            width = fc1.weight.shape[0]
-            return [self._linear(fc1, width, hidden), self._linear(fc2, size, width)]
-        if spec.plan.score not in _COPIES:
-            return []
-        weight = first.weight
-        if hidden % 32:
-            raise CheckpointError(
-                f"{weight.name}: {spec.plan.score.value}: expected rows of a multiple of 32 numbers, "
-                f"found {hidden}"
-            )
-        if spec.plan.score is Score.GATE_Q2:
-            type, data = Q2, two_bit_blocks(dequantise(weight)).reshape(-1)
-        else:
-            type = int(TensorType.Q4_0)
-            data = round_to_nearest(weight.name, dequantise(weight), TensorType.Q4_0, self.threads).data
-        return [_native.Linear(self._runtime, type, size, hidden, data, False, first.bias)]
-
-    def _by_row(self, linear: Linear) -> Linear:
-        """The matrix in a type of which single rows can be read."""
-        weight = linear.weight
-        type = neuron_type(weight.type, weight.shape[1])
-        if type is weight.type:
-            return linear
-        return Linear(store_as(weight.name, dequantise(weight), type, self.threads), linear.bias)
-
-    def _store(self, linears: list[Linear | None], rows: int, cols: int) -> _native.NeuronStore:
-        """Memory for these matrices (rows, cols), whose rows are read by neuron in this order."""
-        weights = [linear.weight for linear in linears if linear]
-        for weight in weights:
-            _check_shape(weight.name, weight.shape, (rows, cols))
-        try:
-            return _native.NeuronStore(self._runtime, rows, cols, [int(weight.type) for weight in weights])
-        except MemoryError:
-            size = sum(weight.nbytes for weight in weights) / 1e6
-            raise HotsetError(f"{weights[-1].name}: no memory for its neurons' {size:.0f} MB") from None
-
-    def _rows(
-        self, store: _native.NeuronStore, linear: Linear, rows: int, cols: int, added: bool = False
-    ) -> _native.NeuronRows:
-        weight, bias = linear.weight, linear.bias
-        if bias is not None:
-            _check_shape(f"{weight.name}: bias", bias.shape, (cols if added else rows,))
-        return _native.NeuronRows(
-            store, int(weight.type), added, rows, cols, weight.data, is_file_mapping(weight.data), bias
-        )
-
-    def _linear(self, linear: Linear, rows: int, cols: int) -> _native.Linear:
-        weight, bias = linear.weight, linear.bias
-        _check_shape(weight.name, weight.shape, (rows, cols))
-        if bias is not None:
-            _check_shape(f"{weight.name}: bias", bias.shape, (rows,))
-        try:
-            return _native.Linear(
-                self._runtime,
-                native_type(weight.type),
-                rows,
-                cols,
-                weight.data,
-                is_file_mapping(weight.data),
-                bias,
-            )
-        except MemoryError:
-            raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
-
-    def _norm(self, norm: Norm, size: int) -> _native.Norm:
-        _check_shape("norm", norm.weight.shape, (size,))
-        return _native.Norm(_NORMS[norm.kind], norm.eps, norm.weight, norm.bias)
-
-    def _norm_of_heads(self, norm: Norm | None, head_dim: int, heads: int) -> _native.Norm | None:
-        """A norm of every head, or of all heads as one vector."""
-        whole = norm is not None and norm.weight.size == heads * head_dim
-        return self._optional_norm(norm, heads * head_dim if whole else head_dim)
-
-    def _optional_norm(self, norm: Norm | None, size: int) -> _native.Norm | None:
-        return self._norm(norm, size) if norm else None
-
-    def _rope(self, rope: RopeConfig | None) -> _native.Rope | None:
-        if rope is None:
-            return None
-        if len(rope.inverse_frequencies) * 2 != rope.dim:
-            raise CheckpointError(
-                f"RoPE: expected {rope.dim // 2} frequencies, found {len(rope.inverse_frequencies)}"
-            )
-        if rope not in self._ropes:
-            self._ropes[rope] = _native.Rope(
-                rope.inverse_frequencies,
-                rope.magnitude,
-                rope.interleaved,
-                rope.long_frequencies,
-                rope.long_from,
-            )
-        return self._ropes[rope]
-
 
 def _row_lengths(tensor: Tensor) -> F32:
     """Euclidean length of each row."""
     rows = np.arange(tensor.shape[0])
     slices = (rows[start : start + 1024] for start in range(0, len(rows), 1024))
     return np.concatenate([np.linalg.norm(dequantise(tensor, part), axis=1) for part in slices])
-
-
-def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")
