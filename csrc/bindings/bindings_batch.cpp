@@ -112,6 +112,8 @@ void bind_batch(nb::module_& m) {
       .def("advance", &advance_sequence, "count"_a, "Count `count` more positions as filled.")
       .def("reusable", &Sequence::reusable, "at_most"_a,
            "The longest prefix of at most so many positions that all layers can go back to.")
+      .def_prop_ro("undoable", &Sequence::undoable,
+                   "How many more positions may be filled and yet all be gone back to.")
       .def(
           "save", [](Sequence& sequence) { return sequence.recurrent.save(sequence.length); },
           "Keep the present length's recurrent states, to come back to; false: they are kept anyway.")

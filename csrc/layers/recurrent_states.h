@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -59,6 +60,11 @@ class RecurrentStates {
   bool save(int64_t length);  // false: its chunk is kept already
   void forget(int64_t length);
   int64_t reusable(int64_t length, int64_t filled) const;
+
+  // How many more positions the present chunk has room for, and is still present.
+  int64_t undoable(int64_t filled) const {
+    return any() ? present_->begin + kDeltaChunk - 1 - filled : std::numeric_limits<int64_t>::max();
+  }
 
   // To a length that `reusable` gave.
   void rewind(int64_t length, int64_t filled);

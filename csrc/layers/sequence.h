@@ -1,6 +1,7 @@
 // What a model keeps of one conversation: keys and values, and what its layers have learnt of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -47,6 +48,9 @@ class Sequence {
 
   // The longest prefix of at most so many positions that all layers can go back to.
   int64_t reusable(int64_t at_most) const { return recurrent.reusable(at_most, length); }
+
+  // How many more positions may be filled so that one can come back to every length from the present one on.
+  int64_t undoable() const { return std::min(capacity - length, delta_nets.undoable(length)); }
 
   // Forgets every position from `new_length` on, which `reusable` gave; with all of them, what choosers have
   // learnt.

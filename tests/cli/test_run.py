@@ -15,7 +15,7 @@ from helpers.terminal import Terminal
 QUESTION = "Where is the Eiffel Tower?"
 SPEED = re.compile(
     r"prompt: (\d+) tokens, [\d.]+ tokens/s; answer: (\d+) tokens(, [\d.]+ tokens/s)?; "
-    r"computed: all neurons\n"
+    r"(?:drafts: \d+ of \d+ tokens? accepted; )?computed: all neurons\n"
 )
 
 

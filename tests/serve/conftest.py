@@ -36,6 +36,10 @@ class FakeSequence:
             return length
         return max(n for n in (0, *self.saved) if n <= length)
 
+    @property
+    def undoable(self):
+        return 0 if self.saved is not None else self.capacity - self.length
+
     def rewind(self, length):
         assert self.reusable(length) == length
         del self.ids[length:]

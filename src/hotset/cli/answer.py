@@ -36,6 +36,10 @@ class Speed:
     """From the first token to the last."""
     density: float | None
     """Share of neurons computed while answering; None where a model computes all, or decoded nothing."""
+    drafted: int = 0
+    """Tokens computed at once with others, as the text may repeat itself."""
+    accepted: int = 0
+    """Those of them that were right."""
 
     def __str__(self) -> str:
         """One line for people."""
@@ -44,6 +48,8 @@ class Speed:
         parts.append(
             f"answer: {_tokens(self.answer_tokens)}{_rate(self.answer_tokens - 1, self.answer_seconds)}"
         )
+        if self.drafted:
+            parts.append(f"drafts: {self.accepted} of {_tokens(self.drafted)} accepted")
         computed = "all neurons" if self.density is None else f"{self.density:.1%} of the neurons"
         return "; ".join([*parts, f"computed: {computed}"])
 
@@ -209,6 +215,8 @@ class _Watch:
             self.tokens,
             self._last - self._first,
             share,
+            stream.drafted_tokens,
+            stream.accepted_tokens,
         )
 
 

@@ -82,6 +82,13 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help="Compute several tokens at once where the text repeats itself; answers are the same.",
+    ),
+]
 KVType = Annotated[str, typer.Option(help="Type of the KV cache: f16, q8_0 or f32.")]
 Vram = Annotated[
     str | None,

@@ -90,6 +90,7 @@ def serve(
     ] = None,
     threads: options.Threads = None,
     vram: options.Vram = None,
+    speculate: options.Speculate = True,
     keep_alive: Annotated[
         float,
         typer.Option(min=0, help="Seconds after which a silent stream says that it is alive; 0: never."),
@@ -116,6 +117,7 @@ def serve(
             context=context,
             kv_type=kv_type,
             vram=gpu,
+            speculate=speculate,
             parallel=parallel,
             kv_room=room,
         )

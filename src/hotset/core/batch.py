@@ -76,6 +76,10 @@ class Sequence(Protocol):
         positions before these, or 0.
         """
 
+    @property
+    def undoable(self) -> int:
+        """How many more positions may be filled with every length from the present one on `reusable`."""
+
     def rewind(self, length: int) -> None:
         """Forget every position from `length` on, a length that `reusable` gave.
 

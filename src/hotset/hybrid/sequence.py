@@ -44,6 +44,11 @@ class HybridSequence:
                 return length
             length = both
 
+    @property
+    def undoable(self) -> int:
+        """See `Sequence`."""
+        return min(self.on_device.undoable, self.on_host.undoable)
+
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
         for half in (self.on_device, self.on_host):

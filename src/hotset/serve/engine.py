@@ -50,12 +50,15 @@ class Engine:
         parallel: int | None = None,
         kv_room: int | None = None,
         queue: int = QUEUE,
+        speculate: bool = True,
     ) -> None:
         """See `load`; `queue` requests may wait for their turn. Raises `RequestError`."""
         self.model = model
         self.tokenizer = model.tokenizer
         # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.
         self._vocab_size = min(model.config.vocab_size, model.tokenizer.vocab_size)
+        # On a GPU a row's last bits depend on how many there are, and one row's step is recorded.
+        self._speculate = speculate and model.plan is None
         parallel = check_parallel(model, parallel)
         self._pool = make_pool(model, context, kv_type, parallel, kv_room)
         self._runner = Runner(model, self._pool, vocab_size=self._vocab_size, parallel=parallel, queue=queue)
@@ -73,6 +76,7 @@ class Engine:
         ram: int | None = None,
         parallel: int | None = None,
         kv_room: int | None = None,
+        speculate: bool = True,
         overrides: Overrides | None = None,
         progress: Progress | None = None,
     ) -> "Engine":
@@ -87,6 +91,8 @@ class Engine:
         `parallel` requests are computed at the same time; None: 8, or 1 with `vram`. `kv_room` is how many
         bytes their keys and values may take, and those that are kept for requests that begin in the same
         way; None: as many as `parallel` contexts, but no more than half of the free memory, and one context.
+        `speculate` lets a step compute several tokens of an answer, where the request's own text says how it
+        may go on; answers are the same, and with `vram` there is none of it.
         `overrides` are values to put in the place of the file's metadata (`hotset.serve.load.open_model`).
         `progress(done, total)` is told of the model's parts. Raises `HotsetError`.
         """
@@ -112,7 +118,14 @@ class Engine:
             parallel=parallel or 1,
             progress=progress,
         )
-        return cls(loaded, context=context, kv_type=kv_type, parallel=parallel, kv_room=kv_room)
+        return cls(
+            loaded,
+            context=context,
+            kv_type=kv_type,
+            parallel=parallel,
+            kv_room=kv_room,
+            speculate=speculate,
+        )
 
     @property
     def context(self) -> int:
@@ -244,7 +257,13 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens, but the context has room for {self.context}, "
                 "with at least one of the answer: shorten the prompt or ask for more room (--context)"
             )
-        return Answer(request, min(request.max_tokens or room, room), self.tokenizer, self._vocab_size)
+        return Answer(
+            request,
+            min(request.max_tokens or room, room),
+            self.tokenizer,
+            self._vocab_size,
+            speculate=request.speculate and self._speculate,
+        )
 
     def _scores(self, texts: Sequence[Sequence[int]]) -> list[F32]:
         jobs = []

@@ -13,6 +13,7 @@ import numpy as np
 from hotset.backends.contract import F32
 from hotset.core.batch import I32, Work
 from hotset.serve.constraint import Enforcer
+from hotset.serve.draft import Drafter
 from hotset.serve.request import FinishReason, Request, StopStrings, Token
 from hotset.serve.sampler import Sampler, logprobs
 from hotset.state.pool import Slot
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from hotset.tokenizer import Tokenizer
 
 RUN_AHEAD = 4
-"""An answer that its caller does not read goes on for so many tokens, if others are computed."""
+"""An answer that its caller does not read takes part in no step while so many tokens of it are there."""
 
 
 class Job:
@@ -49,6 +50,10 @@ class Job:
         """Tokens of the prompt that were not computed, as another sequence had them."""
         self.read = 0
         """Tokens of the prompt that are computed or cached."""
+        self.drafted = 0
+        """Tokens of drafts that were verified."""
+        self.accepted = 0
+        """Of these, tokens that the model chose."""
         self.work: list[Work | None] = []
         """What layers had chosen for its sequence, once that is given back."""
         self.cancelled = False
@@ -67,9 +72,21 @@ class Job:
         """Whether there is something for the caller."""
         return bool(self.out) or self.done
 
-    def logits(self, rows: int, last: bool) -> int:
-        """For how many of the next rows it wants logits; `last`: with these all its tokens are computed."""
+    def logits(self, rows: int) -> int:
+        """For how many of the next rows it wants logits."""
         raise NotImplementedError
+
+    def chances(self) -> list[float]:
+        """How likely the first, the first two … tokens of a draft are all right; empty: there is none."""
+        return []
+
+    def draft(self, count: int) -> None:
+        """Write so many tokens of the draft after those that are known."""
+        raise NotImplementedError
+
+    def stop_drafting(self) -> bool:
+        """Have no more drafts; whether it had any."""
+        return False
 
     def accept(self, logits: F32) -> bool:
         """Take the logits (R, V) that it wanted; True: that was all."""
@@ -92,7 +109,15 @@ class Job:
 class Answer(Job):
     """Chooses tokens, one after the other, until one of the request's ends."""
 
-    def __init__(self, request: Request, max_tokens: int, tokenizer: "Tokenizer", vocab_size: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        max_tokens: int,
+        tokenizer: "Tokenizer",
+        vocab_size: int,
+        *,
+        speculate: bool = False,
+    ) -> None:
         prompt = np.array(request.prompt, np.int32)
         super().__init__(prompt, len(prompt) + max_tokens - 1)  # the last token is never computed
         self._sampler = Sampler(request.sampling, vocab_size, request.prompt)
@@ -103,14 +128,44 @@ class Answer(Job):
         self._enforcer = Enforcer(constraint, tokenizer, request.prompt) if constraint else None
         self._stops = StopStrings(request.stop)
         self._left = max_tokens
+        self._drafter = Drafter() if speculate else None
 
-    def logits(self, rows: int, last: bool) -> int:
+    def logits(self, rows: int) -> int:
+        """See `Job`: those after the last known token, and after each of a draft."""
+        return 0 if self.slot is None else max(0, rows - self.slot.left + 1)
+
+    def chances(self) -> list[float]:
         """See `Job`."""
-        return int(last)
+        slot = self.slot
+        if self._drafter is None or slot is None:
+            return []
+        # The last token is never computed; and what is no draft takes one position.
+        most = min(self._left, slot.sequence.undoable) - 1
+        return self._drafter.chances(slot.tokens[: slot.known], most)
+
+    def draft(self, count: int) -> None:
+        """See `Job`."""
+        if self._drafter and self.slot:
+            self.slot.draft(self._drafter.draft(self.slot.tokens[: self.slot.known], count))
+            self.drafted += count
+
+    def stop_drafting(self) -> bool:
+        """See `Job`."""
+        drafted, self._drafter = self._drafter is not None, None
+        return drafted
 
     def accept(self, logits: F32) -> bool:
-        """See `Job`."""
-        row = logits[0]
+        """See `Job`. The rows after the first are a draft's, and count as far as that is what is chosen."""
+        for i, row in enumerate(logits):
+            self.accepted += i > 0
+            if self._choose(row):
+                return True
+            if self.slot is None or self.slot.left > 0:
+                break
+        return False
+
+    def _choose(self, row: F32) -> bool:
+        """Choose a token by its logits (V,); True: it was the last."""
         allowed = self._enforcer.allowed(len(row)) if self._enforcer else None
         token = self._sampler.sample(row, allowed)
         self._left -= 1
@@ -122,6 +177,8 @@ class Answer(Job):
             piece += self._stops.push(self._text.flush()) + self._stops.flush()
             reason = "stop" if ended or complete or self._stops.stopped else "length"
         elif self.slot:
+            if self._drafter:
+                self._drafter.see(self.slot.tokens[: self.slot.known], token)
             self.slot.append(token)
         wanted = self._logprobs
         probable = None if wanted is None else logprobs(row, token, wanted)
@@ -137,7 +194,7 @@ class Score(Job):
         self.scores = np.empty((len(tokens), vocab_size), np.float32)
         """(T, V), filled from the front."""
 
-    def logits(self, rows: int, last: bool) -> int:
+    def logits(self, rows: int) -> int:
         """See `Job`."""
         return rows
 

@@ -27,12 +27,16 @@ class Request:
     """What the answer may be."""
     shown: tuple[str, ...] = ()
     """Marks that stand in the text even where they are control tokens: those of a parser of the reply."""
+    speculate: bool = True
+    """Several tokens may be computed at once where the request's own text says how it may go on; the answer
+    is the same (docs/engine.md)."""
 
     def __post_init__(self) -> None:
         """Check every value, but for what the model knows."""
         check_integer("max_tokens", self.max_tokens)
         check_type("sampling", self.sampling, Sampling, "a Sampling")
         check_stop(self.stop)
+        check_type("speculate", self.speculate, bool, "True or False")
         if self.constraint is not None:
             check_type("constraint", self.constraint, Constraint, "a Constraint")
 

@@ -23,7 +23,7 @@ from hotset.model.finite import NotFiniteError
 from hotset.model.transformer import SLICE
 from hotset.serve.job import Job
 from hotset.serve.loaded import Model
-from hotset.serve.scheduler import Pace, Want, schedule
+from hotset.serve.scheduler import FEW_ROWS, Pace, Want, schedule, share
 from hotset.state.pool import Pool, Slot
 
 _LONGEST_ADMITTING = 0.05
@@ -259,6 +259,7 @@ class Runner:
         """Compute one batch, of a step that began at `start`; the jobs that were in it."""
         jobs = [job for job in self._running if job.runnable]
         wants = [_want(job, self._pool.saves) for job in jobs]
+        self._speculate(jobs, wants)
         answers = sum([want.rows for want in wants if not want.prompt])
         begun = time.perf_counter()
         rows = schedule(wants, prompt_rows=self._pace.prompt_rows(answers, begun - start), most_rows=SLICE)
@@ -272,8 +273,11 @@ class Runner:
             logits = self._model.transformer.forward(batch)
         except NotFiniteError as error:  # of one sequence: the others are computed again, without it
             spoilt = [job for job in served if job.slot and job.slot.sequence is error.sequence] or served
+            drafts = {job for job, span in zip(served, spans, strict=True) if span.logits > 1}
             for job in spoilt:
-                self._end(job, _failure(error), keep=False)
+                # What nobody has chosen is no fault: again, without a draft.
+                if not (job in drafts and job.stop_drafting()):
+                    self._end(job, _failure(error), keep=False)
             return spoilt
         except Exception as error:
             for job in served:
@@ -287,6 +291,18 @@ class Runner:
         now = sum([count for want, count in zip(wants, rows, strict=True) if not want.prompt])
         self._pace.observe(now, len(batch.tokens) - now, time.perf_counter() - begun)
         return served
+
+    def _speculate(self, jobs: list[Job], wants: list[Want]) -> None:
+        """Want rows for drafts too, behind those of answers, where that pays and there is room anyway."""
+        answering = [i for i, want in enumerate(wants) if not want.prompt]
+        if len(answering) >= FEW_ROWS:
+            return
+        counts = share([jobs[i].chances() for i in answering], self._pace.dearness)
+        for i, count in zip(answering, counts, strict=True):
+            slot = jobs[i].slot
+            if count and slot and self._pool.grow(slot, slot.known + count):
+                jobs[i].draft(count)
+                wants[i] = Want(1 + count, prompt=False)
 
     def _fitting(self, chosen: list[tuple[Job, int]]) -> list[tuple[Job, int]]:
         """Those for whose rows there is room; the requests that came last make way for others."""
@@ -311,16 +327,16 @@ class Runner:
         for job, span in zip(jobs, batch.spans, strict=True):
             end = start + span.logits
             job.read = min(max(job.read, span.sequence.length), job.prompt)
-            if self._pool.saves and job.slot:
-                self._save(job.slot, job.prompt)
+            over = False
             if start < end:
                 try:
                     over = job.accept(logits[start:end])
                 except Exception as error:
                     self._end(job, _failure(error))
-                else:
-                    if over:
-                        self._end(job)
+            if self._pool.saves and job.slot:
+                self._save(job.slot, job.prompt)
+            if over:
+                self._end(job)
             start = end
 
     def _save(self, slot: Slot, prompt: int) -> None:
@@ -337,7 +353,7 @@ def _number(chosen: tuple[Job, int]) -> int:
 def _want(job: Job, saves: bool) -> Want:
     slot = job.slot
     assert slot is not None
-    if not slot.left:  # an interrupted step lost the logits of the last token
+    if slot.left <= 0:  # an interrupted step lost the logits of the last token
         slot.sequence.rewind(slot.sequence.reusable(slot.known - 1))
     length = slot.length
     if length < job.prompt:
@@ -352,8 +368,8 @@ def _span(job: Job, count: int) -> tuple[I32, Span]:
     slot = job.slot
     assert slot is not None
     start = slot.length
-    wanted = job.logits(count, start + count == slot.known)
-    return slot.tokens[start : start + count], Span(slot.sequence, count, start < job.prompt, wanted)
+    tokens = slot.tokens[start : start + count]
+    return tokens, Span(slot.sequence, count, start < job.prompt, job.logits(count))
 
 
 def _failure(error: Exception) -> HotsetError:

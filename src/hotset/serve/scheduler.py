@@ -21,6 +21,13 @@ _STEADY_ROWS = 8
 """Steps of fewer rows take much the same time, that of reading the weights; they tell nothing of a row's."""
 
 
+_COSTS = (0.0, 0.6, 0.7, 0.8, 1.15, 1.25, 1.4, 1.5, 1.75, 1.75, 1.75, 1.75, 2.1, 2.2, 2.3, 2.4)
+"""What a step of 1, 2, 3 … rows takes more than one of one row, as a share of that (docs/LOG.md)."""
+
+FEW_ROWS = 8
+"""Rows of a step, with those of drafts, where several answer: others wait no longer than for a full batch."""
+
+
 class Want(NamedTuple):
     """The rows that one sequence has still to compute before its next token."""
 
@@ -49,6 +56,31 @@ def schedule(wants: Sequence[Want], *, prompt_rows: int, most_rows: int) -> list
     return taken
 
 
+def share(chances: Sequence[Sequence[float]], dearness: float = 1.0) -> list[int]:
+    """How many tokens of each answer's draft to verify, so that a step gives the most tokens a second.
+
+    `chances` has, for each answer, how likely the first, the first two … tokens of its draft are all right.
+    More rows take `dearness` times as long as they usually do (`Pace`).
+    """
+    answers = len(chances)
+    if not any(chances) or answers >= FEW_ROWS:
+        return [0] * answers
+    # The likeliest first: of one draft that is the order of its tokens.
+    most_rows = len(_COSTS) if answers == 1 else FEW_ROWS
+    drafts = sorted((-chance, i) for i, of_answer in enumerate(chances) for chance in of_answer)
+    tokens = float(answers)
+    best, most = 0, tokens / (1 + dearness * _COSTS[answers - 1])
+    for count, (chance, _) in enumerate(drafts[: most_rows - answers], 1):
+        tokens -= chance
+        rate = tokens / (1 + dearness * _COSTS[answers + count - 1])
+        if rate > most:
+            best, most = count, rate
+    counts = [0] * answers
+    for _, i in drafts[:best]:
+        counts[i] += 1
+    return counts
+
+
 @dataclass
 class Pace:
     """How fast steps have been, and from that how many rows of prompts one may hold."""
@@ -57,11 +89,21 @@ class Pace:
     """Seconds of a step without prompts."""
     row: float | None = None
     """Seconds a row of a step with prompts."""
+    single: float | None = None
+    """Seconds of a step of one row."""
+    dearness: float = 1.0
+    """By how much a step of a few rows takes longer than that, as a share of what it usually does."""
 
     def observe(self, answers: int, prompts: int, seconds: float) -> None:
         """Learn from a step of so many rows of answers and of prompts."""
         if not prompts:
             self.token = _mean(self.token, seconds)
+            if answers == 1:
+                self.single = _mean(self.single, seconds, 8)
+                self.dearness = _mean(self.dearness, 1.0, 64)  # what was dear once is tried again
+            elif self.single and answers <= len(_COSTS):
+                dearness = (seconds / self.single - 1) / _COSTS[answers - 1]
+                self.dearness = _mean(self.dearness, min(max(dearness, 0.0), 4.0), 8)
         elif answers + prompts >= _STEADY_ROWS:
             self.row = _mean(self.row, seconds / (answers + prompts))
 
@@ -79,5 +121,5 @@ class Pace:
         return max(1, min(ALONE_ROWS, int(seconds / self.row) - answers))
 
 
-def _mean(before: float | None, now: float) -> float:
-    return now if before is None else (before + now) / 2
+def _mean(before: float | None, now: float, slow: int = 2) -> float:
+    return now if before is None else before + (now - before) / slow

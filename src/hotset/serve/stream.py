@@ -44,6 +44,16 @@ class Stream(Iterator[Token]):
         """Tokens of the prompt that are computed or cached so far."""
         return self._job.read
 
+    @property
+    def drafted_tokens(self) -> int:
+        """Tokens of the answer that were computed before it was known whether they are right."""
+        return self._job.drafted
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Those of them that were right: the answer took so many steps less."""
+        return self._job.accepted
+
     def work(self) -> list[Work | None]:
         """What each layer has chosen for the sequence so far; a difference says what was in between.
 

@@ -55,13 +55,20 @@ class Slot:
 
     @property
     def left(self) -> int:
-        """Known tokens that are not computed."""
+        """Known tokens that are not computed; none, or fewer, where more was: a draft."""
         return self.known - self.sequence.length
 
     def append(self, token: int) -> None:
-        """Add a token that is to follow."""
+        """Add a token that is to follow; another one's position, and all after it, is forgotten."""
+        if self.left < 0 and self.tokens[self.known] != token:
+            self.touched = max(self.touched, self.length)
+            self.sequence.rewind(self.known)
         self.tokens[self.known] = token
         self.known += 1
+
+    def draft(self, tokens: I32) -> None:
+        """Write tokens that may follow after those that are known."""
+        self.tokens[self.known : self.known + len(tokens)] = tokens
 
 
 class Pool:

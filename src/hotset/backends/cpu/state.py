@@ -51,6 +51,11 @@ class CpuSequence:
         """See `Sequence`."""
         return self.native.reusable(length)
 
+    @property
+    def undoable(self) -> int:
+        """See `Sequence`."""
+        return self.native.undoable
+
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
         self.native.rewind(length)

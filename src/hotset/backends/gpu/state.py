@@ -67,6 +67,11 @@ class GpuSequence:
         """See `Sequence`: every prefix is."""
         return min(length, self._length)
 
+    @property
+    def undoable(self) -> int:
+        """See `Sequence`."""
+        return self.capacity - self._length
+
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
         if not 0 <= length <= self._length:

@@ -75,6 +75,11 @@ class ReferenceSequence:
             return min(length, self.length)
         return max(at for at in self.saved if at <= length)
 
+    @property
+    def undoable(self) -> int:
+        """See `Sequence`."""
+        return 0 if self.states else self.capacity - self.length
+
     def rewind(self, length: int) -> None:
         """See `Sequence`."""
         if self.states and length < self.length:
