@@ -50,7 +50,7 @@ class Sequence {
   int64_t reusable(int64_t at_most) const { return recurrent.reusable(at_most, length); }
 
   // How many more positions may be filled so that one can come back to every length from the present one on.
-  int64_t undoable() const { return std::min(capacity - length, delta_nets.undoable(length)); }
+  int64_t undoable() const { return std::min(capacity - length, recurrent.undoable(length)); }
 
   // Forgets every position from `new_length` on, which `reusable` gave; with all of them, what choosers have
   // learnt.
