@@ -48,7 +48,7 @@ class Guesser:
 def random_model(tokenizer, plan=None, net=False):
     if net:
         shape = DeltaNetConfig(2, 4, 8, 4, tiled=True)
-        layers = (LayerConfig(None, delta_net=shape), LayerConfig(None), LayerConfig(None, delta_net=shape))
+        layers = (LayerConfig(None, recurrent=shape), LayerConfig(None), LayerConfig(None, recurrent=shape))
         checkpoint = random_checkpoint(layers=layers, activation=Activation.SILU, context_length=200)
     else:
         checkpoint = random_checkpoint(windows=(None, 30), hidden_size=32, ffn_size=100, context_length=200)
