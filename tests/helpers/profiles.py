@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from hotset.activations.profile import ActivationProfile, fingerprint
+from hotset.activations.profile import ActivationProfile, fingerprint, units_of
 from hotset.formats import Checkpoint
 
 
 def random_profile(checkpoint: Checkpoint, seed: int = 0, levels: int = 7) -> ActivationProfile:
     """Random frequencies of few levels, so that many are equal."""
     rng = np.random.default_rng(seed)
-    shape = checkpoint.config.n_layers, checkpoint.config.ffn_size
+    shape = checkpoint.config.n_layers, checkpoint.config.profiled_units
     return ActivationProfile(
         model="random",
         activation=checkpoint.config.activation,
@@ -22,4 +22,5 @@ def random_profile(checkpoint: Checkpoint, seed: int = 0, levels: int = 7) -> Ac
         levels=np.zeros(shape[0], np.float32),
         frequency=(rng.integers(0, levels, shape) / levels).astype(np.float32),
         magnitude=rng.integers(0, 3, shape).astype(np.float32),
+        units=units_of(checkpoint.config),
     )

@@ -54,7 +54,8 @@ def convert(
     """Store a model by neuron: hottest first, down transposed, with its plan and profile, as a GGUF file.
 
     Only then can single neurons be skipped. Models with a ReLU, ReGLU or squared ReLU skip exactly what is
-    zero; for SiLU and GELU go on with hotset calibrate.
+    zero; of a mixture the experts are sorted, their neurons are not. For SiLU and GELU go on with hotset
+    calibrate.
     """
     check_model_output(output, [model, profile, *(text or ())])
     written = "\n".join(read_text(path) for path in text) if text else ""

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.activations.profile import ActivationProfile
-from hotset.backends.blocks import NEURON_TYPES, dequantise, neuron_type, store_as
+from hotset.backends.blocks import dequantise, store_as
+from hotset.convert.expert_layers import ExpertsLayer
+from hotset.convert.stored_types import refuse_rounding_again, row_type, turned_type
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
-from hotset.formats.checkpoint import Checkpoint, refuse_mixture
+from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import CUTOFF, KEPT, plan_keys
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, overwrite, same_tensor, write_gguf
@@ -27,9 +29,6 @@ from hotset.formats.mapped import check_whole
 from hotset.formats.output import check_output
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.formats.tensor_table import split_name
-
-_FOUR_BITS = (TensorType.Q4_0, TensorType.Q4_1)
-"""Rounding to these a second time costs much: perplexity rises by 8 % on SmolLM2-135M, with Q8_0 by 0.2 %."""
 
 DOWN_ERROR, KL = "hotset.convert.down_error", "hotset.convert.kl"
 """Keys: each layer's relative error of down (root mean square); KL of the dense file from its source."""
@@ -76,16 +75,16 @@ def convert(
 
     Each layer's plan decides: None leaves the layer as it is, anything else sorts it and stores it by neuron
     (`Way.DENSE` too). Without `plans` they are those of `default_plans`, with the source's predictors.
-    `predictors` holds the matrices of layers whose plan has a low-rank score. `ffn_type` None keeps each
-    matrix's type, or takes the nearest of `NEURON_TYPES`, and for a down that is turned one of 8 bits or
-    more; a type stores all that lies by neuron in it. `provenance` is written as ``hotset.convert.KEY``.
-    `measure` is given the finished file under its temporary name; what it returns is stored as
-    ``hotset.convert.kl``. `progress(done, total)` counts bytes.
+    Of a mixture the experts are sorted, and each one's down is turned. `predictors` holds the matrices of
+    layers whose plan has a low-rank score. `ffn_type` None keeps each matrix's type, or takes the nearest of
+    `NEURON_TYPES`, and for a down that is turned one of 8 bits or more; a type stores all that lies by neuron
+    in it. `provenance` is written as ``hotset.convert.KEY``. `measure` is given the finished file under its
+    temporary name; what it returns is stored as ``hotset.convert.kl``. `progress(done, total)` counts bytes.
 
     Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
     type that does not fit, and a source stored by neuron that would lose accuracy.
     """
-    refuse_mixture(checkpoint, "run the file as it is, which stores experts apart already")
+    _check_mixture(checkpoint)
     check_output(out, checkpoint.files())
     profile.check(checkpoint)
     if plans is None:
@@ -95,38 +94,48 @@ def convert(
         raise ValueError(f"expected {checkpoint.config.n_layers} plans, found {len(plans)}")
     source_metadata, source = as_gguf(checkpoint)
     order = profile.order
-    layers = []
+    config = checkpoint.config
+    layers: list[_Layer | ExpertsLayer] = []
     for i, plan in enumerate(plans):
         heat = np.stack([profile.frequency[i], profile.magnitude[i]])
-        predictor = (predictors or {}).get(i)
-        layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, predictor, threads))
+        if experts := config.layers[i].experts:
+            facts = experts, config.hidden_size, config.gated
+            layers.append(ExpertsLayer(i, plan, *facts, source, order[i], heat, ffn_type, threads))
+        elif not config.mixture:
+            predictor = (predictors or {}).get(i)
+            layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, predictor, threads))
+    of_number = {layer.number: layer for layer in layers}
     tensors: list[NewTensor] = []
     for name in source:
         number, part = split_name(name)
-        rewritten = None if number is None else layers[number].rewritten(part, source[name])
+        layer = None if number is None else of_number.get(number)
+        rewritten = layer.rewritten(part, source[name]) if layer else None
         tensors += [_as_it_is(source, name)] if rewritten is None else rewritten
     for layer in layers:
         tensors += layer.additions()
 
     metadata = {key: value for key, value in source_metadata.items() if not key.startswith(_OURS)}
-    metadata |= _keys(plans, profile, layers, {"source": checkpoint.path.name, **(provenance or {})})
+    metadata |= _keys(plans, profile, {"source": checkpoint.path.name, **(provenance or {})})
     _keep_errors(checkpoint, layers)
+
+    def down_errors() -> list[float]:
+        return [of_number[i].down_error if i in of_number else 0.0 for i in range(config.n_layers)]
+
     if measure:
         metadata[KL] = math.nan
     kl: list[float] = []
 
     def finish(path: Path) -> None:
         check_whole()
-        overwrite(path, {DOWN_ERROR: np.array([layer.down_error for layer in layers], np.float32)})
+        overwrite(path, {DOWN_ERROR: np.array(down_errors(), np.float32)})
         check_config(checkpoint.config, open_gguf(path).config)
         if measure:
             kl.append(measure(path))
             overwrite(path, {KL: kl[0]})
 
     size = write_gguf(out, metadata, tensors, progress, finish)
-    errors = tuple(layer.down_error for layer in layers)
     changed = sorted({pair for layer in layers for pair in layer.changed})
-    return Conversion(size, plans, errors, kl[0] if kl else None, tuple(changed))
+    return Conversion(size, plans, tuple(down_errors()), kl[0] if kl else None, tuple(changed))
 
 
 def default_plans(checkpoint: Checkpoint) -> list[FFNPlan | None]:
@@ -134,7 +143,9 @@ def default_plans(checkpoint: Checkpoint) -> list[FFNPlan | None]:
     config = checkpoint.config
     usual = FFNPlan(Way.EXACT if config.activation.zero_producing else Way.DENSE)
     plans = [layer.ffn for layer in config.layers]
-    return plans if any(plans) else [usual] * config.n_layers
+    if any(plans):
+        return plans
+    return [usual if layer.experts or not config.mixture else None for layer in config.layers]
 
 
 def source_predictors(checkpoint: Checkpoint) -> dict[int, Predictor]:
@@ -142,6 +153,23 @@ def source_predictors(checkpoint: Checkpoint) -> dict[int, Predictor]:
     names = ((f"blk.{i}.fc1.weight", f"blk.{i}.fc2.weight") for i in range(checkpoint.config.n_layers))
     tensors = checkpoint.tensors
     return {i: (tensors[a], tensors[b]) for i, (a, b) in enumerate(names) if a in tensors and b in tensors}
+
+
+def _check_mixture(checkpoint: Checkpoint) -> None:
+    """Refuse mixtures that gain nothing, or that GGUF's keys are not written for."""
+    config = checkpoint.config
+    if not config.mixture:
+        return
+    if not config.activation.zero_producing:
+        raise HotsetError(
+            f"{checkpoint.path}: inside its experts nothing is exactly zero ({config.activation.value}): run "
+            "the file as it is, of which each token reads its own experts only"
+        )
+    if checkpoint.path.is_dir():
+        raise HotsetError(
+            f"{checkpoint.path}: mixtures of experts are written from GGUF files only: convert it with "
+            "llama.cpp's convert_hf_to_gguf.py first"
+        )
 
 
 class _Layer:
@@ -172,16 +200,12 @@ class _Layer:
         self.keeps_types = bool(plan and plan.score is Score.DOWN and not ffn_type)
         self.changed: set[tuple[TensorType, TensorType]] = set()
         turned = source.get(f"blk.{number}.ffn_down_t.weight")
-        if turned is not None and (plan is None or _rounded_again(turned.type, ffn_type)):
-            asked = "as it was" if plan is None else f"as {_name(ffn_type)}"
-            raise HotsetError(
-                f"layer {number} is stored by neuron already, as {turned.type.name}: storing it {asked} "
-                "would lose accuracy; convert the original model, or leave --ffn out"
-            )
+        if turned is not None:
+            refuse_rounding_again(number, turned.type, ffn_type, stays=plan is not None)
         if ffn_type and self.hidden % ffn_type.block_size:
             raise HotsetError(
-                f"--ffn {_name(ffn_type)} needs a hidden size of a multiple of {ffn_type.block_size}, and "
-                f"the model's is {self.hidden}: use --ffn f16"
+                f"--ffn {ffn_type.name.lower()} needs a hidden size of a multiple of {ffn_type.block_size}, "
+                f"and the model's is {self.hidden}: use --ffn f16"
             )
 
     def rewritten(self, part: str, tensor: Tensor) -> list[NewTensor] | None:
@@ -200,7 +224,8 @@ class _Layer:
 
     def _sorted(self, tensor: Tensor, *, is_down: bool) -> NewTensor:
         """A matrix (F, D) whose rows are put in order, in a type of which single ones can be computed."""
-        kind = tensor.type if self.keeps_types and not is_down else self._type(tensor.type)
+        keeps = self.keeps_types and not is_down
+        kind = tensor.type if keeps else row_type(tensor.type, self.hidden, self.ffn_type)
         if kind is not tensor.type:
             self.changed.add((tensor.type, kind))
         if kind is tensor.type or not is_down:
@@ -222,13 +247,6 @@ class _Layer:
             added.append(_reordered(fc2, self.order, fc2.type, f"{prefix}fc2.weight"))
         return added
 
-    def _type(self, source: TensorType) -> TensorType:
-        return self.ffn_type or neuron_type(source, self.hidden)
-
-    def _turned_type(self, source: TensorType) -> TensorType:
-        kind = self._type(source)
-        return TensorType.Q8_0 if kind in _FOUR_BITS and not self.ffn_type else kind
-
     def _turned(self, down: Tensor) -> NewTensor:
         """Down (D, F) as (F, D): the one matrix that is held as float32 while it is written."""
         ffn = down.shape[1]
@@ -238,7 +256,7 @@ class _Layer:
             for part in _slices(ffn, self.hidden):
                 yield np.ascontiguousarray(values[:, self.order[part]].T)
 
-        return self._down(down.name, self._turned_type(down.type), rows)
+        return self._down(down.name, turned_type(down.type, self.hidden, self.ffn_type), rows)
 
     def _down(
         self, source: str, kind: TensorType, rows: Callable[[], Iterator[NDArray[np.float32]]]
@@ -257,11 +275,6 @@ class _Layer:
 
         name = f"blk.{self.number}.ffn_down_t.weight"
         return NewTensor(name, (len(self.order), self.hidden), kind, chunks)
-
-
-def _rounded_again(stored: TensorType, asked: TensorType | None) -> bool:
-    """Whether rows that are rounded already, and could stay as they are, would be rounded to another type."""
-    return asked not in (None, stored) and stored in NEURON_TYPES and stored is not TensorType.F16
 
 
 def _reordered(
@@ -293,7 +306,6 @@ def _slices(rows: int, columns: int) -> Iterator[slice]:
 def _keys(
     plans: Sequence[FFNPlan | None],
     profile: ActivationProfile,
-    layers: Sequence[_Layer],
     provenance: Mapping[str, str | int | float],
 ) -> dict[str, Any]:
     keys = plan_keys([plan or FFNPlan(Way.DENSE) for plan in plans])
@@ -306,17 +318,13 @@ def _keys(
         "hotset.profile.tokens": profile.tokens,
     }
     keys |= {f"hotset.convert.{key}": value for key, value in provenance.items()}
-    keys[DOWN_ERROR] = np.zeros(len(layers), np.float32)
+    keys[DOWN_ERROR] = np.zeros(len(plans), np.float32)
     return keys
 
 
-def _keep_errors(checkpoint: Checkpoint, layers: Sequence[_Layer]) -> None:
+def _keep_errors(checkpoint: Checkpoint, layers: Sequence[_Layer | ExpertsLayer]) -> None:
     """Layers that were stored by neuron before keep what that had cost."""
     errors = checkpoint.metadata.get(DOWN_ERROR)
-    if isinstance(errors, np.ndarray) and errors.shape == (len(layers),):
-        for layer, error in zip(layers, errors.tolist(), strict=True):
-            layer.down_error = error
-
-
-def _name(kind: TensorType | None) -> str:
-    return kind.name.lower() if kind else ""
+    if isinstance(errors, np.ndarray) and errors.shape == (checkpoint.config.n_layers,):
+        for layer in layers:
+            layer.down_error = float(errors[layer.number])

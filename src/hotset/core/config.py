@@ -350,6 +350,12 @@ class ModelConfig:
         return max((layer.experts.count for layer in self.layers if layer.experts), default=self.ffn_size)
 
     @property
+    def neurons(self) -> int:
+        """Neurons that a token's FFN has in a layer stored by neuron: in a mixture, those of its experts."""
+        shapes = (layer.experts for layer in self.layers)
+        return max((shape.used * shape.size for shape in shapes if shape), default=self.ffn_size)
+
+    @property
     def mixture(self) -> bool:
         """Whether any layer is a mixture of experts."""
         return any(layer.experts for layer in self.layers)

@@ -131,6 +131,11 @@ def _entries(
 
 
 def _check(plan: FFNPlan, activation: Activation, table: TensorTable, layer: int, where: str) -> None:
+    if plan.way not in (Way.DENSE, Way.EXACT) and f"blk.{layer}.ffn_down_t_exps.weight" in table:
+        raise CheckpointError(
+            f"{where}: {WAY}: layer {layer}: expected dense or exact in a mixture of experts, found "
+            f"{plan.way.value}"
+        )
     if plan.way is Way.EXACT and not activation.zero_producing:
         raise CheckpointError(
             f"{where}: {WAY}: layer {layer} is exact, which needs an activation that produces zeros; found "

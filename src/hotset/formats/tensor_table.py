@@ -19,8 +19,8 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 ONLY_BIAS = "exp_probs_b"
 """A part of which files have a bias alone: what a router adds to select by."""
 
-DOWN_BY_NEURON = "ffn_down_t"
-"""Down, transposed: (F, D), so that a neuron's numbers lie together. Takes the place of ``ffn_down``."""
+DOWN_BY_NEURON = {"ffn_down": "ffn_down_t", "ffn_down_exps": "ffn_down_t_exps"}
+"""Down, transposed: (F, D) or (E, F, D), so that a neuron's numbers lie together, takes its place."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class TensorTable(Mapping[str, Tensor]):
 
     def by_neuron(self, layer: int) -> bool:
         """Whether the layer's down is stored by neuron."""
-        return f"blk.{layer}.{DOWN_BY_NEURON}.weight" in self._make
+        return any(f"blk.{layer}.{name}.weight" in self._make for name in DOWN_BY_NEURON.values())
 
     def _neuron_shapes(self, layer: int, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """What a layer stored by neuron has besides the architecture's tensors, as far as it is there."""
@@ -192,8 +192,10 @@ class TensorTable(Mapping[str, Tensor]):
         # Each predictor has its own width.
         width = self._shapes.get(f"blk.{layer}.fc1.weight", (1,))[0]
         shapes: dict[str, tuple[int, ...]] = {"ffn_profile": (2, ffn)}
-        if self.by_neuron(layer):
-            shapes |= {DOWN_BY_NEURON: (ffn, hidden), "fc1": (width, hidden), "fc2": (ffn, width)}
+        if not sizes.has("ffn_down", layer):
+            shapes = {"ffn_profile": (2, *sizes.dimensions("E")), "ffn_down_t_exps": sizes.dimensions("EXD")}
+        elif self.by_neuron(layer):
+            shapes |= {"ffn_down_t": (ffn, hidden), "fc1": (width, hidden), "fc2": (ffn, width)}
         named = {f"blk.{layer}.{part}.weight": shape for part, shape in shapes.items()}
         return {name: shape for name, shape in named.items() if name in self._make}
 
@@ -204,7 +206,8 @@ class TensorTable(Mapping[str, Tensor]):
             own = [
                 i
                 for i in range(sizes.layers)
-                if sizes.has(part, i) and (suffix == "bias" or part != "ffn_down" or not self.by_neuron(i))
+                if sizes.has(part, i)
+                and (suffix == "bias" or part not in DOWN_BY_NEURON or not self.by_neuron(i))
             ]
             names = [f"blk.{layer}.{part}.{suffix}" for layer in own]
             if not names:

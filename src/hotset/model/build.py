@@ -260,7 +260,10 @@ class _Weights:
             router=self.linear(f"{ffn}.ffn_gate_inp"),
             gate=self.linear(f"{ffn}.ffn_gate_exps") if self.config.gated else None,
             up=self.linear(f"{ffn}.ffn_up_exps"),
-            down=self.linear(f"{ffn}.ffn_down_t_exps" if plan else f"{ffn}.ffn_down_exps"),
+            down=Linear(
+                self.tensors[f"{ffn}.ffn_down_t_exps.weight" if plan else f"{ffn}.ffn_down_exps.weight"],
+                self.vector(f"{ffn}.ffn_down_exps.bias"),
+            ),
             activation=self.config.activation,
             shape=shape,
             selection_bias=self.vector(f"{ffn}.exp_probs_b.bias"),

@@ -43,6 +43,7 @@ class Traffic:
     always: int
     by_neuron: tuple[int, ...]
     ffn_size: int
+    """Neurons of a layer; in a mixture, those of a token's experts."""
     predicted: tuple[int, ...]
     """Of each layer's `by_neuron`, what is read of a chosen neuron before it is known to be zero."""
     experts: int = 0
@@ -100,8 +101,11 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
         if layer.ffn is None or layer.ffn.score not in (Score.LOW_RANK, Score.LOW_RANK_RELU):
             unread |= {f"{block}.fc1.weight", f"{block}.fc2.weight"}
         rows = skipped_matrices(layer.ffn, config.gated) if layer.ffn else ()
-        nbytes = sum(tensors[f"{block}.{name}.weight"].nbytes for name in rows)
-        by_neuron.append(nbytes // config.ffn_size if nbytes else 0)
+        experts_of, suffix = (layer.experts, "_exps") if layer.experts else (None, "")
+        nbytes = sum(tensors[f"{block}.{name}{suffix}.weight"].nbytes for name in rows)
+        if experts_of:
+            nbytes = nbytes * experts_of.used // experts_of.count
+        by_neuron.append(nbytes // config.neurons if nbytes else 0)
         first = rows[0] if layer.ffn and layer.ffn.way is Way.PREDICTOR else None
         predicted.append(tensors[f"{block}.{first}.weight"].nbytes // config.ffn_size if first else 0)
         always -= nbytes
@@ -109,7 +113,7 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
     idle = experts.all - experts.chosen
-    return Traffic(always, tuple(by_neuron), config.ffn_size, tuple(predicted), experts.all, idle)
+    return Traffic(always, tuple(by_neuron), config.neurons, tuple(predicted), experts.all, idle)
 
 
 def rounding_notes(checkpoint: Checkpoint) -> list[str]:
@@ -117,8 +121,9 @@ def rounding_notes(checkpoint: Checkpoint) -> list[str]:
     rounded = set()
     for i, layer in enumerate(checkpoint.config.layers):
         if layer.ffn:
-            tensor = checkpoint.tensors[f"blk.{i}.ffn_down_t.weight"]
-            if (nearest := neuron_type(tensor.type, tensor.shape[1])) is not tensor.type:
+            name = "ffn_down_t_exps" if layer.experts else "ffn_down_t"
+            tensor = checkpoint.tensors[f"blk.{i}.{name}.weight"]
+            if (nearest := neuron_type(tensor.type, tensor.shape[-1])) is not tensor.type:
                 rounded.add(f"{tensor.type.name} as {nearest.name}")
     if not rounded:
         return []
@@ -132,7 +137,7 @@ def order_notes(checkpoint: Checkpoint) -> list[str]:
     """A line where what is taken for the hottest neurons is no hotter than others: they are not sorted."""
     unsorted = 0
     for i, layer in enumerate(checkpoint.config.layers):
-        if layer.ffn and layer.ffn.way is not Way.DENSE:
+        if layer.ffn and layer.ffn.way is not Way.DENSE and not layer.experts:
             name = f"blk.{i}.ffn_profile.weight"
             profile = checkpoint.tensors.get(name)
             unsorted += profile is None or bool((np.diff(profile.to_float32()[0]) > 0).any())

@@ -44,14 +44,14 @@ class Model:
         """Whether decoding leaves out neurons, unlike reading a prompt."""
         layers = enumerate(self.config.layers)
         return any(
-            layer.ffn and layer.ffn.way is not Way.DENSE and not self._wholly_on_device(i)
-            for i, layer in layers
+            layer.ffn and layer.ffn.way is not Way.DENSE and not self._on_device(i) for i, layer in layers
         )
 
     def work(self, sequence: Sequence) -> list[Work | None]:
         """What each layer has chosen for a sequence so far; None for layers that are not stored by neuron.
 
-        A device computes all the neurons that it has, for the rows for which others chose.
+        A device computes all the neurons that it has, for the rows for which others chose. What it computes
+        of a mixture depends on the router: mixtures beside a device are not counted.
         """
         choosers = zip(self.config.layers, sequence.choosers, strict=True)
         work = [chooser.work if config.ffn and chooser else None for config, chooser in choosers]
@@ -59,13 +59,18 @@ class Model:
             return work
         rows = max((w.rows for w in work if w), default=0)
         hot = [layer.hot for layer in self.plan.placement.layers]
+        work = [None if layer.experts else w for layer, w in zip(self.config.layers, work, strict=True)]
         return [
             w and Work(rows, w.read + n * rows, w.fired, w.chosen + n * rows)
             for w, n in zip(work, hot, strict=True)
         ]
 
-    def _wholly_on_device(self, layer: int) -> bool:
-        return self.plan is not None and self.plan.placement.layers[layer].hot == self.config.units(layer)
+    def _on_device(self, layer: int) -> bool:
+        """Whether a layer's neurons are chosen nowhere, or on a device, which is not counted."""
+        if self.plan is None:
+            return False
+        hot = self.plan.placement.layers[layer].hot
+        return bool(self.config.layers[layer].experts) or hot == self.config.units(layer)
 
     def sequence(self, context: int | None = None, kv_type: str = "f16") -> Sequence:
         """Room for `context` tokens: 0 for what the model was trained for; None: that, at most 4096."""
