@@ -19,7 +19,7 @@ from hotset.backends.blocks import dequantise, store_as
 from hotset.convert.expert_layers import ExpertsLayer
 from hotset.convert.stored_types import refuse_rounding_again, row_type, turned_type
 from hotset.core.config import FFNPlan, Score, Way
-from hotset.core.errors import HotsetError
+from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.ffn_plan import CUTOFF, KEPT, plan_keys
@@ -161,12 +161,12 @@ def _check_mixture(checkpoint: Checkpoint) -> None:
     if not config.mixture:
         return
     if not config.activation.zero_producing:
-        raise HotsetError(
+        raise CheckpointError(
             f"{checkpoint.path}: inside its experts nothing is exactly zero ({config.activation.value}): run "
             "the file as it is, of which each token reads its own experts only"
         )
     if checkpoint.path.is_dir():
-        raise HotsetError(
+        raise CheckpointError(
             f"{checkpoint.path}: mixtures of experts are written from GGUF files only: convert it with "
             "llama.cpp's convert_hf_to_gguf.py first"
         )
