@@ -350,7 +350,7 @@ class ModelConfig:
         return max((layer.experts.count for layer in self.layers if layer.experts), default=self.ffn_size)
 
     @property
-    def neurons(self) -> int:
+    def computed_neurons(self) -> int:
         """Neurons that a token's FFN has in a layer stored by neuron: in a mixture, those of its experts."""
         shapes = (layer.experts for layer in self.layers)
         return max((shape.used * shape.size for shape in shapes if shape), default=self.ffn_size)

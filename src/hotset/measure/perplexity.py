@@ -156,7 +156,7 @@ def _neurons_read(model: Model, state: State) -> tuple[int, int]:
     if not model.chooses_neurons:
         return 0, 0
     counts = [work for work in model.work(state) if work]
-    return sum(c.read for c in counts), sum(c.rows for c in counts) * model.config.neurons
+    return sum(c.read for c in counts), sum(c.rows for c in counts) * model.config.computed_neurons
 
 
 def _greedy(model: Model, state: State, prompt: Sequence[int], count: int) -> list[int]:

@@ -134,4 +134,4 @@ def density(model: Model, computed: list[Neurons]) -> float | None:
     choosing = [n.chosen for layer, n in layers if layer.ffn]
     if not model.chooses_neurons:
         return None
-    return sum(choosing) / len(choosing) / model.config.neurons
+    return sum(choosing) / len(choosing) / model.config.computed_neurons

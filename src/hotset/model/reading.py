@@ -105,7 +105,7 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
         nbytes = sum(tensors[f"{block}.{name}{suffix}.weight"].nbytes for name in rows)
         if experts_of:
             nbytes = nbytes * experts_of.used // experts_of.count
-        by_neuron.append(nbytes // config.neurons if nbytes else 0)
+        by_neuron.append(nbytes // config.computed_neurons if nbytes else 0)
         first = rows[0] if layer.ffn and layer.ffn.way is Way.PREDICTOR else None
         predicted.append(tensors[f"{block}.{first}.weight"].nbytes // config.ffn_size if first else 0)
         always -= nbytes
@@ -113,7 +113,7 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
     always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
     idle = experts.all - experts.chosen
-    return Traffic(always, tuple(by_neuron), config.neurons, tuple(predicted), experts.all, idle)
+    return Traffic(always, tuple(by_neuron), config.computed_neurons, tuple(predicted), experts.all, idle)
 
 
 def rounding_notes(checkpoint: Checkpoint) -> list[str]:
