@@ -49,7 +49,8 @@ def test_neurons(monkeypatch):
     sequences = [decode(model, range(10)), decode(model, range(7))]
     told = heat(model)
     assert (told.device, told.file, told.note) == (0, 0, None)
-    assert told.memory == model.traffic.weights
+    assert told.memory == told.weights == model.traffic.weights
+    assert [layer.unit_bytes for layer in told.layers] == list(model.traffic.by_neuron) != [0, 0]
     for i, layer in enumerate(told.layers):
         work = sum((sequence.choosers[i].work for sequence in sequences[1:]), sequences[0].choosers[i].work)
         assert (layer.kind, layer.units, layer.column) == ("neurons", NEURONS, 16)
@@ -78,6 +79,7 @@ def test_experts_in_memory_and_in_the_file(monkeypatch):
     assert experts.computed == sum(experts.fired) == 13 * shape.used
     assert [n > 0 for n in experts.fired] == [n > 0 for n in experts.in_memory]
     assert told.file < before.file
+    assert experts.unit_bytes * 6 == model.traffic.experts
     assert (dense.kind, dense.rows) == ("dense", 0)
 
 

@@ -8,6 +8,7 @@ const HALF_LIFE = 16; // tokens after which a firing counts half, in "now"
 const LABEL = 30, SHARE = 92; // pixels for the layer's number and for its share computed
 const MODES = { now: "Now", all: "Since start", profile: "In the file" };
 
+const SHADE = 0.7; // seldom and a little less seldom are told apart better than often and always
 const percent = (x) => `${x > 0 && x < 0.1 ? (100 * x).toFixed(1) : Math.round(100 * x)} %`;
 const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : bytes > 0 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : "–");
 
@@ -132,15 +133,17 @@ export class HeatView {
     return of.rows > 0.5 ? Math.min(1, of.fired[k] / (of.rows * units)) : null;
   }
 
+  // What is left out: of all units, and of the bytes of all weights; null: nothing was seen.
   #skipped(all) {
-    let computed = 0, units = 0;
+    let computed = 0, units = 0, bytes = 0;
     this.told.layers.forEach((layer, i) => {
       const share = this.#share(i, all);
       if (share === null) return;
       computed += share * layer.units;
       units += layer.units;
+      bytes += (1 - share) * layer.units * layer.unit_bytes;
     });
-    return units ? 1 - computed / units : null;
+    return units ? { units: Math.max(0, 1 - computed / units), bytes: bytes / this.told.weights } : null;
   }
 
   #describe() {
@@ -155,8 +158,8 @@ export class HeatView {
     const unit = choosing[0]?.kind ?? "neurons";
     const rows = Math.max(...told.layers.map((layer) => layer.rows));
     const skipped = this.#skipped(false) ?? this.#skipped(true);
-    this.skipped.textContent = skipped === null ? "–" : percent(Math.max(0, skipped));
-    this.skippedOf.textContent = choosing.length ? `of all ${unit}, at present` : "every neuron is computed";
+    this.skipped.textContent = skipped ? percent(skipped.units) : "–";
+    this.skippedOf.textContent = !choosing.length ? "every neuron is computed" : skipped ? `of the ${unit}; ${percent(skipped.bytes)} of all weights unread` : `of the ${unit}`;
     this.tokens.textContent = choosing.length ? rows.toLocaleString() : "–";
     const live = this.active && performance.now() - this.active < 1500;
     this.state.textContent = !choosing.length ? "nothing to count" : live ? "answering now" : rows ? "idle" : "ask something in the chat";
@@ -171,7 +174,7 @@ export class HeatView {
         piece.style.flexGrow = String(bytes / total);
         bar.append(piece);
       }
-      names.append(make("span", {}, make("i", { className: place }), bytes > 0 ? `${size(bytes)} ${where}` : `nothing ${where}`));
+      if (bytes > 0) names.append(make("span", {}, make("i", { className: place }), `${size(bytes)}${bytes === total ? ", all" : ""} ${where}`));
     }
     this.places.replaceChildren(bar, names);
     this.note.textContent = told.note ?? "";
@@ -181,7 +184,7 @@ export class HeatView {
     if (!has && this.mode === "profile") this.#switch("now");
     this.#explain(choosing, unit);
     this.#tabulate();
-    const words = `${told.layers.length} layers; ${skipped === null ? "nothing was decoded yet" : `${percent(Math.max(0, skipped))} of ${unit} skipped`}`;
+    const words = `${told.layers.length} layers; ${!skipped ? "nothing was decoded yet" : `${percent(skipped.units)} of ${unit} skipped`}`;
     this.canvas.setAttribute("aria-label", `Map of what fires: ${words}`);
   }
 
@@ -317,9 +320,8 @@ function matches(style) {
   return Number(scheme === "dark" || (scheme !== "light" && matchMedia("(prefers-color-scheme: dark)").matches));
 }
 
-// Seldom and a little less seldom are told apart better than often and always.
 function heatColor(frequency, dark) {
-  const at = Math.sqrt(Math.min(1, Math.max(0, frequency))), ramp = RAMPS[dark];
+  const at = Math.min(1, Math.max(0, frequency)) ** SHADE, ramp = RAMPS[dark];
   const next = Math.max(1, ramp.findIndex(([stop]) => stop >= at)), [from, a] = ramp[next - 1], [to, b] = ramp[next];
   const part = (at - from) / (to - from);
   return `rgb(${a.map((x, i) => Math.round(x + (b[i] - x) * part)).join(" ")})`;

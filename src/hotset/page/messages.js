@@ -120,6 +120,6 @@ function factsOf({ facts, stopped, finish }) {
   if (facts?.tokens) parts.push(`${facts.tokens.toLocaleString()} tokens`);
   if (facts?.first) parts.push(`first after ${facts.first < 1 ? `${Math.round(facts.first * 1000)} ms` : `${facts.first.toFixed(1)} s`}`);
   if (stopped) parts.push("stopped");
-  if (finish === "length") parts.push("cut off: most tokens reached");
+  if (finish === "length") parts.push("cut off at its limit");
   return parts.join(" · ");
 }

@@ -28,6 +28,8 @@ class LayerHeat:
     units: int
     column: int
     """Units of a group."""
+    unit_bytes: int = 0
+    """Of the weights that are not read for a unit that is left out."""
     rows: int = 0
     """Tokens for which units were chosen, of all requests so far."""
     computed: int = 0
@@ -50,6 +52,8 @@ class Heat:
     device: int
     memory: int
     file: int
+    weights: int
+    """Bytes of all."""
     note: str | None
     """Why nothing is left out, where nothing is."""
 
@@ -69,7 +73,8 @@ def heat(model: Model) -> Heat:
         device = sum(use.attention_bytes + use.neuron_bytes + use.predictor_bytes for use in uses)
         device += model.plan.head_bytes
     file = max(0, model.traffic.experts - model.backend.packed_experts.nbytes)
-    return Heat(told, device, max(0, model.traffic.weights - device - file), file, _note(model))
+    weights = model.traffic.weights
+    return Heat(told, device, max(0, weights - device - file), file, weights, _note(model))
 
 
 def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None) -> LayerHeat:
@@ -90,6 +95,8 @@ def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None)
                 "experts",
                 units,
                 column,
+                model.traffic.experts
+                // sum(layer.experts.count for layer in model.config.layers if layer.experts),
                 rows,
                 sum(of),
                 sums,
@@ -102,7 +109,15 @@ def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None)
             ahead = hot // COUNTED  # counted from the first one that is not on a device
             counts = _sums([0] * ahead + fired, column // COUNTED)
             return LayerHeat(
-                "neurons", units, column, rows, chosen, counts, hot, profile=_means(profile, column)
+                "neurons",
+                units,
+                column,
+                model.traffic.by_neuron[i],
+                rows,
+                chosen,
+                counts,
+                hot,
+                profile=_means(profile, column),
             )
     column = -(-units // COLUMNS)
     return LayerHeat("dense", units, column, on_device=hot, profile=_means(profile, column))
