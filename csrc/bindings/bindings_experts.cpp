@@ -155,6 +155,16 @@ void experts_neurons(const Experts& layer, nb::handle x, nb::handle gate, nb::ha
   layer.neurons(from.data(), from.rows(), pre.data(), values.data());
 }
 
+void experts_fired(const Experts& layer, nb::handle x, nb::handle weights, nb::handle counts) {
+  const int64_t count = layer.routing.count;
+  const Rows from("x", x, layer.hidden(), false), of("weights", weights, count, false),
+      to("counts", counts, count, true);
+  expect("weights", "rows", of.rows(), from.rows());
+  expect("counts", "rows", to.rows(), from.rows());
+  const nb::gil_scoped_release release;
+  layer.fired(from.data(), from.rows(), of.data(), to.data());
+}
+
 }  // namespace
 
 void bind_experts(nb::module_& m) {
@@ -197,6 +207,10 @@ void bind_experts(nb::module_& m) {
           "Rows so far, how many of them used each expert, and whether each is packed.")
       .def("add", &experts_add, "x"_a, "out"_a, "weights"_a, "batch"_a = nb::none(),
            "Add to out (T, D) what forward does, of the experts whose weights (T, E) are positive, or NaN.")
+      .def(
+          "fired", &experts_fired, "x"_a, "weights"_a, "counts"_a,
+          "Write to counts (T, E) how many neurons of each expert are not zero, of x (T, D), for the experts "
+          "whose weights (T, E) are positive, or NaN.")
       .def(
           "neurons", &experts_neurons, "x"_a, "gate"_a, "h"_a,
           "Write the activation's input of x (T, D) to gate (T, E F) and the neurons' values to h (T, E F).");

@@ -385,6 +385,37 @@ void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Give
   add_normed(session, *runtime, *post_norm, y, rows, out);
 }
 
+// The selected experts, their h computed; and what the activation is applied to, if asked for.
+ExpertUses Experts::hidden_of(Session& session, const Activations& x, const Selected& of, float* pre) const {
+  ExpertUses all = by_neuron ? uses_of_first(session, x, of, gated) : uses(session, x, of);
+  all.n = of.n;
+  multiply_experts(session, *runtime, all, pre);
+  for (int64_t i = 0; by_neuron && gated && i < of.n; ++i) {
+    multiply_second(session, all.uses[i], of.experts[i]);
+  }
+  return all;
+}
+
+void Experts::fired(const float* x, int64_t rows, const float* weights, float* counts) const {
+  std::fill_n(counts, rows * routing.count, 0.0f);
+  for (int64_t first = 0; first < rows; first += kMostRows) {
+    Session session(runtime->pool);
+    const int64_t n = std::min(kMostRows, rows - first);
+    const Activations packed = pack_input(session, x + first * hidden(), n);
+    const Selected of = selected(session, packed, {nullptr, weights + first * routing.count});
+    if (of.n == 0) continue;
+    const ExpertUses all = hidden_of(session, packed, of, nullptr);
+    for (int64_t i = 0; i < of.n; ++i) {
+      const ExpertUse& use = all.uses[i];
+      for (int64_t t = 0; t < use.count; ++t) {
+        const float* h = use.h + t * size();
+        const auto zeros = std::count(h, h + size(), 0.0f);
+        counts[(first + use.rows[t]) * routing.count + of.experts[i]] = static_cast<float>(size() - zeros);
+      }
+    }
+  }
+}
+
 void Experts::neurons(const float* x, int64_t rows, float* pre, float* h) const {
   const int64_t width = routing.count * size();
   std::fill_n(pre, rows * width, 0.0f);
@@ -394,13 +425,8 @@ void Experts::neurons(const float* x, int64_t rows, float* pre, float* h) const 
     const int64_t n = std::min(kMostRows, rows - first);
     const Activations packed = pack_input(session, x + first * hidden(), n);
     const Selected of = selected(session, packed, {});
-    ExpertUses all = by_neuron ? uses_of_first(session, packed, of, gated) : uses(session, packed, of);
-    all.n = of.n;
     auto* inputs = session.allocate<float>(n * routing.used * size());
-    multiply_experts(session, *runtime, all, inputs);
-    for (int64_t i = 0; by_neuron && gated && i < of.n; ++i) {
-      multiply_second(session, all.uses[i], of.experts[i]);
-    }
+    const ExpertUses all = hidden_of(session, packed, of, inputs);
     const float* from = inputs;
     for (int64_t i = 0; i < of.n; ++i) {
       const ExpertUse& use = all.uses[i];

@@ -53,6 +53,10 @@ struct Experts {
   // experts that a row does not use.
   void neurons(const float* x, int64_t rows, float* pre, float* h) const;
 
+  // How many neurons of each expert are not zero, for the experts whose weights are positive, or not a
+  // number; both are (rows x experts).
+  void fired(const float* x, int64_t rows, const float* weights, float* counts) const;
+
  private:
   struct Selected;
 
@@ -63,6 +67,7 @@ struct Experts {
 
   Activations pack_input(Session& session, const float* x, int64_t rows) const;
   Selected selected(Session& session, const Activations& x, const Given& given) const;
+  ExpertUses hidden_of(Session& session, const Activations& x, const Selected& selected, float* pre) const;
   ExpertUses uses(Session& session, const Activations& x, const Selected& selected) const;
   ExpertUses uses_of_first(Session& session, const Activations& x, const Selected& selected,
                            bool second_too) const;

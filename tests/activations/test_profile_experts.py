@@ -12,9 +12,10 @@ from hotset.activations.collect import collect
 from hotset.activations.profile import ActivationProfile, fingerprint, load_profile
 from hotset.activations.summary import summarise
 from hotset.backends.contract import F32
+from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch
-from hotset.core.config import ExpertsConfig
+from hotset.core.config import Activation, ExpertsConfig
 from hotset.core.errors import HotsetError
 from hotset.draw.profile_page import write_report
 from hotset.formats.checkpoint import Checkpoint
@@ -70,6 +71,24 @@ def test_a_profile_counts_selections(early: bool) -> None:
         np.testing.assert_allclose(made.magnitude[layer], weights.mean(axis=0), rtol=1e-4)
         assert made.frequency[layer].sum() == pytest.approx(SHAPE.used)
     assert [round(layer.density, 6) for layer in summarise(made)] == [0.3, 0, 0.3]
+
+
+def test_neurons_that_fire_inside_experts(tmp_path: Path) -> None:
+    model = checkpoint()
+    model = replace(model, config=replace(model.config, activation=Activation.RELU))
+    facts = {"model": "random", "corpus": "dice", "fingerprint": fingerprint(model)}
+    made = []
+    for backend in (ReferenceBackend(), CpuBackend(2)):
+        transformer = build_transformer(model, backend)
+        made.append(collect(transformer, WINDOWS, skip=SKIP, count_fired=True, **facts))  # type: ignore[arg-type]
+        inside = made[-1].inside
+        assert inside is not None and inside[1] == 0
+        assert (inside[[0, 2]] > 0.3).all() and (inside[[0, 2]] < 0.7).all()
+        assert [layer.inside for layer in summarise(made[-1])] == inside.tolist()
+    np.testing.assert_allclose(made[0].inside, made[1].inside, atol=2e-3)
+    made[0].save(tmp_path / "p.npz")
+    np.testing.assert_array_equal(load_profile(tmp_path / "p.npz").inside, made[0].inside)
+    assert profile(model).inside is None  # where nobody asks
 
 
 def test_a_profile_is_saved_and_knows_its_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.contract import F32, FFN, Array, BatchView, Experts
+from hotset.backends.contract import F32, FFN, Array, BatchView, CountsFired, Experts
 from hotset.core.batch import Batch
 from hotset.model.transformer import SLICE, Layer, Transformer
 
@@ -19,8 +19,9 @@ Observe = Callable[[int, F32, F32, F32], None]
 (T, F) and the neurons' values (T, F), as `hotset.backends.contract.FFN.neurons` defines them. All three
 live only during the call: keep copies. ``gate`` and ``h`` may be overwritten, ``x`` not.
 
-Of a mixture, gate and h are both the weights (T, E) of the experts that each token selects; layers that are
-no mixtures are then not shown."""
+Of a mixture, h has the weights (T, E) of the experts that each token selects, and gate how many of their
+neurons are not zero, where `count_fired` asks for that, or h's numbers; layers that are no mixtures are then
+not shown."""
 
 
 def windows_of(ids: Sequence[int], length: int, bos: int | None = None) -> list[NDArray[np.int32]]:
@@ -44,13 +45,15 @@ def capture(
     observe: Observe,
     *,
     skip: int = 0,
+    count_fired: bool = False,
     done: Callable[[int], None] | None = None,
 ) -> None:
     """Read windows of tokens (T,), each from an empty context, and show `observe` every FFN's neurons.
 
     `observe` is called for one layer after the other, a slice of at most `SLICE` tokens at a time. A window's
     first `skip` tokens are not shown: many models park huge values there (attention sinks,
-    arXiv 2309.17453). `done(count)` is told after each window. Raises `RequestError` for an empty window.
+    arXiv 2309.17453). `count_fired` computes experts' neurons for the count. `done(count)` is told after each
+    window. Raises `RequestError` for an empty window.
     """
     if not windows:
         return
@@ -67,7 +70,9 @@ def capture(
         if weights is None:
             ffn.neurons(x, gate, h)
         else:
-            gate[:], h[:] = weights, weights
+            counted = count_fired and isinstance(ffn, CountsFired)
+            gate[:] = cast(CountsFired, ffn).fired(x, weights) if counted else weights
+            h[:] = weights
         observe(layer, x[first:], gate[first:], h[first:])
 
     def watched(number: int, layer: Layer) -> Layer:

@@ -38,14 +38,17 @@ def collect(
     skip: int = SKIP,
     partial: Path | None = None,
     save_seconds: float = _SAVE_SECONDS,
+    count_fired: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ActivationProfile:
     """Profile the neurons of a transformer over windows of tokens, of equal length.
 
     `model`, `corpus` and `fingerprint` go into the profile (`ActivationProfile`). Every `save_seconds` the
     sums are written to `partial`; if that file is there, of the same model and text, its windows are not
-    read again. Whoever saves the profile removes it. `progress(done, total)` counts tokens. Raises
-    `HotsetError` for fewer than two windows and for what the model or the system refuses.
+    read again. Whoever saves the profile removes it. `count_fired` also counts which share of an expert's
+    neurons fires, in mixtures whose activation produces zeros; their neurons are computed once more for that.
+    `progress(done, total)` counts tokens. Raises `HotsetError` for fewer than two windows and for what the
+    model or the system refuses.
     """
     if len(windows) < 2 or len(windows[0]) <= skip:
         raise HotsetError(
@@ -54,14 +57,18 @@ def collect(
         )
     length = len(windows[0])
     corpus_hash = hashlib.sha256(b"".join(window.astype("<i4").tobytes() for window in windows)).hexdigest()
-    identity = f"{SCHEMA} {corpus_hash} {length} {skip} {transformer.config.activation.value}"
+    identity = f"{SCHEMA} {corpus_hash} {length} {skip} {transformer.config.activation.value} {count_fired}"
     sums = partial and _Sums.load(partial, identity, fingerprint)
     if not sums:
         sums = _Sums(transformer, firing_levels(transformer, windows, skip))
     already, half = sums.windows, len(windows) // 2
     saved = time.monotonic()
 
+    counts = count_fired and counts_inside(transformer)
+
     def observe(layer: int, x: F32, gate: F32, h: F32) -> None:
+        if counts:
+            sums.inside[layer] += float(gate.sum(dtype=np.float64)), np.count_nonzero(h > 0)
         np.abs(h, out=h)
         sums.fired[int(sums.windows >= half), layer] += np.count_nonzero(h > sums.levels[layer], axis=0)
         sums.magnitude[layer] += h.sum(axis=0, dtype=np.float64)
@@ -75,7 +82,7 @@ def collect(
         if progress:
             progress(sums.windows * length, len(windows) * length)
 
-    capture(transformer, windows[already:], observe, skip=skip, done=done)
+    capture(transformer, windows[already:], observe, skip=skip, count_fired=counts, done=done)
     tokens = len(windows) * (length - skip)
     halves = half * (length - skip), (len(windows) - half) * (length - skip)
     return ActivationProfile(
@@ -91,6 +98,7 @@ def collect(
         frequency=(sums.fired.sum(axis=0) / tokens).astype(np.float32),
         magnitude=(sums.magnitude / tokens).astype(np.float32),
         units=units_of(transformer.config),
+        inside=_inside(transformer, sums.inside) if counts else None,
         halves=(sums.fired / np.reshape(halves, (2, 1, 1))).astype(np.float32),
     )
 
@@ -121,6 +129,19 @@ def firing_levels(transformer: Transformer, windows: Sequence[NDArray[np.int32]]
     return levels
 
 
+def counts_inside(transformer: Transformer) -> bool:
+    """Whether a share of each expert's neurons can be zero, so that it is worth counting."""
+    config = transformer.config
+    return config.mixture and config.activation.zero_producing
+
+
+def _inside(transformer: Transformer, sums: NDArray[np.float64]) -> F32:
+    """(L,): of the neurons of experts that were selected, those that fired; 0 in layers without experts."""
+    sizes = [layer.experts.size if layer.experts else 1 for layer in transformer.config.layers]
+    share: F32 = (sums[:, 0] / np.maximum(sums[:, 1] * sizes, 1)).astype(np.float32)
+    return share
+
+
 class _Sums:
     """What has been counted so far."""
 
@@ -130,6 +151,7 @@ class _Sums:
         self.levels = levels
         self.fired = np.zeros((2, *shape), np.int64)
         self.magnitude = np.zeros(shape, np.float64)
+        self.inside = np.zeros((shape[0], 2), np.float64)  # neurons that fired, and experts selected
 
     def save(self, path: Path, identity: str, fingerprint: F32) -> None:
         write_arrays(
@@ -141,6 +163,7 @@ class _Sums:
                 "levels": self.levels,
                 "fired": self.fired,
                 "magnitude": self.magnitude,
+                "inside": self.inside,
             },
         )
 
@@ -155,6 +178,7 @@ class _Sums:
             sums = cls.__new__(cls)
             sums.windows = int(arrays["windows"])
             sums.levels, sums.fired, sums.magnitude = (arrays[k] for k in ("levels", "fired", "magnitude"))
+            sums.inside = arrays["inside"]
         except (HotsetError, KeyError, ValueError, TypeError):
             return None
         return sums

@@ -68,6 +68,9 @@ class ActivationProfile:
     """(2, L, F): the frequency over the first and the second half of the windows; None where unknown."""
     units: str = "neurons"
     """Or ``experts``."""
+    inside: F32 | None = None
+    """(L,), of experts: share of a selected expert's neurons that are not zero, mean over tokens and experts;
+    None where it was not counted."""
 
     def __post_init__(self) -> None:
         if self.frequency.ndim != 2 or not self.frequency.size:
@@ -79,6 +82,7 @@ class ActivationProfile:
             "frequency": (self.frequency, (layers, neurons), 1.0),
             "magnitude": (self.magnitude, (layers, neurons), np.inf),
             "halves": (self.halves, (2, layers, neurons), 1.0),
+            "inside": (self.inside, (layers,), 1.0),
         }
         for name, (values, shape, most) in arrays.items():
             if values is None:

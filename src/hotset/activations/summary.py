@@ -30,6 +30,8 @@ class LayerSummary:
     """Pearson's, of the neurons' frequencies in the corpus's two halves; None where it is not defined."""
     overlap: float | None
     """Of the hottest fifth of the neurons in the first half, those that are so in the second as well."""
+    inside: float | None = None
+    """Neurons of a selected expert that fire; None where that was not counted."""
 
 
 def summarise(profile: ActivationProfile) -> list[LayerSummary]:
@@ -43,6 +45,7 @@ def summarise(profile: ActivationProfile) -> list[LayerSummary]:
             magnitude=float(profile.magnitude[i].mean(dtype=np.float64)),
             correlation=None if halves is None else _correlation(halves[0, i], halves[1, i]),
             overlap=None if halves is None else _overlap(halves[0, i], halves[1, i]),
+            inside=None if profile.inside is None else float(profile.inside[i]),
         )
         for i, frequency in enumerate(profile.frequency)
     ]

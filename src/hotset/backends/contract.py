@@ -9,7 +9,7 @@ the other rows of the call, on the CPU to the bit where weights are quantised.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -341,6 +341,14 @@ class Experts(FFN, Protocol):
 
         A row reads its own experts only, and they are summed in the order of their numbers.
         """
+
+
+@runtime_checkable
+class CountsFired(Protocol):
+    """Experts that can say how many of their neurons fire, for profiles."""
+
+    def fired(self, x: F32, weights: F32) -> F32:
+        """How many neurons of each expert are not zero (T, E), of those that have weights (T, E)."""
 
 
 class Head(Protocol):

@@ -138,6 +138,7 @@ def _from_text(
             corpus=", ".join(file.name for file in text),
             fingerprint=fingerprint(checkpoint),
             partial=partial,
+            count_fired=True,
             progress=profiling,
         )
     made.save(path)
@@ -208,16 +209,25 @@ def _show(made: "ActivationProfile", path: Path, page: Path | None, as_json: boo
     )
     print()
     firing = "experts selected" if made.units == "experts" else "neurons firing"
+    inside = made.inside is not None
     table(
         [
             (
                 str(i),
                 f"{layer.density:.1%}",
+                *([f"{layer.inside:.1%}"] if inside else []),
                 f"{layer.hot_share:.1%}",
                 "-" if layer.correlation is None else f"{layer.correlation:.3f}",
                 "-" if layer.overlap is None else f"{layer.overlap:.1%}",
             )
             for i, layer in enumerate(layers)
         ],
-        header=("layer", firing, f"{made.units} for 80%", "halves correlate", "same top 20%"),
+        header=(
+            "layer",
+            firing,
+            *(["neurons firing inside"] if inside else []),
+            f"{made.units} for 80%",
+            "halves correlate",
+            "same top 20%",
+        ),
     )

@@ -51,6 +51,12 @@ class CpuExperts:
         """See `Experts`; all rows are lossless."""
         self.native.add(x, out, weights)
 
+    def fired(self, x: F32, weights: F32) -> F32:
+        """See `CountsFired`."""
+        counts = np.empty((len(x), self._count), np.float32)
+        self.native.fired(x, weights, counts)
+        return counts
+
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         """See `FFN`: of all experts (T, E F), zeros for those that a row does not use."""
         self.native.neurons(x, gate, h)

@@ -69,6 +69,16 @@ class ReferenceExperts:
             own = slice(expert * spec.shape.size, (expert + 1) * spec.shape.size)
             gate[rows, own], h[rows, own] = self._hidden(n[rows], expert)
 
+    def fired(self, x: F32, weights: F32) -> F32:
+        """See `CountsFired`."""
+        n = normalise(x, self.spec.norm)
+        counts = np.zeros_like(weights)
+        selected = ~(weights <= 0)
+        for expert in np.flatnonzero(selected.any(axis=0)).tolist():
+            rows = np.flatnonzero(selected[:, expert])
+            counts[rows, expert] = np.count_nonzero(self._hidden(n[rows], expert)[1], axis=1)
+        return counts
+
     def _hidden(self, n: F32, expert: int) -> tuple[F32, F32]:
         """Of normalised input, the activation's input and the values of one expert's neurons."""
         up = self._up(n, expert)
