@@ -6,6 +6,7 @@
 
 #include "bindings/arrays.h"
 #include "layers/delta_net.h"
+#include "layers/mamba.h"
 #include "layers/short_conv.h"
 
 namespace nb = nanobind;
@@ -61,6 +62,29 @@ std::shared_ptr<ShortConv> new_short_conv(std::shared_ptr<Runtime> runtime, Norm
   return layer;
 }
 
+std::shared_ptr<Mamba> new_mamba(std::shared_ptr<Runtime> runtime, NormPtr norm, MatrixPtr input,
+                                 MatrixPtr output, Numbers conv, Numbers dt_bias, Numbers decay, Numbers skip,
+                                 NormPtr out_norm, int64_t n_groups, int64_t n_heads, int64_t state_dim,
+                                 int64_t head_dim, int64_t kernel, int64_t index) {
+  auto layer = std::make_shared<Mamba>();
+  const int64_t values = n_heads * head_dim, channels = values + 2 * n_groups * state_dim;
+  if (n_groups < 1 || n_heads % n_groups) refuse("n_heads: expected a multiple of n_groups");
+  expect("input", "rows", input->rows(), values + channels + n_heads);
+  expect("out_norm", "numbers", out_norm->size(), values);
+  layer->runtime = std::move(runtime);
+  layer->norm = *norm;
+  layer->shape = {n_groups, n_heads, state_dim, head_dim, kernel, channels};
+  layer->conv = vector_of("conv", conv, (kernel + 1) * channels);
+  layer->dt_bias = vector_of("dt_bias", dt_bias, n_heads);
+  layer->decay = vector_of("decay", decay, n_heads);
+  layer->skip = vector_of("skip", skip, n_heads);
+  layer->out_norm = *out_norm;
+  layer->input = std::move(input);
+  layer->output = std::move(output);
+  layer->index = index;
+  return layer;
+}
+
 template <typename Layer>
 void forward(const Layer& layer, nb::handle x, nb::handle out, const Batch& batch) {
   const Rows from("x", x, layer.norm.size(), false), to("out", out, layer.output->rows(), true);
@@ -86,4 +110,10 @@ void bind_recurrent(nb::module_& m) {
            "kernel"_a, "index"_a)
       .def("forward", &forward<ShortConv>, "x"_a, "out"_a, "batch"_a,
            "Add the convolution of x (T, D) to out (T, D), which may be x itself.");
+  nb::class_<Mamba>(m, "Mamba", nb::is_weak_referenceable(), "One layer of Mamba-2.")
+      .def(nb::new_(&new_mamba), nb::kw_only(), "runtime"_a, "norm"_a, "input"_a, "output"_a, "conv"_a,
+           "dt_bias"_a, "decay"_a, "skip"_a, "out_norm"_a, "n_groups"_a, "n_heads"_a, "state_dim"_a,
+           "head_dim"_a, "kernel"_a, "index"_a)
+      .def("forward", &forward<Mamba>, "x"_a, "out"_a, "batch"_a,
+           "Add the layer's result of x (T, D) to out (T, D), which may be x itself.");
 }

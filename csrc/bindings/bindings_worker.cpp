@@ -15,6 +15,7 @@
 #include "layers/delta_net.h"
 #include "layers/experts.h"
 #include "layers/layers.h"
+#include "layers/mamba.h"
 #include "layers/neuron_ffn.h"
 #include "layers/short_conv.h"
 #include "worker/host_worker.h"
@@ -140,6 +141,7 @@ void bind_worker(nb::module_& m) {
       .def("recurrent", &add_recurrent<DeltaNet>, "layer"_a, "x"_a, "out"_a,
            "Add a layer with a recurrent state of x (T, D) to out (T, D).")
       .def("recurrent", &add_recurrent<ShortConv>, "layer"_a, "x"_a, "out"_a)
+      .def("recurrent", &add_recurrent<Mamba>, "layer"_a, "x"_a, "out"_a)
       .def("experts", &add_mixture, "experts"_a, "x"_a, "out"_a, "weights"_a.none(),
            "Add the experts of x (T, D) to out (T, D): those of positive weights (T, E), if given.")
       .def(

@@ -1,10 +1,11 @@
-// Gated delta nets over simd.h. With S the state at a chunk's beginning, g_i the sum of the logarithms of
-// decays up to row i, and u_i what row i adds to the state along its key:
+// Gated delta nets and Mamba-2 over simd.h. With S the state at a chunk's beginning, g_i the sum of the
+// logarithms of decays up to row i, and u_i what row i adds to the state along its key:
 //
 //   u_i = beta_i (v_i - e^g_i S^T k_i - sum over j < i of e^(g_i - g_j) (k_i . k_j) u_j)
 //   o_i = e^g_i S^T q_i + sum over j <= i of e^(g_i - g_j) (q_i . k_j) u_j
 //
-// Every sum is taken in one order, whatever rows are computed together.
+// Mamba-2 is the same with updates that are known beforehand. Every sum is taken in one order, whatever rows
+// are computed together.
 #include "kernels/delta_net.h"
 
 #include <math.h>
@@ -132,35 +133,39 @@ HOTSET_INLINE void result_columns(const float* base, float decay, const float* f
 
 void attend(const DeltaRows* of) {
   const DeltaRows& r = *of;
-  const int64_t width = delta_width(r.head_dim);
+  const int64_t width = delta_width(r.value_dim);
+  const bool rule = r.beta;
+  const int64_t sides = rule ? 2 : 1, queries = rule ? r.rows : 0;
   float* base = r.scratch;                       // 2 rows x width: S^T of keys and of queries
   float* near = r.scratch + 2 * kChunk * width;  // 2 rows x kChunk: their products with the chunk's keys
   if (r.state) {
-    multiply({r.head_dim, r.both, r.head_dim, r.state, width, nullptr, 0.0f, base, width}, 2 * r.rows, width);
+    multiply({r.key_dim, r.both, r.key_dim, r.state, width, nullptr, 0.0f, base, width}, sides * r.rows,
+             width);
   }
-  multiply({r.head_dim, r.both, r.head_dim, r.keys, kChunk, nullptr, 0.0f, near, kChunk}, 2 * r.rows, kChunk);
+  multiply({r.key_dim, r.both, r.key_dim, r.keys, kChunk, nullptr, 0.0f, near, kChunk}, sides * r.rows,
+           kChunk);
   for (int64_t i = 0; i < r.rows; ++i) {
     const int64_t at = r.first + i;
     float* of_key = near + i * kChunk;
-    float* of_query = near + (r.rows + i) * kChunk;
+    float* of_query = near + (queries + i) * kChunk;
     const F32 now = broadcast(r.decays[at]);
     for (int64_t j = 0; j < kChunk; j += kLanes) {
       const F32 faded = exp(now - load(r.decays + j));
-      store(of_key + j, (zero_f32() - faded) * load(of_key + j));
+      if (rule) store(of_key + j, (zero_f32() - faded) * load(of_key + j));
       store(of_query + j, faded * load(of_query + j));
     }
     float lanes[kLanes];
     store(lanes, exp(now));
     const float decay = lanes[0];
     const float* base_key = r.state ? base + i * width : nullptr;
-    const float* base_query = r.state ? base + (r.rows + i) * width : nullptr;
+    const float* base_query = r.state ? base + (queries + i) * width : nullptr;
     float* update = r.updates + at * width;
     int64_t c = 0;
-    for (; c + 4 * kLanes <= width; c += 4 * kLanes) {
+    for (; rule && c + 4 * kLanes <= width; c += 4 * kLanes) {
       update_columns<4>(r.values + i * width + c, base_key ? base_key + c : nullptr, decay, r.beta[i], of_key,
                         r.updates + c, width, at, update + c);
     }
-    for (; c < width; c += kLanes) {
+    for (; rule && c < width; c += kLanes) {
       update_columns<1>(r.values + i * width + c, base_key ? base_key + c : nullptr, decay, r.beta[i], of_key,
                         r.updates + c, width, at, update + c);
     }
@@ -175,19 +180,19 @@ void attend(const DeltaRows* of) {
   }
 }
 
-void fold(int64_t head_dim, const float* state, const float* keys, const float* updates, const float* decays,
-          float* scratch, float* next) {
-  const int64_t width = delta_width(head_dim);
+void fold(int64_t key_dim, int64_t value_dim, const float* state, const float* keys, const float* updates,
+          const float* decays, float* scratch, float* next) {
+  const int64_t width = delta_width(value_dim);
   const F32 last = broadcast(decays[kChunk - 1]);
   float faded[kChunk], lanes[kLanes];
   for (int64_t j = 0; j < kChunk; j += kLanes) store(faded + j, exp(last - load(decays + j)));
-  for (int64_t d = 0; d < head_dim; ++d) {
+  for (int64_t d = 0; d < key_dim; ++d) {
     for (int64_t j = 0; j < kChunk; j += kLanes) {
       store(scratch + d * kChunk + j, load(faded + j) * load(keys + d * kChunk + j));
     }
   }
   store(lanes, exp(last));
-  multiply({kChunk, scratch, kChunk, updates, width, state, lanes[0], next, width}, head_dim, width);
+  multiply({kChunk, scratch, kChunk, updates, width, state, lanes[0], next, width}, key_dim, width);
 }
 
 }  // namespace

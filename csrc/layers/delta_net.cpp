@@ -95,6 +95,7 @@ struct DeltaJob {
         float* updates = s.updates + m * kDeltaChunk * width();
         const float* decays = s.decays + m * kDeltaChunk;
         const DeltaRows rows{dim(),
+                             dim(),
                              first,
                              n,
                              state,
@@ -109,7 +110,7 @@ struct DeltaJob {
         kernels.attend(&rows);
         finish(span, value_head(head, m), row, n, s, s.y + (row * group() + m) * dim());
         if (first + n == kDeltaChunk) {
-          kernels.fold(dim(), state, s.keys, updates, decays, s.more, s.states + m * dim() * width());
+          kernels.fold(dim(), dim(), state, s.keys, updates, decays, s.more, s.states + m * dim() * width());
         }
       }
       folded = folded || first + n == kDeltaChunk;

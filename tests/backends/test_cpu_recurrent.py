@@ -12,6 +12,7 @@ from hotset.backends.contract import (
     F32,
     DeltaNetSpec,
     Linear,
+    MambaSpec,
     Norm,
     RecurrentSpec,
     ShortConvSpec,
@@ -20,7 +21,7 @@ from hotset.backends.contract import (
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Sequence, Span
-from hotset.core.config import DeltaNetConfig, NormKind, Recurrent, ShortConvConfig
+from hotset.core.config import DeltaNetConfig, MambaConfig, NormKind, Recurrent, ShortConvConfig
 from hotset.formats.tensor import TensorType, tensor_from_array
 
 HIDDEN = 64
@@ -29,6 +30,8 @@ SHAPES: dict[str, Recurrent] = {
     "tiled": DeltaNetConfig(2, 6, 12, 4, tiled=True),
     "grouped": DeltaNetConfig(3, 6, 40, 2, tiled=False),
     "usual": DeltaNetConfig(1, 2, 128, 4, tiled=True),
+    "mamba": MambaConfig(2, 6, 20, 12, 4),
+    "usual mamba": MambaConfig(1, 2, 64, 128, 4),
     "convolution": ShortConvConfig(HIDDEN, 3),
     "long convolution": ShortConvConfig(HIDDEN, 20),
 }
@@ -53,6 +56,19 @@ def spec_of(shape: Recurrent, quantised: bool = False) -> RecurrentSpec:
     conv = numbers(6, shape.channels, shape.kernel)
     if isinstance(shape, ShortConvConfig):
         return ShortConvSpec(norm, linear(2, 3 * HIDDEN, HIDDEN), conv, linear(10, HIDDEN, HIDDEN), shape)
+    if isinstance(shape, MambaConfig):
+        return MambaSpec(
+            norm=norm,
+            input=linear(2, shape.values + shape.channels + shape.n_heads, HIDDEN),
+            conv=conv,
+            conv_bias=numbers(3, shape.channels),
+            dt_bias=numbers(7, shape.n_heads),
+            decay=-np.exp(numbers(8, shape.n_heads)) / 4,
+            skip=numbers(5, shape.n_heads),
+            out_norm=Norm(NormKind.RMS, 1e-5, 1 + numbers(9, shape.values) / 4),
+            output=linear(10, HIDDEN, shape.values),
+            shape=shape,
+        )
     values = shape.n_value_heads * shape.head_dim
     return DeltaNetSpec(
         norm=norm,
@@ -128,7 +144,7 @@ def test_any_cut(level: str, cuts: list[int], threads: int, neighbours: bool, na
         st.tuples(st.sampled_from(("read", "save", "rewind", "fork", "again", "limit")), st.integers(1, 40)),
         max_size=25,
     ),
-    name=st.sampled_from(("tiled", "convolution", "long convolution")),
+    name=st.sampled_from(("tiled", "convolution", "long convolution", "mamba")),
 )
 @settings(max_examples=60, deadline=None)
 def test_going_back(steps: list[tuple[str, int]], name: str) -> None:

@@ -155,7 +155,9 @@ GENERAL_KEYS = words("""
     hotset.ffn.score hotset.ffn.cutoff hotset.ffn.kept hotset.ffn.raw_input powerinfer.sparse_threshold
 """)
 MODELS = st.sampled_from(ARCHITECTURES)
-IN_DIRECTORIES = [row for row in ARCHITECTURES if row.model_types and not (row.delta_net or row.short_conv)]
+IN_DIRECTORIES = [
+    row for row in ARCHITECTURES if row.model_types and not (row.delta_net or row.short_conv or row.mamba)
+]
 DIRECTORIES = st.sampled_from(IN_DIRECTORIES)
 FILES = st.tuples(MODELS, st.sampled_from([lambda file: file, by_neuron]))
 """An architecture, and how a tiny model of it is stored: as usual, or as PowerInfer does."""

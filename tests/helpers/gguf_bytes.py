@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.architectures.row import OF_ATTENTION, OF_DENSE, SHAPES, Architecture
+from hotset.architectures.row import OF_ATTENTION, OF_DENSE, OF_RECURRENT, SHAPES, Architecture
 from hotset.architectures.table import ARCHITECTURES
 from hotset.formats.tensor_table import ONLY_BIAS, is_global
 
@@ -83,6 +83,7 @@ class GGUFBytes:
 SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "A": 2, "E": 3, "X": 5, "Y": 7, "1": 1}
 DELTA_NET = {"G": 16, "B": 4, "T": 2, "Z": 8, "C": 16, "W": 3}
 SHORT_CONV = {"U": 24, "C": 8, "W": 3}
+MAMBA = {"I": 34, "C": 24, "W": 3, "T": 2, "Z": 8}
 DELTA_NET_KEYS = {"time_step_rank": 2, "group_count": 1, "state_size": 4, "conv_kernel": 3, "inner_size": 8}
 
 
@@ -90,7 +91,7 @@ def shape_of(architecture: Architecture, part: str) -> tuple[int, ...]:
     """A weight of a tiny model."""
     if part == "attn_qkv":
         return 16, 8
-    own = SHORT_CONV if architecture.short_conv else DELTA_NET
+    own = SHORT_CONV if architecture.short_conv else MAMBA if architecture.mamba else DELTA_NET
     return tuple((SIZES | own)[letter] for letter in {**SHAPES, **architecture.shapes}[part])
 
 
@@ -116,13 +117,19 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
         keys |= {f"{name}.ssm.{key}": value for key, value in DELTA_NET_KEYS.items()}
     if architecture.short_conv:
         keys |= {f"{name}.shortconv.l_cache": 3, f"{name}.attention.head_count_kv": [0]}
+    if architecture.mamba:  # which no layer is
+        size = 5 if architecture.experts else 12
+        keys |= {f"{name}.ssm.{key}": value for key, value in DELTA_NET_KEYS.items()}
+        keys |= {f"{name}.attention.head_count_kv": [0], f"{name}.feed_forward_length": [size]}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
     for part in architecture.tensors:
         if part in ("output", "attn_norm_2", "ffn_gate_up_exps", "ssm_in", "ssm_ba"):  # what may be absent
             continue
-        if (architecture.delta_net or architecture.short_conv) and part in OF_ATTENTION:
+        if (architecture.delta_net or architecture.short_conv or architecture.mamba) and part in OF_ATTENTION:
+            continue
+        if architecture.mamba and part in OF_RECURRENT:
             continue
         if architecture.experts and part in OF_DENSE:
             continue

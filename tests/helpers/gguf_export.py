@@ -15,7 +15,7 @@ from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 
-from helpers import gguf_delta_net
+from helpers import gguf_delta_net, gguf_mamba
 
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "qwen3_next": MODEL_ARCH.QWEN3NEXT,
     "lfm2": MODEL_ARCH.LFM2,
     "lfm2_moe": MODEL_ARCH.LFM2MOE,
+    "nemotron_h": MODEL_ARCH.NEMOTRON_H,
     "falcon": MODEL_ARCH.FALCON,
     "nemotron": MODEL_ARCH.NEMOTRON,
     "mixtral": MODEL_ARCH.LLAMA,
@@ -67,7 +68,8 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
         writer.add_string("hotset.activation", activation)
 
     rename = _names(config)
-    biases = [(n, b) for n, b in model.named_buffers() if n.endswith("expert_bias")]
+    ends = ("expert_bias", "e_score_correction_bias")
+    biases = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith(ends)]
     for hf_name, parameter in [*model.named_parameters(), *biases]:  # a tied output comes once
         floats = parameter.ndim < 2 or hf_name.endswith(("mlp.gate.weight", "router.weight", "_bias"))
         tensor_kind = Q.F32 if floats else kind
@@ -130,6 +132,9 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
+    if config.model_type == "nemotron_h":
+        gguf_mamba.write_keys(writer, config)
+        return
     size = _first(config, "ffn_hidden_size", "ffn_dim", "intermediate_size")
     writer.add_feed_forward_length(40 if config.model_type == "lfm2" else size)  # a rule's result
     _write_experts(writer, config)
@@ -176,7 +181,13 @@ def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _architecture(config: Any) -> str:
-    return "opt" if config.model_type == "opt" else gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
+    return "opt" if config.model_type == "opt" else gguf.MODEL_ARCH_NAMES[_kind(config)]
+
+
+def _kind(config: Any) -> MODEL_ARCH:
+    if config.model_type == "nemotron_h" and "moe" in config.layers_block_type:
+        return MODEL_ARCH.NEMOTRON_H_MOE
+    return ARCHITECTURES[config.model_type]
 
 
 def _names(config: Any) -> Callable[[str], str]:
@@ -191,11 +202,13 @@ def _names(config: Any) -> Callable[[str], str]:
             return f"blk.{layer}.{OPT_LAYER_NAMES[module]}.{suffix}"
 
         return rename
-    names = gguf.get_tensor_name_map(ARCHITECTURES[config.model_type], config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(_kind(config), config.num_hidden_layers)
 
     def with_suffix(name: str) -> str:
+        if config.model_type == "nemotron_h":
+            name = gguf_mamba.renamed(name)
         name = name.replace(".dt_bias", ".dt_proj.bias").replace(".expert_bias", ".expert_bias.bias")
-        if name.endswith(".A_log"):
+        if name.endswith((".A_log", ".D")):
             return names.get_name(name)
         suffixed = f"{name}.weight" if name.endswith("sinks") else name
         return names.get_name(suffixed, try_suffixes=(".weight", ".bias"))
@@ -225,8 +238,8 @@ def _kv_heads(config: Any) -> int:
 def _adapt(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:
     """The rows as llama.cpp wants them."""
     head_dim = _head_dim(config)
-    if name.endswith("conv.conv.weight"):
-        return values[:, 0]
+    if name.endswith("conv.conv.weight") or config.model_type == "nemotron_h":
+        return gguf_mamba.adapt(name, values, config)
     if "linear_attn." in name:
         return gguf_delta_net.adapt(name, values, config)
     minus_one = ("gemma3_text", "nemotron", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from helpers.tiny_models import DELTA_NETS, SHORT_CONVS, SIZES, Model
+from helpers.tiny_models import DELTA_NETS, SHORT_CONVS, SIZES, Model, nemotron_h
 
 NOT_IN_GGUF = {"qwen3moe-not-normalised", "lfm2moe-scaled"}
 """What GGUF has no key for."""
@@ -21,6 +21,7 @@ def tiny_mixtures() -> dict[str, Callable[[], Model]]:
         "qwen3next": qwen3next,
         "lfm2moe": lfm2moe,
         "lfm2moe-scaled": lambda: lfm2moe(routed_scaling_factor=1.7),
+        "nemotron-h-moe": nemotron_h_moe,
         "gpt-oss": gpt_oss,
         "gpt-oss-yarn-between": lambda: gpt_oss(theta=200.0),
     }
@@ -63,6 +64,18 @@ def lfm2moe(**options: Any) -> Model:
         "num_dense_layers": 1,
     }
     return Lfm2MoeForCausalLM(Lfm2MoeConfig(**SIZES | SHORT_CONVS | sizes | options))
+
+
+def nemotron_h_moe(**options: Any) -> Model:
+    sizes = {
+        "layers_block_type": ["mamba", "moe", "mamba", "attention", "moe", "mamba"],
+        "moe_intermediate_size": 23,
+        "moe_shared_expert_intermediate_size": 37,
+        "n_routed_experts": 10,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 1.7,
+    }
+    return nemotron_h(**sizes | options)
 
 
 def qwen3moe(**options: Any) -> Model:

@@ -51,6 +51,7 @@ def tiny_models() -> dict[str, Callable[[], Model]]:
         "qwen35-tied": lambda: qwen35(tie_word_embeddings=True),
         "qwen35-usual-epsilon": lambda: qwen35(rms_norm_eps=1e-6),
         "lfm2": lfm2,
+        "nemotron-h": nemotron_h,
         "gemma3": gemma3,
         "gemma3-own-pattern": gemma3_own_pattern,
         "falcon-7b": falcon_7b,
@@ -154,6 +155,30 @@ def lfm2(**options: Any) -> Model:
     return Lfm2ForCausalLM(Lfm2Config(**SIZES | SHORT_CONVS | options))
 
 
+def nemotron_h(**options: Any) -> Model:
+    """Layers of one part each; the heads of Mamba-2 do not add up to twice the hidden size."""
+    from transformers import NemotronHConfig, NemotronHForCausalLM
+
+    sizes = {
+        "hidden_size": 48,
+        "layers_block_type": ["mamba", "mlp", "mamba", "attention", "mlp", "mamba", "mlp"],
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        "ssm_state_size": 12,
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 10,
+        "n_groups": 2,
+        "layer_norm_epsilon": 0.02,
+    }
+    sizes = {name: size for name, size in (SIZES | sizes).items() if name != "num_hidden_layers"}
+    model = NemotronHForCausalLM(NemotronHConfig(**sizes | options))
+    for layer in model.model.layers:
+        if layer.block_type in ("mamba", "linear_attention"):
+            layer.mixer.time_step_limit = (0.0, float("inf"))  # transformers clamps it by mistake
+    return model
+
+
 def gemma3(**options: Any) -> Model:
     """Five local layers to one global, scaled as GGUF files can say it."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -253,7 +278,7 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
             values = torch.randn(parameter.shape, generator=generator)
             if name.endswith("bias"):
                 values *= 0.3
-            elif name.endswith("A_log"):
+            elif name.endswith(("A_log", "mixer.D")):
                 values *= 0.7
             elif values.ndim == 1:  # a norm's
                 values = 0.3 * values + (0 if zero_is_neutral and "linear_attn" not in name else 1)
@@ -265,7 +290,7 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
                 values *= 3  # so that some are clamped
             parameter.copy_(values.to(rounded).float())
         for name, buffer in model.named_buffers():
-            if name.endswith("expert_bias"):
+            if name.endswith(("expert_bias", "e_score_correction_bias")):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
     model.eval()
     state = {name: values.to(rounded) for name, values in model.state_dict().items()}

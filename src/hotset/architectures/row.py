@@ -52,7 +52,7 @@ OF_RECURRENT = frozenset(
     {
         *("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_conv1d"),
         *("ssm_dt", "ssm_a", "ssm_norm", "ssm_out"),
-        *("shortconv_in", "shortconv_conv", "shortconv_out"),
+        *("ssm_in", "ssm_d", "shortconv_in", "shortconv_conv", "shortconv_out"),
     }
 )
 """Those of layers with a recurrent state, in families that have such."""
@@ -152,6 +152,8 @@ class Architecture:
     """Files may state a `QueryGrowth` (Ministral 3)."""
     soft_caps: bool = False
     """Files may state soft caps of attention's scores and of logits (Gemma 2)."""
+    positions: bool = True
+    """False: attention is told none (Nemotron-H)."""
     position_offset: int = 0
     """Row of ``position_embd`` for position 0, where positions are learned instead of RoPE."""
     gated_attention: bool = False
@@ -216,14 +218,19 @@ class Architecture:
         return "shortconv_conv" in self.tensors
 
     @property
+    def mamba(self) -> bool:
+        """Whether there are layers of Mamba-2."""
+        return "ssm_d" in self.tensors
+
+    @property
     def dense_layers(self) -> bool:
         """Whether some layers may have one FFN."""
         return "ffn_up" in self.tensors
 
     @property
     def rotary(self) -> bool:
-        """RoPE, else learned positions."""
-        return "position_embd" not in self.tensors
+        """Whether positions are told by RoPE."""
+        return self.positions and "position_embd" not in self.tensors
 
     @property
     def bias_names(self) -> frozenset[str]:

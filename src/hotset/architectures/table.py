@@ -10,5 +10,13 @@ from hotset.architectures.likenesses import LIKENESSES
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.row import Architecture
 from hotset.architectures.short_convs import SHORT_CONVS
+from hotset.architectures.single_parts import SINGLE_PARTS
 
-ARCHITECTURES: tuple[Architecture, ...] = (*DENSE, *LIKENESSES, *MIXTURES, *DELTA_NETS, *SHORT_CONVS)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *DENSE,
+    *LIKENESSES,
+    *MIXTURES,
+    *DELTA_NETS,
+    *SHORT_CONVS,
+    *SINGLE_PARTS,
+)

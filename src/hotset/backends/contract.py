@@ -20,6 +20,7 @@ from hotset.core.config import (
     DeltaNetConfig,
     ExpertsConfig,
     FFNPlan,
+    MambaConfig,
     NormKind,
     QueryGrowth,
     Recurrent,
@@ -156,7 +157,38 @@ class ShortConvSpec:
     shape: ShortConvConfig
 
 
-RecurrentSpec: TypeAlias = DeltaNetSpec | ShortConvSpec
+@dataclass(frozen=True)
+class MambaSpec:
+    """``out += W_out y``, y being Mamba-2 of norm(x) (arXiv 2405.21060).
+
+    With n = norm(x), H heads of d values, G groups of keys and queries of s numbers: ``input`` n is cut into
+    gates z (H * d), what goes through a causal convolution of each channel and then SiLU, and steps (H). The
+    convolution's results are values (H * d), keys (G * s) and queries (G * s). For each head with its state
+    S (s keys, d values), and step t = softplus(step + ``dt_bias``)::
+
+        S = S exp(t decay) + k (t v)^T;  o = S^T q + skip v
+
+    y is ``out_norm(o * silu(z))``, each group's values normalised together.
+    """
+
+    norm: Norm
+    input: Linear
+    """(2 H d + 2 G s + H, D)."""
+    conv: F32
+    """(H d + 2 G s, kernel), the newest position's factor last."""
+    conv_bias: F32
+    dt_bias: F32
+    """(H,), like `decay`, which is negative, and `skip`."""
+    decay: F32
+    skip: F32
+    out_norm: Norm
+    """Its weights are (H * d,)."""
+    output: Linear
+    """(D, H * d)."""
+    shape: MambaConfig
+
+
+RecurrentSpec: TypeAlias = DeltaNetSpec | ShortConvSpec | MambaSpec
 
 
 @dataclass(frozen=True)

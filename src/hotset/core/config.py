@@ -223,7 +223,43 @@ class ShortConvConfig:
         return (self.kernel - 1) * self.channels
 
 
-Recurrent: TypeAlias = DeltaNetConfig | ShortConvConfig
+@dataclass(frozen=True)
+class MambaConfig:
+    """Mamba-2 (arXiv 2405.21060): a sum over all positions for each head, which fades with time."""
+
+    n_groups: int
+    """Groups of heads that share their keys and queries (B and C)."""
+    n_heads: int
+    """A multiple of `n_groups`."""
+    head_dim: int
+    """Of values."""
+    state_dim: int
+    """Of keys and queries."""
+    kernel: int
+    """Positions that the convolution before it reaches over, the token itself included."""
+
+    @property
+    def values(self) -> int:
+        """Numbers of all heads' values."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a position that the convolution runs over: values, keys and queries."""
+        return self.values + 2 * self.n_groups * self.state_dim
+
+    @property
+    def sums(self) -> SumsShape:
+        """See `SumsShape`."""
+        return SumsShape(self.n_groups, self.n_heads, self.state_dim, self.head_dim)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of the state: the heads' sums, and what the convolution reaches back to."""
+        return self.sums.size + (self.kernel - 1) * self.channels
+
+
+Recurrent: TypeAlias = DeltaNetConfig | ShortConvConfig | MambaConfig
 """A layer with a state of fixed size instead of keys and values. Each has a convolution over `channels`
 numbers and `kernel` positions."""
 
@@ -257,7 +293,11 @@ class LayerConfig:
     experts: ExpertsConfig | None = None
     """None: one FFN, `ModelConfig.ffn_size` neurons wide."""
     recurrent: Recurrent | None = None
-    """None: the layer mixes positions by attention."""
+    """None: the layer mixes positions by attention, if at all."""
+    attention: bool = True
+    """False: without a recurrent state, the layer has an FFN alone."""
+    feeds: bool = True
+    """False: the layer has no FFN."""
     heads: HeadsConfig | None = None
     """None: those of `ModelConfig`."""
     ffn_size: int | None = None
@@ -319,6 +359,8 @@ class ModelConfig:
 
     def units(self, layer: int) -> int:
         """How many units a layer's FFN is placed by: experts, or neurons where it is no mixture."""
+        if not self.layers[layer].feeds:
+            return 0
         experts = self.layers[layer].experts
         return experts.count if experts else self.neurons(layer)
 
@@ -334,14 +376,18 @@ class ModelConfig:
     @property
     def kv_layers(self) -> tuple[int, ...]:
         """Numbers of the layers that keep keys and values of their own."""
-        return tuple(i for i, x in enumerate(self.layers) if not x.recurrent and x.kv_from is None)
+        own = (x.attention and not x.recurrent and x.kv_from is None for x in self.layers)
+        return tuple(i for i, keeps in enumerate(own) if keeps)
 
     @property
     def uniform(self) -> bool:
         """Whether all layers have the same heads and FFN, and nothing but attention, norms and FFN."""
         plain = (None, None, None, False, 1.0)
         return not self.layer_input and all(
-            (x.heads, x.ffn_size, x.kv_from, x.beside, x.scale) == plain for x in self.layers
+            (x.heads, x.ffn_size, x.kv_from, x.beside, x.scale) == plain
+            and x.feeds
+            and (x.attention or x.recurrent)
+            for x in self.layers
         )
 
     @property

@@ -1,5 +1,6 @@
 """Gated delta nets in model files: which layers are, their shape, and their tensors."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.architectures.row import Architecture
-from hotset.core.config import DeltaNetConfig, Recurrent
+from hotset.core.config import DeltaNetConfig, MambaConfig, Recurrent
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import Keys
 from hotset.formats.tensor import Tensor, tensor_from_array
@@ -21,6 +22,7 @@ _LARGEST = 1 << 16
 
 GGUF_NAMES: Mapping[str, str] = {
     "ssm_a": "ssm_a.weight",
+    "ssm_d": "ssm_d.weight",
     "ssm_dt": "ssm_dt.weight",  # Ollama's
     "ssm_dt.bias": "ssm_dt.weight",
 }
@@ -83,10 +85,14 @@ def from_config(keys: Keys, layers: int) -> tuple[DeltaNetConfig, tuple[bool, ..
 def add_from_gguf(table: TensorTable, name: str, tensor: Tensor, config: Recurrent | None) -> bool:
     """Take in a tensor that GGUF calls or cuts otherwise; False: it is none of these."""
     layer, part = split_name(name)
-    if not isinstance(config, DeltaNetConfig) or layer is None:
+    if config is None or layer is None:
         return False
-    if part in GGUF_NAMES:
-        table.add(f"blk.{layer}.{GGUF_NAMES[part]}", tensor)
+    if part in GGUF_NAMES or (part == "ssm_norm.weight" and isinstance(config, MambaConfig)):
+        target = f"blk.{layer}.{GGUF_NAMES.get(part, part)}"
+        count = math.prod(tensor.shape)  # Mamba-2's are columns, its norm's weights rows for each group
+        table.add_made(target, (count,), partial(_flat, target, tensor, count))
+    elif not isinstance(config, DeltaNetConfig):
+        return False
     elif part.removesuffix(".weight") in FUSED:
         add_fused(table, layer, part.removesuffix(".weight"), tensor, config)
     else:
@@ -155,3 +161,7 @@ def _gathered(name: str, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
     """Those rows, whatever the type: a copy."""
     data = tensor.data.reshape(tensor.shape[0], -1)[rows].reshape(-1)
     return Tensor(name, tensor.type, (len(rows), *tensor.shape[1:]), data)
+
+
+def _flat(name: str, tensor: Tensor, count: int) -> Tensor:
+    return Tensor(name, tensor.type, (count,), tensor.data)

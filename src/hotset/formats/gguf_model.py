@@ -96,7 +96,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         attention_scale=_attention_scale(keys, architecture, sizes),
         embedding_scale=_embedding_scale(keys, architecture, sizes),
         gated_attention=architecture.gated_attention,
-        position_offset=0 if architecture.rotary else sizes.positions - context,
+        position_offset=sizes.positions - context if sizes.positions else 0,
         residual_scale=_multiplier(keys, architecture, "residual_scale"),
         logit_scale=1 / _multiplier(keys, architecture, "logit_scale"),
         logit_soft_cap=_soft_cap(keys, architecture, "final_logit_softcapping"),
@@ -171,21 +171,22 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
     if (further := keys.integer("nextn_predict_layers", 0, low=0)) >= layers:
         raise keys.refuse("nextn_predict_layers", f"less than the {layers} blocks", further)
     layers -= further
-    shape, recurrent_layers = recurrent.from_gguf(keys, architecture, layers)
+    kinds = recurrent.from_gguf(keys, architecture, layers)
     dense = dense_layers(keys, "leading_dense_block_count", architecture, layers)
     sizes = Sizes(
         vocab=_rows("token_embd.weight", tensors, path),
         hidden=hidden,
-        ffn=keys.integer("feed_forward_length") if dense or not architecture.experts else 0,
+        ffn=_ffn_size(keys) if dense or not architecture.experts else 0,
         heads=heads,
-        kv_heads=recurrent.kv_heads(keys, heads, recurrent_layers),
+        kv_heads=recurrent.kv_heads(keys, heads, kinds),
         head_dim=head_dim,
         layers=layers,
-        positions=0 if architecture.rotary else _rows("position_embd.weight", tensors, path),
-        experts=experts_from_gguf(keys, architecture, tensors, dense),
+        positions=_rows("position_embd.weight", tensors, path)
+        if "position_embd" in architecture.tensors
+        else 0,
+        experts=experts_from_gguf(keys, architecture, tensors, kinds.first_ffn(dense)),
         dense_layers=dense,
-        recurrent=shape,
-        recurrent_layers=recurrent_layers,
+        kinds=kinds,
     )
     sizes.check_heads(keys, "attention.head_count_kv")
     return sizes
@@ -225,9 +226,9 @@ def _table(
             table.add(own if layer is None else f"blk.{layer}.{own}", tensor)
         elif name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
-        elif delta_net.add_from_gguf(table, name, tensor, sizes.recurrent):
+        elif delta_net.add_from_gguf(table, name, tensor, sizes.kinds.recurrent):
             pass
-        elif name in fused and not sizes.recurrent_layers:
+        elif name in fused and not sizes.kinds.recurrent:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
         elif name in gate_up and sizes.experts:
             add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
@@ -250,6 +251,14 @@ def _fused(architecture: Architecture, layer: int, tensors: Mapping[str, Tensor]
     return architecture.fused_gate_up and f"blk.{layer}.ffn_gate.weight" not in tensors
 
 
+def _ffn_size(keys: Keys) -> int:
+    """The FFNs' neurons; where files tell each layer's, those without have 0."""
+    stated = keys.get("feed_forward_length")
+    if isinstance(stated, np.ndarray) and len(own := np.unique(stated[stated != 0])) == 1:
+        return int(own[0])
+    return keys.integer("feed_forward_length")
+
+
 def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activation:
     keys = Keys(file.metadata, str(path))
     usual = architecture.activation
@@ -264,6 +273,8 @@ def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activ
 
 def _norm_eps(keys: Keys, architecture: Architecture, file: GGUFFile) -> float:
     kind = "rms_" if architecture.norm is NormKind.RMS else ""
+    if architecture.mamba and keys.get("attention.layer_norm_rms_epsilon") is None:
+        kind = ""
     # PowerInfer's OPT files do not say it.
     usual = architecture.hf_defaults.get("norm_eps", REQUIRED) if file.powerinfer else REQUIRED
     return keys.number(f"attention.layer_norm_{kind}epsilon", usual, high=1.0)
@@ -333,7 +344,7 @@ def _layers(
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
-    return recurrent.with_recurrent(layers, sizes)
+    return recurrent.with_kinds(layers, sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

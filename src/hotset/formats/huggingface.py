@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.architectures.row import Architecture, Windows
+from hotset.architectures.single_parts import layer_kinds
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, QueryGrowth, RopeConfig
 from hotset.core.errors import CheckpointError
@@ -116,8 +117,10 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
 
 def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
     model_type = raw.get("model_type")
-    for architecture in ARCHITECTURES:
-        if model_type in architecture.model_types:
+    named = [row for row in ARCHITECTURES if model_type in row.model_types]
+    mixture = "moe" in layer_kinds(raw)
+    for architecture in named:
+        if len(named) == 1 or mixture == bool(architecture.experts):
             return architecture
     known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.model_types)
     raise CheckpointError(f"{path}: model_type: expected one of {known}; found {shown(model_type)}")
@@ -144,7 +147,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     if keys.get("head_dim") is None and hidden % heads:
         raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {hidden}", heads)
     layers = check_layer_count(keys, "num_hidden_layers", tensors)
-    shape, recurrent_layers = recurrent.from_config(keys, architecture, layers)
+    kinds = recurrent.from_config(keys, architecture, layers)
     dense = dense_layers(keys, "first_k_dense_replace", architecture, layers)
     sizes = Sizes(
         vocab=keys.integer("vocab_size"),
@@ -157,8 +160,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
         positions=_context(keys) + architecture.position_offset,
         experts=experts_from_config(keys, architecture),
         dense_layers=dense,
-        recurrent=shape,
-        recurrent_layers=recurrent_layers,
+        kinds=kinds,
     )
     sizes.check_heads(keys, "num_key_value_heads")
     return sizes
@@ -271,7 +273,7 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
-    return recurrent.with_recurrent(layers, sizes)
+    return recurrent.with_kinds(layers, sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

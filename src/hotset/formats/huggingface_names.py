@@ -75,7 +75,7 @@ def _targets(architecture: Architecture, sizes: Sizes) -> dict[str, _Target]:
                 bare = module.format(layer)
                 weight, bias = _Target(part, layer, "weight"), _Target(part, layer, "bias")
                 targets[f"{bare}.weight"], targets[f"{bare}.bias"] = weight, bias
-                if sizes.experts or sizes.recurrent:  # stacks of all experts; A_log and dt_bias
+                if sizes.experts or sizes.kinds.recurrent:  # stacks of all experts; A_log and dt_bias
                     targets[bare] = bias if part == ONLY_BIAS else weight
                     targets[f"{bare}_bias"] = bias
     return targets
@@ -86,8 +86,8 @@ def _add(
 ) -> None:
     part, layer, suffix = target.part, target.layer, target.suffix
     turned = bool(architecture.experts and architecture.experts.hf_turned)
-    if part in delta_net.FUSED and isinstance(sizes.recurrent, DeltaNetConfig):
-        delta_net.add_fused(table, layer, part, tensor, sizes.recurrent)
+    if part in delta_net.FUSED and isinstance(sizes.kinds.recurrent, DeltaNetConfig):
+        delta_net.add_fused(table, layer, part, tensor, sizes.kinds.recurrent)
     elif part in delta_net.VECTORS:
         delta_net.add_vector(table, target.name, part, tensor)
     elif part == "attn_qkv" and architecture.fused_qkv:

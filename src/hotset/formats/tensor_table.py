@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.architectures.row import OF_ATTENTION, OF_DENSE, OF_EXPERTS, OF_RECURRENT, SHAPES, Architecture
-from hotset.core.config import DeltaNetConfig, ExpertsConfig, Recurrent
+from hotset.core.config import DeltaNetConfig, ExpertsConfig, MambaConfig, Recurrent
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
@@ -21,6 +21,28 @@ ONLY_BIAS = "exp_probs_b"
 
 DOWN_BY_NEURON = {"ffn_down": "ffn_down_t", "ffn_down_exps": "ffn_down_t_exps"}
 """Down, transposed: (F, D) or (E, F, D), so that a neuron's numbers lie together, takes its place."""
+
+
+@dataclass(frozen=True)
+class LayerKinds:
+    """Which layers have which parts, in families where they differ."""
+
+    recurrent: Recurrent | None = None
+    """None: all layers have attention."""
+    recurs: tuple[bool, ...] = ()
+    """Which layers have a recurrent state."""
+    attends: tuple[bool, ...] = ()
+    """Which have attention."""
+    single: bool = False
+    """Layers that do neither have an FFN, and others have none."""
+
+    def has_ffn(self, layer: int) -> bool:
+        """Whether a layer has an FFN."""
+        return not self.single or not (self.recurs[layer] or self.attends[layer])
+
+    def first_ffn(self, first: int) -> int:
+        """The first layer from `first` on that has an FFN."""
+        return next((i for i in range(first, len(self.recurs)) if self.has_ffn(i)), first)
 
 
 @dataclass(frozen=True)
@@ -39,21 +61,22 @@ class Sizes:
     experts: ExpertsConfig | None = None
     dense_layers: int = 0
     """So many layers from the first on are no mixtures, where others are."""
-    recurrent: Recurrent | None = None
-    recurrent_layers: tuple[bool, ...] = ()
-    """Which layers have a recurrent state; empty: the family has none such."""
+    kinds: LayerKinds = LayerKinds()
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
         """A layer's mixture; None: it has one FFN."""
-        return None if layer < self.dense_layers else self.experts
+        return self.experts if layer >= self.dense_layers and self.kinds.has_ffn(layer) else None
 
     def has(self, part: str, layer: int) -> bool:
         """Whether a layer is of the kind that has such tensors."""
         if self.experts and part in (OF_EXPERTS if layer < self.dense_layers else OF_DENSE):
             return False
-        if not self.recurrent_layers:
-            return True
-        return part not in (OF_ATTENTION if self.recurrent_layers[layer] else OF_RECURRENT)
+        kinds = self.kinds
+        if part in OF_ATTENTION:
+            return not kinds.recurrent or kinds.attends[layer]
+        if part in OF_RECURRENT and kinds.recurrent:
+            return kinds.recurs[layer]
+        return kinds.has_ffn(layer) or part not in OF_DENSE | OF_EXPERTS
 
     def dimensions(self, letters: str) -> tuple[int, ...]:
         """Return the numbers for a shape of `SHAPES`."""
@@ -70,12 +93,16 @@ class Sizes:
         }
         if self.experts:
             numbers |= {"E": self.experts.count, "X": self.experts.size, "Y": self.experts.shared_size}
-        if layer := self.recurrent:
+        recurrent = self.kinds.recurrent
+        if layer := recurrent:
             numbers |= {"C": layer.channels, "W": layer.kernel, "U": 3 * self.hidden}
-        if isinstance(net := self.recurrent, DeltaNetConfig):
+        if isinstance(net := recurrent, DeltaNetConfig):
             values = net.n_value_heads * net.head_dim
             numbers |= {"G": 2 * self.heads * self.head_dim, "B": net.head_dim, "T": net.n_value_heads}
             numbers |= {"Z": values}
+        if isinstance(recurrent, MambaConfig):
+            numbers |= {"T": recurrent.n_heads, "Z": recurrent.values}
+            numbers |= {"I": recurrent.values + recurrent.channels + recurrent.n_heads}
         return tuple(numbers[letter] for letter in letters)
 
     def check_heads(self, keys: Keys, key: str) -> None:

@@ -23,6 +23,7 @@ from hotset.backends.contract import (
     LayerInputSpec,
     LayerInputsSpec,
     Linear,
+    MambaSpec,
     Mixer,
     NeuronFFNSpec,
     Norm,
@@ -34,6 +35,7 @@ from hotset.core.config import (
     DeltaNetConfig,
     ExpertsConfig,
     FFNPlan,
+    MambaConfig,
     NormKind,
     Recurrent,
     Score,
@@ -41,7 +43,7 @@ from hotset.core.config import (
 )
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.beside import Beside, FFNBesideExperts
-from hotset.model.transformer import Layer, Transformer
+from hotset.model.transformer import Absent, Layer, Transformer
 
 
 def build_transformer(
@@ -75,12 +77,16 @@ def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
     mixer: Mixer
     if layer.recurrent:
         mixer = backend.recurrent(weights.recurrent(i, layer.recurrent), recurrent)
-    else:
+    elif layer.attention:
         own = config.kv_layers.index(i if layer.kv_from is None else layer.kv_from)
         mixer = backend.attention(weights.attention(i), own)
+    else:
+        mixer = Absent()
     ffn: FFN
     early: Experts | None = None
-    if layer.experts and layer.beside:
+    if not layer.feeds:
+        ffn = Absent()
+    elif layer.experts and layer.beside:
         ffn = FFNBesideExperts(
             backend.ffn(weights.dense_beside(i)),
             backend.experts(weights.experts(i, layer.experts), i),
@@ -216,6 +222,24 @@ class _Weights:
                 return self.delta_net(i, shape)
             case ShortConvConfig():
                 return self.short_conv(i, shape)
+            case MambaConfig():
+                return self.mamba(i, shape)
+
+    def mamba(self, i: int, shape: MambaConfig) -> MambaSpec:
+        layer = f"blk.{i}"
+        bias = self.vector(f"{layer}.ssm_conv1d.bias")
+        return MambaSpec(
+            norm=self.norm(f"{layer}.attn_norm"),
+            input=self.linear(f"{layer}.ssm_in"),
+            conv=self.tensors[f"{layer}.ssm_conv1d.weight"].to_float32(),
+            conv_bias=np.zeros(shape.channels, np.float32) if bias is None else bias,
+            dt_bias=self.tensors[f"{layer}.ssm_dt.weight"].to_float32(),
+            decay=self.tensors[f"{layer}.ssm_a.weight"].to_float32(),
+            skip=self.tensors[f"{layer}.ssm_d.weight"].to_float32(),
+            out_norm=self.norm(f"{layer}.ssm_norm"),
+            output=self.linear(f"{layer}.ssm_out"),
+            shape=shape,
+        )
 
     def short_conv(self, i: int, shape: ShortConvConfig) -> ShortConvSpec:
         return ShortConvSpec(
@@ -256,7 +280,9 @@ class _Weights:
         )
         beside = self.config.layers[i].beside
         return ExpertsSpec(
-            norm=self.norm(f"{ffn}.pre_ffw_norm_2" if beside else f"{ffn}.ffn_norm"),
+            norm=self.norm(f"{ffn}.pre_ffw_norm_2")
+            if beside
+            else self.optional_norm(f"{ffn}.ffn_norm") or self.norm(f"{ffn}.attn_norm"),
             router=self.linear(f"{ffn}.ffn_gate_inp"),
             gate=self.linear(f"{ffn}.ffn_gate_exps") if self.config.gated else None,
             up=self.linear(f"{ffn}.ffn_up_exps"),

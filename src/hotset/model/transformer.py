@@ -67,6 +67,17 @@ class Layer:
             out *= self.scale
 
 
+class Absent:
+    """The part that a layer has not: it adds nothing."""
+
+    def forward(self, x: Array, out: Array, view: BatchView) -> None:
+        """See `Mixer` and `FFN`."""
+
+    def neurons(self, x: Array, gate: F32, h: F32) -> None:
+        """See `FFN`: none fires."""
+        gate[:], h[:] = 0, 0
+
+
 class Transformer:
     """A model ready to run; built by `hotset.model.build.build_transformer`.
 

@@ -5,7 +5,15 @@ from collections.abc import Callable
 import numpy as np
 
 from hotset import _native
-from hotset.backends.contract import F32, DeltaNetSpec, Linear, Norm, RecurrentSpec, ShortConvSpec
+from hotset.backends.contract import (
+    F32,
+    DeltaNetSpec,
+    Linear,
+    MambaSpec,
+    Norm,
+    RecurrentSpec,
+    ShortConvSpec,
+)
 from hotset.backends.cpu.state import CpuView
 from hotset.core.config import Recurrent
 from hotset.core.errors import CheckpointError
@@ -14,7 +22,7 @@ from hotset.core.errors import CheckpointError
 class CpuRecurrent:
     """One layer with a recurrent state."""
 
-    def __init__(self, native: _native.DeltaNet | _native.ShortConv) -> None:
+    def __init__(self, native: _native.DeltaNet | _native.ShortConv | _native.Mamba) -> None:
         self.native = native
 
     def forward(self, x: F32, out: F32, view: CpuView) -> None:
@@ -77,6 +85,27 @@ def build_recurrent(
                     output=linear(spec.output, hidden, hidden),
                     conv=conv,
                     kernel=shape.kernel,
+                    index=index,
+                )
+            )
+        case MambaSpec():
+            mamba = spec.shape
+            return CpuRecurrent(
+                _native.Mamba(
+                    runtime=runtime,
+                    norm=norm(spec.norm, hidden),
+                    input=linear(spec.input, mamba.values + mamba.channels + mamba.n_heads, hidden),
+                    output=linear(spec.output, hidden, mamba.values),
+                    conv=np.concatenate([conv, spec.conv_bias]),
+                    dt_bias=spec.dt_bias,
+                    decay=spec.decay,
+                    skip=spec.skip,
+                    out_norm=norm(spec.out_norm, mamba.values),
+                    n_groups=mamba.n_groups,
+                    n_heads=mamba.n_heads,
+                    state_dim=mamba.state_dim,
+                    head_dim=mamba.head_dim,
+                    kernel=mamba.kernel,
                     index=index,
                 )
             )

@@ -16,6 +16,7 @@ from hotset.backends.contract import (
     HeadSpec,
     LayerInputSpec,
     LayerInputsSpec,
+    MambaSpec,
     Mixer,
     NeuronFFNSpec,
     RecurrentSpec,
@@ -29,6 +30,7 @@ from hotset.backends.reference.delta_net import ReferenceDeltaNet
 from hotset.backends.reference.experts import ReferenceExperts
 from hotset.backends.reference.ffn import ReferenceFFN, ReferenceNeuronFFN
 from hotset.backends.reference.linear import ReferenceLinear
+from hotset.backends.reference.mamba import ReferenceMamba
 from hotset.backends.reference.short_conv import ReferenceShortConv
 from hotset.backends.reference.state import ReferenceChooser, ReferenceSequence
 from hotset.core.batch import I32, Batch
@@ -124,6 +126,8 @@ class ReferenceBackend:
                 return ReferenceDeltaNet(spec, index)
             case ShortConvSpec():
                 return ReferenceShortConv(spec, index)
+            case MambaSpec():
+                return ReferenceMamba(spec, index)
 
     def ffn(self, spec: FFNSpec) -> ReferenceFFN:
         """Build one layer's FFN."""
