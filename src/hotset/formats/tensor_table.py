@@ -219,7 +219,9 @@ class TensorTable(Mapping[str, Tensor]):
         # Each predictor has its own width.
         width = self._shapes.get(f"blk.{layer}.fc1.weight", (1,))[0]
         shapes: dict[str, tuple[int, ...]] = {"ffn_profile": (2, ffn)}
-        if not sizes.has("ffn_down", layer):
+        if not sizes.kinds.has_ffn(layer):
+            return {}
+        if sizes.experts_of(layer):
             shapes = {"ffn_profile": (2, *sizes.dimensions("E")), "ffn_down_t_exps": sizes.dimensions("EXD")}
         elif self.by_neuron(layer):
             shapes |= {"ffn_down_t": (ffn, hidden), "fc1": (width, hidden), "fc2": (ffn, width)}
