@@ -15,7 +15,7 @@ from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert
 from hotset.core.batch import Batch
-from hotset.core.config import FFNPlan, Way
+from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats import Checkpoint, TensorType, open_checkpoint
 from hotset.model.build import build_transformer
@@ -114,6 +114,6 @@ def test_refusals(tmp_path: Path) -> None:
         convert(silu, tmp_path / "x.gguf", random_profile(silu))
     assert not (tmp_path / "x.gguf").exists()
     original = source(tmp_path, "qwen3moe")
-    threshold = [FFNPlan(Way.PREDICTOR, None)] * LAYERS
-    with pytest.raises((CheckpointError, HotsetError)):
+    threshold = [FFNPlan(Way.THRESHOLD, Score.GATE, 0.1)] * LAYERS
+    with pytest.raises(CheckpointError, match="layer 0: expected dense or exact in a mixture of experts"):
         convert(original, tmp_path / "x.gguf", random_profile(original), threshold)
