@@ -273,6 +273,26 @@ def test_others_beside_it_have_the_same_answers(demo_engine):
     assert [[t.id for t in stream] for stream in streams] == [constrained, alone, constrained]
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, seed=2, frequency_penalty=0.2)])
+@pytest.mark.parametrize("ruled", [True, False])
+def test_drafts_keep_to_the_rule_and_change_nothing(demo_engine, sampling, ruled):
+    """Alone and beside others, of an answer that says again what stands in its prompt."""
+    said = '{"name": "Ada", "age": 36, "tags": ["a", "b"]}'
+    text = f"Write exactly this, three times, and nothing else: {said}\n{said}\n{said}"
+    constraint = Constraint.json_schema(PERSON) if ruled else None
+
+    def answer(speculate):
+        return ask(
+            demo_engine, text, sampling=sampling, constraint=constraint, speculate=speculate, max_tokens=40
+        )
+
+    expected = list(answer(False))
+    stream = answer(True)
+    assert list(stream) == expected
+    assert stream.drafted_tokens > 0
+    assert [list(stream) for stream in (answer(True), answer(False), answer(True))] == [expected] * 3
+
+
 def test_a_call_of_a_tool(demo_engine):
     city = {"type": "string", "maxLength": 20}
     weather = {"properties": {"city": city}, "required": ["city"], "additionalProperties": False}

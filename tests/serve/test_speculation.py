@@ -5,13 +5,20 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
+from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint, recurrent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
-from hotset.core.config import Activation, DeltaNetConfig, FFNPlan, LayerConfig, Score, Way
+from hotset.core.config import (
+    DeltaNetConfig,
+    FFNPlan,
+    LayerConfig,
+    Score,
+    ShortConvConfig,
+    Way,
+)
 from hotset.core.errors import RequestError
 from hotset.formats.tensor import TensorType
 from hotset.model.build import build_transformer
@@ -45,11 +52,10 @@ class Guesser:
         self.seen += 1
 
 
-def random_model(tokenizer, plan=None, net=False):
-    if net:
-        shape = DeltaNetConfig(2, 4, 8, 4, tiled=True)
-        layers = (LayerConfig(None, recurrent=shape), LayerConfig(None), LayerConfig(None, recurrent=shape))
-        checkpoint = random_checkpoint(layers=layers, activation=Activation.SILU, context_length=200)
+def random_model(tokenizer, plan=None, shape=None):
+    if shape:
+        checkpoint = random_checkpoint(layers=(LayerConfig(None),) * 3, context_length=200)
+        checkpoint = recurrent(checkpoint, [shape, None, shape])
     else:
         checkpoint = random_checkpoint(windows=(None, 30), hidden_size=32, ffn_size=100, context_length=200)
     if plan:
@@ -60,7 +66,8 @@ def random_model(tokenizer, plan=None, net=False):
 
 MODELS = {
     "dense": {},
-    "nets": {"net": True},
+    "nets": {"shape": DeltaNetConfig(2, 4, 8, 4, tiled=True)},
+    "convolutions": {"shape": ShortConvConfig(20, 3)},
     "exact": {"plan": FFNPlan(Way.EXACT)},
     "threshold": {"plan": FFNPlan(Way.THRESHOLD, Score.DOWN, cutoff=0.4)},
     "audited": {"plan": FFNPlan(Way.PREDICTOR, Score.GATE_Q4, 0.1, kept=0.9)},
@@ -169,7 +176,7 @@ def test_rows_in_one_call_are_as_one_by_one(model, tokens, data):
 
 
 def test_nets_can_undo_within_a_chunk(tokenizer):
-    sequence = random_model(tokenizer, net=True).transformer.sequence(100, "f32")
+    sequence = random_model(tokenizer, **MODELS["nets"]).transformer.sequence(100, "f32")
     assert sequence.undoable == 15
     sequence.advance(10)
     assert sequence.undoable == 5
