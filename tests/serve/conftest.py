@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from hotset.core.config import HeadsConfig
 from hotset.serve.engine import Engine
 from hotset.serve.loaded import Model
 
@@ -59,8 +60,8 @@ class FakeTransformer:
             context_length=4096,
             layers=(),
             n_layers=1,
-            n_kv_heads=1,
-            head_dim=1,  # a position takes four bytes
+            kv_layers=(0,),
+            heads=lambda layer: HeadsConfig(1, 1, 1),  # a position takes four bytes
         )
         self.script = script
         self.calls = []  # rows of each call
