@@ -8,13 +8,15 @@ from helpers.random_checkpoint import by_neuron, mixture, quantised, random_chec
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
-from hotset.core.config import ExpertsConfig, FFNPlan, Score, Way
+from hotset.core.config import ExpertsConfig, FFNPlan, LayerPlacement, Placement, Score, Way
 from hotset.formats.tensor import TensorType, tensor_from_array
+from hotset.hybrid.build import build_hybrid
 from hotset.model.build import build_transformer
 from hotset.model.reading import traffic
 from hotset.serve import heat as heat_room
 from hotset.serve.heat import heat
 from hotset.serve.loaded import Model
+from hotset.testing.stand_in import StandInDevice
 
 NEURONS = 100
 
@@ -27,6 +29,15 @@ def loaded(monkeypatch, checkpoint, ram=None):
     monkeypatch.setattr(heat_room, "open_model", lambda path: checkpoint)
     heat_room._profiles.cache_clear()
     return model
+
+
+def hybrid(monkeypatch, checkpoint, *places):
+    backend = CpuBackend(1)
+    placement = Placement(tuple(places), head=True)
+    transformer = build_hybrid(checkpoint, placement, StandInDevice(), backend)
+    monkeypatch.setattr(heat_room, "open_model", lambda path: checkpoint)
+    heat_room._profiles.cache_clear()
+    return Model(Path("random.gguf"), transformer, None, backend, traffic(checkpoint))
 
 
 def decode(model, tokens):
@@ -89,3 +100,29 @@ def test_a_dense_model_says_why(monkeypatch):
     assert told.layers[0].kind == "dense"
     assert told.layers[0].column == 3
     assert "Every neuron is computed for every token" in told.note
+
+
+def test_neurons_on_a_device_are_not_counted(monkeypatch):
+    plan = FFNPlan(Way.THRESHOLD, Score.DOWN, cutoff=0.4)
+    checkpoint = random_checkpoint(windows=(None, None, None), hidden_size=32, ffn_size=96)
+    checkpoint = quantised(by_neuron(checkpoint, plan, [np.arange(96)] * 3), TensorType.F16)
+    model = hybrid(monkeypatch, checkpoint, *(LayerPlacement(True, hot) for hot in (0, 32, 96)))
+    decode(model, range(9))
+    cold, split, hot = heat(model).layers
+    assert (cold.kind, cold.on_device, cold.rows) == ("neurons", 0, 9)
+    assert (split.kind, split.on_device, split.rows) == ("neurons", 32, 9)
+    assert split.fired[:2] == (0, 0)
+    assert 0 < sum(split.fired) <= split.computed <= 9 * 64
+    assert (hot.kind, hot.on_device) == ("dense", 96)
+
+
+def test_experts_on_a_device(monkeypatch):
+    shape = ExpertsConfig(count=6, used=2, size=32)
+    base = random_checkpoint(windows=(None, None), hidden_size=32, ffn_size=96)
+    checkpoint = mixture(base, [shape, None])
+    model = hybrid(monkeypatch, checkpoint, LayerPlacement(True, 3, (0, 2, 5)), LayerPlacement(True, 48))
+    decode(model, range(5))
+    experts, dense = heat(model).layers
+    assert (experts.kind, experts.resident) == ("experts", (1, 0, 1, 0, 0, 1))
+    assert (dense.kind, dense.on_device) == ("dense", 48)
+    model.transformer.close()

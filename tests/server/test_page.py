@@ -295,6 +295,22 @@ def test_widths(chromium, scripted, size):
         assert page.js("return document.activeElement.id") == "menu"
 
 
+def test_several_models(chromium, run_server):
+    page = Page(chromium, run_server("one", "two"))
+    page.until("return document.querySelectorAll('#model option').length === 2")
+    page.js("const model = document.querySelector('#model'); model.value = 'two'; model.onchange()")
+    page.element("#tab-heat").click()
+    page.until("return document.querySelector('.note')?.innerText.includes('not in memory')")
+    page.element("#tab-chat").click()
+    page.driver.get_log("performance")
+    page.js("localStorage.setItem('hotset.sampling', JSON.stringify({ max_tokens: 2 }))")
+    page.send("Ask")
+    page.answered()
+    (body,) = [json.loads(request["postData"]) for request in page.requests() if "postData" in request]
+    assert body["model"] == "two"
+    assert "2 tokens" in page.texts(".facts")[0]
+
+
 def test_heat_of_a_dense_model(page):
     page.element("#tab-chat").send_keys("\ue014")  # right
     page.until(

@@ -128,7 +128,7 @@ export class HeatView {
     const layer = this.told.layers[i], start = k * layer.column;
     const units = Math.min(layer.column, layer.units - start);
     if (this.mode === "profile") return layer.profile?.[k] ?? null;
-    if (layer.kind === "dense" || start < layer.on_device) return 1;
+    if (layer.kind === "dense" || this.#place(layer, k) === "gpu") return 1;
     const of = this.mode === "all" ? layer : this.layers[i];
     return of.rows > 0.5 ? Math.min(1, of.fired[k] / (of.rows * units)) : null;
   }
@@ -192,14 +192,14 @@ export class HeatView {
     const { told } = this, one = choosing[0] ?? told.layers[0];
     const scale = make("div", { className: "scale" }, "never", make("i"), "for every token");
     const meaning = {
-      now: `How often ${unit} fire at present (half-life ${HALF_LIFE} tokens)`,
-      all: `How often ${unit} have fired since the model was loaded`,
+      now: `How often ${unit} ${unit === "experts" ? "are selected" : "fire"} at present (half-life ${HALF_LIFE} tokens)`,
+      all: `How often ${unit} ${unit === "experts" ? "were selected" : "have fired"} since the model was loaded`,
       profile: "How often they fired on the text that the file was made with: hottest first",
     }[this.mode];
     const words = [choosing.length ? `${meaning}.` : "No share of them is left out."];
     words.push(`A cell is ${one.column === 1 ? `one of a layer's ${one.units}` : `${one.column} neighbours of a layer's ${one.units.toLocaleString()}`} ${unit}.`);
     if (choosing.length && unit === "neurons") words.push("Prompts are not counted: they compute all neurons.");
-    if (told.device) words.push("Neurons on the GPU are all computed there, and not counted.");
+    if (told.device) words.push("What lies on the GPU is not counted, and has a plain colour.");
     words.push("Bars on the right: what each layer computes of its FFN.");
     const key = make("div", { className: "key" });
     if (this.#mixed()) {
@@ -260,12 +260,20 @@ export class HeatView {
         const to = plain ? LABEL + span : LABEL + Math.round((Math.min((k + 1) * layer.column, layer.units) * span) / layer.units);
         const w = Math.max(1, to - from - (to - from > 4 ? 1 : 0));
         const frequency = this.#frequency(i, k);
-        draw.fillStyle = frequency === null ? faint : layer.kind === "dense" && this.mode !== "profile" ? FLAT[dark] : heatColor(frequency, dark);
+        const counted = layer.kind !== "dense" && this.#place(layer, k) !== "gpu";
+        draw.fillStyle = frequency === null ? faint : counted || this.mode === "profile" ? heatColor(frequency, dark) : FLAT[dark];
         draw.fillRect(from, y, w, tall);
-        if (strip) {
+        if (strip && layer.kind === "experts") {
           draw.fillStyle = places[this.#place(layer, k)];
           draw.fillRect(from, y + tall, w, strip - 1);
         }
+      }
+      if (strip && layer.kind !== "experts") {
+        const edge = Math.round((layer.on_device / layer.units) * span);
+        draw.fillStyle = places.gpu;
+        draw.fillRect(LABEL, y + tall, edge, strip - 1);
+        draw.fillStyle = places.memory;
+        draw.fillRect(LABEL + edge, y + tall, span - edge, strip - 1);
       }
       const computed = this.#share(i, this.mode !== "now");
       const x = LABEL + span + 12, room = share - 12 - 36;
@@ -285,7 +293,9 @@ export class HeatView {
 
   #place(layer, k) {
     if (k * layer.column < layer.on_device) return "gpu";
-    return layer.in_memory && layer.in_memory[k] * 2 < Math.min(layer.column, layer.units - k * layer.column) ? "file" : "memory";
+    const half = Math.min(layer.column, layer.units - k * layer.column) / 2;
+    if (layer.resident && layer.resident[k] >= half) return "gpu";
+    return layer.in_memory && layer.in_memory[k] < half ? "file" : "memory";
   }
 
   #point(event) {
@@ -296,7 +306,7 @@ export class HeatView {
     const k = Math.floor(((x / span) * layer.units) / layer.column), start = k * layer.column;
     const end = Math.min(start + layer.column, layer.units) - 1, name = layer.kind === "experts" ? "expert" : "neuron";
     const frequency = this.#frequency(i, k), parts = [];
-    if (frequency !== null) parts.push(layer.kind === "dense" && this.mode !== "profile" ? "always computed" : `fire for ${percent(frequency)} of tokens`);
+    if (frequency !== null) parts.push(this.mode !== "profile" && this.#place(layer, k) === "gpu" ? "not counted" : layer.kind === "dense" && this.mode !== "profile" ? "always computed" : `${name === "expert" ? "selected" : "fire"} for ${percent(frequency)} of tokens`);
     if (this.mode !== "profile" && layer.profile && layer.kind !== "dense") parts.push(`in the file ${percent(layer.profile[k])}`);
     parts.push({ gpu: "on the GPU", memory: "in memory", file: "in the file" }[this.#place(layer, k)]);
     this.tip.replaceChildren(make("b", { textContent: `Layer ${i}, ${name}${start === end ? ` ${start}` : `s ${start}–${end}`}` }), parts.join(" · "));

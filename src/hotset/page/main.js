@@ -73,7 +73,8 @@ function keep(which) {
 // Asking
 
 function send(text) {
-  if (running || !text) return;
+  if (!text) return;
+  if (running) return problem("An answer is still being written: Esc stops it.");
   $("input").value = "";
   fit();
   chat.messages.push({ role: "user", content: text });

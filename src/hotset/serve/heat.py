@@ -10,8 +10,8 @@ import numpy as np
 from hotset.backends.cpu import CpuNeuronFFN
 from hotset.backends.cpu.experts import CpuExperts
 from hotset.backends.cpu.parts import COUNTED
-from hotset.core.config import Way
-from hotset.hybrid.parts import OnDevice, OnHost, Split
+from hotset.core.config import ExpertsConfig, Way
+from hotset.hybrid.parts import OnDevice, OnHost, Split, SplitExperts
 from hotset.serve.load import open_model
 from hotset.serve.loaded import Model
 
@@ -33,13 +33,15 @@ class LayerHeat:
     rows: int = 0
     """Tokens for which units were chosen, of all requests so far."""
     computed: int = 0
-    """Units computed for them, but for those on a device, which computes all that it has."""
+    """Units computed for them; neurons on a device, which computes all that it has, are left out."""
     fired: tuple[int, ...] = ()
     """Of each group, units that fired (were not zero, were selected), summed over these tokens."""
     on_device: int = 0
     """The first so many units lie on a device and are not counted."""
+    resident: tuple[int, ...] | None = None
+    """Of each group of experts, how many lie on a device now; these are not counted. None: none do."""
     in_memory: tuple[int, ...] | None = None
-    """Of each group of experts, how many are in memory; the others are in the file. None: all are."""
+    """Of each group of experts, how many are in main memory; others are on a device or in the file."""
     profile: tuple[float, ...] | None = None
     """Of each group, the share of tokens for which its units fired when the file was made; None: not told."""
 
@@ -78,7 +80,9 @@ def heat(model: Model) -> Heat:
 
 
 def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None) -> LayerHeat:
+    config = model.config.layers[i]
     units, hot = model.config.units(i), 0
+    resident: Sequence[int] = ()
     match ffn:
         case OnHost(part=part):
             ffn = part
@@ -86,41 +90,52 @@ def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None)
             hot = units
         case Split(cold=cold, n_hot=n_hot):
             ffn, hot = cold, n_hot
-    match ffn:
-        case CpuExperts():
-            column = -(-units // COLUMNS)
-            rows, of, packed = ffn.uses
-            sums = _sums(of, column)
-            return LayerHeat(
-                "experts",
-                units,
-                column,
-                model.traffic.experts
-                // sum(layer.experts.count for layer in model.config.layers if layer.experts),
-                rows,
-                sum(of),
-                sums,
-                in_memory=_sums([int(one) for one in packed], column),
-                profile=_means(profile, column),
-            )
-        case CpuNeuronFFN() if (plan := model.config.layers[i].ffn) and plan.way is not Way.DENSE:
-            column = COUNTED * -(-units // (COUNTED * COLUMNS))
-            rows, chosen, fired = ffn.tally
-            ahead = hot // COUNTED  # counted from the first one that is not on a device
-            counts = _sums([0] * ahead + fired, column // COUNTED)
-            return LayerHeat(
-                "neurons",
-                units,
-                column,
-                model.traffic.by_neuron[i],
-                rows,
-                chosen,
-                counts,
-                hot,
-                profile=_means(profile, column),
-            )
+        case SplitExperts(cold=cold, resident=on_device):
+            ffn, resident = cold, tuple(on_device.resident)
+    if config.experts:
+        return _experts(model, config.experts, ffn, resident, profile)
+    if isinstance(ffn, CpuNeuronFFN) and config.ffn and config.ffn.way is not Way.DENSE:
+        column = COUNTED * -(-units // (COUNTED * COLUMNS))
+        tally = ffn.tally
+        fired = [0] * (hot // COUNTED) + tally.fired  # counted from the first one that is not on a device
+        return LayerHeat(
+            "neurons",
+            units,
+            column,
+            model.traffic.by_neuron[i],
+            tally.rows,
+            tally.chosen,
+            _sums(fired, column // COUNTED),
+            hot,
+            profile=_means(profile, column),
+        )
     column = -(-units // COLUMNS)
     return LayerHeat("dense", units, column, on_device=hot, profile=_means(profile, column))
+
+
+def _experts(
+    model: Model,
+    shape: ExpertsConfig,
+    ffn: object,
+    resident: Sequence[int],
+    profile: tuple[float, ...] | None,
+) -> LayerHeat:
+    units, used = shape.count, shape.used
+    column = -(-units // COLUMNS)
+    rows, of, packed = ffn.uses if isinstance(ffn, CpuExperts) else (0, [0] * units, [False] * units)
+    experts = sum(layer.experts.count for layer in model.config.layers if layer.experts)
+    return LayerHeat(
+        "experts",
+        units,
+        column,
+        model.traffic.experts // experts,
+        rows,
+        rows * used,
+        _sums(of, column),
+        resident=_sums([int(i in resident) for i in range(units)], column) if resident else None,
+        in_memory=_sums([int(one) for one in packed], column),
+        profile=_means(profile, column),
+    )
 
 
 def _sums(counts: Sequence[int], column: int) -> tuple[int, ...]:
