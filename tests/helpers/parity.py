@@ -26,7 +26,8 @@ def run_peer(model: Any) -> NDArray[np.float32]:
     """The logits that `transformers` gives after each of TOKENS."""
     import torch
 
-    if model.config.to_dict().get("num_experts_per_tok"):
+    config = model.config.to_dict()
+    if config.get("num_experts_per_tok") or config.get("top_k_experts"):
         model.set_experts_implementation("eager")  # grouped products want aligned sizes
     with torch.inference_mode():
         return model(torch.from_numpy(TOKENS[None].astype(np.int64))).logits[0].float().numpy()

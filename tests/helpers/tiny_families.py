@@ -32,6 +32,10 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "seed-oss": seed_oss,
         "glm4": glm4,
         "ernie4_5": ernie4_5,
+        "gemma2": gemma2,
+        "gemma4": gemma4,
+        "gemma4-shared": gemma4_shared,
+        "gemma4-beside": gemma4_beside,
     }
 
 
@@ -42,7 +46,8 @@ def _build(name: str, *options: dict[str, Any]) -> Model:
     merged: dict[str, Any] = {}
     for some in options:
         merged |= some
-    config = getattr(transformers, f"{name}Config")(**merged)
+    suffix = "TextConfig" if name == "Gemma4" else "Config"
+    config = getattr(transformers, f"{name}{suffix}")(**merged)
     return getattr(transformers, f"{name}ForCausalLM")(config)
 
 
@@ -123,3 +128,62 @@ def glm4(**options: Any) -> Model:
 
 def ernie4_5(**options: Any) -> Model:
     return _build("Ernie4_5", SIZES, _HEADS, {"use_bias": True, "pad_token_id": 0}, options)
+
+
+def gemma2(**options: Any) -> Model:
+    own = {
+        "hidden_size": 48,
+        "num_hidden_layers": 4,
+        "query_pre_attn_scalar": 10,
+        "sliding_window": 7,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "attn_implementation": "eager",  # others drop the cap
+    }
+    return _build("Gemma2", SIZES, _HEADS, own, options)
+
+
+def gemma4(**options: Any) -> Model:
+    """Two sizes of heads, layers of which one in three attends to all."""
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    own = {
+        "num_hidden_layers": 6,
+        "layer_types": kinds,
+        "global_head_dim": 16,
+        "sliding_window": 7,
+        "hidden_size_per_layer_input": 0,
+        "final_logit_softcapping": 3.0,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.5,
+                "rope_theta": 900.0,
+            },
+        },
+    }
+    return _build("Gemma4", SIZES, _HEADS, own, options)
+
+
+def gemma4_shared() -> Model:
+    """As E2B: the last layers read earlier ones' keys and values and are wide; inputs for each layer."""
+    kinds = ("sliding", "sliding", "sliding", "full", "sliding", "full")
+    return gemma4(
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        hidden_size_per_layer_input=9,
+        vocab_size_per_layer_input=SIZES["vocab_size"],
+        layer_types=[f"{kind}_attention" for kind in kinds],
+    )
+
+
+def gemma4_beside() -> Model:
+    """As 26B-A4B: experts beside each FFN, values that are the keys, other numbers of heads."""
+    return gemma4(
+        enable_moe_block=True,
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        num_experts=6,
+        top_k_experts=3,
+        moe_intermediate_size=23,
+    )

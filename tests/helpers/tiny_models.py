@@ -261,7 +261,7 @@ def nemotron(**options: Any) -> Model:
     return NemotronForCausalLM(NemotronConfig(**SIZES | sizes | options))
 
 
-MINUS_ONE = ("gemma", "nemotron", "qwen3_5", "qwen3_next")
+MINUS_ONE = ("gemma2", "gemma3", "nemotron", "qwen3_5", "qwen3_next")
 """Families whose norms are stored minus one."""
 
 
@@ -292,6 +292,9 @@ def save(model: Model, directory: Path, *, dtype: str = "float32", seed: int = 0
         for name, buffer in model.named_buffers():
             if name.endswith(("expert_bias", "e_score_correction_bias")):
                 buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
+        factors = [*model.named_buffers(), *model.named_parameters()]
+        for _, factor in (f for f in factors if f[0].endswith(("layer_scalar", "per_expert_scale"))):
+            factor.copy_(0.7 + 0.3 * torch.rand(factor.shape, generator=generator))
     model.eval()
     state = {name: values.to(rounded) for name, values in model.state_dict().items()}
     model.save_pretrained(directory, state_dict=state)

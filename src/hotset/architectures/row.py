@@ -38,12 +38,25 @@ SHAPES: Mapping[str, str] = MappingProxyType(
         "ffn_up_shexp": "YD",
         "ffn_down_shexp": "DY",
         "post_ffw_norm": "D",
+        "post_ffw_norm_1": "D",
+        "post_ffw_norm_2": "D",
+        "pre_ffw_norm_2": "D",
+        "ffn_gate_inp_scale": "D",
+        "ffn_down_exps_scale": "E",
+        "per_layer_token_embd": "VJ",
+        "per_layer_model_proj": "JD",
+        "per_layer_proj_norm": "I",
+        "inp_gate": "ID",
+        "proj": "DI",
+        "post_norm": "D",
+        "layer_output_scale": "1",
     }
 )
 """Every tensor's ``.weight`` in NumPy order; a ``.bias`` lacks the last of several dimensions.
 
 V vocabulary, P positions, D hidden, F FFN, H head, A heads, Q = heads x head, K = key/value heads x head.
 E experts, X neurons of an expert, Y of the shared one. ``exp_probs_b`` is a bias alone.
+I numbers of a layer's own embedding of a token, J of all layers'.
 """
 
 OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})
@@ -56,6 +69,10 @@ OF_RECURRENT = frozenset(
     }
 )
 """Those of layers with a recurrent state, in families that have such."""
+OF_LAYER_INPUTS = frozenset(
+    {"per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm", "inp_gate", "proj", "post_norm"}
+)
+"""Those of models whose layers have embeddings of their own."""
 OF_DENSE = frozenset({"ffn_gate", "ffn_up", "ffn_down"})
 """Tensors of layers with one FFN, where others are mixtures."""
 OF_EXPERTS = frozenset(
@@ -107,6 +124,8 @@ class Mixture:
     normalised: bool = True
     early: bool = False
     """See `ExpertsConfig.early`."""
+    beside: bool = False
+    """See `LayerConfig.beside`; Hugging Face's config.json has ``enable_moe_block``."""
     hf_turned: bool = False
     """Hugging Face's stacks of experts are (E, in, out), and columns of gate and up alternate; or they are in
     MXFP4, and rows alternate (gpt-oss)."""
@@ -154,6 +173,12 @@ class Architecture:
     """Files may state soft caps of attention's scores and of logits (Gemma 2)."""
     positions: bool = True
     """False: attention is told none (Nemotron-H)."""
+    attention_scale: float = 0.0
+    """Factor on q.k where files state none; 0: ``head_dim ** -0.5``."""
+    value_norm: bool = False
+    """See `ModelConfig.value_norm`."""
+    by_layer: bool = False
+    """Heads, their size and the FFN's may be another in each layer, and layers may share keys and values."""
     position_offset: int = 0
     """Row of ``position_embd`` for position 0, where positions are learned instead of RoPE."""
     gated_attention: bool = False
@@ -162,6 +187,8 @@ class Architecture:
     """A delta net's value heads lie in GGUF so that head h reads key head ``h mod n_key_heads``."""
     gguf_names: Mapping[str, str] = field(default_factory=dict)
     """GGUF's name of a tensor, where ours is another -> ours."""
+    gguf_tokenizer: Mapping[str, str] = field(default_factory=dict)
+    """What a file with merges says of its tokenizer's model -> what it means (Ollama's)."""
     gguf_rope_interleaved: bool = False
     """Pairs in GGUF's q and k rows are (2i, 2i + 1)."""
     hf_rope_interleaved: bool = False

@@ -6,6 +6,7 @@ nothing of how files are read: `hotset.formats` does that, and refuses whatever 
 
 from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
+from hotset.architectures.gemmas import GEMMAS
 from hotset.architectures.likenesses import LIKENESSES
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.row import Architecture
@@ -15,6 +16,7 @@ from hotset.architectures.single_parts import SINGLE_PARTS
 ARCHITECTURES: tuple[Architecture, ...] = (
     *DENSE,
     *LIKENESSES,
+    *GEMMAS,
     *MIXTURES,
     *DELTA_NETS,
     *SHORT_CONVS,

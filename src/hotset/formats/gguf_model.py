@@ -12,7 +12,7 @@ from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, QueryGrowth, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats import delta_net, recurrent
+from hotset.formats import by_layer, delta_net, recurrent
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import add_gate_up, dense_layers, experts_from_gguf
 from hotset.formats.ffn_plan import plan_notes, read_plans
@@ -75,9 +75,10 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
             )
 
     activation = _activation(file, path, architecture)
+    by_layer.check_factors(str(path), table, sizes.layers)
     plans = read_plans(file, path, activation, table, sizes.layers)
     notes += plan_notes(file, plans)
-    layers = _layers(keys, architecture, sizes, factors)
+    layers = by_layer.with_scales(_layers(keys, architecture, sizes, factors), table)
     config = ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
@@ -102,6 +103,8 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         logit_soft_cap=_soft_cap(keys, architecture, "final_logit_softcapping"),
         attention_soft_cap=_soft_cap(keys, architecture, "attn_logit_softcapping"),
         query_growth=_query_growth(keys, architecture, context),
+        value_norm=architecture.value_norm,
+        layer_input=sizes.layer_input,
     )
     if config.position_offset not in (0, architecture.position_offset):
         raise keys.refuse(
@@ -133,6 +136,12 @@ def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[
     """Put in the key that byte-level files from before spring 2024 lack; a note, if that is a guess."""
     model = metadata.get("tokenizer.ggml.model")
     stated = metadata.get("tokenizer.ggml.pre")
+    if (
+        isinstance(model, str)
+        and model in architecture.gguf_tokenizer
+        and "tokenizer.ggml.merges" in metadata
+    ):
+        metadata.change("tokenizer.ggml.model", architecture.gguf_tokenizer[model])
     if isinstance(stated, str) and stated in architecture.gguf_pre:
         metadata.change("tokenizer.ggml.pre", architecture.gguf_pre[stated])
     if "tokenizer.ggml.pre" in metadata or not isinstance(model, str) or model != "gpt2":
@@ -165,7 +174,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
     if norm is None and keys.get("attention.key_length") is None and hidden % heads:
         raise keys.refuse("attention.head_count", f"a divisor of embedding_length {hidden}", heads)
     head_dim = keys.integer("attention.key_length", norm.shape[0] if norm else hidden // heads)
-    if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:
+    if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:  # of full layers
         raise keys.refuse("attention.value_length", f"{head_dim} like the key's", value_dim)
     layers = check_layer_count(keys, "block_count", len(tensors))
     if (further := keys.integer("nextn_predict_layers", 0, low=0)) >= layers:
@@ -173,12 +182,17 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
     layers -= further
     kinds = recurrent.from_gguf(keys, architecture, layers)
     dense = dense_layers(keys, "leading_dense_block_count", architecture, layers)
+    plain = dense or not architecture.experts
+    own: tuple[by_layer.LayerSizes, ...] = ()
+    if architecture.by_layer:
+        own = by_layer.from_gguf(keys, _sliding(keys, architecture, layers), tensors)
+        by_layer.check(str(path), own)
     sizes = Sizes(
         vocab=_rows("token_embd.weight", tensors, path),
         hidden=hidden,
-        ffn=_ffn_size(keys) if dense or not architecture.experts else 0,
+        ffn=own[0].ffn if own else _ffn_size(keys) if plain else 0,
         heads=heads,
-        kv_heads=recurrent.kv_heads(keys, heads, kinds),
+        kv_heads=own[0].heads.n_kv_heads if own else recurrent.kv_heads(keys, heads, kinds),
         head_dim=head_dim,
         layers=layers,
         positions=_rows("position_embd.weight", tensors, path)
@@ -187,6 +201,8 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
         experts=experts_from_gguf(keys, architecture, tensors, kinds.first_ffn(dense)),
         dense_layers=dense,
         kinds=kinds,
+        own=own,
+        layer_input=keys.integer("embedding_length_per_layer_input", 0, low=0) if own else 0,
     )
     sizes.check_heads(keys, "attention.head_count_kv")
     return sizes
@@ -219,6 +235,8 @@ def _table(
     )
     for name, tensor in tensors.items():
         layer, rest = split_name(name)
+        if layer is not None and sizes.own and rest.partition(".")[0] in sizes.own[layer].lacking:
+            continue  # a layer that reads another's keys and values has no use for its own
         part, _, suffix = rest.partition(".")
         if layer is not None and part == "ffn_up" and _fused(architecture, layer, tensors):
             table.add_gate_up(layer, suffix, tensor, sizes)
@@ -284,7 +302,7 @@ def _attention_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> fl
     scale = keys.number("attention.scale", 0.0, high=1e6)
     if not scale and sizes.layers == architecture.gguf_hidden_scaled_depth:
         scale = (sizes.hidden / sizes.heads) ** -0.5
-    return scale
+    return scale or architecture.attention_scale
 
 
 def _multiplier(keys: Keys, architecture: Architecture, key: str) -> float:
@@ -344,7 +362,8 @@ def _layers(
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
-    return recurrent.with_kinds(layers, sizes)
+    beside = bool(architecture.experts and architecture.experts.beside)
+    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, beside), sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
@@ -389,4 +408,9 @@ def _ropes(
         return full, full
     usual = architecture.local_rope_theta or theta
     local_theta = keys.number("rope.freq_base_swa", usual, low=1.001, high=1e12)
+    if sizes.own:  # windowed layers' heads have a size of their own
+        size = keys.integer("attention.key_length_swa", sizes.head_dim)
+        dim = keys.integer("rope.dimension_count_swa", size, low=2, high=max(size, 2))
+        if dim % 2:
+            raise keys.refuse("rope.dimension_count_swa", "an even number", dim)
     return full, rope(dim, interleaved, plain_frequencies(local_theta, dim))

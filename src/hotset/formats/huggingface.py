@@ -12,7 +12,7 @@ from hotset.architectures.single_parts import layer_kinds
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, QueryGrowth, RopeConfig
 from hotset.core.errors import CheckpointError
-from hotset.formats import recurrent
+from hotset.formats import by_layer, recurrent
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import dense_layers, experts_from_config
 from hotset.formats.huggingface_names import final_names
@@ -61,11 +61,12 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
     able = _SOFT_CAPS if architecture.soft_caps else ()
     neutral = {key: value for key, value in _NEUTRAL.items() if key not in able}
-    keys.require(neutral if architecture.experts else {**neutral, **_NO_MIXTURE})
+    free = architecture.experts or architecture.by_layer
+    keys.require(neutral if free else {**neutral, **_NO_MIXTURE})
     keys.require(architecture.hf_required)
     packed: dict[str, NDArray[np.uint8]] | None = {} if _in_mxfp4(keys, architecture) else None
     files = _read_tensors(directory, packed)
-    sizes = _sizes(keys, architecture, len(files))
+    sizes = _sizes(str(path), keys, architecture, len(files))
     notes = []
     if multimodal:
         text = {name: tensor for name, tensor in files.items() if not _is_for_images(name)}
@@ -84,6 +85,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         )
     table.check(architecture, sizes)
     _check_flags(keys, architecture, table)
+    by_layer.check_factors(str(directory), table, sizes.layers)
 
     multipliers = _multipliers(keys, architecture)
     caps = [keys.number(key, 0.0, high=1e6) if able else 0.0 for key in _SOFT_CAPS]
@@ -96,7 +98,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         n_heads=sizes.heads,
         n_kv_heads=sizes.kv_heads,
         head_dim=sizes.head_dim,
-        layers=_layers(keys, architecture, sizes),
+        layers=by_layer.with_scales(_layers(keys, architecture, sizes), table),
         activation=_activation(keys, architecture),
         gated=architecture.gated,
         norm=architecture.norm,
@@ -111,6 +113,8 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         attention_soft_cap=caps[0],
         logit_soft_cap=caps[1],
         query_growth=_query_growth(keys, architecture),
+        value_norm=architecture.value_norm,
+        layer_input=sizes.layer_input,
     )
     return Checkpoint(directory, config, table, raw, tuple(notes))
 
@@ -118,7 +122,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
 def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
     model_type = raw.get("model_type")
     named = [row for row in ARCHITECTURES if model_type in row.model_types]
-    mixture = "moe" in layer_kinds(raw)
+    mixture = "moe" in layer_kinds(raw) or bool(raw.get("enable_moe_block"))
     for architecture in named:
         if len(named) == 1 or mixture == bool(architecture.experts):
             return architecture
@@ -141,7 +145,7 @@ def _context(keys: Keys) -> int:
     return keys.integer("max_position_embeddings", 2048)
 
 
-def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
+def _sizes(where: str, keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     hidden = keys.integer("hidden_size")
     heads = keys.integer("num_attention_heads")
     if keys.get("head_dim") is None and hidden % heads:
@@ -149,10 +153,14 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     layers = check_layer_count(keys, "num_hidden_layers", tensors)
     kinds = recurrent.from_config(keys, architecture, layers)
     dense = dense_layers(keys, "first_k_dense_replace", architecture, layers)
+    own: tuple[by_layer.LayerSizes, ...] = ()
+    if architecture.by_layer:
+        own = by_layer.from_config(keys, _sliding(keys, architecture, layers))
+        by_layer.check(where, own)
     sizes = Sizes(
         vocab=keys.integer("vocab_size"),
         hidden=hidden,
-        ffn=keys.integer("intermediate_size") if dense or not architecture.experts else 0,
+        ffn=keys.integer("intermediate_size") if dense or own or not architecture.experts else 0,
         heads=heads,
         kv_heads=keys.integer("num_key_value_heads", heads),
         head_dim=keys.integer("head_dim", hidden // heads),
@@ -161,6 +169,8 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
         experts=experts_from_config(keys, architecture),
         dense_layers=dense,
         kinds=kinds,
+        own=own,
+        layer_input=keys.integer("hidden_size_per_layer_input", 0, low=0) if own else 0,
     )
     sizes.check_heads(keys, "num_key_value_heads")
     return sizes
@@ -236,7 +246,7 @@ def _attention_scale(keys: Keys, architecture: Architecture) -> float:
     if architecture.multipliers:
         return keys.number("attention_multiplier", 1.0, low=1e-6, high=1e6)
     query_scalar = keys.number("query_pre_attn_scalar", 0.0, high=1e6)
-    return query_scalar**-0.5 if query_scalar else 0.0
+    return query_scalar**-0.5 if query_scalar else architecture.attention_scale
 
 
 def _query_growth(keys: Keys, architecture: Architecture) -> QueryGrowth | None:
@@ -273,7 +283,8 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
-    return recurrent.with_kinds(layers, sizes)
+    beside = bool(architecture.experts and architecture.experts.beside)
+    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, beside), sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
@@ -315,10 +326,10 @@ def _ropes(
     theta = keys.get("rope_theta", 1e4)
     context = keys.integer("original_max_position_embeddings", _context(keys))
 
-    def resolve(table: Keys, theta: Any) -> RopeConfig:
+    def resolve(table: Keys, theta: Any, size: int = sizes.head_dim) -> RopeConfig:
         return rope_from_config(
             table,
-            sizes.head_dim,
+            size,
             theta,
             factor,
             context,
@@ -333,7 +344,10 @@ def _ropes(
         full, local = (
             table.section(kind, table.get(kind, {})) for kind in ("full_attention", "sliding_attention")
         )
-        return resolve(full, theta), resolve(local, local_theta or theta)
+        sliding = _sliding(keys, architecture, sizes.layers)
+        whole = [own.heads.head_dim for own, s in zip(sizes.own, sliding, strict=False) if not s]
+        size = whole[0] if whole else sizes.head_dim
+        return resolve(full, theta, size), resolve(local, local_theta or theta)
     rope = resolve(table, theta)
     if architecture.local_rope_plain:
         local_theta = table.get("rope_theta", theta)

@@ -75,7 +75,8 @@ def _targets(architecture: Architecture, sizes: Sizes) -> dict[str, _Target]:
                 bare = module.format(layer)
                 weight, bias = _Target(part, layer, "weight"), _Target(part, layer, "bias")
                 targets[f"{bare}.weight"], targets[f"{bare}.bias"] = weight, bias
-                if sizes.experts or sizes.kinds.recurrent:  # stacks of all experts; A_log and dt_bias
+                # Stacks of all experts; A_log and dt_bias; factors.
+                if sizes.experts or sizes.kinds.recurrent or part.endswith("_scale"):
                     targets[bare] = bias if part == ONLY_BIAS else weight
                     targets[f"{bare}_bias"] = bias
     return targets

@@ -2,15 +2,24 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures.row import OF_ATTENTION, OF_DENSE, OF_EXPERTS, OF_RECURRENT, SHAPES, Architecture
+from hotset.architectures.row import (
+    OF_ATTENTION,
+    OF_DENSE,
+    OF_EXPERTS,
+    OF_LAYER_INPUTS,
+    OF_RECURRENT,
+    SHAPES,
+    Architecture,
+)
 from hotset.core.config import DeltaNetConfig, ExpertsConfig, MambaConfig, Recurrent
 from hotset.core.errors import CheckpointError
+from hotset.formats.by_layer import LayerSizes
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -18,6 +27,13 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 ONLY_BIAS = "exp_probs_b"
 """A part of which files have a bias alone: what a router adds to select by."""
+
+_GLOBAL = frozenset(
+    {
+        *("token_embd", "position_embd", "output_norm", "output"),
+        *("per_layer_token_embd", "per_layer_model_proj", "per_layer_proj_norm"),
+    }
+)
 
 DOWN_BY_NEURON = {"ffn_down": "ffn_down_t", "ffn_down_exps": "ffn_down_t_exps"}
 """Down, transposed: (F, D) or (E, F, D), so that a neuron's numbers lie together, takes its place."""
@@ -62,6 +78,10 @@ class Sizes:
     dense_layers: int = 0
     """So many layers from the first on are no mixtures, where others are."""
     kinds: LayerKinds = LayerKinds()
+    own: tuple[LayerSizes, ...] = ()
+    """Each layer's, in families where they differ."""
+    layer_input: int = 0
+    """Numbers of a layer's own embedding of a token; 0: there is none."""
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
         """A layer's mixture; None: it has one FFN."""
@@ -69,6 +89,10 @@ class Sizes:
 
     def has(self, part: str, layer: int) -> bool:
         """Whether a layer is of the kind that has such tensors."""
+        if part in OF_LAYER_INPUTS and not self.layer_input:
+            return False
+        if self.own:
+            return part not in self.own[layer].lacking
         if self.experts and part in (OF_EXPERTS if layer < self.dense_layers else OF_DENSE):
             return False
         kinds = self.kinds
@@ -78,8 +102,15 @@ class Sizes:
             return kinds.recurs[layer]
         return kinds.has_ffn(layer) or part not in OF_DENSE | OF_EXPERTS
 
-    def dimensions(self, letters: str) -> tuple[int, ...]:
-        """Return the numbers for a shape of `SHAPES`."""
+    def dimensions(self, letters: str, layer: int | None = None) -> tuple[int, ...]:
+        """Return the numbers for a shape of `SHAPES`, in a layer where they differ among them."""
+        if self.own and layer is not None:
+            own = self.own[layer]
+            n_heads, n_kv_heads, head_dim = own.heads.n_heads, own.heads.n_kv_heads, own.heads.head_dim
+            uniform = replace(
+                self, own=(), heads=n_heads, kv_heads=n_kv_heads, head_dim=head_dim, ffn=own.ffn
+            )
+            return uniform.dimensions(letters)
         numbers = {
             "V": self.vocab,
             "P": self.positions,
@@ -90,12 +121,14 @@ class Sizes:
             "K": self.kv_heads * self.head_dim,
             "A": self.heads,
             "1": 1,
+            "I": self.layer_input,
+            "J": self.layers * self.layer_input,
         }
         if self.experts:
             numbers |= {"E": self.experts.count, "X": self.experts.size, "Y": self.experts.shared_size}
         recurrent = self.kinds.recurrent
-        if layer := recurrent:
-            numbers |= {"C": layer.channels, "W": layer.kernel, "U": 3 * self.hidden}
+        if state := recurrent:
+            numbers |= {"C": state.channels, "W": state.kernel, "U": 3 * self.hidden}
         if isinstance(net := recurrent, DeltaNetConfig):
             values = net.n_value_heads * net.head_dim
             numbers |= {"G": 2 * self.heads * self.head_dim, "B": net.head_dim, "T": net.n_value_heads}
@@ -186,11 +219,11 @@ class TensorTable(Mapping[str, Tensor]):
             parts |= {"attn_q", "attn_k", "attn_v"}
         expected: dict[str, tuple[int, ...]] = {}  # of what is there
         for part, letters in {**SHAPES, **architecture.shapes}.items():
-            if part not in parts:
+            if part not in parts or (part in OF_LAYER_INPUTS and not sizes.layer_input):
                 continue
             for suffix, dimensions in (("weight", letters), ("bias", letters[:-1] or letters)):
                 names = self._names(architecture, part, suffix, sizes)
-                expected |= dict.fromkeys(names, sizes.dimensions(dimensions))
+                expected |= {name: sizes.dimensions(dimensions, split_name(name)[0]) for name in names}
         for layer in range(sizes.layers):
             expected |= self._neuron_shapes(layer, sizes)
         for name, shape in expected.items():
@@ -215,7 +248,7 @@ class TensorTable(Mapping[str, Tensor]):
 
     def _neuron_shapes(self, layer: int, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """What a layer stored by neuron has besides the architecture's tensors, as far as it is there."""
-        ffn, hidden = sizes.dimensions("FD")
+        ffn, hidden = sizes.dimensions("FD", layer)
         # Each predictor has its own width.
         width = self._shapes.get(f"blk.{layer}.fc1.weight", (1,))[0]
         shapes: dict[str, tuple[int, ...]] = {"ffn_profile": (2, ffn)}
@@ -268,7 +301,7 @@ class TensorTable(Mapping[str, Tensor]):
 
 def is_global(part: str) -> bool:
     """Whether a tensor of the table exists once, not in each layer."""
-    return part in ("token_embd", "position_embd", "output_norm", "output")
+    return part in _GLOBAL
 
 
 def split_name(name: str) -> tuple[int | None, str]:

@@ -208,11 +208,11 @@ class _Weights:
 
     def beside(self, i: int) -> Beside:
         """What else there is in a layer with both."""
-        scale = self.tensors[f"blk.{i}.ffn_gate_inp.scale"].to_float32()
+        scale = self.tensors[f"blk.{i}.ffn_gate_inp_scale.weight"].to_float32()
         eps, kind = self.config.norm_eps, self.config.norm
         return Beside(
             router_norm=Norm(kind, eps, scale * np.float32(self.config.hidden_size**-0.5)),
-            factors=self.tensors[f"blk.{i}.ffn_down_exps.scale"].to_float32(),
+            factors=self.tensors[f"blk.{i}.ffn_down_exps_scale.weight"].to_float32(),
             post_norm=self.norm(f"blk.{i}.post_ffw_norm"),
         )
 
