@@ -32,6 +32,9 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "seed-oss": seed_oss,
         "glm4": glm4,
         "ernie4_5": ernie4_5,
+        "mellum": mellum,
+        "granitemoe": granitemoe,
+        "glm4moe": glm4moe,
         "gemma2": gemma2,
         "gemma4": gemma4,
         "gemma4-shared": gemma4_shared,
@@ -128,6 +131,47 @@ def glm4(**options: Any) -> Model:
 
 def ernie4_5(**options: Any) -> Model:
     return _build("Ernie4_5", SIZES, _HEADS, {"use_bias": True, "pad_token_id": 0}, options)
+
+
+_EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 23}
+
+
+def mellum(**options: Any) -> Model:
+    plain = {"rope_type": "default", "rope_theta": 600.0}
+    own = {
+        "num_hidden_layers": 5,
+        "num_experts": 6,
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+        "sliding_window": 7,
+        "rope_parameters": {"full_attention": _YARN, "sliding_attention": plain},
+    }
+    return _build("Mellum", SIZES, _HEADS, _EXPERTS, own, options)
+
+
+def granitemoe(**options: Any) -> Model:
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 23}
+    own = {"num_local_experts": 6, "num_experts_per_tok": 3}
+    factors = {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    }
+    return _build("GraniteMoe", SIZES, sizes, own, factors, options)
+
+
+def glm4moe(**options: Any) -> Model:
+    rope = {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5}
+    own = {
+        "head_dim": 12,
+        "attention_bias": True,
+        "n_routed_experts": 6,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 1.7,
+        "rope_parameters": rope,
+        "use_qk_norm": True,
+    }
+    return _build("Glm4Moe", SIZES, _HEADS, _EXPERTS, own, options)
 
 
 def gemma2(**options: Any) -> Model:

@@ -9,6 +9,7 @@ from hotset.architectures.dense import DENSE
 from hotset.architectures.gemmas import GEMMAS
 from hotset.architectures.likenesses import LIKENESSES
 from hotset.architectures.mixtures import MIXTURES
+from hotset.architectures.more_mixtures import MORE_MIXTURES
 from hotset.architectures.row import Architecture
 from hotset.architectures.short_convs import SHORT_CONVS
 from hotset.architectures.single_parts import SINGLE_PARTS
@@ -18,6 +19,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *LIKENESSES,
     *GEMMAS,
     *MIXTURES,
+    *MORE_MIXTURES,
     *DELTA_NETS,
     *SHORT_CONVS,
     *SINGLE_PARTS,

@@ -15,6 +15,7 @@ from hotset.cli import (
     evaluate,
     hub,
     inspect,
+    models,
     options,
     plan,
     profile,
@@ -50,6 +51,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(options.with_model_option(_command))
+app.command("models")(models.models)
 app.command("serve")(serve.serve)  # of any number of models
 app.command("batch")(batch.batch)
 

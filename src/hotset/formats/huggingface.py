@@ -1,5 +1,6 @@
 """Hugging Face directories: config.json and safetensors, whole or in shards."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
 _ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
+_OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _PREDICTING = ("mtp.", "model.mtp.")
 _NO_TEXT = ("vision_tower.", "visual.", "vision_model.", "multi_modal_projector.", "audio_tower.")
 
@@ -73,7 +75,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         if left_out := len(files) - len(text):
             notes.append(without_images(left_out))
         files = text
-    if predicting := {name for name in files if name.startswith(_PREDICTING)}:
+    if predicting := {name for name in files if _predicts(name, sizes.layers, keys)}:
         files = {name: tensor for name, tensor in files.items() if name not in predicting}
         notes.append(without_predictions(len(predicting)))
     table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
@@ -218,6 +220,13 @@ def _is_shard_name(name: object) -> bool:
     if not isinstance(name, str) or not name.isprintable():
         return False
     return Path(name).name == name and name.endswith(".safetensors")
+
+
+def _predicts(name: str, layers: int, keys: Keys) -> bool:
+    """Whether a tensor is of what predicts further tokens, such as layers after the last."""
+    further = keys.integer("num_nextn_predict_layers", 0, low=0)
+    found = _OF_LAYER.match(name)
+    return name.startswith(_PREDICTING) or (found is not None and layers <= int(found[1]) < layers + further)
 
 
 def _is_for_images(name: str) -> bool:

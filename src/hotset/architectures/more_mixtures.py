@@ -1,0 +1,92 @@
+"""The rows of mixtures that differ from those of `mixtures` in windows, factors or leading dense layers."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
+from hotset.architectures.mixtures import QWEN_EXPERTS, WITHOUT_FFN
+from hotset.architectures.row import Architecture, Mixture, Windows
+from hotset.core.config import Activation, Gating
+
+_LAYER = "model.layers.{}."
+_SHARED = {
+    "ffn_gate_shexp": _LAYER + "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": _LAYER + "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": _LAYER + "mlp.shared_experts.down_proj",
+}
+
+
+def _with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The shared experts' size as that of one."""
+    size, count = config.get("moe_intermediate_size", 1408), config.get("n_shared_experts", 1)
+    shared = size * count if isinstance(size, int) and isinstance(count, int) else None
+    return {**config, "shared_expert_intermediate_size": shared}
+
+
+MORE_MIXTURES: tuple[Architecture, ...] = (
+    Architecture(
+        name="mellum",
+        model_types=("mellum",),
+        activation=Activation.SILU,
+        tensors={**WITHOUT_FFN, **QK_NORMS, **QWEN_EXPERTS},
+        experts=Mixture(),
+        biases={"attention_bias": ATTENTION},
+        windows=Windows.PATTERN,
+        window_period=4,
+        local_rope_plain=True,
+        default_pre={"": "mellum2"},
+        hf_defaults={
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "norm_topk_prob": True,
+            "sliding_window": 1024,
+        },
+    ),
+    replace(
+        LLAMA,
+        name="granitemoe",
+        model_types=("granitemoe",),
+        tensors={
+            **WITHOUT_FFN,
+            "ffn_gate_inp": _LAYER + "block_sparse_moe.router.layer",
+            "ffn_gate_exps": _LAYER + "block_sparse_moe.gate",
+            "ffn_up_exps": _LAYER + "block_sparse_moe.up",
+            "ffn_gate_up_exps": _LAYER + "block_sparse_moe.input_linear",
+            "ffn_down_exps": _LAYER + "block_sparse_moe.output_linear",
+        },
+        experts=Mixture(),
+        biases={"attention_bias": ATTENTION},
+        multipliers=True,
+        default_pre={"": "refact"},
+        hf_keys={"moe_intermediate_size": "intermediate_size"},
+        hf_defaults={"num_experts": 8, "num_experts_per_tok": 2},
+    ),
+    Architecture(
+        name="glm4moe",
+        model_types=("glm4_moe",),
+        activation=Activation.SILU,
+        tensors={
+            **LLAMA_TENSORS,
+            **QK_NORMS,
+            **QWEN_EXPERTS,
+            **_SHARED,
+            "exp_probs_b": _LAYER + "mlp.gate.e_score_correction_bias",
+        },
+        experts=Mixture(gating=Gating.SIGMOID),
+        biases={"attention_bias": QKV},
+        optional=frozenset({"output", "attn_q_norm", "attn_k_norm", "exp_probs_b"}),
+        gguf_names={"post_attention_norm": "ffn_norm"},
+        default_pre={"": "glm4"},
+        hf_keys={"num_experts": "n_routed_experts"},
+        hf_defaults={
+            "first_k_dense_replace": 1,
+            "max_position_embeddings": 131072,
+            "norm_eps": 1e-5,
+            "norm_topk_prob": True,
+            "partial_rotary_factor": 0.5,
+        },
+        hf_required={"n_group": 1, "topk_group": 1},
+        hf_adapt=_with_shared_size,
+    ),
+)

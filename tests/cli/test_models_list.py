@@ -1,0 +1,33 @@
+"""The list of families: as a command, and in README."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from hotset.architectures.listing import families, markdown
+from hotset.architectures.table import ARCHITECTURES
+from hotset.cli.app import run_command
+
+README = Path(__file__).parents[2] / "README.md"
+TABLE = re.compile(r"(<!-- models.*?-->\n)(.*?)(\n<!-- end of models -->)", re.DOTALL)
+
+
+def test_every_row_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["models", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {family["gguf"] for family in listed} == {row.name for row in ARCHITECTURES}
+    assert run_command(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert all(family.title in shown for family in families())
+    exact = {family["gguf"] for family in listed if family["exact"]}
+    assert {"opt", "nemotron", "arcee", "bamboo", "smallthinker"} <= exact
+
+
+@pytest.mark.skipif(not README.exists(), reason="needs the sources, not an installed package")
+def test_readme_has_the_same() -> None:
+    """`python tests/helpers/readme_models.py` writes it."""
+    found = TABLE.search(README.read_text())
+    assert found
+    assert found[2] == markdown()
