@@ -74,11 +74,12 @@ def families() -> list[Family]:
     found: dict[str, Family] = {}
     for row in ARCHITECTURES:
         key = (*row.model_types, row.name)[0]
-        layers = _layers(row)
-        if key in found:  # a row for the family's models that are mixtures
-            layers = f"{found[key].layers}; some: {layers}"
+        layers, name = _layers(row), row.name
+        if first := found.get(key):  # a row for the family's models that are mixtures
+            layers = f"{first.layers}; some: {layers}"
+            name = name if name == first.gguf else f"{first.gguf}, {name}"
         title, exact = _TITLES.get(key, row.name), row.activation.zero_producing
-        found[key] = Family(title, row.name, ", ".join(row.model_types), layers, exact)
+        found[key] = Family(title, name, ", ".join(row.model_types), layers, exact)
     return list(found.values())
 
 
