@@ -180,12 +180,14 @@ def load_profile(path: Path) -> ActivationProfile:
 def fingerprint(checkpoint: Checkpoint) -> F32:
     """(L, 64) numbers of a model's ``ffn_up`` matrices that tell it, and its neurons' order, from others.
 
-    Of mixtures, those of their routers.
+    Of mixtures, those of their routers; zeros of layers without an FFN.
     """
     config = checkpoint.config
-    samples = np.empty((config.n_layers, _SAMPLES), np.float32)
+    samples = np.zeros((config.n_layers, _SAMPLES), np.float32)
     k = np.arange(_SAMPLES)
     for i, row in enumerate(samples):
+        if not config.layers[i].feeds:
+            continue
         part = "ffn_gate_inp" if config.layers[i].experts else "ffn_up"
         up = dequantise(checkpoint.tensors[f"blk.{i}.{part}.weight"], k * config.units(i) // _SAMPLES)
         row[:] = up[k, k * config.hidden_size // _SAMPLES]

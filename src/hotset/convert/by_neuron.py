@@ -101,7 +101,7 @@ def convert(
         if experts := config.layers[i].experts:
             facts = experts, config.hidden_size, config.gated
             layers.append(ExpertsLayer(i, plan, *facts, source, order[i], heat, ffn_type, threads))
-        elif not config.mixture:
+        elif config.layers[i].feeds and not config.mixture:
             predictor = (predictors or {}).get(i)
             layers.append(_Layer(i, plan, source, order[i], heat, ffn_type, predictor, threads))
     of_number = {layer.number: layer for layer in layers}
@@ -145,7 +145,8 @@ def default_plans(checkpoint: Checkpoint) -> list[FFNPlan | None]:
     plans = [layer.ffn for layer in config.layers]
     if any(plans):
         return plans
-    return [usual if layer.experts or not config.mixture else None for layer in config.layers]
+    chosen = (layer.feeds and (layer.experts or not config.mixture) for layer in config.layers)
+    return [usual if own else None for own in chosen]
 
 
 def source_predictors(checkpoint: Checkpoint) -> dict[int, Predictor]:

@@ -125,6 +125,11 @@ def model_parts(
     there is neither; experts are then taken to be equally hot.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
+    if not all(layer.feeds and (layer.attention or layer.recurrent) for layer in config.layers):
+        raise HotsetError(
+            f"{checkpoint.path}: layers with a mixer or an FFN alone run on the CPU alone as yet; "
+            "leave out --vram"
+        )
     layers = []
     for i, layer in enumerate(config.layers):
         own = {
