@@ -363,3 +363,19 @@ def test_the_server_says_what_fires(server):
     assert told["architecture"] == ""
     assert [layer["kind"] for layer in told["layers"]] == ["dense"] * 30
     assert told["memory"] > 0 == told["device"]
+
+
+def test_theme_is_kept_and_conversations_are_deleted(page):
+    page.restore({"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"})
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    before = page.js(ground)
+    page.element("#theme").click()
+    after = page.js(ground)
+    assert after != before
+    page.driver.refresh()
+    page.until("return document.querySelector('.message')")
+    assert page.js(ground) == after
+    page.element("#chats [aria-label^=Delete]").click()
+    page.driver.switch_to.alert.accept()
+    page.until("return document.querySelector('.welcome')")
+    assert page.js("return Object.keys(localStorage).filter(key => key.startsWith('hotset.chat.'))") == []
