@@ -1,14 +1,18 @@
 """Who fires: what the native parts count, against what the sequences' choosers know."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.random_checkpoint import by_neuron, mixture, quantised, random_checkpoint
+from helpers.tiny_families import tiny_families
+from helpers.tiny_models import save
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
 from hotset.core.config import ExpertsConfig, FFNPlan, LayerPlacement, Placement, Score, Way
+from hotset.formats import open_checkpoint
 from hotset.formats.tensor import TensorType, tensor_from_array
 from hotset.hybrid.build import build_hybrid
 from hotset.model.build import build_transformer
@@ -126,3 +130,21 @@ def test_experts_on_a_device(monkeypatch):
     assert (experts.kind, experts.resident) == ("experts", (1, 0, 1, 0, 0, 1))
     assert (dense.kind, dense.on_device) == ("dense", 48)
     model.transformer.close()
+
+
+def test_experts_beside_an_ffn(monkeypatch, tmp_path):
+    save(tiny_families()["gemma4-beside"](), tmp_path)
+    model = loaded(monkeypatch, open_checkpoint(tmp_path))
+    decode(model, range(5))
+    for layer in heat(model).layers:
+        assert (layer.kind, layer.rows) == ("experts", 13)
+        assert sum(layer.fired) == layer.computed > 0
+
+
+def test_layers_without_an_ffn(monkeypatch):
+    checkpoint = random_checkpoint(windows=(None, None), hidden_size=32, ffn_size=96)
+    layers = (replace(checkpoint.config.layers[0], feeds=False), checkpoint.config.layers[1])
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, layers=layers))
+    model = loaded(monkeypatch, checkpoint)
+    decode(model, range(2))
+    assert [(layer.kind, layer.units) for layer in heat(model).layers] == [("dense", 0), ("dense", 96)]

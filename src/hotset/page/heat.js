@@ -120,6 +120,7 @@ export class HeatView {
   // Shares of a layer: computed of what can be skipped, now or since the start; null: nothing was seen.
   #share(i, all) {
     const layer = this.told.layers[i], of = all ? layer : this.layers[i];
+    if (!layer.units) return null; // it has no FFN
     if (layer.kind === "dense" || layer.on_device === layer.units) return 1;
     return of.rows > 0.5 ? (of.computed / of.rows + layer.on_device) / layer.units : null;
   }
@@ -189,7 +190,7 @@ export class HeatView {
   }
 
   #explain(choosing, unit) {
-    const { told } = this, one = choosing[0] ?? told.layers[0];
+    const { told } = this, one = choosing[0] ?? told.layers.find((layer) => layer.units) ?? told.layers[0];
     const scale = make("div", { className: "scale" }, "never", make("i"), "for every token");
     const meaning = {
       now: `How often ${unit} ${unit === "experts" ? "are selected" : "fire"} at present (half-life ${HALF_LIFE} tokens)`,
@@ -253,6 +254,7 @@ export class HeatView {
         draw.textAlign = "right";
         draw.fillText(i, LABEL - 9, y + row / 2);
       }
+      if (!layer.units) return;
       const plain = layer.kind === "dense" && !(this.mode === "profile" && layer.profile);
       const columns = plain ? 1 : Math.ceil(layer.units / layer.column);
       for (let k = 0; k < columns; ++k) {
@@ -302,7 +304,7 @@ export class HeatView {
     const { row, span } = this.shape ?? {}, layers = this.told?.layers;
     if (!row || !layers) return;
     const x = event.offsetX - LABEL, i = Math.floor(event.offsetY / row), layer = layers[i];
-    if (!layer || x < 0 || x >= span) { this.tip.hidden = true; return; }
+    if (!layer?.units || x < 0 || x >= span) { this.tip.hidden = true; return; }
     const k = Math.floor(((x / span) * layer.units) / layer.column), start = k * layer.column;
     const end = Math.min(start + layer.column, layer.units) - 1, name = layer.kind === "experts" ? "expert" : "neuron";
     const frequency = this.#frequency(i, k), parts = [];

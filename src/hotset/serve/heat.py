@@ -12,6 +12,7 @@ from hotset.backends.cpu.experts import CpuExperts
 from hotset.backends.cpu.parts import COUNTED
 from hotset.core.config import ExpertsConfig, Way
 from hotset.hybrid.parts import OnDevice, OnHost, Split, SplitExperts
+from hotset.model.beside import FFNBesideExperts
 from hotset.serve.load import open_model
 from hotset.serve.loaded import Model
 
@@ -24,7 +25,8 @@ class LayerHeat:
     """One layer's FFN: its units, neurons or experts, in groups of neighbours (the last may have fewer)."""
 
     kind: str
-    """``neurons`` or ``experts``, of which some are computed for a token; ``dense``: all always are."""
+    """``neurons`` or ``experts``, of which some are computed for a token; ``dense``: all always are, or there
+    is no FFN (0 units)."""
     units: int
     column: int
     """Units of a group."""
@@ -92,6 +94,8 @@ def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None)
             ffn, hot = cold, n_hot
         case SplitExperts(cold=cold, resident=on_device):
             ffn, resident = cold, tuple(on_device.resident)
+    if isinstance(ffn, FFNBesideExperts):
+        ffn = ffn.experts
     if config.experts:
         return _experts(model, config.experts, ffn, resident, profile)
     if isinstance(ffn, CpuNeuronFFN) and config.ffn and config.ffn.way is not Way.DENSE:
@@ -109,7 +113,7 @@ def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None)
             hot,
             profile=_means(profile, column),
         )
-    column = -(-units // COLUMNS)
+    column = max(1, -(-units // COLUMNS))
     return LayerHeat("dense", units, column, on_device=hot, profile=_means(profile, column))
 
 
