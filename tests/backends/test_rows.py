@@ -13,8 +13,9 @@ from test_cpu_neurons import ffn as neuron_spec
 from hotset.backends.blocks import round_to_nearest
 from hotset.backends.contract import F32, AttentionSpec, HeadSpec, Linear, Norm, StateShape
 from hotset.backends.cpu import CpuBackend
+from hotset.backends.maths import normalise
 from hotset.core.batch import Batch, Span, Work
-from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation, FFNPlan, NormKind, QueryGrowth, RopeConfig, Score, Way
 from hotset.formats.tensor import TensorType, tensor_from_array
 
 HIDDEN = 64
@@ -68,6 +69,9 @@ def attention_spec(index: int, type: TensorType) -> AttentionSpec:
         scale=dim**-0.5,
         window=window,
         rope=RopeConfig(dim, False, frequencies, 1.0),
+        v_norm=Norm(NormKind.RMS, 1e-5, np.ones(dim, np.float32)) if index % 3 == 1 else None,
+        soft_cap=1.5 if index % 2 else 0.0,
+        growth=QueryGrowth(0.3, 50) if index % 2 else None,
     )
 
 
@@ -81,6 +85,13 @@ def attend(backend: CpuBackend, spec: AttentionSpec, kv_type: str, x: F32, cuts:
             parts.attend(backend, layer, part, part, sequence)
             out[rows] = part
     return out
+
+
+def test_numpy_norms() -> None:
+    """What layers of several parts are normalised with between them."""
+    x, norm = numbers(6, 33, 2816), Norm(NormKind.RMS, 1e-6, numbers(7, 2816))
+    alone = np.concatenate([normalise(x[i : i + 1], norm) for i in range(len(x))])
+    assert_same_bits(alone, normalise(x, norm))
 
 
 @pytest.mark.parametrize("level", CpuBackend.levels())

@@ -16,7 +16,7 @@ from typing import Any
 import gguf  # noqa: F401 - not to be counted when an error message needs it
 import numpy as np
 import pytest
-from helpers.gguf_bytes import by_neuron, shape_of, split, tiny_model
+from helpers.gguf_bytes import ABSENT, by_neuron, shape_of, split, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -236,6 +236,17 @@ FAMILY: dict[str, dict[str, Any]] = {
     "olmoe": EXPERTS | {"intermediate_size": 5},
     "qwen2_moe": EXPERTS | {"moe_intermediate_size": 5, "shared_expert_intermediate_size": 7},
     "qwen3_moe": EXPERTS | {"moe_intermediate_size": 5},
+    "mellum": EXPERTS | {"moe_intermediate_size": 5},
+    "granitemoe": EXPERTS | {"intermediate_size": 5},
+    "glm4_moe": {
+        "n_routed_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 5,
+        "shared_expert_intermediate_size": 7,
+        "first_k_dense_replace": 0,
+    },
+    "gemma4_text": {"hidden_size_per_layer_input": 3, "global_head_dim": 4, "top_k_experts": 2}
+    | {"num_experts": 3, "moe_intermediate_size": 5},
 }
 HF_KEYS = words("""
     model_type hidden_size vocab_size intermediate_size num_hidden_layers num_attention_heads
@@ -268,7 +279,7 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
     """config.json and model.safetensors of a one-layer model."""
     tensors = {}
     for part, modules in architecture.tensors.items():
-        if part in ("output", "attn_norm_2", "ffn_gate_up_exps"):
+        if part in ABSENT or (part == "attn_qkv" and "attn_q" in architecture.tensors):
             continue
         shape = shape_of(architecture, part)
         if part.endswith("_exps") and architecture.experts and architecture.experts.hf_turned:
@@ -283,6 +294,8 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
                     bias = shape_of(architecture, part)[:-1]
                 tensors[f"{whole}.bias"] = np.ones(bias, np.float32)
     config = CONFIG | {"model_type": architecture.model_types[0], "num_key_value_heads": 1, "head_dim": 4}
+    if architecture.experts and architecture.experts.beside:
+        config |= {"enable_moe_block": True}
     return config | {"intermediate_size": 12} | FAMILY.get(architecture.model_types[0], {}), save(tensors)
 
 

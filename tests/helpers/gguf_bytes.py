@@ -80,7 +80,24 @@ class GGUFBytes:
         return header + bytes(-len(header) % _ALIGNMENT) + body
 
 
-SIZES = {"V": 6, "P": 34, "D": 8, "F": 12, "Q": 8, "K": 4, "H": 4, "A": 2, "E": 3, "X": 5, "Y": 7, "1": 1}
+SIZES = {
+    "V": 6,
+    "P": 34,
+    "D": 8,
+    "F": 12,
+    "Q": 8,
+    "K": 4,
+    "H": 4,
+    "A": 2,
+    "E": 3,
+    "X": 5,
+    "Y": 7,
+    "1": 1,
+    "L": 3,
+    "J": 3,
+}
+ABSENT = ("output", "attn_norm_2", "ffn_gate_up_exps", "ffn_gate_up", "ssm_in", "ssm_ba")
+"""What may be absent."""
 DELTA_NET = {"G": 16, "B": 4, "T": 2, "Z": 8, "C": 16, "W": 3}
 SHORT_CONV = {"U": 24, "C": 8, "W": 3}
 MAMBA = {"I": 34, "C": 24, "W": 3, "T": 2, "Z": 8}
@@ -121,17 +138,20 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
         size = 5 if architecture.experts else 12
         keys |= {f"{name}.ssm.{key}": value for key, value in DELTA_NET_KEYS.items()}
         keys |= {f"{name}.attention.head_count_kv": [0], f"{name}.feed_forward_length": [size]}
+    if architecture.by_layer:
+        keys |= {f"{name}.attention.key_length": 4, f"{name}.embedding_length_per_layer_input": 3}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
+    recurrent = architecture.delta_net or architecture.short_conv or architecture.mamba
     for part in architecture.tensors:
-        if part in ("output", "attn_norm_2", "ffn_gate_up_exps", "ssm_in", "ssm_ba"):  # what may be absent
+        if part in ABSENT or (part == "attn_qkv" and "attn_q" in architecture.tensors and not recurrent):
             continue
-        if (architecture.delta_net or architecture.short_conv or architecture.mamba) and part in OF_ATTENTION:
+        if recurrent and part in OF_ATTENTION:
             continue
         if architecture.mamba and part in OF_RECURRENT:
             continue
-        if architecture.experts and part in OF_DENSE:
+        if architecture.experts and part in OF_DENSE and not architecture.experts.beside:
             continue
         place = part if is_global(part) else f"blk.0.{part}"
         shape = shape_of(architecture, part)
@@ -139,7 +159,8 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
         if part in architecture.always_biased:
             parts["bias"] = shape[:-1] or shape
         for suffix, dims in parts.items():
-            data = rng.standard_normal(dims).astype("<f4").tobytes()
+            numbers = rng.standard_normal(dims).astype("<f4")
+            data = (np.abs(numbers) if part.endswith("_scale") else numbers).tobytes()
             tensors.append(TensorLine(f"{place}.{suffix}", dims, data))
     return GGUFBytes({key: value for key, value in keys.items() if value is not None}, tensors)
 

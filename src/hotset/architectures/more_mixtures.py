@@ -21,7 +21,7 @@ def _with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The shared experts' size as that of one."""
     size, count = config.get("moe_intermediate_size", 1408), config.get("n_shared_experts", 1)
     shared = size * count if isinstance(size, int) and isinstance(count, int) else None
-    return {**config, "shared_expert_intermediate_size": shared}
+    return {"shared_expert_intermediate_size": shared, **config}
 
 
 MORE_MIXTURES: tuple[Architecture, ...] = (

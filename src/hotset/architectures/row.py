@@ -45,9 +45,9 @@ SHAPES: Mapping[str, str] = MappingProxyType(
         "ffn_down_exps_scale": "E",
         "per_layer_token_embd": "VJ",
         "per_layer_model_proj": "JD",
-        "per_layer_proj_norm": "I",
-        "inp_gate": "ID",
-        "proj": "DI",
+        "per_layer_proj_norm": "L",
+        "inp_gate": "LD",
+        "proj": "DL",
         "post_norm": "D",
         "layer_output_scale": "1",
     }
@@ -56,7 +56,7 @@ SHAPES: Mapping[str, str] = MappingProxyType(
 
 V vocabulary, P positions, D hidden, F FFN, H head, A heads, Q = heads x head, K = key/value heads x head.
 E experts, X neurons of an expert, Y of the shared one. ``exp_probs_b`` is a bias alone.
-I numbers of a layer's own embedding of a token, J of all layers'.
+L numbers of a layer's own embedding of a token, J of all layers'.
 """
 
 OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})

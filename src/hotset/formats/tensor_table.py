@@ -121,7 +121,7 @@ class Sizes:
             "K": self.kv_heads * self.head_dim,
             "A": self.heads,
             "1": 1,
-            "I": self.layer_input,
+            "L": self.layer_input,
             "J": self.layers * self.layer_input,
         }
         if self.experts:
