@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from hotset.architectures.row import Architecture
+from hotset.architectures.row import OF_DENSE, Architecture
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.errors import CheckpointError, RequestError
 from hotset.formats import Overrides, open_checkpoint
-from hotset.formats.tensor_table import is_global
+from hotset.formats.tensor_table import ONLY_BIAS, is_global
 
 MOST_BYTES = 2 << 20  # a thousand times the files
 MOST_SECONDS = 2.0
@@ -281,13 +281,16 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
     for part, modules in architecture.tensors.items():
         if part in ABSENT or (part == "attn_qkv" and "attn_q" in architecture.tensors):
             continue
+        if architecture.experts and part in OF_DENSE and not architecture.experts.beside:
+            continue
         shape = shape_of(architecture, part)
         if part.endswith("_exps") and architecture.experts and architecture.experts.hf_turned:
             shape = (shape[0], shape[2], shape[1])
         name = modules.split("|", maxsplit=1)[0].format(0)
         for number in range(shape[0]) if "*" in name else [0]:
             own, whole = (shape[1:], name.replace("*", str(number))) if "*" in name else (shape, name)
-            tensors[f"{whole}.weight"] = np.ones(own, np.float16 if is_global(part) else np.float32)
+            stored = whole if part == ONLY_BIAS else f"{whole}.weight"
+            tensors[stored] = np.ones(own, np.float16 if is_global(part) else np.float32)
             if part in architecture.always_biased:
                 bias = own[:-1] or own
                 if part.endswith("_exps"):
