@@ -30,7 +30,7 @@ struct ExpertNeuronsJob {
   const int64_t* first_chunks;  // of each use, and of one more
   int64_t n, neurons, cols, parts, part_neurons, sum_floats;
   Activation activation;
-  bool everything;
+  const bool* everything;  // of each row of the batch
   RowActivations x;
   Touched* touched;  // kMostRows to a chunk
 
@@ -119,7 +119,8 @@ struct ExpertNeuronsJob {
   NeuronList first_of(int64_t chunk, int32_t* to) const {
     if (chunk >= first_chunks[n]) return {nullptr, to, 0, nullptr};
     const Place at = place(chunk);
-    const int64_t count = list(at.use->h + at.row0 * neurons, at.part, everything, kGroup, to);
+    const bool all = everything[at.use->rows[at.row0]];
+    const int64_t count = list(at.use->h + at.row0 * neurons, at.part, all, kGroup, to);
     return {at.use->has_second ? &at.use->second : &at.use->down, to, std::min(kGroup, count), nullptr};
   }
 
@@ -128,13 +129,14 @@ struct ExpertNeuronsJob {
   Touched add(const Place& at, int64_t t, const Work& w, const NeuronList* after) const {
     const ExpertNeurons& use = *at.use;
     const float* h = use.h + (at.row0 + t) * neurons;
+    const bool all = everything[use.rows[at.row0 + t]];
     const uint8_t* of_row = x.packed ? x.packed + use.rows[at.row0 + t] * x.bytes : nullptr;
     float* sums = w.sums + t * sum_floats;
-    const int64_t listed = list(h, at.part, everything, part_neurons, w.listed);
+    const int64_t listed = list(h, at.part, all, part_neurons, w.listed);
     int64_t count = 0, added = 0, idle = 0;
     const auto keep = [&](int32_t neuron, float value) {
       if (value == 0.0f) {
-        if (everything) w.idle[idle++] = neuron;
+        if (all) w.idle[idle++] = neuron;
         return;
       }
       w.values[count] = value;
@@ -170,7 +172,7 @@ struct ExpertNeuronsJob {
       const NeuronList group = {&use.down, w.idle + first, std::min(kGroup, idle - first), nullptr};
       runtime->neurons.add(&group, kZeros, sums);
     }
-    return {everything ? listed : count, count, everything ? listed : count};
+    return {all ? listed : count, count, all ? listed : count};
   }
 };
 
@@ -214,7 +216,7 @@ struct AddResultsJob {
 int64_t expert_parts(int64_t neurons) { return std::clamp<int64_t>(neurons / kPartNeurons, 1, kMostParts); }
 
 void multiply_expert_neurons(Session& session, const Runtime& runtime, const ExpertNeurons* uses, int64_t n,
-                             Activation activation, bool everything, const RowActivations& x,
+                             Activation activation, const bool* everything, const RowActivations& x,
                              Touched* touched) {
   if (n == 0) return;
   ExpertNeuronsJob job{};

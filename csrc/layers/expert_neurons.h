@@ -21,10 +21,11 @@ struct ExpertNeurons {
 // nothing else.
 int64_t expert_parts(int64_t neurons);
 
-// Writes each use's results: of each row, the neurons whose h is not zero, or with `everything` all. `x` has
-// the batch's rows, packed for second. Adds up what each row of the batch has touched.
+// Writes each use's results: of each row, the neurons whose h is not zero; all, where `everything` says so of
+// the batch's row. `x` has the batch's rows, packed for second. Adds up what each row of the batch has
+// touched.
 void multiply_expert_neurons(Session& session, const Runtime& runtime, const ExpertNeurons* uses, int64_t n,
-                             Activation activation, bool everything, const RowActivations& x,
+                             Activation activation, const bool* everything, const RowActivations& x,
                              Touched* touched);
 
 // What an expert adds to rows of a batch: weight times (sum of its parts + bias).

@@ -12,6 +12,9 @@ namespace {
 // Rows whose neurons are in memory at once.
 constexpr int64_t kMostRows = 512;
 
+// The same of experts stored by neuron, for whose parts each row has several results.
+constexpr int64_t kMostRowsByNeuron = 256;
+
 constexpr int64_t kRowGroup = 16;
 
 // Writes each row's weights, zero for experts that it does not select. Cheap, and all in its commit as in
@@ -220,60 +223,17 @@ void Experts::add(const float* x, float* out, int64_t rows, const float* weights
   add_all(x, out, rows, {nullptr, weights}, batch);
 }
 
-void Experts::add_rows(const float* x, float* out, int64_t rows, const Given& given,
-                       Chooser* const* choosers) const {
-  for (int64_t row = 0; row < rows; row += kMostRows) {
-    const auto from = [&](const float* of) { return of ? of + row * routing.count : nullptr; };
-    const Given of_rows = {from(given.logits), from(given.weights)};
-    const int64_t n = std::min(kMostRows, rows - row);
-    if (by_neuron) {
-      add_by_neuron(x + row * hidden(), out + row * hidden(), n, of_rows,
-                    choosers ? choosers + row : nullptr);
-    } else {
-      add_some(x + row * hidden(), out + row * hidden(), n, of_rows);
-    }
-  }
-}
-
-// Experts stored by neuron compute rows of lossless spans one way, however few they are, and all others the
-// other way, as NeuronFfn does.
 void Experts::add_all(const float* x, float* out, int64_t rows, const Given& given,
                       const Batch* batch) const {
-  if (!by_neuron || !batch) return add_rows(x, out, rows, given, nullptr);
-  std::vector<int64_t> of[2];  // lossless, and others
-  std::vector<Chooser*> choosers;
-  for (int64_t row = 0; row < rows; ++row) {
-    const Span& span = batch->span_of(row);
-    of[!span.lossless].push_back(row);
-    if (span.lossless) continue;
-    const bool counts = span.sequence && index < static_cast<int64_t>(span.sequence->choosers.size());
-    choosers.push_back(counts ? &span.sequence->choosers[index] : nullptr);
-  }
-  if (of[1].empty()) return add_rows(x, out, rows, given, nullptr);
-  if (of[0].empty()) return add_rows(x, out, rows, given, choosers.data());
-  const auto gathered = [](const float* from, const std::vector<int64_t>& which, int64_t cols) {
-    std::vector<float> to;
-    for (const int64_t row : which) to.insert(to.end(), from + row * cols, from + (row + 1) * cols);
-    return to;
-  };
-  std::vector<float> results[2];
-  for (int kind = 0; kind < 2; ++kind) {  // before any result is written, as out may be x
-    const auto some = [&](const float* from) {
-      return from ? gathered(from, of[kind], routing.count) : std::vector<float>();
-    };
-    const std::vector<float> own = gathered(x, of[kind], hidden()), logits = some(given.logits),
-                             weights = some(given.weights);
-    results[kind] = gathered(out, of[kind], hidden());
-    add_rows(own.data(), results[kind].data(), static_cast<int64_t>(of[kind].size()),
-             {given.logits ? logits.data() : nullptr, given.weights ? weights.data() : nullptr},
-             kind == 0 ? nullptr : choosers.data());
-    runtime->pool.quiesce();  // a thread left behind may read what was gathered
-  }
-  for (int kind = 0; kind < 2; ++kind) {
-    const float* from = results[kind].data();
-    for (const int64_t row : of[kind]) {
-      std::copy_n(from, hidden(), out + row * hidden());
-      from += hidden();
+  const int64_t most = by_neuron ? kMostRowsByNeuron : kMostRows;
+  for (int64_t row = 0; row < rows; row += most) {
+    const auto from = [&](const float* of) { return of ? of + row * routing.count : nullptr; };
+    const Given of_rows = {from(given.logits), from(given.weights)};
+    const int64_t n = std::min(most, rows - row);
+    if (by_neuron) {
+      add_by_neuron(x + row * hidden(), out + row * hidden(), n, of_rows, batch, row);
+    } else {
+      add_some(x + row * hidden(), out + row * hidden(), n, of_rows);
     }
   }
 }
@@ -320,9 +280,9 @@ const float* Experts::add_shared(Session& session, const Activations& x) const {
   return y;
 }
 
-// Lossless without choosers.
-void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Given& given,
-                            Chooser* const* choosers) const {
+// `row0`: the first row's number in the batch.
+void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch,
+                            int64_t row0) const {
   Session session(runtime->pool);
   Zone zone(runtime->zones, ZoneName::kFfnRouter);
   const Activations packed = pack_input(session, x, rows);
@@ -330,11 +290,11 @@ void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Give
   const int64_t n = of.n + (shared ? 1 : 0);
   if (n == 0) return;
   zone.next(ZoneName::kFfnUp);
-  const ExpertUses all = uses_of_first(session, packed, of, gated && !choosers);
+  const ExpertUses all = uses_of_first(session, packed, of, false);
   if (of.n > 0) multiply_experts(session, *runtime, all, nullptr);
 
   const size_t down = gated ? 2 : 1;
-  const int64_t parts = choosers ? expert_parts(size()) : 1;
+  const int64_t parts = expert_parts(size());
   auto* neurons = session.allocate<ExpertNeurons>(of.n);
   auto* results = session.allocate<ExpertResult>(n);
   for (int64_t i = 0; i < of.n; ++i) {
@@ -353,30 +313,27 @@ void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Give
     for (int64_t row = 0; row < rows; ++row) every[row] = static_cast<int32_t>(row);
     results[of.n] = {add_shared(session, packed), 1, rows, every, of.shared, nullptr};
   }
-  if (choosers) {
-    zone.next(ZoneName::kFfnChosen);
-    RowActivations of_second = {nullptr, 0, rows};
-    if (gated) {
-      of_second = pack_for_rows(session, *runtime, x, rows, &norm, bank->matrix(1).type, hidden());
-    }
-    auto* touched = session.allocate<Touched>(rows);
-    std::fill_n(touched, rows, Touched{});
-    multiply_expert_neurons(session, *runtime, neurons, of.n, activation, everything, of_second, touched);
-    for (int64_t row = 0; row < rows; ++row) {
-      if (!choosers[row]) continue;
-      ++choosers[row]->rows;
-      choosers[row]->read += touched[row].read;
-      choosers[row]->fired += touched[row].fired;
-      choosers[row]->chosen += touched[row].chosen;
-    }
-  } else {
-    for (int64_t i = 0; gated && i < of.n; ++i) multiply_second(session, all.uses[i], of.experts[i]);
-    zone.next(ZoneName::kFfnDown);
-    for (int64_t i = 0; i < of.n; ++i) {
-      const ExpertNeurons& of_expert = neurons[i];
-      multiply_neurons(session, *runtime, of_expert.h, of_expert.count, of_expert.down, nullptr, false,
-                       of_expert.results);
-    }
+
+  zone.next(ZoneName::kFfnChosen);
+  RowActivations of_second = {nullptr, 0, rows};
+  if (gated) {
+    of_second = pack_for_rows(session, *runtime, x, rows, &norm, bank->matrix(1).type, hidden());
+  }
+  const auto is_lossless = [&](int64_t row) { return !batch || batch->span_of(row0 + row).lossless; };
+  auto* whole = session.allocate<bool>(rows);
+  for (int64_t row = 0; row < rows; ++row) whole[row] = everything && !is_lossless(row);
+  auto* touched = session.allocate<Touched>(rows);
+  std::fill_n(touched, rows, Touched{});
+  multiply_expert_neurons(session, *runtime, neurons, of.n, activation, whole, of_second, touched);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (is_lossless(row)) continue;
+    Sequence* sequence = batch->span_of(row0 + row).sequence;
+    if (!sequence || index >= static_cast<int64_t>(sequence->choosers.size())) continue;
+    Chooser& chooser = sequence->choosers[index];
+    ++chooser.rows;
+    chooser.read += touched[row].read;
+    chooser.fired += touched[row].fired;
+    chooser.chosen += touched[row].chosen;
   }
   if (!post_norm) return add_results(session, *runtime, results, n, rows, hidden(), out);
   auto* y = session.allocate<float>(rows * hidden());

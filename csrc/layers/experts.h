@@ -25,7 +25,7 @@ struct Experts {
   std::shared_ptr<ExpertBank> bank;  // gate where there is one, up, down
   bool gated;
   bool by_neuron;   // the last ones but the first are read by row: up where there is a gate, and down
-  bool everything;  // even neurons that are zero
+  bool everything;  // even neurons that are zero, but for lossless rows
   int64_t index;    // of its chooser in sequences
   Activation activation;
   std::shared_ptr<const SharedExpert> shared;  // or null
@@ -37,9 +37,9 @@ struct Experts {
   // logits (rows x experts) of the router for x, without the norm.
   void route(const float* x, int64_t rows, float* logits) const;
 
-  // out += experts(x); out may be x. The router's logits may be given. The batch (or null) says which rows
-  // are lossless: in experts stored by neuron those read all neurons together, and others only what is not
-  // zero.
+  // out += experts(x); out may be x. The router's logits may be given. Experts stored by neuron read only
+  // what is not zero, or `everything` for rows that are not lossless; such rows are counted in their
+  // sequences. Without a batch all rows are lossless.
   void forward(const float* x, float* out, int64_t rows, const float* logits, const Batch* batch) const;
 
   // Each row's weights (rows x experts), zero for the experts that it does not select: of x, or of the
@@ -74,9 +74,8 @@ struct Experts {
   void multiply_second(Session& session, const ExpertUse& use, int64_t expert) const;
   const float* add_shared(Session& session, const Activations& x) const;
   void add_some(const float* x, float* out, int64_t rows, const Given& given) const;
-  void add_by_neuron(const float* x, float* out, int64_t rows, const Given& given,
-                     Chooser* const* choosers) const;
-  void add_rows(const float* x, float* out, int64_t rows, const Given& given, Chooser* const* choosers) const;
+  void add_by_neuron(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch,
+                     int64_t row0) const;
   void add_all(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch) const;
 };
 

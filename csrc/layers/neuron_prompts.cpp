@@ -152,14 +152,9 @@ void add_all(Session& session, const Runtime& runtime, const float* h, int64_t t
              const Norm* post_norm, float* out) {
   const int64_t cols = down.cols();
   float* y = post_norm ? session.allocate<float>(tokens * cols) : out;
-  multiply_neurons(session, runtime, h, tokens, down.packed, down.bias_data(), !post_norm, y);
-  if (post_norm) add_normed(session, runtime, *post_norm, y, tokens, out);
-}
-
-void multiply_neurons(Session& session, const Runtime& runtime, const float* h, int64_t tokens,
-                      const NeuronMatrix& down, const float* bias, bool add, float* y) {
-  const AllJob job{&runtime, down, h, bias, tokens, add, y};
+  const AllJob job{&runtime, down.packed, h, down.bias_data(), tokens, !post_norm, y};
   session.run(job.groups() * ceil_div(tokens, kTokenBlock), job);
+  if (post_norm) add_normed(session, runtime, *post_norm, y, tokens, out);
 }
 
 }  // namespace hotset

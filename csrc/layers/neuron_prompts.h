@@ -25,8 +25,4 @@ Activations pack_as(Session& session, const Runtime& runtime, const float* x, in
 void add_all(Session& session, const Runtime& runtime, const float* h, int64_t tokens, const NeuronRows& down,
              const Norm* post_norm, float* out);
 
-// y = h times down + bias (or null), or y += that.
-void multiply_neurons(Session& session, const Runtime& runtime, const float* h, int64_t tokens,
-                      const NeuronMatrix& down, const float* bias, bool add, float* y);
-
 }  // namespace hotset

@@ -42,7 +42,7 @@ def source(directory: Path, name: str, kind: Q = Q.F16) -> Checkpoint:
 def logits(checkpoint: Checkpoint, backend: Backend = REFERENCE) -> F32:
     model = build_transformer(checkpoint, backend)
     sequence = model.sequence(len(TOKENS), "f32")
-    # A prompt, which reads all neurons together, and then token by token.
+    # A prompt, and then token by token.
     parts = [model.forward(Batch.of(sequence, TOKENS[:7], lossless=True, logits=None))]
     return np.concatenate([*parts, *(model.forward(Batch.of(sequence, t)) for t in TOKENS[7:, None])])
 
