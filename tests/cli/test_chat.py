@@ -55,6 +55,7 @@ class Answering:
     """A stream of words."""
 
     work = list
+    drafted_tokens = accepted_tokens = 0
 
     def __init__(self, words: list[str]) -> None:
         self._tokens = self._each(words)
