@@ -235,7 +235,7 @@ def test_the_speed_line_has_the_share_of_neurons_computed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = Engine(["1 2 3"])
-    config = SimpleNamespace(layers=(SimpleNamespace(ffn=object()),) * 2, ffn_size=100)
+    config = SimpleNamespace(layers=(SimpleNamespace(ffn=object()),) * 2, computed_neurons=100)
     engine.model = SimpleNamespace(path="m.gguf", config=config, chooses_neurons=True)
     # In two tokens 40 and 20 of a layer's 100 neurons each.
     counts = [[Work(5, chosen=90), Work(5, chosen=7)], [Work(7, chosen=130), Work(7, chosen=27)]]
