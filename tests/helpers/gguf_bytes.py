@@ -137,7 +137,8 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
     if architecture.mamba:  # which no layer is
         size = 5 if architecture.experts else 12
         keys |= {f"{name}.ssm.{key}": value for key, value in DELTA_NET_KEYS.items()}
-        keys |= {f"{name}.attention.head_count_kv": [0], f"{name}.feed_forward_length": [size]}
+        own = {"attention.head_count_kv": [int(not architecture.single)], "feed_forward_length": [size]}
+        keys |= {f"{name}.{key}": value for key, value in own.items()}
     if architecture.by_layer:
         keys |= {f"{name}.attention.key_length": 4, f"{name}.embedding_length_per_layer_input": 3}
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
@@ -147,7 +148,8 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
     for part in architecture.tensors:
         if part in ABSENT or (part == "attn_qkv" and "attn_q" in architecture.tensors and not recurrent):
             continue
-        if recurrent and part in OF_ATTENTION:
+        without = architecture.delta_net or architecture.short_conv or architecture.single
+        if (without and part in OF_ATTENTION) or part in ("ffn_gate_up", "ffn_gate_up_shexp"):
             continue
         if architecture.mamba and part in OF_RECURRENT:
             continue

@@ -15,6 +15,7 @@ from hotset.core.config import (
     ExpertsConfig,
     FFNPlan,
     LayerConfig,
+    MambaConfig,
     ModelConfig,
     NormKind,
     Recurrent,
@@ -136,6 +137,17 @@ def recurrent(checkpoint: Checkpoint, nets: Sequence[Recurrent | None], seed: in
             for name, rows in (("in", 3 * hidden), ("out", hidden)):
                 add(f"{own}.shortconv_{name}.weight", rng.standard_normal((rows, hidden)) / np.sqrt(hidden))
             add(f"{own}.shortconv_conv.weight", rng.standard_normal((hidden, net.kernel)))
+            continue
+        if isinstance(net, MambaConfig):
+            rows = net.values + net.channels + net.n_heads
+            add(f"{own}.ssm_in.weight", rng.standard_normal((rows, hidden)) / np.sqrt(hidden))
+            add(f"{own}.ssm_out.weight", rng.standard_normal((hidden, net.values)) / np.sqrt(net.values))
+            add(f"{own}.ssm_conv1d.weight", rng.standard_normal((net.channels, net.kernel)))
+            add(f"{own}.ssm_conv1d.bias", rng.standard_normal(net.channels))
+            add(f"{own}.ssm_dt.weight", rng.standard_normal(net.n_heads))
+            add(f"{own}.ssm_d.weight", rng.standard_normal(net.n_heads))
+            add(f"{own}.ssm_a.weight", -np.exp(rng.standard_normal(net.n_heads)) / 4)
+            add(f"{own}.ssm_norm.weight", rng.random(net.values) + 0.5)
             continue
         heads = net.n_value_heads
         values = heads * net.head_dim

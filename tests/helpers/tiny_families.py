@@ -34,6 +34,8 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "ernie4_5": ernie4_5,
         "mellum": mellum,
         "granitemoe": granitemoe,
+        "granite-hybrid": granite_hybrid,
+        "granite-hybrid-moe": lambda: granite_hybrid(num_local_experts=6, num_experts_per_tok=3),
         "glm4moe": glm4moe,
         "gemma2": gemma2,
         "gemma4": gemma4,
@@ -158,6 +160,30 @@ def granitemoe(**options: Any) -> Model:
         "logits_scaling": 4.0,
     }
     return _build("GraniteMoe", SIZES, sizes, own, factors, options)
+
+
+def granite_hybrid(**options: Any) -> Model:
+    """Mamba-2, two of five layers with attention."""
+    sizes = {
+        "hidden_size": 48,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "shared_intermediate_size": 40,
+        "num_local_experts": 0,
+        "position_embedding_type": "nope",
+        "layer_types": ["mamba", "attention", "mamba", "mamba", "attention"],
+        "mamba_n_heads": 6,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 16,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    }
+    return _build("GraniteMoeHybrid", SIZES, sizes, options)
 
 
 def glm4moe(**options: Any) -> Model:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from hotset.backends.contract import F32
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch, Span
-from hotset.core.config import DeltaNetConfig, ExpertsConfig, LayerPlacement, Placement, ShortConvConfig
+from hotset.core.config import (
+    DeltaNetConfig,
+    ExpertsConfig,
+    LayerPlacement,
+    MambaConfig,
+    Placement,
+    ShortConvConfig,
+)
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import swaps
@@ -26,6 +33,7 @@ from hotset.testing.stand_in import StandInDevice
 EXPERTS = ExpertsConfig(count=10, used=3, size=16, shared_size=12)
 PLAIN = ExpertsConfig(count=10, used=2, size=24)
 NET = DeltaNetConfig(n_key_heads=2, n_value_heads=4, head_dim=8, kernel=4, tiled=True)
+MAMBA = MambaConfig(n_groups=2, n_heads=4, head_dim=6, state_dim=8, kernel=4)
 CONV = ShortConvConfig(channels=20, kernel=3)
 TOKENS = np.random.default_rng(5).integers(0, 53, 60).astype(np.int32)
 
@@ -33,7 +41,7 @@ TOKENS = np.random.default_rng(5).integers(0, 53, 60).astype(np.int32)
 def model() -> Checkpoint:
     """Recurrent layers and attention; mixtures with and without a shared expert, dense layers."""
     base = random_checkpoint(windows=(None, None, 5, None, None))
-    return recurrent(mixture(base, [EXPERTS, PLAIN, None, EXPERTS, None]), [NET, None, None, NET, CONV])
+    return recurrent(mixture(base, [EXPERTS, PLAIN, None, EXPERTS, None]), [NET, None, None, MAMBA, CONV])
 
 
 CHECKPOINT = model()

@@ -250,6 +250,11 @@ class Architecture:
         return "ssm_d" in self.tensors
 
     @property
+    def single(self) -> bool:
+        """Whether each layer is a mixer or an FFN alone."""
+        return self.mamba and "ffn_norm" not in self.tensors
+
+    @property
     def dense_layers(self) -> bool:
         """Whether some layers may have one FFN."""
         return "ffn_up" in self.tensors

@@ -47,21 +47,22 @@ _TENSORS = {
     "ssm_norm": _module("mixer.norm"),
     "ssm_out": _module("mixer.out_proj"),
 }
+MAMBA_SHAPES = {
+    # I rows of Mamba's input, C channels, W kernel, T heads, Z their values.
+    "ssm_in": "ID",
+    "ssm_conv1d": "CW",
+    "ssm_dt": "T",
+    "ssm_a": "T",
+    "ssm_d": "T",
+    "ssm_norm": "Z",
+    "ssm_out": "DZ",
+}
 _NEMOTRON_H = Architecture(
     name="nemotron_h",
     model_types=("nemotron_h",),
     activation=Activation.RELU2,
     tensors={**_TENSORS, "ffn_up": _module("mixer.up_proj"), "ffn_down": _module("mixer.down_proj")},
-    # I rows of Mamba's input, C channels, W kernel, T heads, Z their values.
-    shapes={
-        "ssm_in": "ID",
-        "ssm_conv1d": "CW",
-        "ssm_dt": "T",
-        "ssm_a": "T",
-        "ssm_d": "T",
-        "ssm_norm": "Z",
-        "ssm_out": "DZ",
-    },
+    shapes=MAMBA_SHAPES,
     biases={"use_conv_bias": ("ssm_conv1d",)},
     positions=False,
     default_pre={"": "pixtral"},

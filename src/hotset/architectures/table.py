@@ -7,6 +7,7 @@ nothing of how files are read: `hotset.formats` does that, and refuses whatever 
 from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
 from hotset.architectures.gemmas import GEMMAS
+from hotset.architectures.granite_hybrids import GRANITE_HYBRIDS
 from hotset.architectures.likenesses import LIKENESSES
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.more_mixtures import MORE_MIXTURES
@@ -23,4 +24,5 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *DELTA_NETS,
     *SHORT_CONVS,
     *SINGLE_PARTS,
+    *GRANITE_HYBRIDS,
 )

@@ -124,7 +124,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
 def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
     model_type = raw.get("model_type")
     named = [row for row in ARCHITECTURES if model_type in row.model_types]
-    mixture = "moe" in layer_kinds(raw) or bool(raw.get("enable_moe_block"))
+    mixture = "moe" in layer_kinds(raw) or bool(raw.get("enable_moe_block") or raw.get("num_local_experts"))
     for architecture in named:
         if len(named) == 1 or mixture == bool(architecture.experts):
             return architecture

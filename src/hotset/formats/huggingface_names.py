@@ -93,8 +93,8 @@ def _add(
         delta_net.add_vector(table, target.name, part, tensor)
     elif part == "attn_qkv" and architecture.fused_qkv:
         table.add_fused(layer, suffix, tensor, sizes, grouped=architecture.hf_qkv_by_head)
-    elif part == "ffn_gate_up":
-        table.add_gate_up(layer, suffix, tensor, sizes)
+    elif part in ("ffn_gate_up", "ffn_gate_up_shexp"):
+        table.add_gate_up(layer, suffix, tensor, sizes, shared=part.endswith("shexp"))
     elif part == "ffn_gate_up_exps":
         add_gate_up(table, layer, suffix, tensor, sizes, turned=turned)
     elif part in _STACKS and suffix == "weight" and turned:

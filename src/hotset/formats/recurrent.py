@@ -38,6 +38,10 @@ def from_gguf(keys: Keys, architecture: Architecture, layers: int) -> LayerKinds
         kernel=keys.integer("ssm.conv_kernel", low=2, high=64),
     )
     _check_groups(keys, "ssm.group_count", mamba)
+    if not architecture.single:
+        keys.require({"rope.scaling.finetuned": False})  # which says that attention is told no positions
+        attends = _stated(keys, "attention.head_count_kv", layers)
+        return LayerKinds(mamba, tuple(not attention for attention in attends), attends)
     feeds = _stated(keys, "feed_forward_length", layers)
     attends = _stated(keys, "attention.head_count_kv", layers)
     recurs = tuple(not (ffn or attention) for ffn, attention in zip(feeds, attends, strict=True))
@@ -66,7 +70,9 @@ def from_config(keys: Keys, architecture: Architecture, layers: int) -> LayerKin
         kernel=keys.integer("conv_kernel", low=2, high=64),
     )
     _check_groups(keys, "n_groups", mamba)
-    known = ("mamba", "attention", "moe" if architecture.experts else "mlp")
+    known: tuple[str, ...] = ("mamba", "attention")
+    if architecture.single:
+        known += ("moe" if architecture.experts else "mlp",)
     kinds = keys.get("layers_block_type")
     if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in known for kind in kinds):
         raise keys.refuse("layers_block_type", f"{layers} of {', '.join(known)}", kinds)
@@ -74,7 +80,7 @@ def from_config(keys: Keys, architecture: Architecture, layers: int) -> LayerKin
         mamba,
         tuple(kind == "mamba" for kind in kinds),
         tuple(kind == "attention" for kind in kinds),
-        single=True,
+        single=architecture.single,
     )
 
 

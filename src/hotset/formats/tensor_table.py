@@ -203,14 +203,17 @@ class TensorTable(Mapping[str, Tensor]):
             else:
                 self.add(name, fused.rows(begin, begin + rows))
 
-    def add_gate_up(self, layer: int, suffix: str, fused: Tensor, sizes: Sizes) -> None:
-        """Take gate and up in that are one tensor (2 F, D), gate's rows first."""
-        size = sizes.ffn
+    def add_gate_up(
+        self, layer: int, suffix: str, fused: Tensor, sizes: Sizes, *, shared: bool = False
+    ) -> None:
+        """Take gate and up in that are one tensor (2 F, D), gate's rows first; of the shared expert."""
+        of, end = sizes.experts, "_shexp" if shared else ""
+        size = of.shared_size if shared and of else sizes.ffn
         expected = (2 * size, *((sizes.hidden,) if suffix == "weight" else ()))
         if fused.shape != expected:
-            raise self.mismatch(f"blk.{layer}.ffn_up.{suffix}", expected, fused.shape)
+            raise self.mismatch(f"blk.{layer}.ffn_up{end}.{suffix}", expected, fused.shape)
         for i, part in enumerate(("ffn_gate", "ffn_up")):
-            self.add(f"blk.{layer}.{part}.{suffix}", fused.rows(i * size, (i + 1) * size))
+            self.add(f"blk.{layer}.{part}{end}.{suffix}", fused.rows(i * size, (i + 1) * size))
 
     def check(self, architecture: Architecture, sizes: Sizes) -> None:
         """Refuse missing, unexpected and misshapen tensors, naming the first."""

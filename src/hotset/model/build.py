@@ -236,7 +236,8 @@ class _Weights:
             dt_bias=self.tensors[f"{layer}.ssm_dt.weight"].to_float32(),
             decay=self.tensors[f"{layer}.ssm_a.weight"].to_float32(),
             skip=self.tensors[f"{layer}.ssm_d.weight"].to_float32(),
-            out_norm=self.norm(f"{layer}.ssm_norm"),
+            # Not of hidden vectors.
+            out_norm=replace(self.norm(f"{layer}.ssm_norm"), eps=self.config.norm_eps),
             output=self.linear(f"{layer}.ssm_out"),
             shape=shape,
         )
