@@ -62,7 +62,7 @@ class HotsetEngine:
         """Share of neurons computed in decoding so far, over the layers stored by neuron; 1 without any."""
         work = [chooser.work for chooser in self._kv.choosers if chooser]
         rows = sum(w.rows for w in work)
-        return sum(w.read for w in work) / rows / self.checkpoint.config.ffn_size if rows else 1.0
+        return sum(w.read for w in work) / rows / self.checkpoint.config.computed_neurons if rows else 1.0
 
     def clear(self) -> None:
         """Forget the sequence."""

@@ -122,7 +122,7 @@ def test_greedy_texts_are_compared_up_to_the_first_difference():
 def test_a_model_that_chooses_neurons_is_read_token_by_token(monkeypatch):
     sparse = model(5)
     sparse.config.layers = (SimpleNamespace(ffn=FFNPlan(Way.EXACT)), SimpleNamespace(ffn=None))
-    sparse.config.ffn_size = 8
+    sparse.config.computed_neurons = 8
     lengths, prompts = [], []
     forward = sparse.transformer.forward
 
