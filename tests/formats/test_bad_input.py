@@ -245,6 +245,13 @@ FAMILY: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 7,
         "first_k_dense_replace": 0,
     },
+    "ernie4_5_moe": {
+        "moe_num_experts": 3,
+        "moe_k": 2,
+        "moe_intermediate_size": 5,
+        "shared_expert_intermediate_size": 7,
+        "moe_layer_start_index": 0,
+    },
     "gemma4_text": {"hidden_size_per_layer_input": 3, "global_head_dim": 4, "top_k_experts": 2}
     | {"num_experts": 3, "moe_intermediate_size": 5},
 }

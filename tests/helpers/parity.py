@@ -27,7 +27,7 @@ def run_peer(model: Any) -> NDArray[np.float32]:
     import torch
 
     config = model.config.to_dict()
-    if config.get("num_experts_per_tok") or config.get("top_k_experts"):
+    if config.get("num_experts_per_tok") or config.get("top_k_experts") or config.get("moe_k"):
         model.set_experts_implementation("eager")  # grouped products want aligned sizes
     with torch.inference_mode():
         return model(torch.from_numpy(TOKENS[None].astype(np.int64))).logits[0].float().numpy()

@@ -37,6 +37,7 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "granite-hybrid": granite_hybrid,
         "granite-hybrid-moe": lambda: granite_hybrid(num_local_experts=6, num_experts_per_tok=3),
         "glm4moe": glm4moe,
+        "ernie4_5-moe": ernie4_5_moe,
         "gemma2": gemma2,
         "gemma4": gemma4,
         "gemma4-shared": gemma4_shared,
@@ -198,6 +199,13 @@ def glm4moe(**options: Any) -> Model:
         "use_qk_norm": True,
     }
     return _build("Glm4Moe", SIZES, _HEADS, _EXPERTS, own, options)
+
+
+def ernie4_5_moe(**options: Any) -> Model:
+    sizes = {"hidden_size": 60, "num_attention_heads": 6, "num_key_value_heads": 2, "pad_token_id": 0}
+    own = {"moe_num_experts": 6, "moe_k": 3, "moe_num_shared_experts": 2, "moe_intermediate_size": 23}
+    own["intermediate_size"] = 92  # llama.cpp's converter takes the shared size for this over the key heads
+    return _build("Ernie4_5_Moe", SIZES, sizes, own, options)
 
 
 def gemma2(**options: Any) -> Model:

@@ -24,6 +24,11 @@ def _with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"shared_expert_intermediate_size": shared, **config}
 
 
+def _of_ernie(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The shared experts' number by the name that others have."""
+    return _with_shared_size({"n_shared_experts": config.get("moe_num_shared_experts", 2), **config})
+
+
 MORE_MIXTURES: tuple[Architecture, ...] = (
     Architecture(
         name="mellum",
@@ -88,5 +93,36 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
         },
         hf_required={"n_group": 1, "topk_group": 1},
         hf_adapt=_with_shared_size,
+    ),
+    Architecture(
+        name="ernie4_5-moe",
+        model_types=("ernie4_5_moe",),
+        activation=Activation.SILU,
+        tensors={
+            **LLAMA_TENSORS,
+            **QWEN_EXPERTS,
+            **_SHARED,
+            "exp_probs_b": _LAYER + "mlp.moe_statics.e_score_correction_bias",
+        },
+        experts=Mixture(),
+        biases={"use_bias": (*ATTENTION, "ffn_gate", "ffn_up", "ffn_down")},
+        optional=frozenset({"output", "exp_probs_b"}),
+        gguf_rope_interleaved=True,
+        hf_rope_interleaved=True,
+        hf_keys={
+            "first_k_dense_replace": "moe_layer_start_index",
+            "num_experts": "moe_num_experts",
+            "num_experts_per_tok": "moe_k",
+        },
+        hf_defaults={
+            "first_k_dense_replace": 1,
+            "max_position_embeddings": 131072,
+            "norm_eps": 1e-5,
+            "num_key_value_heads": 4,
+            "rope_theta": 5e5,
+            "tie_word_embeddings": True,
+        },
+        hf_required={"moe_layer_interval": 1, "use_bias": False},
+        hf_adapt=_of_ernie,
     ),
 )

@@ -168,6 +168,11 @@ class TensorTable(Mapping[str, Tensor]):
         """Take a tensor of the file in under its final name."""
         self.add_made(name, tensor.shape, partial(_renamed, name, tensor))
 
+    def add_vector(self, name: str, tensor: Tensor) -> None:
+        """Take a vector in, which may be stored as a matrix of one row (ERNIE's)."""
+        one_row = len(tensor.shape) == 2 and tensor.shape[0] == 1
+        self.add(name, replace(tensor, shape=tensor.shape[1:]) if one_row else tensor)
+
     def add_made(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> None:
         """Take in a tensor that is made when it is looked up."""
         if name in self._make:
