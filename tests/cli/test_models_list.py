@@ -1,4 +1,4 @@
-"""The list of families: as a command, and in README."""
+"""The list of families: as a command, and in the docs."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from hotset.architectures.listing import families, markdown
 from hotset.architectures.table import ARCHITECTURES
 from hotset.cli.app import run_command
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/models.md"
 TABLE = re.compile(r"(<!-- models.*?-->\n)(.*?)(\n<!-- end of models -->)", re.DOTALL)
 
 
@@ -27,9 +27,9 @@ def test_every_row_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"opt", "nemotron", "arcee", "bamboo", "smallthinker"} <= exact
 
 
-@pytest.mark.skipif(not README.exists(), reason="needs the sources, not an installed package")
-def test_readme_has_the_same() -> None:
-    """`python tests/helpers/readme_models.py` writes it."""
-    found = TABLE.search(README.read_text())
+@pytest.mark.skipif(not PAGE.exists(), reason="needs the sources, not an installed package")
+def test_the_docs_have_the_same() -> None:
+    """`python tests/helpers/models_table.py` writes it."""
+    found = TABLE.search(PAGE.read_text())
     assert found
     assert found[2] == markdown()
