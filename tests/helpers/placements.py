@@ -10,7 +10,7 @@ def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:
     """About so much of the weights on the device: the head and attention first, then neurons evenly."""
     config = checkpoint.config
     attention = [
-        sum(checkpoint.tensors[f"blk.{i}.attn_{part}.weight"].nbytes for part in ("q", "k", "v", "output"))
+        sum(t.nbytes for name, t in checkpoint.tensors.items() if name.startswith(_mixer(i)))
         for i in range(config.n_layers)
     ]
     down = "ffn_down_t" if config.layers[0].ffn else "ffn_down"
@@ -29,6 +29,11 @@ def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:
     slabs = int(max(0.0, left) / ffn * config.ffn_size + 1e-6) // slab
     hot = config.ffn_size if share == 1 else slabs * slab
     return Placement(tuple(LayerPlacement(on_device, hot) for on_device in resident), head)
+
+
+def _mixer(layer: int) -> tuple[str, ...]:
+    """How the names begin of what mixes positions in a layer."""
+    return tuple(f"blk.{layer}.{part}" for part in ("attn_", "ssm_", "shortconv"))
 
 
 def eager_machine() -> MachineProfile:
