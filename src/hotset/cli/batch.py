@@ -28,6 +28,7 @@ def batch(
     kv_type: options.KVType = "f16",
     threads: options.Threads = None,
     vram: options.Vram = None,
+    override: options.Override = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only errors.")] = False,
 ) -> None:
     """Answer the lines of a file; interrupted, it goes on where it was when run again."""
@@ -45,14 +46,20 @@ def batch(
     lines = read_lines(requests)
     done = resume(output)
     left = {id: line for id, line in lines.items() if id not in done}
-    gpu = options.vram_bytes(vram)
+    gpu, overrides = options.vram_bytes(vram), options.overrides(override)
 
     def load(known: object) -> Engine:
         return Engine.load(
-            model, threads=threads, context=context, kv_type=kv_type, vram=gpu, parallel=parallel
+            model,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            vram=gpu,
+            parallel=parallel,
+            overrides=overrides,
         )
 
-    server = Server(Models([known_model(model, context, kv_type, None)], load))
+    server = Server(Models([known_model(model, context, kv_type, None, overrides)], load))
     with output.open("ab") as out, progress("Answering") as bar:
         failed = asyncio.run(answer_lines(server, left, out, parallel, None if quiet else bar))
     if not quiet:

@@ -12,6 +12,7 @@ from hotset.cli import options
 from hotset.core.errors import HotsetError, RequestError
 
 if TYPE_CHECKING:
+    from hotset.formats.overrides import Overrides
     from hotset.serve.engine import Engine
     from hotset.server.models import Known
 
@@ -150,7 +151,13 @@ def check_extra(command: str) -> None:
         raise HotsetError(f"hotset {command} needs {', '.join(missing)}: pip install 'hotset[serve]'")
 
 
-def known_model(model: str | None, context: int | None, kv_type: str, room: int | None) -> "Known":
+def known_model(
+    model: str | None,
+    context: int | None,
+    kv_type: str,
+    room: int | None,
+    overrides: "Overrides | None" = None,
+) -> "Known":
     """A model's name and size, by the headers of its file."""
     from hotset.model.reading import traffic
     from hotset.serve.load import open_model
@@ -160,7 +167,7 @@ def known_model(model: str | None, context: int | None, kv_type: str, room: int 
 
     named = _NAMED.fullmatch(model) if model and not Path(model).exists() else None
     name, source = (named[1], named[2]) if named else (None, model)
-    checkpoint = open_model(source)
+    checkpoint = open_model(source, overrides)
     config = checkpoint.config
     tokens = check_context(config, context)
     keys_and_values = room or kv_cache_bytes(config, tokens, check_kv_type(kv_type, config))
