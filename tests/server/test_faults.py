@@ -334,7 +334,8 @@ def test_fault_31_another_request_does_not_cost_the_chats_prefix(server):
 def test_fault_32_message_start_has_the_prompts_tokens(server):
     body = {"messages": EIFFEL, "max_tokens": 2, "stream": True}
     text = server.http.post("/v1/messages", json=body).text
-    start = json.loads(text.split("data: ")[1].split("\n")[0])
+    events = [json.loads(part.split("\n")[0]) for part in text.split("data: ")[1:]]
+    start = next(event for event in events if event["type"] == "message_start")
     assert start["message"]["usage"]["input_tokens"] > 20
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from helpers.running_server import Running
 
 from hotset.core.errors import CheckpointError
 from hotset.server.errors import ApiError
@@ -127,7 +128,7 @@ def test_a_server_of_two_models(run_server):
     assert "b" not in [m["model"] for m in server.http.get("/api/ps").json()["models"]]
 
 
-def test_health_answers_while_a_model_is_loaded(make_engine, running_server):
+def test_health_answers_while_a_model_is_loaded(make_engine):
     gate = threading.Event()
     running = None
 
@@ -137,7 +138,7 @@ def test_health_answers_while_a_model_is_loaded(make_engine, running_server):
 
     def start():
         nonlocal running
-        running = running_server([Known("x", None)], load)
+        running = Running([Known("x", None)], load)
 
     thread = threading.Thread(target=start)
     thread.start()

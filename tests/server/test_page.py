@@ -6,7 +6,7 @@ import time
 
 import httpx
 import pytest
-from conftest import Running
+from helpers.running_server import Running
 from scripted import say, scripted_engine
 
 from hotset.page import read_files

@@ -6,7 +6,7 @@ import anthropic
 import ollama
 import openai
 import pytest
-from conftest import Running
+from helpers.running_server import Running
 from scripted import say, scripted_engine
 
 from hotset.server.models import Known
