@@ -336,7 +336,8 @@ def test_fault_32_message_start_has_the_prompts_tokens(server):
     text = server.http.post("/v1/messages", json=body).text
     events = [json.loads(part.split("\n")[0]) for part in text.split("data: ")[1:]]
     start = next(event for event in events if event["type"] == "message_start")
-    assert start["message"]["usage"]["input_tokens"] > 20
+    usage = start["message"]["usage"]
+    assert usage["input_tokens"] + usage["cache_read_input_tokens"] > 20
 
 
 def test_a_slow_reader_stops_nobody(server):

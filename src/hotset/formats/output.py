@@ -131,8 +131,9 @@ def _temporary(target: Path, *, directory: bool = False) -> Iterator[Path]:
             os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
         yield temporary
     finally:
-        if descriptor >= 0:
+        if temporary != target:  # also where a signal came between making it and knowing its descriptor
             _remove(temporary)
+        if descriptor >= 0:
             os.close(descriptor)
 
 
