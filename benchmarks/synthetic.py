@@ -2,8 +2,8 @@
 
 The blocks are random but valid and scaled by 1/sqrt(columns), so activations stay finite; what such a model
 says means nothing, and `general.name` says so. A byte-level SentencePiece vocabulary is padded to the shape's
-size. Types follow `llama-quantize`: the output matrix of a quantised file is Q6_K, and a K-quant gives way to
-the next legacy type where the columns are no multiple of 256.
+size. Types follow `llama-quantize`: the output matrix of a quantised file is Q6_K, a K-quant gives way to
+the next legacy type where the columns are no multiple of 256, and MXFP4 is for experts alone, beside Q8_0.
 
     python benchmarks/synthetic.py llama-2-7b --type q4_0 --out llama-2-7b-Q4_0.gguf
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from shapes import SHAPES, Shape
 
 from hotset.core.errors import HotsetError
 from hotset.formats.gguf_writer import NewTensor, write_gguf
@@ -42,70 +43,6 @@ FALLBACK = {
 BUFFER_BYTES = 8 << 20
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A published model's sizes; names as in GGUF."""
-
-    architecture: str
-    vocab: int
-    context: int
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-    kv_heads: int
-    rope_base: float = 10000.0
-    epsilon: float = 1e-5
-    tied: bool = False
-    key_length: int = 0
-    """Numbers in one head, if these do not add up to the hidden size."""
-    delta_heads: tuple[int, int] | None = None
-    """Key and value heads of 128 numbers of the layers that are gated delta nets: all but every fourth."""
-    experts: int = 0
-    """Each layer's, of `ffn` neurons; 0: it is no mixture."""
-    experts_used: int = 0
-
-    @property
-    def head_dim(self) -> int:
-        """Numbers in one head."""
-        return self.key_length or self.hidden // self.heads
-
-    def recurrent(self, layer: int) -> bool:
-        """Whether a layer is a gated delta net."""
-        return self.delta_heads is not None and (layer + 1) % 4 != 0
-
-
-SHAPES = {
-    "llama-2-7b": Shape("llama", 32000, 4096, 4096, 11008, 32, 32, 32),
-    "llama-2-13b": Shape("llama", 32000, 4096, 5120, 13824, 40, 40, 40),
-    "llama-3-8b": Shape("llama", 128256, 8192, 4096, 14336, 32, 32, 8, rope_base=500000.0),
-    "mistral-7b": Shape("llama", 32000, 32768, 4096, 14336, 32, 32, 8),
-    "smollm2-135m": Shape("llama", 49152, 8192, 576, 1536, 30, 9, 3, rope_base=100000.0, tied=True),
-    "qwen2.5-1.5b": Shape(
-        "qwen2", 151936, 32768, 1536, 8960, 28, 12, 2, rope_base=1000000.0, epsilon=1e-6, tied=True
-    ),
-    "qwen3.5-4b": Shape(
-        *("qwen35", 248320, 262144, 2560, 9216, 32, 16, 4),
-        rope_base=1e7,
-        epsilon=1e-6,
-        tied=True,
-        key_length=256,
-        delta_heads=(16, 32),
-    ),
-    "qwen3-30b-a3b": Shape(
-        *("qwen3moe", 151936, 40960, 2048, 768, 48, 32, 4),
-        rope_base=1e6,
-        epsilon=1e-6,
-        key_length=128,
-        experts=128,
-        experts_used=8,
-    ),
-    "opt-6.7b": Shape("opt", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
-    # What llama.cpp runs in place of OPT, which it does not know: the same matrices, without a gate too.
-    "opt-6.7b-as-falcon": Shape("falcon", 50272, 2048, 4096, 16384, 32, 32, 32, tied=True),
-    "falcon-7b": Shape("falcon", 65024, 2048, 4544, 18176, 32, 71, 1, tied=True),
-    "falcon-40b": Shape("falcon", 65024, 2048, 8192, 32768, 60, 128, 8),
-}
 OPT_POSITION_OFFSET = 2
 DELTA_DIM, DELTA_KERNEL = 128, 4
 ROUTERS = {"uniform": 1.0, "skewed": 4.0}
@@ -124,11 +61,17 @@ class TensorPlan:
     """Random rows are from this many times the usual length down to as much less, in any order."""
 
 
-def matrix_type(wanted: Q, columns: int, *, output: bool = False) -> Q:
+def matrix_type(wanted: Q, columns: int, *, output: bool = False, experts: bool = False) -> Q:
     """The type that a matrix gets in a file of the `wanted` type (see the module's docstring)."""
+    if wanted is Q.MXFP4 and not experts:
+        return Q.Q8_0
     if output and wanted not in (Q.Q8_0, Q.F16, Q.BF16, Q.F32):
         wanted = Q.Q6_K
     return FALLBACK.get(wanted, wanted) if columns % wanted.block_size else wanted
+
+
+def _ffn(size: int, hidden: int) -> dict[str, tuple[int, int]]:
+    return {"gate": (size, hidden), "up": (size, hidden), "down": (hidden, size)}
 
 
 class _Planner:
@@ -158,6 +101,7 @@ class _Planner:
     def layer(self, i: int) -> None:
         shape, block = self.shape, f"blk.{i}"
         opt = shape.architecture == "opt"
+        late = shape.delta_heads or shape.architecture == "gpt-oss"
         self.norm(f"{block}.attn_norm")
         if shape.architecture == "falcon":
             if shape.kv_heads > 1:
@@ -168,7 +112,7 @@ class _Planner:
             self.delta_net(block)
         else:
             self.attention(block)
-        if shape.delta_heads:
+        if late:
             self.norm(f"{block}.post_attention_norm")
         elif shape.architecture != "falcon":
             self.norm(f"{block}.ffn_norm")
@@ -181,26 +125,38 @@ class _Planner:
         self.matrix(f"{block}.ffn_down", shape.hidden, shape.ffn, bias=opt)
 
     def experts(self, block: str) -> None:
-        count, hidden, size = self.shape.experts, self.shape.hidden, self.shape.ffn
+        count, hidden, size, shared = self.shape.experts, self.shape.hidden, self.shape.ffn, self.shape.shared
+        bias = self.shape.architecture == "gpt-oss"
         router = TensorPlan(f"{block}.ffn_gate_inp.weight", (count, hidden), Q.F32, skew=self.skew)
         self.tensors.append(router)
-        stacks = {"gate": (size, hidden), "up": (size, hidden), "down": (hidden, size)}
-        for name, matrix in stacks.items():
-            kind = matrix_type(self.wanted, matrix[1])
-            self.tensors.append(TensorPlan(f"{block}.ffn_{name}_exps.weight", (count, *matrix), kind))
+        if bias:
+            self.vector(f"{block}.ffn_gate_inp.bias", count, fill=0.0)
+        for name, (rows, columns) in _ffn(size, hidden).items():
+            kind = matrix_type(self.wanted, columns, experts=True)
+            self.tensors.append(TensorPlan(f"{block}.ffn_{name}_exps.weight", (count, rows, columns), kind))
+            if bias:
+                self.vector(f"{block}.ffn_{name}_exps.bias", count, rows, fill=0.0)
+        if not shared:
+            return
+        self.vector(f"{block}.ffn_gate_inp_shexp.weight", hidden, fill=None)
+        for name, (rows, columns) in _ffn(shared, hidden).items():
+            self.matrix(f"{block}.ffn_{name}_shexp", rows, columns)
 
     def attention(self, block: str) -> None:
         shape = self.shape
         gated = bool(shape.delta_heads)
         queries, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        qkv_bias = shape.architecture in ("qwen2", "opt")
+        bias = shape.architecture in ("opt", "gpt-oss")
+        qkv_bias = bias or shape.architecture == "qwen2"
         self.matrix(f"{block}.attn_q", (1 + gated) * queries, shape.hidden, bias=qkv_bias)
         self.matrix(f"{block}.attn_k", kv, shape.hidden, bias=qkv_bias)
         self.matrix(f"{block}.attn_v", kv, shape.hidden, bias=qkv_bias)
         if gated or shape.architecture == "qwen3moe":
             self.vector(f"{block}.attn_q_norm.weight", shape.head_dim)
             self.vector(f"{block}.attn_k_norm.weight", shape.head_dim)
-        self.matrix(f"{block}.attn_output", shape.hidden, queries, bias=shape.architecture == "opt")
+        self.matrix(f"{block}.attn_output", shape.hidden, queries, bias=bias)
+        if shape.architecture == "gpt-oss":
+            self.vector(f"{block}.attn_sinks.weight", shape.heads, fill=0.0)
 
     def delta_net(self, block: str) -> None:
         keys, heads = self.shape.delta_heads or (0, 0)
@@ -339,6 +295,15 @@ def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
             "expert_count": shape.experts,
             "expert_used_count": shape.experts_used,
             "expert_feed_forward_length": shape.ffn,
+        }
+    if shape.shared:
+        sizes["expert_shared_feed_forward_length"] = shape.shared
+    if shape.window:
+        sizes |= {
+            "attention.sliding_window": shape.window,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": shape.context // 32,
         }
     if shape.delta_heads:
         sizes |= {

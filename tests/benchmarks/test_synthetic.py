@@ -28,13 +28,17 @@ def test_blocks_dequantise_to_centred_numbers_of_the_wanted_deviation(kind, colu
 
 
 @pytest.mark.parametrize(
-    "shape", ["smollm2-135m", "qwen2.5-1.5b", "falcon-7b", "opt-6.7b", "qwen3.5-4b", "qwen3-30b-a3b"]
+    "shape",
+    [
+        *("smollm2-135m", "qwen2.5-1.5b", "falcon-7b", "opt-6.7b"),
+        *("qwen3.5-4b", "qwen3-30b-a3b", "qwen3.6-35b-a3b", "gpt-oss-20b"),
+    ],
 )
 def test_file_is_read_back_by_gguf(tmp_path, shape, monkeypatch):
     full = synthetic.SHAPES[shape]
     monkeypatch.setitem(synthetic.SHAPES, shape, replace(full, vocab=1000, experts=min(full.experts, 9)))
     path = tmp_path / "m.gguf"
-    layers = 4 if shape == "qwen3.5-4b" else 1  # it has two kinds
+    layers = 4 if full.delta_heads else 1  # they have two kinds
     size = synthetic.write(path, shape, "q4_k", layers=layers)
     assert size == path.stat().st_size
     reader = gguf.GGUFReader(path)

@@ -63,6 +63,16 @@ def test_what_routes_experts(opened: Any) -> None:
     assert (experts.groups, experts.groups_used) == (3, 2)
 
 
+def test_a_row_may_be_a_vector(opened: Any) -> None:
+    """As in files that `llama-quantize` has written."""
+    file, name = tiny_model(MIXTURES["qwen35moe"]), "blk.0.ffn_gate_inp_shexp.weight"
+    row = opened(file).tensors[name]
+    assert row.shape == (1, 8)
+    vector = opened(added(without(file, name), name, (8,))).tensors[name]
+    assert vector.shape == row.shape
+    assert vector.to_float32().tolist() == [[*range(8)]]
+
+
 def test_gate_and_up_in_one_tensor(opened: Any) -> None:
     file = without(tiny_model(MIXTURES["qwen3moe"]), "blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight")
     tensors = opened(added(file, "blk.0.ffn_gate_up_exps.weight", (3, 10, 8))).tensors

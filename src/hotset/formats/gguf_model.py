@@ -21,7 +21,7 @@ from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf, rotated
 from hotset.formats.tensor import Tensor, TensorType
-from hotset.formats.tensor_table import ONLY_BIAS, Sizes, TensorTable, check_layer_count, split_name
+from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, split_name
 
 # Keys that change the computation in ways that Hotset does not run, with their neutral value.
 _NEUTRAL: Mapping[str, Any] = {
@@ -242,8 +242,6 @@ def _table(
             table.add_gate_up(layer, suffix, tensor, sizes)
         elif own := _own_name(architecture, rest):
             table.add(own if layer is None else f"blk.{layer}.{own}", tensor)
-        elif part == ONLY_BIAS:
-            table.add_vector(name, tensor)
         elif name.endswith(".ffn_down_t.bias"):  # PowerInfer's name
             table.add(name.replace("ffn_down_t", "ffn_down"), tensor)
         elif delta_net.add_from_gguf(table, name, tensor, sizes.kinds.recurrent):

@@ -93,8 +93,6 @@ def _add(
         delta_net.add_vector(table, target.name, part, tensor)
     elif part == "attn_qkv" and architecture.fused_qkv:
         table.add_fused(layer, suffix, tensor, sizes, grouped=architecture.hf_qkv_by_head)
-    elif part == ONLY_BIAS:
-        table.add_vector(target.name, tensor)
     elif part in ("ffn_gate_up", "ffn_gate_up_shexp"):
         table.add_gate_up(layer, suffix, tensor, sizes, shared=part.endswith("shexp"))
     elif part == "ffn_gate_up_exps":

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,11 +169,6 @@ class TensorTable(Mapping[str, Tensor]):
         """Take a tensor of the file in under its final name."""
         self.add_made(name, tensor.shape, partial(_renamed, name, tensor))
 
-    def add_vector(self, name: str, tensor: Tensor) -> None:
-        """Take a vector in, which may be stored as a matrix of one row (ERNIE's)."""
-        one_row = len(tensor.shape) == 2 and tensor.shape[0] == 1
-        self.add(name, replace(tensor, shape=tensor.shape[1:]) if one_row else tensor)
-
     def add_made(self, name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> None:
         """Take in a tensor that is made when it is looked up."""
         if name in self._make:
@@ -221,7 +217,10 @@ class TensorTable(Mapping[str, Tensor]):
             self.add(f"blk.{layer}.{part}{end}.{suffix}", fused.rows(i * size, (i + 1) * size))
 
     def check(self, architecture: Architecture, sizes: Sizes) -> None:
-        """Refuse missing, unexpected and misshapen tensors, naming the first."""
+        """Refuse missing, unexpected and misshapen tensors, naming the first.
+
+        A matrix of one row and a vector are the same: llama.cpp's tools write either.
+        """
         parts = set(architecture.tensors)
         if architecture.fused_qkv:
             parts |= {"attn_q", "attn_k", "attn_v"}
@@ -235,8 +234,12 @@ class TensorTable(Mapping[str, Tensor]):
         for layer in range(sizes.layers):
             expected |= self._neuron_shapes(layer, sizes)
         for name, shape in expected.items():
-            if self._shapes[name] != shape:
-                raise self.mismatch(name, shape, self._shapes[name])
+            found = self._shapes[name]
+            if found != shape:
+                if found not in ((1, *shape), shape[1:]) or prod(found) != prod(shape):
+                    raise self.mismatch(name, shape, found)
+                self._shapes[name] = shape
+                self._make[name] = partial(_shaped, self._make[name], shape)
         for name in self._shapes:
             if name not in expected:
                 raise CheckpointError(
@@ -333,6 +336,10 @@ def check_layer_count(keys: Keys, key: str, tensors: int) -> int:
 
 def _renamed(name: str, tensor: Tensor) -> Tensor:
     return Tensor(name, tensor.type, tensor.shape, tensor.data)
+
+
+def _shaped(make: Callable[[], Tensor], shape: tuple[int, ...]) -> Tensor:
+    return replace(make(), shape=shape)
 
 
 def _heads(name: str, fused: Tensor, heads: NDArray[np.int64], rows: int) -> Tensor:
