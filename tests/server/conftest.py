@@ -43,8 +43,8 @@ def model():
 def make_engine(model):
     """Engines over the one model in memory."""
 
-    def make(context=1024, **options):
-        watched = replace(model, transformer=Watched(model.transformer))
+    def make(context=1024, pooling=None, **options):
+        watched = replace(model, transformer=Watched(model.transformer), pooling=pooling)
         return Engine(watched, context=context, **options)
 
     return make

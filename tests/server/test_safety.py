@@ -156,4 +156,10 @@ def test_metrics_count(server):
     server.http.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 3, "temperature": 0})
     assert value('hotset_tokens_total{kind="answer"}') == before + 3
     assert value('hotset_state{what="models"}') == 1
+    body = {"prompt": "One two three. " * 12, "max_tokens": 40, "temperature": 0}
+    details = server.http.post("/v1/completions", json=body).json()["usage"]["completion_tokens_details"]
+    accepted, rejected = details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]
+    assert accepted > 10
+    assert value('hotset_tokens_total{kind="accepted"}') >= accepted
+    assert value('hotset_tokens_total{kind="drafted"}') >= accepted + rejected
     assert value('hotset_requests_total{route="/v1/completions",status="200"}') >= 1

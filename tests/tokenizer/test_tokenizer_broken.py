@@ -140,3 +140,12 @@ def test_a_begin_token_that_is_asked_for_must_be_named() -> None:
     metadata = {**byte_level(), "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}
     with pytest.raises(CheckpointError, match=r"missing key tokenizer\.ggml\.bos_token_id"):
         from_metadata(metadata)
+
+
+def test_an_end_token_is_added_where_it_is_asked_for_and_the_text_is_over() -> None:
+    plain, ended = (
+        from_metadata(byte_level()),
+        from_metadata({**byte_level(), "tokenizer.ggml.add_eos_token": True}),
+    )
+    assert ended.encode("hello") == plain.encode("hello") == plain.encode("hello", add_end=True)
+    assert ended.encode("hello", add_end=True) == [*plain.encode("hello"), 2]

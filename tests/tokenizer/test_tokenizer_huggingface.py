@@ -249,3 +249,14 @@ def test_broken_files_give_one_line_that_names_them(name: str, text: str | bytes
     else:
         assert name != "tokenizer.json"
         assert text == "{}"
+
+
+def test_an_end_token_of_the_post_processor_is_added_to_texts_that_are_over(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    save_byte_level(tmp_path)
+    fast = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast.post_processor = TemplateProcessing(single=f"$A {CONTROL[2]}", special_tokens=[(CONTROL[2], 2)])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = open_directory(tmp_path)
+    assert tokenizer.encode("hello", add_end=True) == [*tokenizer.encode("hello"), 2]

@@ -40,10 +40,7 @@ BatchView: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation: ``weight`` and ``bias`` are (n,), n being the hidden size or a head's size.
-
-    Where `kind` says that there is none, the weight has ones, and vectors stay as they are.
-    """
+    """A normalisation: ``weight`` (ones where there is none) and ``bias`` are (n,), D or a head's size."""
 
     kind: NormKind
     eps: float
@@ -388,6 +385,9 @@ class Head(Protocol):
 
     def forward(self, x: Array) -> F32:
         """Logits (T, V) of x (T, D)."""
+
+    def normed(self, x: Array) -> F32:
+        """What logits are products of (T, D): x (T, D), normalised, times the factor on logits."""
 
 
 class LayerInputs(Protocol):

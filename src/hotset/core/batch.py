@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from collections.abc import Sequence as ListOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 I32 = NDArray[np.int32]
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Span:
     """Neurons are left out only where they are exactly zero: prompts, a sequence's first positions."""
     logits: int = 1
     """For how many of its last rows logits are wanted; 0: a prompt cut in pieces."""
+    hidden: F32 | None = field(default=None, compare=False)
+    """(n, D): where to write the last layer's hidden vectors, normalised, of its last n rows."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,18 @@ class Batch:
                 count = min(left, rows - (end - start), lossless_below - position if early else left)
                 left, position, end = left - count, position + count, end + count
                 logits = min(max(0, span.logits - left), count)
-                spans.append(Span(span.sequence, count, span.lossless or early, logits))
+                hidden = _last(span.hidden, left, count)
+                spans.append(Span(span.sequence, count, span.lossless or early, logits, hidden))
                 if left or end - start == rows:
                     yield Batch(self.tokens[start:end], tuple(spans))
                     spans, start = [], end
         if spans:
             yield Batch(self.tokens[start:end], tuple(spans))
+
+
+def _last(hidden: F32 | None, left: int, count: int) -> F32 | None:
+    """Of a span's `hidden`, what belongs to `count` rows that `left` others follow."""
+    if hidden is None or len(hidden) <= left:
+        return None
+    end = len(hidden) - left
+    return hidden[max(0, end - count) : end]

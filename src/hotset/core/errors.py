@@ -17,6 +17,10 @@ class RequestError(HotsetError):
     """A prompt or a sampling parameter that cannot be served, such as one longer than the context."""
 
 
+class UnsupportedError(RequestError):
+    """A request of a kind that this model does not serve; a server answers with a 501."""
+
+
 class ConstraintError(RequestError):
     """A rule for an answer that cannot be kept, such as a JSON schema with a keyword that is not known."""
 

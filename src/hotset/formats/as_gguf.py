@@ -21,6 +21,8 @@ from hotset.formats.ffn_plan import plan_keys
 from hotset.formats.gguf_file import read_gguf
 from hotset.formats.gguf_writer import same_metadata
 from hotset.formats.mapped import read_bytes
+from hotset.formats.pooling import KEY as POOLING
+from hotset.formats.pooling import Pooling, read_pooling
 from hotset.formats.rope import F32, plain_frequencies
 from hotset.formats.tensor import Tensor, tensor_from_array
 
@@ -148,6 +150,8 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
         keys["rope.freq_base_swa"] = _theta(local) or 1e4
     metadata: dict[str, Any] = {"general.architecture": name, "general.name": checkpoint.path.resolve().name}
     metadata |= {f"{name}.{key}": value for key, value in keys.items()} | _norm_key(c)
+    if pooling := read_pooling(checkpoint):
+        metadata[f"{name}.{POOLING}"] = tuple(Pooling).index(pooling)
     for key, file in [(TOKENIZER, "tokenizer.json"), *((BESIDE + file, file) for file in BESIDE_FILES)]:
         path = checkpoint.path / file
         if key == BESIDE + "config.json":

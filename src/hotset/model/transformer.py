@@ -118,9 +118,9 @@ class Transformer:
     def forward(self, batch: Batch) -> F32:
         """Append the batch's tokens to their sequences, and predict what follows.
 
-        Returns the logits (R, V) of the rows for which the spans want them, in the batch's order. Nothing is
-        appended if this raises: `RequestError` where a sequence has no room for its tokens, `NotFiniteError`
-        where the model computes infinities or NaN.
+        Returns the logits (R, V) of the rows for which the spans want them, in the batch's order, and writes
+        the hidden vectors that they want. Nothing is appended if this raises: `RequestError` where a sequence
+        has no room for its tokens, `NotFiniteError` where the model computes infinities or NaN.
         """
         _check(batch)
         lengths = [span.sequence.length for span in batch.spans]
@@ -151,6 +151,9 @@ class Transformer:
         # A row spoils those that attend to it: what is not looked at here is found in later logits.
         if not batch.all_wanted and not is_finite(x):
             raise self.not_finite(batch)
+        for span, rows in batch.rows():
+            if span.hidden is not None:
+                span.hidden[:] = self.head.normed(x[rows][-len(span.hidden) :])
         return self._head(x, batch)
 
     def not_finite(self, batch: Batch) -> HotsetError:

@@ -18,6 +18,7 @@ from hotset.core.errors import RequestError
 from hotset.formats.overrides import Overrides
 from hotset.serve.arguments import check_load, check_messages, token_ids
 from hotset.serve.constraint import Constraint
+from hotset.serve.embed import Embed, Embedding, check_embeds
 from hotset.serve.job import Answer, Score
 from hotset.serve.load import Progress, load_model
 from hotset.serve.loaded import Model
@@ -212,6 +213,20 @@ class Engine:
             return self._scores([cast(Sequence[int], ids)])[0]
         return self._scores(cast(Sequence[Sequence[int]], ids))
 
+    def embed(self, prompt: str | Sequence[int]) -> Embedding:
+        """The vector of a text, or of token ids as they are: `Embedding.result` waits for it.
+
+        It is made as the model's file says: the mean of all tokens' last hidden vectors, or the last token's,
+        divided by its length. Raises `UnsupportedError` where the file says neither.
+        """
+        pooling = check_embeds(self.model)
+        ids = self.tokenizer.encode(prompt, add_end=True) if isinstance(prompt, str) else token_ids(prompt)
+        self._check_text(ids)
+        job = Embed(np.array(ids, np.int32), pooling, self.model.config.hidden_size)
+        job.lasting = True
+        self._runner.add(job)
+        return Embedding(job, self._runner)
+
     def step(self) -> bool:
         """Compute the next batch in this thread; False: there was nothing to do.
 
@@ -268,12 +283,7 @@ class Engine:
     def _scores(self, texts: Sequence[Sequence[int]]) -> list[F32]:
         jobs = []
         for text in texts:
-            self._check_tokens(text)
-            if len(text) > self.context:
-                raise RequestError(
-                    f"a text has {len(text)} tokens, but the context has room for {self.context}: shorten it "
-                    "or ask for more room (--context)"
-                )
+            self._check_text(text)
             jobs.append(Score(np.array(text, np.int32), self._vocab_size))
         try:
             for job in jobs:
@@ -286,6 +296,14 @@ class Engine:
             for job in jobs:
                 self._runner.cancel(job)
         return [job.scores for job in jobs]
+
+    def _check_text(self, tokens: Sequence[int]) -> None:
+        self._check_tokens(tokens)
+        if len(tokens) > self.context:
+            raise RequestError(
+                f"a text has {len(tokens)} tokens, but the context has room for {self.context}: shorten it "
+                "or ask for more room (--context)"
+            )
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
         if not len(tokens):

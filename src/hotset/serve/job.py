@@ -76,6 +76,10 @@ class Job:
         """For how many of the next rows it wants logits."""
         raise NotImplementedError
 
+    def hidden(self, start: int, rows: int) -> F32 | None:
+        """Where to write hidden vectors of the `rows` next tokens, from `start` on (`Span.hidden`)."""
+        return None
+
     def chances(self) -> list[float]:
         """How likely the first, the first two … tokens of a draft are all right; empty: there is none."""
         return []

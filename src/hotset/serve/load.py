@@ -11,6 +11,7 @@ from hotset.core.errors import HotsetError, RequestError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.mapped import check_whole
 from hotset.formats.overrides import Overrides
+from hotset.formats.pooling import read_pooling
 from hotset.model.reading import order_notes, rounding_notes, traffic
 from hotset.serve.loaded import DEFAULT_CONTEXT, Model, check_context
 from hotset.serve.memory import check_memory
@@ -64,6 +65,7 @@ def load_model(
     if ram is not None and not checkpoint.config.mixture:
         raise RequestError(f"--ram keeps experts in the file: {checkpoint.path} is no mixture of experts")
     check_memory(checkpoint, room, kv_type, vram=vram or 0, ram=ram)
+    pooling = read_pooling(checkpoint)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
         device = _gpu()
@@ -72,7 +74,13 @@ def load_model(
         transformer = build_transformer(checkpoint, backend, progress)
         check_whole()
         return Model(
-            checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint), notes=tuple(notes)
+            checkpoint.path,
+            transformer,
+            tokenizer,
+            backend,
+            traffic(checkpoint),
+            pooling=pooling,
+            notes=tuple(notes),
         )
 
     from hotset.placing.doctor import gpu_machine
@@ -103,6 +111,7 @@ def load_model(
         backend,
         traffic(checkpoint),
         placed.plan,
+        pooling,
         (*notes, *placed.notes),
     )
 

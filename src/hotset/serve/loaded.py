@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hotset.core.batch import Sequence, Work
 from hotset.core.config import ModelConfig, Way
 from hotset.core.errors import RequestError
+from hotset.formats.pooling import Pooling
 from hotset.model.reading import Traffic
 from hotset.model.transformer import Transformer
 from hotset.state.kv_types import check_kv_type
@@ -31,6 +32,8 @@ class Model:
     traffic: Traffic
     plan: "Plan | None" = None
     """What lies on a device, and how fast that is reckoned to be; None where all is the CPU's."""
+    pooling: Pooling | None = None
+    """How it makes embeddings; None: it was not made for that."""
     notes: tuple[str, ...] = ()
     """What the user should know about how the model was loaded, a line each."""
 

@@ -328,7 +328,7 @@ class Runner:
             end = start + span.logits
             job.read = min(max(job.read, span.sequence.length), job.prompt)
             over = False
-            if start < end:
+            if start < end or span.hidden is not None:
                 try:
                     over = job.accept(logits[start:end])
                 except Exception as error:
@@ -369,7 +369,7 @@ def _span(job: Job, count: int) -> tuple[I32, Span]:
     assert slot is not None
     start = slot.length
     tokens = slot.tokens[start : start + count]
-    return tokens, Span(slot.sequence, count, start < job.prompt, job.logits(count))
+    return tokens, Span(slot.sequence, count, start < job.prompt, job.logits(count), job.hidden(start, count))
 
 
 def _failure(error: Exception) -> HotsetError:

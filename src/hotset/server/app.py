@@ -15,7 +15,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hotset.serve.request import Request
-from hotset.server import anthropic, ollama, openai_chat, openai_completions, openai_responses, page, service
+from hotset.server import (
+    anthropic,
+    embeddings,
+    ollama,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    page,
+    service,
+)
 from hotset.server.access import Access
 from hotset.server.answers import Answer
 from hotset.server.ask import Ask
@@ -92,9 +101,12 @@ class Server:
     def _over(self, call: Call, generation: Generation) -> None:
         generation.close()
         usage, first, ended = generation.usage, generation.first, generation.ended
-        self.metrics.generation(usage.prompt, usage.cached, usage.answer, first)
-        call.facts |= {"prompt": usage.prompt, "cached": usage.cached, "answer": usage.answer}
+        counts = {"prompt": usage.prompt, "cached": usage.cached, "answer": usage.answer}
+        drafts = {"drafted": usage.drafted, "accepted": usage.accepted}
+        self.metrics.tokens(**counts, **drafts)
+        call.facts |= counts | (drafts if usage.drafted else {})
         if first is not None and ended is not None:
+            self.metrics.first_token(first)
             call.facts["first"] = f"{first:.3f}s"
             if ended > first:
                 call.facts["speed"] = f"{(usage.answer - len(generation.answers)) / (ended - first):.1f}/s"
@@ -113,6 +125,7 @@ def make_app(
         *openai_responses.ROUTES,
         *anthropic.ROUTES,
         *ollama.ROUTES,
+        *embeddings.ROUTES,
     ]
     middleware = [Middleware(Access, count=server.metrics.request)]
     if origins:

@@ -29,8 +29,11 @@ class Conversation:
     """For the chat template."""
 
 
-Prompt = Conversation | str | tuple[int, ...]
-"""A conversation, a text to be continued, or token ids."""
+Text = str | tuple[int, ...]
+"""A text, or its token ids."""
+
+Prompt = Conversation | Text
+"""A conversation to be answered, or a text to be continued."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hotset.core.errors import BusyError, HotsetError, ModelError
+from hotset.core.errors import BusyError, HotsetError, ModelError, UnsupportedError
 
 _KINDS = {
     400: "invalid_request_error",
@@ -65,10 +65,9 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, BusyError):
         return ApiError(503, str(error), retry=1)
-    if isinstance(error, ModelError):
-        return ApiError(500, str(error))
-    if isinstance(error, HotsetError):
-        return ApiError(400, str(error))
+    for kind, status in ((UnsupportedError, 501), (ModelError, 500), (HotsetError, 400)):
+        if isinstance(error, kind):
+            return ApiError(status, str(error))
     if isinstance(error, MemoryError):
         return ApiError(503, f"no memory left: {error}", retry=10)
     return ApiError(500, f"the server failed: {type(error).__name__}")

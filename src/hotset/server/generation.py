@@ -60,6 +60,10 @@ class Usage:
     answer: int = 0
     reasoning: int = 0
     """Of the answer."""
+    drafted: int = 0
+    """Tokens computed before it was known whether they are the answer's; no part of the others."""
+    accepted: int = 0
+    """Of the drafted."""
 
     @property
     def total(self) -> int:
@@ -109,6 +113,8 @@ class Generation:
             sum(stream.cached_tokens for stream in firsts),
             sum(answer.tokens for answer in self.answers),
             sum(answer.reasoning_tokens for answer in self.answers),
+            sum(stream.drafted_tokens for stream in self._streams),
+            sum(stream.accepted_tokens for stream in self._streams),
         )
 
     async def read(self, patience: float | None = None) -> AsyncIterator[list[tuple[Answer, list[Piece]]]]:

@@ -17,7 +17,10 @@ class Metrics:
             "hotset_requests", "Requests answered.", ["route", "status"], registry=registry
         )
         self._tokens = Counter(
-            "hotset_tokens", "Tokens: of prompts, of these cached, of answers.", ["kind"], registry=registry
+            "hotset_tokens",
+            "Tokens: of prompts, of these cached, of answers, of drafts of answers, of these accepted.",
+            ["kind"],
+            registry=registry,
         )
         self._first = Histogram(
             "hotset_first_token_seconds",
@@ -37,12 +40,14 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._whole.observe(seconds)
 
-    def generation(self, prompt: int, cached: int, answer: int, first: float | None) -> None:
-        """Count the tokens of a request, and the time to the first of its answer."""
-        for kind, count in (("prompt", prompt), ("cached", cached), ("answer", answer)):
+    def tokens(self, **kinds: int) -> None:
+        """Count tokens by their kind."""
+        for kind, count in kinds.items():
             self._tokens.labels(kind).inc(count)
-        if first is not None:
-            self._first.observe(first)
+
+    def first_token(self, seconds: float) -> None:
+        """Count an answer that has begun, so many seconds after it was asked for."""
+        self._first.observe(seconds)
 
     def text(self) -> bytes:
         """All of it, in Prometheus's form."""

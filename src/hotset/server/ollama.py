@@ -249,7 +249,7 @@ async def show(server: "Server", call: Call) -> Reply:
     held = await server.hold(call, fields.text("model") or fields.text("name"))
     known, template = held.known, held.engine.tokenizer.chat_template
     source = "" if template is None else template.source
-    capabilities = ["completion"]
+    capabilities = ["completion", *(["embedding"] if held.engine.model.pooling else [])]
     if "tools" in source or (template is not None and template.tool_use):
         capabilities.append("tools")
     if "think" in source:
@@ -273,11 +273,6 @@ async def version(server: "Server", call: Call) -> Reply:
     return {"version": _VERSION}
 
 
-async def embed(server: "Server", call: Call) -> Reply:
-    """Not yet."""
-    raise ApiError(501, "embeddings are not computed yet: this server answers and scores text")
-
-
 ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "/api/chat", chat),
     ("POST", "/api/generate", generate),
@@ -285,6 +280,4 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/api/ps", ps),
     ("POST", "/api/show", show),
     ("GET", "/api/version", version),
-    ("POST", "/api/embed", embed),
-    ("POST", "/api/embeddings", embed),
 ]

@@ -152,7 +152,11 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.answer,
         "total_tokens": usage.total,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            "accepted_prediction_tokens": usage.accepted,
+            "rejected_prediction_tokens": usage.drafted - usage.accepted,
+        },
     }
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from hotset.serve.request import Token
 from hotset.server.answers import Answer, Piece
-from hotset.server.ask import MOST_CHOICES, Ask, Prompt, most_tokens, sampling
+from hotset.server.ask import MOST_CHOICES, Ask, most_tokens, sampling
 from hotset.server.call import Call, Handler, Reply, fields_of
 from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
 from hotset.server.openai_chat import FINGERPRINT, usage_body
+from hotset.server.prompts import read_prompts
 from hotset.server.rules import response_format
 from hotset.server.streams import DONE, SSE, event, streamed
 
@@ -34,7 +35,7 @@ def read_ask(fields: Fields) -> Ask:
         raise fields.wrong("logprobs", "nothing beside echo: prompts have no log-probabilities here")
     return Ask(
         model=fields.text("model"),
-        prompts=_prompts(fields),
+        prompts=read_prompts(fields, "prompt", _MOST_PROMPTS),
         sampling=sampling(fields, logprobs=logprobs),
         max_tokens=most_tokens(fields, "max_tokens", "max_completion_tokens", "n_predict"),
         stop=fields.stops("stop"),
@@ -42,23 +43,6 @@ def read_ask(fields: Fields) -> Ask:
         stream=fields.flag("stream"),
         rule=response_format(fields),
     )
-
-
-def _prompts(fields: Fields) -> list[Prompt]:
-    given = fields.get("prompt")
-    several = isinstance(given, list) and not (given and isinstance(given[0], int))
-    prompts = given if several and given else [given]
-    if len(prompts) > _MOST_PROMPTS:
-        raise fields.wrong("prompt", f"at most {_MOST_PROMPTS} prompts")
-    return [_prompt(fields, prompt) for prompt in prompts]
-
-
-def _prompt(fields: Fields, prompt: Any) -> Prompt:
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, list) and prompt and all(isinstance(id, int) and id is not True for id in prompt):
-        return tuple(prompt)
-    raise fields.wrong("prompt", "a text, token ids, or a list of these")
 
 
 async def complete(server: "Server", call: Call) -> Reply:

@@ -129,11 +129,6 @@ async def apply_template(server: "Server", call: Call) -> Reply:
     return {"prompt": await asyncio.to_thread(written, held.engine, conversation)}
 
 
-async def embeddings(server: "Server", call: Call) -> Reply:
-    """Not yet."""
-    raise ApiError(501, "embeddings are not computed yet: this server answers and scores text")
-
-
 ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/health", health),
     ("GET", "/metrics", metrics),
@@ -145,5 +140,4 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("POST", "/tokenize", tokenize),
     ("POST", "/detokenize", detokenize),
     ("POST", "/apply-template", apply_template),
-    ("POST", "/v1/embeddings", embeddings),
 ]

@@ -155,6 +155,11 @@ class _LateHead:
         self._device.synchronize()
         return self.head.forward(x)
 
+    def normed(self, x: F32) -> F32:
+        """See `Head`."""
+        self._device.synchronize()
+        return self.head.normed(x)
+
 
 class _Poison:
     """What is in a slot while its next piece comes."""

@@ -163,6 +163,7 @@ class _Reader:
             end_ids={id for id in ends if id is not None}
             | {id for id, text in enumerate(tokens) if text in self._ends},
             prefix=self._begin(bos_id, add_bos),
+            suffix=[eos_id] if eos_id is not None and self._flag("add_eos_token", False) else [],
             space_prefixed=space_prefixed,
         )
         return encoder, vocabulary, self._template(bos_id, eos_id)

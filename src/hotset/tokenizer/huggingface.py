@@ -127,6 +127,7 @@ def read_files(
         bos_id=bos_id,
         end_ids={id for id in ends if id is not None and id < size},
         prefix=whole[:start],
+        suffix=whole[start + len(plain) :],
         space_prefixed=decoder.space_prefixed,
     )
     template = _template(files, files.json("chat_template.json") | special, named)

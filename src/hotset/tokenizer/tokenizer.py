@@ -50,16 +50,20 @@ class Tokenizer:
             return cls(*read_files(files, files.json("config.json")))
         return cls(*read_metadata(str(checkpoint.path), checkpoint.metadata))
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, add_end: bool = False, parse_special: bool = True
+    ) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_special`` puts before the text what the model wants there (most often a begin token). An end
-        token is not added, even where the file asks for one (``add_eos_token``): a text is to be continued.
+        ``add_special`` puts before the text what the model wants there (most often a begin token), and
+        ``add_end`` what it wants after one that is over (``add_eos_token``), for embeddings: other texts are
+        to be continued.
         With ``parse_special`` control tokens that are written out in the text become those tokens; without,
         they are text like any other, which is what text from outside should be.
         """
         ids = self._encoder.encode(_unicode(text), parse_special)
-        return [*self._vocabulary.prefix, *ids] if add_special else ids
+        before = self._vocabulary.prefix if add_special else ()
+        return [*before, *ids, *(self._vocabulary.suffix if add_end else ())]
 
     def encode_chat(
         self,

@@ -69,5 +69,7 @@ class Vocabulary:
     end_ids: Collection[int]
     prefix: Sequence[int]
     """Ids that ``add_special`` puts before the text."""
+    suffix: Sequence[int]
+    """Ids that ``add_end`` puts after the text."""
     space_prefixed: bool
     """Encoding puts a space before the text, so that decoding takes one away."""

@@ -294,7 +294,7 @@ class CpuBackend(Packing):
         hidden, vocab_size = spec.norm.weight.size, spec.output.weight.shape[0]
         output = self._linear(spec.output, vocab_size, hidden)
         native = _native.Head(self._runtime, self._norm(spec.norm, hidden), output, spec.soft_cap)
-        return CpuHead(native, vocab_size)
+        return CpuHead(native, vocab_size, spec.norm)
 
     def layer_inputs(self, spec: LayerInputsSpec) -> CpuLayerInputs:
         """Build the tokens' embeddings for each layer; it keeps the table's tensor."""
@@ -303,7 +303,7 @@ class CpuBackend(Packing):
         project = _native.Head(
             self._runtime, self._norm(norm, hidden), self._linear(spec.project, size, hidden), 0.0
         )
-        return CpuLayerInputs(spec, CpuHead(project, size))
+        return CpuLayerInputs(spec, CpuHead(project, size, norm))
 
     def layer_input(self, spec: LayerInputSpec) -> CpuLayerInput:
         """Build what one of them adds."""

@@ -6,9 +6,9 @@ import numpy as np
 
 from hotset import _native
 from hotset.backends.blocks import dequantise
-from hotset.backends.contract import F32, EmbeddingSpec, LayerInputsSpec
+from hotset.backends.contract import F32, EmbeddingSpec, LayerInputsSpec, Norm
 from hotset.backends.cpu.state import CpuView
-from hotset.backends.maths import layer_inputs
+from hotset.backends.maths import layer_inputs, normalise
 from hotset.core.batch import I32
 from hotset.core.errors import RequestError
 
@@ -49,15 +49,20 @@ class CpuEmbedding:
 class CpuHead:
     """The final norm and the output projection."""
 
-    def __init__(self, native: _native.Head, vocab_size: int) -> None:
+    def __init__(self, native: _native.Head, vocab_size: int, norm: Norm) -> None:
         self._native = native
         self._vocab_size = vocab_size
+        self._norm = norm
 
     def forward(self, x: F32) -> F32:
         """See `Head`."""
         logits = np.empty((len(x), self._vocab_size), np.float32)
         self._native.forward(x, logits)
         return logits
+
+    def normed(self, x: F32) -> F32:
+        """See `Head`."""
+        return normalise(x, self._norm)
 
 
 class CpuLayerInputs:

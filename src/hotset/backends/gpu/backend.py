@@ -33,6 +33,7 @@ from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
 from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
+from hotset.backends.maths import normalise
 from hotset.core.batch import I32, Batch
 from hotset.core.errors import HotsetError
 
@@ -55,6 +56,7 @@ class GpuHead:
     def __init__(self, gpu: Gpu, spec: HeadSpec) -> None:
         hidden, vocab_size = spec.norm.weight.size, spec.output.weight.shape[0]
         self._gpu = gpu
+        self._host_norm = spec.norm
         self._norm = GpuNorm(gpu, spec.norm, hidden)
         self._output = build_matrix(gpu, spec.output, vocab_size, hidden)
         if spec.soft_cap:
@@ -70,6 +72,10 @@ class GpuHead:
         """See `Head`."""
         logits: F32 = self.logits(x).cpu().numpy()
         return logits.copy() if self._gpu.device.type == "cpu" else logits
+
+    def normed(self, x: Any) -> F32:
+        """See `Head`."""
+        return normalise(x.cpu().numpy(), self._host_norm)
 
 
 class GpuBackend:

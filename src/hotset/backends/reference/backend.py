@@ -64,7 +64,11 @@ class ReferenceHead:
 
     def forward(self, x: F32) -> F32:
         """See `Head`."""
-        return soft_cap(self.output(normalise(x, self.norm)), self.soft_cap)
+        return soft_cap(self.output(self.normed(x)), self.soft_cap)
+
+    def normed(self, x: F32) -> F32:
+        """See `Head`."""
+        return normalise(x, self.norm)
 
 
 class ReferenceLayerInputs:

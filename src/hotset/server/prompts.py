@@ -1,0 +1,24 @@
+"""Texts, or their token ids, that are no conversations."""
+
+from typing import Any
+
+from hotset.server.ask import Text
+from hotset.server.fields import Fields
+
+
+def read_prompts(fields: Fields, name: str, most: int) -> list[Text]:
+    """A field's prompts, at most `most`: a text, token ids, or a list of these."""
+    given = fields.get(name)
+    several = isinstance(given, list) and not (given and isinstance(given[0], int))
+    prompts = given if several and given else [given]
+    if len(prompts) > most:
+        raise fields.wrong(name, f"at most {most} of them")
+    return [_prompt(fields, name, prompt) for prompt in prompts]
+
+
+def _prompt(fields: Fields, name: str, prompt: Any) -> Text:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and prompt and all(isinstance(id, int) and id is not True for id in prompt):
+        return tuple(prompt)
+    raise fields.wrong(name, "a text, token ids, or a list of these")
