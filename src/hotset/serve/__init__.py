@@ -1,1 +1,1 @@
-"""Answers requests: loads a model, schedules, samples, streams tokens."""
+"""Answers requests: loads a model, schedules, samples, streams tokens, embeds texts."""
