@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from shapes import SHAPES, Shape
+from synthetic_families import FAMILIES, Family
 
 from hotset.core.errors import HotsetError
 from hotset.formats.gguf_writer import NewTensor, write_gguf
@@ -77,12 +78,12 @@ def _ffn(size: int, hidden: int) -> dict[str, tuple[int, int]]:
 class _Planner:
     """A model's tensors in file order."""
 
-    def __init__(self, shape: Shape, wanted: Q, skew: float) -> None:
-        self.shape = shape
+    def __init__(self, hidden: int, wanted: Q, skew: float, *, layer_norm: bool = False) -> None:
+        self.hidden = hidden
         self.skew = skew
         self.wanted = wanted
         self.tensors: list[TensorPlan] = []
-        self.layer_norm = shape.architecture in ("falcon", "opt")
+        self.layer_norm = layer_norm
 
     def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False, output: bool = False) -> None:
         kind = matrix_type(self.wanted, columns, output=output)
@@ -94,9 +95,25 @@ class _Planner:
         self.tensors.append(TensorPlan(name, sizes, Q.F32, fill))
 
     def norm(self, name: str) -> None:
-        self.vector(f"{name}.weight", self.shape.hidden)
+        self.vector(f"{name}.weight", self.hidden)
         if self.layer_norm:
-            self.vector(f"{name}.bias", self.shape.hidden, fill=0.0)
+            self.vector(f"{name}.bias", self.hidden, fill=0.0)
+
+    def mixture(self, block: str, count: int, size: int, parts: tuple[str, ...]) -> None:
+        router = TensorPlan(f"{block}.ffn_gate_inp.weight", (count, self.hidden), Q.F32, skew=self.skew)
+        self.tensors.append(router)
+        for part in parts:
+            matrix = _ffn(size, self.hidden)[part]
+            kind = matrix_type(self.wanted, matrix[1], experts=True)
+            self.tensors.append(TensorPlan(f"{block}.ffn_{part}_exps.weight", (count, *matrix), kind))
+
+
+class _ShapePlanner(_Planner):
+    """The same of a model of which all layers are alike, or almost."""
+
+    def __init__(self, shape: Shape, wanted: Q, skew: float) -> None:
+        super().__init__(shape.hidden, wanted, skew, layer_norm=shape.architecture in ("falcon", "opt"))
+        self.shape = shape
 
     def layer(self, i: int) -> None:
         shape, block = self.shape, f"blk.{i}"
@@ -125,22 +142,16 @@ class _Planner:
         self.matrix(f"{block}.ffn_down", shape.hidden, shape.ffn, bias=opt)
 
     def experts(self, block: str) -> None:
-        count, hidden, size, shared = self.shape.experts, self.shape.hidden, self.shape.ffn, self.shape.shared
-        bias = self.shape.architecture == "gpt-oss"
-        router = TensorPlan(f"{block}.ffn_gate_inp.weight", (count, hidden), Q.F32, skew=self.skew)
-        self.tensors.append(router)
-        if bias:
-            self.vector(f"{block}.ffn_gate_inp.bias", count, fill=0.0)
-        for name, (rows, columns) in _ffn(size, hidden).items():
-            kind = matrix_type(self.wanted, columns, experts=True)
-            self.tensors.append(TensorPlan(f"{block}.ffn_{name}_exps.weight", (count, rows, columns), kind))
-            if bias:
-                self.vector(f"{block}.ffn_{name}_exps.bias", count, rows, fill=0.0)
-        if not shared:
-            return
-        self.vector(f"{block}.ffn_gate_inp_shexp.weight", hidden, fill=None)
-        for name, (rows, columns) in _ffn(shared, hidden).items():
-            self.matrix(f"{block}.ffn_{name}_shexp", rows, columns)
+        shape, hidden = self.shape, self.hidden
+        self.mixture(block, shape.experts, shape.ffn, ("gate", "up", "down"))
+        if shape.architecture == "gpt-oss":
+            self.vector(f"{block}.ffn_gate_inp.bias", shape.experts, fill=0.0)
+            for name, (rows, _) in _ffn(shape.ffn, hidden).items():
+                self.vector(f"{block}.ffn_{name}_exps.bias", shape.experts, rows, fill=0.0)
+        if shape.shared:
+            self.vector(f"{block}.ffn_gate_inp_shexp.weight", hidden, fill=None)
+            for name, (rows, columns) in _ffn(shape.shared, hidden).items():
+                self.matrix(f"{block}.ffn_{name}_shexp", rows, columns)
 
     def attention(self, block: str) -> None:
         shape = self.shape
@@ -172,9 +183,11 @@ class _Planner:
         self.matrix(f"{block}.ssm_out", hidden, heads * DELTA_DIM)
 
 
-def plan(shape: Shape, layers: int, wanted: Q, router: str = "uniform") -> list[TensorPlan]:
+def plan(shape: Shape | Family, layers: int, wanted: Q, router: str = "uniform") -> list[TensorPlan]:
     """Every tensor of the model, in file order; `router` is a key of ROUTERS."""
-    planner = _Planner(shape, wanted, ROUTERS[router])
+    if isinstance(shape, Family):
+        return _family_plan(shape, layers, _Planner(shape.hidden, wanted, ROUTERS[router]))
+    planner = _ShapePlanner(shape, wanted, ROUTERS[router])
     planner.matrix("token_embd", shape.vocab, shape.hidden, output=shape.tied)
     if shape.architecture == "opt":
         planner.vector("position_embd.weight", shape.context + OPT_POSITION_OFFSET, shape.hidden, fill=None)
@@ -183,6 +196,18 @@ def plan(shape: Shape, layers: int, wanted: Q, router: str = "uniform") -> list[
     planner.norm("output_norm")
     if not shape.tied:
         planner.matrix("output", shape.vocab, shape.hidden, output=True)
+    return planner.tensors
+
+
+def _family_plan(family: Family, layers: int, planner: _Planner) -> list[TensorPlan]:
+    vocab = family.cut_vocab(layers)
+    planner.matrix("token_embd", vocab, family.hidden, output=family.tied)
+    family.before(planner, layers)
+    for i in range(layers):
+        family.layer(planner, i)
+    planner.norm(family.output_norm)
+    if not family.tied:
+        planner.matrix("output", vocab, family.hidden, output=True)
     return planner.tensors
 
 
@@ -264,16 +289,40 @@ def tensor_chunks(
         left -= size
 
 
-def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
-    """GGUF's key-values: the shape, and a vocabulary in SentencePiece's style of its size.
+def metadata(label: str, shape: Shape | Family, layers: int) -> dict[str, Any]:
+    """GGUF's key-values: the shape, and a vocabulary of its size."""
+    family = isinstance(shape, Family)
+    sizes = shape.keys(layers) if family else _sizes(shape, layers)
+    return {
+        "general.architecture": shape.architecture,
+        "general.name": f"synthetic random weights, {label}",
+        **{f"{shape.architecture}.{key}": value for key, value in sizes.items()},
+        **_vocabulary(shape.cut_vocab(layers) if family else shape.vocab, shape.architecture),
+    }
 
-    That has three control tokens, the bytes, a space mark, the digits and numbers.
-    """
-    words = ["▁", *"0123456789", *(f"▁{i}" for i in range(shape.vocab))]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words][: shape.vocab]
+
+def _vocabulary(size: int, architecture: str) -> dict[str, Any]:
+    """Three control tokens, the bytes, a space mark, the digits and numbers, in SentencePiece's style."""
+    words = ["▁", *"0123456789", *(f"▁{i}" for i in range(size))]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *words][:size]
     normal, unknown, control, byte = 1, 2, 3, 6
     kinds = [unknown, control, control] + [byte] * 256
-    kinds += [normal] * (shape.vocab - len(kinds))
+    kinds += [normal] * (size - len(kinds))
+    # Gemma 4's is made of merges.
+    merges = {"tokenizer.ggml.merges": [f"▁ {digit}" for digit in range(10)]}
+    return {
+        "tokenizer.ggml.model": "gemma4" if architecture == "gemma4" else "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": -np.arange(size, dtype=np.float32),
+        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **(merges if architecture == "gemma4" else {}),
+    }
+
+
+def _sizes(shape: Shape, layers: int) -> dict[str, Any]:
     norm = "layer_norm" if shape.architecture in ("falcon", "opt") else "layer_norm_rms"
     sizes: dict[str, Any] = {
         "block_count": layers,
@@ -315,18 +364,7 @@ def metadata(label: str, shape: Shape, layers: int) -> dict[str, Any]:
             "full_attention_interval": 4,
             "rope.dimension_sections": np.array([11, 11, 10, 0], np.int32),
         }
-    return {
-        "general.architecture": shape.architecture,
-        "general.name": f"synthetic random weights, {label}",
-        **{f"{shape.architecture}.{key}": value for key, value in sizes.items()},
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": -np.arange(shape.vocab, dtype=np.float32),
-        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
+    return sizes
 
 
 def write(
@@ -334,9 +372,10 @@ def write(
 ) -> int:
     """Write `path`, whole or not at all, and return its size in bytes; `HotsetError` as `write_gguf`.
 
-    `name`, `kind` and `router` are keys of SHAPES, TYPES and ROUTERS; `layers` replaces the shape's count.
+    `name` is a key of SHAPES or FAMILIES, `kind` of TYPES, `router` of ROUTERS; `layers` replaces the shape's
+    count.
     """
-    shape = SHAPES[name]
+    shape = FAMILIES.get(name) or SHAPES[name]
     depth = layers or shape.layers
     tensors = plan(shape, depth, TYPES[kind], router)
     rng = np.random.default_rng(seed)
@@ -347,7 +386,7 @@ def write(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Write a GGUF file of a real shape with random weights.")
-    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("shape", choices=sorted({**SHAPES, **FAMILIES}))
     parser.add_argument("--type", choices=list(TYPES), default="q4_0")
     parser.add_argument("--layers", type=int, help="fewer or more layers than the real model")
     parser.add_argument("--router", choices=list(ROUTERS), default="uniform", help="of mixtures of experts")

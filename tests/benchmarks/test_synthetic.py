@@ -50,6 +50,22 @@ def test_file_is_read_back_by_gguf(tmp_path, shape, monkeypatch):
     assert open_checkpoint(path).config.n_layers == layers
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("gemma-4-26b-a4b", 6), ("gemma-4-e2b", 35), ("lfm2-1.2b", 3), ("nemotron-3-nano-30b-a3b", 6)],
+)
+def test_files_of_families_whose_layers_differ_are_models(tmp_path, name, layers, monkeypatch):
+    family = synthetic.FAMILIES[name]
+    small = {"vocab": 1000, "hidden": 128, "ffn": 64, "experts": 9, "experts_size": 32, "shared_size": 32}
+    small = {key: value for key, value in small.items() if getattr(family, key, 0)}
+    monkeypatch.setitem(synthetic.FAMILIES, name, replace(family, **small))
+    synthetic.write(tmp_path / "m.gguf", name, "q4_k", layers=layers)
+    config = open_checkpoint(tmp_path / "m.gguf").config
+    assert config.n_layers == layers
+    assert config.mixture == bool(small.get("experts"))
+    assert config.recurrent == (family.architecture != "gemma4")
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
