@@ -13,6 +13,7 @@ namespace nb = nanobind;
 
 void bind_layers(nb::module_& m);
 void bind_batch(nb::module_& m);
+void bind_latent(nb::module_& m);
 void bind_recurrent(nb::module_& m);
 void bind_experts(nb::module_& m);
 void bind_quantise(nb::module_& m);
@@ -36,6 +37,7 @@ NB_MODULE(_native, m) {
   bind_codebook(m);
   bind_batch(m);
   bind_layers(m);
+  bind_latent(m);
   bind_recurrent(m);
   bind_experts(m);
   bind_quantise(m);

@@ -28,7 +28,7 @@ struct ChooserOf {
 };
 
 SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type,
-                         const std::vector<std::array<int64_t, 2>>& layers, int64_t capacity,
+                         const std::vector<std::array<int64_t, 3>>& layers, int64_t capacity,
                          const std::vector<std::optional<float>>& starts, const std::vector<float>& kept,
                          const std::vector<std::array<int64_t, 6>>& recurrent) {
   std::vector<CutoffPlan> cutoffs;
@@ -46,9 +46,9 @@ SequencePtr new_sequence(std::shared_ptr<Runtime> runtime, int type,
     shapes.push_back({key_heads, value_heads, key_dim, value_dim, kernel, channels});
   }
   std::vector<KvShape> heads;
-  for (const auto& [count, dim] : layers) {
+  for (const auto& [count, dim, values] : layers) {
     if (count < 1 || dim < 1) throw nb::value_error("layers: heads that cannot be");
-    heads.push_back({count, dim});
+    heads.push_back({count, dim, values != 0});
   }
   return std::make_shared<Sequence>(std::move(runtime), static_cast<KvType>(type), std::move(heads), capacity,
                                     cutoffs, std::move(shapes));

@@ -12,7 +12,7 @@
 #include <optional>
 #include <string>
 
-#include "bindings/arrays.h"
+#include "bindings/mixer.h"
 #include "layers/layers.h"
 #include "layers/neuron_ffn.h"
 
@@ -97,16 +97,6 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
   if (sinks) layer->sinks.assign(sinks->data(), sinks->data() + sinks->size());
   layer->index = index;
   return layer;
-}
-
-void attention_forward(const Attention& layer, nb::handle x, nb::handle out, const Batch& batch) {
-  const Rows from("x", x, layer.q->cols(), false), to("out", out, layer.output->rows(), true);
-  expect("x", "rows", from.rows(), batch.rows());
-  expect("out", "rows", to.rows(), batch.rows());
-  if (const std::string why = layer.refuses(batch); !why.empty()) refuse("batch: " + why);
-  if (batch.rows() == 0) return;
-  const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), batch);
 }
 
 std::shared_ptr<Ffn> new_ffn(RuntimePtr runtime, NormPtr norm, MatrixPtr gate, MatrixPtr up, MatrixPtr down,
@@ -300,7 +290,7 @@ void bind_layers(nb::module_& m) {
            "output"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(),
            "rope"_a.none(), "q_norm"_a.none(), "k_norm"_a.none(), "v_norm"_a.none(), "post_norm"_a.none(),
            "gated"_a, "sinks"_a.none(), "soft_cap"_a, "growth"_a, "growth_context"_a, "index"_a)
-      .def("forward", &attention_forward, "x"_a, "out"_a, "batch"_a,
+      .def("forward", &mixer_forward<Attention>, "x"_a, "out"_a, "batch"_a,
            "Add the attention of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")
       .def(nb::new_(&new_ffn), nb::kw_only(), "runtime"_a, "norm"_a, "gate"_a.none(), "up"_a, "down"_a,

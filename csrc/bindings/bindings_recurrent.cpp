@@ -4,7 +4,7 @@
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
-#include "bindings/arrays.h"
+#include "bindings/mixer.h"
 #include "layers/delta_net.h"
 #include "layers/mamba.h"
 #include "layers/short_conv.h"
@@ -85,17 +85,6 @@ std::shared_ptr<Mamba> new_mamba(std::shared_ptr<Runtime> runtime, NormPtr norm,
   return layer;
 }
 
-template <typename Layer>
-void forward(const Layer& layer, nb::handle x, nb::handle out, const Batch& batch) {
-  const Rows from("x", x, layer.norm.size(), false), to("out", out, layer.output->rows(), true);
-  expect("x", "rows", from.rows(), batch.rows());
-  expect("out", "rows", to.rows(), batch.rows());
-  if (const std::string why = layer.refuses(batch); !why.empty()) refuse("batch: " + why);
-  if (batch.rows() == 0) return;
-  const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), batch);
-}
-
 }  // namespace
 
 void bind_recurrent(nb::module_& m) {
@@ -103,17 +92,17 @@ void bind_recurrent(nb::module_& m) {
       .def(nb::new_(&new_delta_net), nb::kw_only(), "runtime"_a, "norm"_a, "qkv"_a, "z"_a, "beta"_a,
            "alpha"_a, "output"_a, "conv"_a, "dt_bias"_a, "decay"_a, "out_norm"_a, "n_key_heads"_a,
            "n_value_heads"_a, "head_dim"_a, "kernel"_a, "tiled"_a, "index"_a)
-      .def("forward", &forward<DeltaNet>, "x"_a, "out"_a, "batch"_a,
+      .def("forward", &mixer_forward<DeltaNet>, "x"_a, "out"_a, "batch"_a,
            "Add the delta net of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<ShortConv>(m, "ShortConv", nb::is_weak_referenceable(), "One layer's gated short convolution.")
       .def(nb::new_(&new_short_conv), nb::kw_only(), "runtime"_a, "norm"_a, "input"_a, "output"_a, "conv"_a,
            "kernel"_a, "index"_a)
-      .def("forward", &forward<ShortConv>, "x"_a, "out"_a, "batch"_a,
+      .def("forward", &mixer_forward<ShortConv>, "x"_a, "out"_a, "batch"_a,
            "Add the convolution of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Mamba>(m, "Mamba", nb::is_weak_referenceable(), "One layer of Mamba-2.")
       .def(nb::new_(&new_mamba), nb::kw_only(), "runtime"_a, "norm"_a, "input"_a, "output"_a, "conv"_a,
            "dt_bias"_a, "decay"_a, "skip"_a, "out_norm"_a, "n_groups"_a, "n_heads"_a, "state_dim"_a,
            "head_dim"_a, "kernel"_a, "index"_a)
-      .def("forward", &forward<Mamba>, "x"_a, "out"_a, "batch"_a,
+      .def("forward", &mixer_forward<Mamba>, "x"_a, "out"_a, "batch"_a,
            "Add the layer's result of x (T, D) to out (T, D), which may be x itself.");
 }

@@ -56,12 +56,12 @@ class Vectors {
     kernel(x.data(), cos.data(), sin.data(), static_cast<int64_t>(cos.size()));
   }
 
-  void attention(int type, Heads q, Heads k, Heads v, int64_t window, HeadsResult out) const {
+  void attention(int type, Heads q, Heads k, std::optional<Heads> v, int64_t window, HeadsResult out) const {
     const HeadShapes shapes{static_cast<int64_t>(q.shape(0)), static_cast<int64_t>(k.shape(0)),
                             static_cast<int64_t>(q.shape(1)), static_cast<int64_t>(k.shape(1)),
-                            static_cast<int64_t>(q.shape(2))};
-    attend_arrays(*vector_->attention, static_cast<KvType>(type), shapes, q.data(), k.data(), v.data(),
-                  window, out.data());
+                            static_cast<int64_t>(q.shape(2)), static_cast<int64_t>(out.shape(2))};
+    attend_arrays(*vector_->attention, static_cast<KvType>(type), shapes, q.data(), k.data(),
+                  v ? v->data() : nullptr, window, out.data());
   }
 
  private:
@@ -82,5 +82,5 @@ void bind_vector(nb::module_& m) {
       .def("norm", &Vectors::norm, "layer"_a, "x"_a, "weight"_a, "bias"_a.none(), "eps"_a, "out"_a)
       .def("activate", &Vectors::activate, "kind"_a, "gate"_a, "up"_a.none())
       .def("rope", &Vectors::rope, "x"_a, "cos"_a, "sin"_a, "interleaved"_a)
-      .def("attention", &Vectors::attention, "type"_a, "q"_a, "k"_a, "v"_a, "window"_a, "out"_a);
+      .def("attention", &Vectors::attention, "type"_a, "q"_a, "k"_a, "v"_a.none(), "window"_a, "out"_a);
 }

@@ -14,6 +14,7 @@
 
 #include "layers/delta_net.h"
 #include "layers/experts.h"
+#include "layers/latent_attention.h"
 #include "layers/layers.h"
 #include "layers/mamba.h"
 #include "layers/neuron_ffn.h"
@@ -55,16 +56,6 @@ void add_zero(HostWorker& worker, Rows to) {
   });
 }
 
-void add_attention(HostWorker& worker, std::shared_ptr<Attention> layer, Rows x, Rows out) {
-  expect_width("x", x, layer->q->cols());
-  expect_width("out", out, layer->output->rows());
-  worker.use(&layer->runtime->pool);
-  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data()](const Batch* batch) {
-    if (const std::string why = layer->refuses(*batch); !why.empty()) throw std::runtime_error(why);
-    layer->forward(x, out, *batch);
-  });
-}
-
 void add_ffn(HostWorker& worker, std::shared_ptr<Ffn> layer, Rows x, Rows out) {
   expect_width("x", x, layer->up->cols());
   expect_width("out", out, layer->down->rows());
@@ -89,7 +80,7 @@ void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x
 }
 
 template <typename Layer>
-void add_recurrent(HostWorker& worker, std::shared_ptr<Layer> layer, Rows x, Rows out) {
+void add_mixer(HostWorker& worker, std::shared_ptr<Layer> layer, Rows x, Rows out) {
   expect_width("x", x, layer->norm.size());
   expect_width("out", out, layer->norm.size());
   worker.use(&layer->runtime->pool);
@@ -133,15 +124,16 @@ void bind_worker(nb::module_& m) {
           "ready"_a, "done"_a, "Begin the next task of a step; what follows adds to it.")
       .def("copy", &add_copy, "x"_a, "out"_a, "Copy x to out.")
       .def("zero", &add_zero, "out"_a, "Set out to zero.")
-      .def("attention", &add_attention, "attention"_a, "x"_a, "out"_a,
+      .def("attention", &add_mixer<Attention>, "attention"_a, "x"_a, "out"_a,
            "Add the attention of x (T, D) to out (T, D).")
+      .def("attention", &add_mixer<LatentAttention>, "attention"_a, "x"_a, "out"_a)
       .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "scores"_a.none(),
            "The same for an FFN stored by neuron; with predicted scores (T, F) where given.")
-      .def("recurrent", &add_recurrent<DeltaNet>, "layer"_a, "x"_a, "out"_a,
+      .def("recurrent", &add_mixer<DeltaNet>, "layer"_a, "x"_a, "out"_a,
            "Add a layer with a recurrent state of x (T, D) to out (T, D).")
-      .def("recurrent", &add_recurrent<ShortConv>, "layer"_a, "x"_a, "out"_a)
-      .def("recurrent", &add_recurrent<Mamba>, "layer"_a, "x"_a, "out"_a)
+      .def("recurrent", &add_mixer<ShortConv>, "layer"_a, "x"_a, "out"_a)
+      .def("recurrent", &add_mixer<Mamba>, "layer"_a, "x"_a, "out"_a)
       .def("experts", &add_mixture, "experts"_a, "x"_a, "out"_a, "weights"_a.none(),
            "Add the experts of x (T, D) to out (T, D): those of positive weights (T, E), if given.")
       .def(

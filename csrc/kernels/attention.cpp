@@ -156,6 +156,18 @@ void unpack_values(KvType type, const uint8_t* values, int64_t head_dim, int64_t
   }
 }
 
+// The first numbers of keys, given as whole blocks, as rows of values.
+void turn_keys(const float* keys, int64_t head_dim, int64_t value_dim, int64_t blocks, float* out) {
+  const int64_t width = round_up(value_dim, kBlock);
+  for (int64_t block = 0; block < blocks; ++block, keys += kBlock * head_dim, out += kBlock * width) {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      float* row = out + i * width;
+      for (int64_t d = 0; d < value_dim; ++d) row[d] = keys[d * kBlock + i];
+      for (int64_t d = value_dim; d < width; ++d) row[d] = 0.0f;
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Products. Both of attention's have this form: c (rows x columns) = a (rows x k) times b (k x
 // columns), where b and c are cut into blocks of kBlock columns. Scores: k is the dimension; weighted sums: k
@@ -228,8 +240,8 @@ struct Scratch {
 };
 
 // Parts begin at multiples of 64 bytes. Returns the size of them all.
-size_t divide(int64_t head_dim, int64_t rows, void* memory, Scratch* parts) {
-  const int64_t width = round_up(head_dim, kBlock);
+size_t divide(int64_t head_dim, int64_t value_dim, int64_t rows, void* memory, Scratch* parts) {
+  const int64_t width = round_up(value_dim, kBlock);
   int64_t used = 0;
   const auto take = [&](int64_t floats) {
     float* part = static_cast<float*>(memory) + used;
@@ -246,17 +258,17 @@ size_t divide(int64_t head_dim, int64_t rows, void* memory, Scratch* parts) {
   return static_cast<size_t>(used) * sizeof(float);
 }
 
-size_t scratch_bytes(int64_t head_dim, int64_t rows) {
+size_t scratch_bytes(int64_t head_dim, int64_t value_dim, int64_t rows) {
   alignas(64) float nothing[1];
   Scratch parts;
-  return divide(head_dim, rows, nothing, &parts);
+  return divide(head_dim, value_dim, rows, nothing, &parts);
 }
 
 // The two functions below are compiled once for all shapes of a call, so that they round equally.
 
-[[gnu::noinline]] void join(int64_t head_dim, const AttentionState* part, const float* part_sums,
+[[gnu::noinline]] void join(int64_t value_dim, const AttentionState* part, const float* part_sums,
                             AttentionState* state, float* sums) {
-  const int64_t width = round_up(head_dim, kBlock);
+  const int64_t width = round_up(value_dim, kBlock);
   if (part->sum == 0.0f) return;
   if (state->sum == 0.0f) {
     *state = *part;
@@ -307,7 +319,7 @@ void attend_rows(const AttentionTile& t, const Scratch& s, int64_t row, int64_t 
   const int64_t oldest = t.position + row / t.group, newest = t.position + (row + kRows - 1) / t.group;
   const int64_t n = least(last, newest + 1) - first;
   if (n <= 0 || last <= oldest + 1 - t.window) return;
-  const int64_t width = round_up(t.head_dim, kBlock);
+  const int64_t width = round_up(t.value_dim, kBlock);
   float* scores = s.scores + row * kSplit;
   float* part = s.part + row * width;
 
@@ -323,7 +335,7 @@ void attend_rows(const AttentionTile& t, const Scratch& s, int64_t row, int64_t 
   }
   multiply<kRows, kWide>(Product<T>{n, scores, kSplit, values, width, kBlock, part, width}, width / kBlock);
   for (int i = 0; i < kRows; ++i) {
-    join(t.head_dim, states + i, part + i * width, s.states + row + i, s.sums + (row + i) * width);
+    join(t.value_dim, states + i, part + i * width, s.states + row + i, s.sums + (row + i) * width);
   }
 }
 
@@ -349,9 +361,9 @@ void attend_keys(const AttentionTile& t, const Scratch& s, int64_t first, int64_
 
 void attend(const AttentionTile* tile) {
   const AttentionTile& t = *tile;
-  const int64_t width = round_up(t.head_dim, kBlock);
+  const int64_t width = round_up(t.value_dim, kBlock);
   Scratch s;
-  divide(t.head_dim, t.rows, t.scratch, &s);
+  divide(t.head_dim, t.value_dim, t.rows, t.scratch, &s);
   for (int64_t row = 0; row < t.rows; ++row) {
     s.states[row] = {kNothing, 0.0f};
     memcpy(s.queries + row * t.head_dim,
@@ -363,7 +375,19 @@ void attend(const AttentionTile* tile) {
   for (int64_t first = t.first_key; first < t.last_key; first += kSplit) {
     const int64_t last = least(first + kSplit, t.last_key);
     const uint8_t* keys = t.keys + first / kBlock * key_block_bytes(t.type, t.head_dim);
-    const uint8_t* values = t.values + first * value_row_bytes(t.type, t.head_dim);
+    if (!t.values) {
+      const int64_t blocks = round_up(last - first, kBlock) / kBlock;
+      const float* numbers = s.keys;
+      if (t.type == KvType::kF32) {
+        numbers = reinterpret_cast<const float*>(keys);
+      } else {
+        unpack_keys(t.type, keys, t.head_dim, blocks, s.keys);
+      }
+      turn_keys(numbers, t.head_dim, t.value_dim, blocks, s.values);
+      attend_keys<float>(t, s, first, last, numbers, s.values);
+      continue;
+    }
+    const uint8_t* values = t.values + first * value_row_bytes(t.type, t.value_dim);
     if (t.type == KvType::kF32) {
       attend_keys(t, s, first, last, reinterpret_cast<const float*>(keys),
                   reinterpret_cast<const float*>(values));
@@ -372,7 +396,7 @@ void attend(const AttentionTile* tile) {
                   reinterpret_cast<const uint16_t*>(values));
     } else {
       unpack_keys(t.type, keys, t.head_dim, round_up(last - first, kBlock) / kBlock, s.keys);
-      unpack_values(t.type, values, t.head_dim, last - first, s.values);
+      unpack_values(t.type, values, t.value_dim, last - first, s.values);
       attend_keys<float>(t, s, first, last, s.keys, s.values);
     }
   }

@@ -35,14 +35,15 @@ constexpr int64_t kKvBlock = 32;
 // them.
 struct AttentionTile {
   KvType type;
-  int64_t head_dim, group, rows;
+  int64_t head_dim, value_dim;  // of keys and queries; of values
+  int64_t group, rows;
   int64_t position, window;
   float soft_cap;                // scores s become soft_cap tanh(s / soft_cap); 0: they stay
   int64_t first_key, last_key;   // [first, last); first is a multiple of `split`
-  const uint8_t *keys, *values;  // of this head, from position 0
+  const uint8_t *keys, *values;  // of this head, from position 0; values may be null: keys begin with them
   const float* queries;  // row r at (r / group) * query_stride + (r % group) * head_dim, already scaled
   int64_t query_stride;
-  void* scratch;  // scratch_bytes(head_dim, rows), 64-byte aligned
+  void* scratch;  // scratch_bytes(head_dim, value_dim, rows), 64-byte aligned
 };
 
 // Unfinished attention of one row: the sum of exp(score - max) times the values, and of these weights alone.
@@ -66,16 +67,16 @@ struct AttentionKernels {
   void (*store_key)(KvType type, const float* key, int64_t head_dim, int64_t position, uint8_t* keys);
   void (*store_value)(KvType type, const float* value, int64_t head_dim, int64_t position, uint8_t* values);
 
-  size_t (*scratch_bytes)(int64_t head_dim, int64_t rows);
+  size_t (*scratch_bytes)(int64_t head_dim, int64_t value_dim, int64_t rows);
 
   // Leaves the states at the start of the scratch memory and after them, 64-byte aligned, the weighted sums:
-  // rows of head_dim numbers rounded up to key_block. As if each split were attended to alone, and joined to
+  // rows of value_dim numbers rounded up to key_block. As if each split were attended to alone, and joined to
   // those before. Keys after last_key, or outside a row's window, may hold anything.
   void (*attend)(const AttentionTile* tile);
 
   // Joins one row's state and sums of the split that follows to those of all splits before; what has seen no
   // key has the sum zero.
-  void (*join)(int64_t head_dim, const AttentionState* part, const float* part_sums, AttentionState* state,
+  void (*join)(int64_t value_dim, const AttentionState* part, const float* part_sums, AttentionState* state,
                float* sums);
 };
 

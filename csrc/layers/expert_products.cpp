@@ -23,20 +23,6 @@ int64_t panels_of(const Runtime& runtime, const PackedMatrix& matrix) {
   return ceil_div(matrix.rows, runtime.linear.lanes);
 }
 
-// The product of some panels with `rows` packed rows, (panel1 - panel0) * lanes numbers a row; and the bias.
-void multiply_panels(const Runtime& runtime, const PackedMatrix& matrix, const float* bias, int64_t panel0,
-                     int64_t panel1, const void* x, int64_t rows, float* y) {
-  const LinearKernels& linear = runtime.linear;
-  const int64_t width = (panel1 - panel0) * linear.lanes, first = panel0 * linear.lanes;
-  if (rows == 1) {
-    linear.matvec(&matrix, panel0, panel1, x, y);
-  } else {
-    linear.matmul(&matrix, panel0, panel1, x, rows, 0, rows, y, width);
-  }
-  const int64_t valid = std::min(matrix.rows - first, width);
-  for (int64_t t = 0; bias && t < rows; ++t) runtime.vector.add(bias + first, valid, y + t * width);
-}
-
 // A chunk's place: a use and its part of it.
 struct Place {
   int64_t use, part;

@@ -37,10 +37,6 @@ struct Attention {
   // out += attention(x), each span's rows attending to their own sequence; out may be x. Writes their keys
   // and values, but does not advance the sequences.
   void forward(const float* x, float* out, const Batch& batch) const;
-
- private:
-  // `gates` (or null) is the first head's, heads being twice head_dim apart.
-  void attend(Session& session, const float* q, const float* gates, const Batch& batch, float* mixed) const;
 };
 
 struct Ffn {

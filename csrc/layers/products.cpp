@@ -330,6 +330,19 @@ Activations pack_formats(Session& session, const Runtime& runtime, const float* 
   return {{job.packed[0], job.packed[1]}, rows};
 }
 
+void multiply_panels(const Runtime& runtime, const PackedMatrix& matrix, const float* bias, int64_t panel0,
+                     int64_t panel1, const void* x, int64_t rows, float* y) {
+  const LinearKernels& linear = runtime.linear;
+  const int64_t width = (panel1 - panel0) * linear.lanes, first = panel0 * linear.lanes;
+  if (rows == 1) {
+    linear.matvec(&matrix, panel0, panel1, x, y);
+  } else {
+    linear.matmul(&matrix, panel0, panel1, x, rows, 0, rows, y, width);
+  }
+  const int64_t valid = std::min(matrix.rows - first, width);
+  for (int64_t t = 0; bias && t < rows; ++t) runtime.vector.add(bias + first, valid, y + t * width);
+}
+
 void multiply(Session& session, const Runtime& runtime, const Activations& x,
               std::initializer_list<Output> outputs, bool add) {
   int64_t bytes = 0;

@@ -73,6 +73,11 @@ Activations pack(Session& session, const Runtime& runtime, const float* x, int64
 Activations pack_formats(Session& session, const Runtime& runtime, const float* x, int64_t rows, int64_t cols,
                          const Norm* norm, unsigned formats);
 
+// The product of some panels with `rows` packed rows, (panel1 - panel0) * lanes numbers a row; and the bias,
+// where it is not null.
+void multiply_panels(const Runtime& runtime, const PackedMatrix& matrix, const float* bias, int64_t panel0,
+                     int64_t panel1, const void* x, int64_t rows, float* y);
+
 // y = W x + b, or y += W x + b with `add`, for up to four matrices in one region.
 void multiply(Session& session, const Runtime& runtime, const Activations& x,
               std::initializer_list<Output> outputs, bool add);

@@ -19,7 +19,7 @@ struct CopyJob {
   void compute(int64_t, void*) const {}
   void commit(int64_t head, void*) const {
     std::memcpy(to->keys(layer, head), from->keys(layer, head), key_bytes);
-    std::memcpy(to->values(layer, head), from->values(layer, head), value_bytes);
+    if (value_bytes > 0) std::memcpy(to->values(layer, head), from->values(layer, head), value_bytes);
   }
 };
 
@@ -41,7 +41,7 @@ Sequence::Sequence(std::shared_ptr<Runtime> runtime, KvType type, std::vector<Kv
   for (const KvShape& layer : this->layers) {
     rooms_.push_back({bytes,
                       round_up(room / kernels.key_block * kernels.key_block_bytes(type, layer.dim), 64),
-                      round_up(room * kernels.value_row_bytes(type, layer.dim), 64)});
+                      layer.values ? round_up(room * kernels.value_row_bytes(type, layer.dim), 64) : 0});
     const double more = static_cast<double>(rooms_.back().key_bytes + rooms_.back().value_bytes) *
                         static_cast<double>(layer.heads);
     if (static_cast<double>(bytes) + more > 1e15) throw std::bad_alloc();
@@ -76,9 +76,9 @@ std::shared_ptr<Sequence> Sequence::fork() const {
   const AttentionKernels& kernels = runtime_->attention;
   Session session(runtime_->pool);
   for (int64_t layer = 0; layer < n_layers(); ++layer) {
-    const auto [heads, dim] = layers[layer];
+    const auto [heads, dim, values] = layers[layer];
     const int64_t key_bytes = ceil_div(length, kernels.key_block) * kernels.key_block_bytes(type, dim);
-    const int64_t value_bytes = length * kernels.value_row_bytes(type, dim);
+    const int64_t value_bytes = values ? length * kernels.value_row_bytes(type, dim) : 0;
     session.run(heads, CopyJob{this, copy.get(), layer, static_cast<size_t>(key_bytes),
                                static_cast<size_t>(value_bytes)});
   }

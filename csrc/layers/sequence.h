@@ -22,9 +22,10 @@ struct Chooser {
   double kept = 0;  // shares of the activation that the cut-off has kept of audited rows, summed
 };
 
-// The heads whose keys and values one layer keeps.
+// The heads whose keys and values one layer keeps; without `values`, keys begin with them.
 struct KvShape {
   int64_t heads, dim;
+  bool values = true;
   bool operator==(const KvShape&) const = default;
 };
 
@@ -39,7 +40,9 @@ class Sequence {
   uint8_t* keys(int64_t layer, int64_t head) const {
     return memory_.data() + rooms_[layer].offset + head * head_bytes(layer);
   }
-  uint8_t* values(int64_t layer, int64_t head) const { return keys(layer, head) + rooms_[layer].key_bytes; }
+  uint8_t* values(int64_t layer, int64_t head) const {
+    return layers[layer].values ? keys(layer, head) + rooms_[layer].key_bytes : nullptr;
+  }
   int64_t head_bytes(int64_t layer) const { return rooms_[layer].key_bytes + rooms_[layer].value_bytes; }
   int64_t n_layers() const { return static_cast<int64_t>(layers.size()); }
 

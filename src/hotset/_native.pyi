@@ -72,7 +72,7 @@ class Sequence:
         self,
         runtime: Runtime,
         kv_type: int,
-        layers: ListOf[tuple[int, int]],
+        layers: ListOf[tuple[int, int, bool]],
         capacity: int,
         cutoffs: list[float | None],
         kept: list[float],
@@ -124,6 +124,26 @@ class Attention:
         soft_cap: float,
         growth: float,
         growth_context: int,
+        index: int,
+    ) -> None: ...
+    def forward(self, x: F32, out: F32, batch: Batch) -> None: ...
+
+class LatentAttention:
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        norm: Norm,
+        q_a: Linear | None,
+        q_norm: Norm | None,
+        q: Linear,
+        kv_a: Linear,
+        kv_norm: Norm,
+        k_b: list[Linear],
+        v_b: list[Linear],
+        output: Linear,
+        scale: float,
+        rope: Rope,
         index: int,
     ) -> None: ...
     def forward(self, x: F32, out: F32, batch: Batch) -> None: ...
@@ -259,7 +279,7 @@ class HostWorker:
     def task(self, ready: Flag, done: Flag) -> None: ...
     def copy(self, x: F32, out: F32) -> None: ...
     def zero(self, out: F32) -> None: ...
-    def attention(self, attention: Attention, x: F32, out: F32) -> None: ...
+    def attention(self, attention: Attention | LatentAttention, x: F32, out: F32) -> None: ...
     def ffn(self, ffn: FFN, x: F32, out: F32) -> None: ...
     def neuron_ffn(self, ffn: NeuronFFN, x: F32, out: F32, scores: F32 | None) -> None: ...
     def recurrent(self, layer: DeltaNet | ShortConv | Mamba, x: F32, out: F32) -> None: ...

@@ -15,7 +15,8 @@ from hotset.backends.contract import F32, AttentionSpec, HeadSpec, Linear, Norm,
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.maths import normalise
 from hotset.core.batch import Batch, Span, Work
-from hotset.core.config import Activation, FFNPlan, NormKind, QueryGrowth, RopeConfig, Score, Way
+from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.heads import QueryGrowth
 from hotset.formats.tensor import TensorType, tensor_from_array
 
 HIDDEN = 64

@@ -22,7 +22,7 @@ from helpers.small_disk import small_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import DOWN_ERROR, KL, convert, source_predictors

@@ -10,7 +10,7 @@ from helpers.parity import assert_close
 from helpers.profiles import random_profile
 from helpers.random_gguf import F32, LAYERS, TOKENS, VOCABULARY, random_model, write_plain
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert

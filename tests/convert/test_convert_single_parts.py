@@ -11,7 +11,7 @@ from helpers.tiny_mixtures import nemotron_h_moe
 from helpers.tiny_models import nemotron_h, save
 from numpy.typing import NDArray
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert

@@ -20,7 +20,7 @@ from helpers.random_gguf import (
 )
 from numpy.typing import NDArray
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch

@@ -10,8 +10,9 @@ from helpers.tiny_families import tiny_families
 from helpers.tiny_models import save
 from safetensors.numpy import load_file, save_file
 
-from hotset.core.config import HeadsConfig, ModelConfig
+from hotset.core.config import ModelConfig
 from hotset.core.errors import CheckpointError
+from hotset.core.heads import HeadsConfig
 from hotset.formats import open_checkpoint
 
 

@@ -15,7 +15,7 @@ from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 
-from helpers import gguf_delta_net, gguf_mamba
+from helpers import gguf_delta_net, gguf_latent, gguf_mamba
 
 ARCHITECTURES = {
     "llama": MODEL_ARCH.LLAMA,
@@ -35,6 +35,7 @@ ARCHITECTURES = {
     "qwen2_moe": MODEL_ARCH.QWEN2MOE,
     "olmoe": MODEL_ARCH.OLMOE,
     "gpt_oss": MODEL_ARCH.GPT_OSS,
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite"), MODEL_ARCH.DEEPSEEK2),
 }
 # llama.cpp has no OPT: these are Hotset's own names, made of GGUF's usual ones.
 OPT_NAMES = {
@@ -54,7 +55,9 @@ OPT_LAYER_NAMES = {
 }
 
 
-def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | None = None) -> None:
+def export_gguf(
+    model: Any, path: Path, kind: Q = Q.F32, *, activation: str | None = None, split: bool = True
+) -> None:
     """Write `model` with its matrices as `kind`, and round the model's own to the same numbers.
 
     The `gguf` library cannot quantise to K-quants: those become random blocks, in the file and in the model.
@@ -63,7 +66,7 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
 
     config = model.config
     writer = gguf.GGUFWriter(path, _architecture(config))
-    _write_metadata(writer, config)
+    _write_metadata(writer, config, split)
     if activation:
         writer.add_string("hotset.activation", activation)
 
@@ -73,7 +76,7 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
     for hf_name, parameter in [*model.named_parameters(), *biases]:  # a tied output comes once
         floats = parameter.ndim < 2 or hf_name.endswith(("mlp.gate.weight", "router.weight", "_bias"))
         tensor_kind = Q.F32 if floats else kind
-        for part, values in _parts(hf_name, parameter.detach(), config):
+        for part, values in _parts(hf_name, parameter.detach(), config, split):
             data = quantise(values.numpy(), tensor_kind)
             values.copy_(torch.from_numpy(gguf.dequantize(data, tensor_kind)))
             writer.add_tensor(rename(part), _adapt(part, data, config), raw_dtype=tensor_kind)
@@ -86,8 +89,10 @@ def export_gguf(model: Any, path: Path, kind: Q = Q.F32, *, activation: str | No
     writer.close()
 
 
-def _parts(name: str, tensor: Any, config: Any) -> list[tuple[str, Any]]:
+def _parts(name: str, tensor: Any, config: Any, split: bool) -> list[tuple[str, Any]]:
     """A tensor, or the parts that llama.cpp's converter cuts it into, as views, by Hugging Face's names."""
+    if name.endswith(gguf_latent.KV_B) and split:
+        return gguf_latent.parts(name, tensor, config)
     if ".experts." not in name:
         return [(name, tensor)]
     turned = config.model_type == "gpt_oss"
@@ -122,7 +127,7 @@ def quantise(values: NDArray[np.float32], kind: Q) -> NDArray[Any]:
     return blocks.reshape(values.shape[0], -1)
 
 
-def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
+def _write_metadata(writer: gguf.GGUFWriter, config: Any, split: bool) -> None:
     heads = config.num_attention_heads
     kv_heads = _kv_heads(config)
     head_dim = _head_dim(config)
@@ -134,6 +139,10 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_block_count(config.num_hidden_layers)
     if config.model_type == "nemotron_h":
         gguf_mamba.write_keys(writer, config)
+        return
+    if hasattr(config, "kv_lora_rank"):
+        writer.add_feed_forward_length(config.intermediate_size)
+        gguf_latent.write_keys(writer, config, split=split)
         return
     size = _first(config, "ffn_hidden_size", "ffn_dim", "intermediate_size")
     writer.add_feed_forward_length(40 if config.model_type == "lfm2" else size)  # a rule's result
@@ -208,6 +217,7 @@ def _names(config: Any) -> Callable[[str], str]:
         if config.model_type == "nemotron_h":
             name = gguf_mamba.renamed(name)
         name = name.replace(".dt_bias", ".dt_proj.bias").replace(".expert_bias", ".expert_bias.bias")
+        name = name.replace("gate.e_score_correction_bias", "gate.e_score_correction.bias")
         if name.endswith((".A_log", ".D")):
             return names.get_name(name)
         suffixed = f"{name}.weight" if name.endswith("sinks") else name

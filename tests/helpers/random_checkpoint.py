@@ -22,6 +22,7 @@ from hotset.core.config import (
     RopeConfig,
     ShortConvConfig,
 )
+from hotset.core.heads import LatentConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 
@@ -165,6 +166,32 @@ def recurrent(checkpoint: Checkpoint, nets: Sequence[Recurrent | None], seed: in
         add(f"{own}.ssm_norm.weight", rng.random(net.head_dim) + 0.5)
     layers = tuple(replace(layer, recurrent=net) for layer, net in zip(config.layers, nets, strict=True))
     return replace(checkpoint, config=replace(config, layers=layers), tensors=tensors)
+
+
+def latent(checkpoint: Checkpoint, shape: LatentConfig, seed: int = 0) -> Checkpoint:
+    """The same model with multi-head latent attention in every layer."""
+    rng = np.random.default_rng(seed)
+    config, tensors = checkpoint.config, dict(checkpoint.tensors)
+    heads = config.n_heads
+
+    def add(name: str, *numbers: int) -> None:
+        values = rng.standard_normal(numbers) * 1.5 / np.sqrt(numbers[-1])
+        tensors[f"{name}.weight"] = tensor_from_array(f"{name}.weight", values.astype(np.float32))
+
+    for i in range(config.n_layers):
+        own = f"blk.{i}.attn"
+        for part in ("q", "k", "v", "output"):
+            tensors.pop(f"{own}_{part}.weight")
+        add(f"{own}_q_a", shape.query_rank, config.hidden_size)
+        add(f"{own}_q_a_norm", shape.query_rank)
+        add(f"{own}_q_b", heads * shape.query_dim, shape.query_rank)
+        add(f"{own}_kv_a_mqa", shape.kept, config.hidden_size)
+        add(f"{own}_kv_a_norm", shape.rank)
+        add(f"{own}_k_b", heads, shape.rank, shape.nope_dim)
+        add(f"{own}_v_b", heads, shape.value_dim, shape.rank)
+        add(f"{own}_output", config.hidden_size, heads * shape.value_dim)
+    sizes = {"n_kv_heads": 1, "head_dim": shape.kept, "latent": shape}
+    return replace(checkpoint, config=replace(config, **sizes), tensors=tensors)
 
 
 def by_neuron(checkpoint: Checkpoint, plan: FFNPlan, orders: Sequence[NDArray[np.int64]]) -> Checkpoint:

@@ -42,6 +42,10 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "gemma4": gemma4,
         "gemma4-shared": gemma4_shared,
         "gemma4-beside": gemma4_beside,
+        "deepseek-v2": deepseek_v2,
+        "deepseek-v2-low-rank": lambda: deepseek_v2(q_lora_rank=19),
+        "deepseek-v3": deepseek_v3,
+        "glm4-moe-lite": glm4_moe_lite,
     }
 
 
@@ -265,3 +269,36 @@ def gemma4_beside() -> Model:
         top_k_experts=3,
         moe_intermediate_size=23,
     )
+
+
+_LATENT = {
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "kv_lora_rank": 22,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 7,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+}
+
+
+def deepseek_v2(**options: Any) -> Model:
+    """As V2-Lite: queries of full rank, YaRN with a factor on scores."""
+    rope = _YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}
+    own = {"first_k_dense_replace": 1, "q_lora_rank": None, "rope_parameters": rope}
+    return _build("DeepseekV2", SIZES, _LATENT, _EXPERTS, own, options)
+
+
+def deepseek_v3(**options: Any) -> Model:
+    """Experts in groups; queries of low rank, YaRN."""
+    groups = {"n_routed_experts": 12, "n_group": 4, "topk_group": 2}
+    rope = _YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}
+    own = {"first_k_dense_replace": 1, "q_lora_rank": 19, "rope_parameters": rope}
+    return _build("DeepseekV3", SIZES, _LATENT, _EXPERTS, groups, own, options)
+
+
+def glm4_moe_lite(**options: Any) -> Model:
+    rope = {"rope_type": "default", "rope_theta": 700.0}
+    own = {"q_lora_rank": 19, "n_shared_experts": 1, "rope_parameters": rope}
+    return _build("Glm4MoeLite", SIZES, _LATENT, _EXPERTS, own, options)

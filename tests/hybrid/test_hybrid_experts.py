@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.random_checkpoint import mixture, random_checkpoint, recurrent
+from helpers.random_checkpoint import latent, mixture, random_checkpoint, recurrent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ from hotset.core.config import (
     ShortConvConfig,
 )
 from hotset.core.errors import HotsetError
+from hotset.core.heads import LatentConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import swaps
 from hotset.hybrid.build import build_hybrid
@@ -130,6 +131,17 @@ def test_on_the_gpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert_close(short(hybrid), short(build_transformer(plain, CpuBackend(threads=1))))
     assert hybrid.swaps and hybrid.swaps.done
+    hybrid.close()
+
+
+@pytest.mark.parametrize("device", [StandInDevice, LateStandIn])
+def test_latent_attention_on_both_sides(device: Any) -> None:
+    shape = LatentConfig(rank=12, rope_dim=6, nope_dim=5, value_dim=7, query_rank=9)
+    checkpoint = latent(mixture(random_checkpoint(windows=(None,) * 3), [EXPERTS, PLAIN, None]), shape)
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)))
+    places = (LayerPlacement(True, 4), LayerPlacement(False, 10), LayerPlacement(True, 12))
+    hybrid = build_hybrid(checkpoint, Placement(places, head=True), device(), CpuBackend(threads=1))
+    assert_close(logits(hybrid), expected)
     hybrid.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.parity import Peer, run_peer
 from helpers.tiny_models import save, tiny_models
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType as Q
 from helpers.parity import assert_close
 from helpers.random_gguf import TOKENS, random_model, write_plain
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch

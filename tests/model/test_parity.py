@@ -12,7 +12,7 @@ from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.tiny_models import save, tiny_models, write_old_config
 from numpy.typing import NDArray
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Sequence
 from hotset.formats import open_checkpoint

@@ -12,7 +12,7 @@ from helpers.tiny_families import tiny_families
 from helpers.tiny_models import save
 from numpy.typing import NDArray
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert

@@ -13,7 +13,7 @@ from helpers.tiny_models import llama, save, tiny_models
 from numpy.typing import NDArray
 
 from hotset.architectures.row import ACTIVATIONS
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch
 from hotset.formats import open_checkpoint

@@ -5,7 +5,7 @@ from helpers.random_checkpoint import random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError, RequestError

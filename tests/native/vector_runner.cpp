@@ -71,6 +71,7 @@ std::vector<float> attention() {
   s.heads = read_number();
   s.kv_heads = read_number();
   s.dim = read_number();
+  s.value_dim = s.dim;
   const int64_t window = read_number();
   const std::vector<float> q = read_array(s.tokens * s.heads * s.dim);
   const std::vector<float> k = read_array(s.positions * s.kv_heads * s.dim);

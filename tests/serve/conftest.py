@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hotset.core.config import HeadsConfig
+from hotset.core.heads import HeadsConfig
 from hotset.serve.engine import Engine
 from hotset.serve.loaded import Model
 

@@ -102,6 +102,6 @@ def _layers(row: Architecture) -> str:
         "shortconv_out": "short convolutions",
     }
     parts = [kind for tensor, kind in kinds.items() if tensor in row.tensors]
-    parts.append("attention")
+    parts.append("latent attention" if row.latent else "attention")
     parts.append("experts" if row.experts else "FFN")
     return ", ".join(parts)

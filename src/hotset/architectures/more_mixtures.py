@@ -10,14 +10,14 @@ from hotset.architectures.row import Architecture, Mixture, Windows
 from hotset.core.config import Activation, Gating
 
 _LAYER = "model.layers.{}."
-_SHARED = {
+SHARED = {
     "ffn_gate_shexp": _LAYER + "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": _LAYER + "mlp.shared_experts.up_proj",
     "ffn_down_shexp": _LAYER + "mlp.shared_experts.down_proj",
 }
 
 
-def _with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The shared experts' size as that of one."""
     size, count = config.get("moe_intermediate_size", 1408), config.get("n_shared_experts", 1)
     shared = size * count if isinstance(size, int) and isinstance(count, int) else None
@@ -26,7 +26,7 @@ def _with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _of_ernie(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The shared experts' number by the name that others have."""
-    return _with_shared_size({"n_shared_experts": config.get("moe_num_shared_experts", 2), **config})
+    return with_shared_size({"n_shared_experts": config.get("moe_num_shared_experts", 2), **config})
 
 
 MORE_MIXTURES: tuple[Architecture, ...] = (
@@ -75,7 +75,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             **LLAMA_TENSORS,
             **QK_NORMS,
             **QWEN_EXPERTS,
-            **_SHARED,
+            **SHARED,
             "exp_probs_b": _LAYER + "mlp.gate.e_score_correction_bias",
         },
         experts=Mixture(gating=Gating.SIGMOID),
@@ -92,7 +92,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             "partial_rotary_factor": 0.5,
         },
         hf_required={"n_group": 1, "topk_group": 1},
-        hf_adapt=_with_shared_size,
+        hf_adapt=with_shared_size,
     ),
     Architecture(
         name="ernie4_5-moe",
@@ -101,7 +101,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
         tensors={
             **LLAMA_TENSORS,
             **QWEN_EXPERTS,
-            **_SHARED,
+            **SHARED,
             "exp_probs_b": _LAYER + "mlp.moe_statics.e_score_correction_bias",
         },
         experts=Mixture(),

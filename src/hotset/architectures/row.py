@@ -23,6 +23,13 @@ SHAPES: Mapping[str, str] = MappingProxyType(
         "attn_q_norm": "H",
         "attn_k_norm": "H",
         "attn_sinks": "A",
+        "attn_q_a": "rD",
+        "attn_q_a_norm": "r",
+        "attn_q_b": "qr",
+        "attn_kv_a_mqa": "kD",
+        "attn_kv_a_norm": "c",
+        "attn_k_b": "Acn",
+        "attn_v_b": "Avc",
         "post_attention_norm": "D",
         "ffn_norm": "D",
         "ffn_gate": "FD",
@@ -56,11 +63,15 @@ SHAPES: Mapping[str, str] = MappingProxyType(
 
 V vocabulary, P positions, D hidden, F FFN, H head, A heads, Q = heads x head, K = key/value heads x head.
 E experts, X neurons of an expert, Y of the shared one. ``exp_probs_b`` is a bias alone.
+Of latent attention: r numbers that queries are made from, q of all queries, k kept of a position, c of them
+the latent vector's, n of a head without RoPE, v of its value, o of all values.
 L numbers of a layer's own embedding of a token, J of all layers'.
 """
 
 OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})
 """Tensors of layers with attention, where others have none."""
+OF_LOW_RANK = frozenset({"attn_q_a", "attn_q_a_norm", "attn_q_b"})
+"""Those in the place of ``attn_q`` where queries are made from fewer numbers."""
 OF_RECURRENT = frozenset(
     {
         *("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_conv1d"),
@@ -122,6 +133,8 @@ class Mixture:
 
     gating: Gating = Gating.SOFTMAX
     normalised: bool = True
+    gating_if_biased: Gating | None = None
+    """That of files whose experts are selected with a bias, where it is another."""
     early: bool = False
     """See `ExpertsConfig.early`."""
     beside: bool = False
@@ -238,6 +251,11 @@ class Architecture:
     def delta_net(self) -> bool:
         """Whether there are layers that are gated delta nets."""
         return "ssm_beta" in self.tensors
+
+    @property
+    def latent(self) -> bool:
+        """Whether attention is multi-head latent attention."""
+        return "attn_kv_a_mqa" in self.tensors
 
     @property
     def short_conv(self) -> bool:

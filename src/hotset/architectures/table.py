@@ -8,6 +8,7 @@ from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
 from hotset.architectures.gemmas import GEMMAS
 from hotset.architectures.granite_hybrids import GRANITE_HYBRIDS
+from hotset.architectures.latent import LATENT
 from hotset.architectures.likenesses import LIKENESSES
 from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.more_mixtures import MORE_MIXTURES
@@ -21,6 +22,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *GEMMAS,
     *MIXTURES,
     *MORE_MIXTURES,
+    *LATENT,
     *DELTA_NETS,
     *SHORT_CONVS,
     *SINGLE_PARTS,

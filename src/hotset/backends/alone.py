@@ -4,7 +4,8 @@ from collections.abc import Sequence as ListOf
 
 import numpy as np
 
-from hotset.backends.contract import Backend, BatchView, StateShape
+from hotset.backends.building import Backend
+from hotset.backends.contract import BatchView, StateShape
 from hotset.core.batch import Batch
 
 _HEAD = 32

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.core.batch import I32, Batch, Sequence
+from hotset.core.batch import I32
 from hotset.core.config import (
     Activation,
     DeltaNetConfig,
@@ -22,11 +22,11 @@ from hotset.core.config import (
     FFNPlan,
     MambaConfig,
     NormKind,
-    QueryGrowth,
     Recurrent,
     RopeConfig,
     ShortConvConfig,
 )
+from hotset.core.heads import KvShape, LatentConfig, QueryGrowth
 from hotset.formats.tensor import Tensor
 
 F32 = NDArray[np.float32]
@@ -101,6 +101,40 @@ class AttentionSpec:
     soft_cap: float = 0.0
     """Scores s, scaled, become ``c tanh(s / c)``; 0: they stay (Gemma 2)."""
     growth: QueryGrowth | None = None
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """``out += W_o y``, y being multi-head latent attention of norm(x) (DeepSeek-V2, arXiv 2405.04434).
+
+    With n = norm(x): ``kv_a`` n is cut into l (c numbers), which `kv_norm` normalises, and k (r), which RoPE
+    turns; these are all that is kept of a position. ``q`` n or, where there is a ``q_a``, ``q q_norm(q_a n)``
+    is cut into heads, and each head into a (p numbers) and b (r), which RoPE turns. Head h's score of a
+    position, and what it gives, summed by the softmax of these scores::
+
+        scale * (a . K_h^T l + b . k)  =  scale * (K_h a . l + b . k)
+        V_h l
+    """
+
+    norm: Norm
+    q_a: Linear | None
+    q_norm: Norm | None
+    q: Linear
+    """(n_heads * (p + r), …)."""
+    kv_a: Linear
+    """(c + r, D)."""
+    kv_norm: Norm
+    """Of c numbers."""
+    k_b: Tensor
+    """K: (n_heads, c, p)."""
+    v_b: Tensor
+    """V: (n_heads, v, c)."""
+    output: Linear
+    """(D, n_heads * v)."""
+    n_heads: int
+    scale: float
+    rope: RopeConfig
+    shape: LatentConfig
 
 
 @dataclass(frozen=True)
@@ -306,13 +340,13 @@ class StateShape:
     """The share of the activation that its audits keep; 0, or no number: nothing is audited."""
     recurrent: tuple[Recurrent, ...] = ()
     """Layers with a recurrent state, by their numbers in `Backend.recurrent`."""
-    own: tuple[tuple[int, int], ...] = ()
-    """Each layer's key/value heads and their size, where layers differ; otherwise empty."""
+    own: tuple[KvShape, ...] = ()
+    """What each layer keeps, where layers differ or values are not kept apart; otherwise empty."""
 
     @property
-    def kv(self) -> tuple[tuple[int, int], ...]:
-        """Key/value heads and their size, of each layer that has such."""
-        return self.own or ((self.n_kv_heads, self.head_dim),) * self.n_layers
+    def kv(self) -> tuple[KvShape, ...]:
+        """What is kept of a position by each layer that has keys and values."""
+        return self.own or (KvShape(self.n_kv_heads, self.head_dim),) * self.n_layers
 
 
 class Embedding(Protocol):
@@ -402,48 +436,3 @@ class LayerInput(Protocol):
 
     def forward(self, x: Array, e: Array, out: Array) -> None:
         """Add it to out (T, D), which may be x (T, D); e is (T, P), a view of what `LayerInputs` gave."""
-
-
-class Backend(Protocol):
-    """Builds the parts. Tensors may be released once their part is built."""
-
-    name: str
-
-    def copy(self, x: Array) -> Array:
-        """A copy of one of its arrays."""
-
-    def rows(self, x: Array, rows: NDArray[np.intp]) -> Array:
-        """Those rows of x (T, D), in that order."""
-
-    def view(self, batch: Batch) -> BatchView:
-        """The batch as this backend's parts take it, for one call of each."""
-
-    def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> Sequence:
-        """Room for `capacity` positions; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
-
-    def embedding(self, spec: EmbeddingSpec) -> Embedding:
-        """Build the token embedding."""
-
-    def attention(self, spec: AttentionSpec, index: int = 0) -> Mixer:
-        """Build one layer's attention, which keeps its keys and values under number `index`."""
-
-    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
-        """Build one layer with a recurrent state, which it keeps under number `index`."""
-
-    def ffn(self, spec: FFNSpec) -> FFN:
-        """Build one layer's FFN."""
-
-    def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> FFN:
-        """Build one layer's FFN that is stored by neuron, whose chooser has number `index`."""
-
-    def experts(self, spec: ExpertsSpec, index: int = 0) -> Experts:
-        """Build one layer's mixture of experts, whose chooser of neurons, if any, has number `index`."""
-
-    def head(self, spec: HeadSpec) -> Head:
-        """Build the final norm and the output projection."""
-
-    def layer_inputs(self, spec: LayerInputsSpec) -> LayerInputs:
-        """Build the tokens' embeddings for each layer."""
-
-    def layer_input(self, spec: LayerInputSpec) -> LayerInput:
-        """Build what one of them adds."""

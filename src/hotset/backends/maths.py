@@ -9,16 +9,8 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, LayerInputsSpec, NeuronFFNSpec, Norm
 from hotset.backends.low_bit import low_bit_copy
-from hotset.core.config import (
-    Activation,
-    ExpertsConfig,
-    Gating,
-    NormKind,
-    QueryGrowth,
-    RopeConfig,
-    Score,
-    Way,
-)
+from hotset.core.config import Activation, ExpertsConfig, Gating, NormKind, RopeConfig, Score, Way
+from hotset.core.heads import QueryGrowth
 
 
 def relu(x: F32) -> F32:

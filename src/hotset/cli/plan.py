@@ -81,7 +81,7 @@ def plan(
         context=context,
         prompt=prompt or min(_PROMPT, context),
         frequency=frequency,
-        recurrent=False,  # no GPU backend has them yet
+        all_mixers=False,  # no GPU backend has them yet
     )
     found = planner.plan(budget)
     layers = enumerate(found.placement.layers)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from hotset.core.heads import HeadsConfig, KvShape, LatentConfig, QueryGrowth
+
 
 class Activation(str, Enum):
     """The FFN's non-linearity. In a gated FFN the neuron is ``act(gate) * up``, otherwise ``act(up)``."""
@@ -265,23 +267,6 @@ numbers and `kernel` positions."""
 
 
 @dataclass(frozen=True)
-class HeadsConfig:
-    """Heads of one layer's attention."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True)
-class QueryGrowth:
-    """Queries are multiplied by ``1 + factor * ln(1 + floor(position / context))`` (Ministral 3)."""
-
-    factor: float
-    context: int
-
-
-@dataclass(frozen=True)
 class LayerConfig:
     """Where one layer differs from its neighbours."""
 
@@ -347,6 +332,8 @@ class ModelConfig:
     attention_soft_cap: float = 0.0
     """The same of q.k times `attention_scale`."""
     query_growth: QueryGrowth | None = None
+    latent: LatentConfig | None = None
+    """All layers' attention is of this kind; their one key/value head is what is kept of a position."""
     value_norm: bool = False
     """Values are normalised by head, without a weight (Gemma 4)."""
     layer_input: int = 0
@@ -372,6 +359,11 @@ class ModelConfig:
     def heads(self, layer: int) -> HeadsConfig:
         """Heads of a layer's attention."""
         return self.layers[layer].heads or HeadsConfig(self.n_heads, self.n_kv_heads, self.head_dim)
+
+    def kv_shape(self, layer: int) -> KvShape:
+        """What a layer's attention keeps of a position."""
+        heads = self.heads(layer)
+        return KvShape(heads.n_kv_heads, heads.head_dim, values=self.latent is None)
 
     @property
     def kv_layers(self) -> tuple[int, ...]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hotset.core.config import HeadsConfig, LayerConfig
+from hotset.core.config import LayerConfig
 from hotset.core.errors import CheckpointError
+from hotset.core.heads import HeadsConfig
 from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.tensor import Tensor
 

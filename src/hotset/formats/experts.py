@@ -36,6 +36,9 @@ def experts_from_gguf(
     size = _axis(tensors, f"blk.{first}.ffn_up_exps.weight", 1) or (both and both // 2)
     shared = _axis(tensors, f"blk.{first}.ffn_up_shexp.weight", 0)
     gating = keys.integer("expert_gating_func", 0, low=0, high=max(_GATING))  # 0: none is stated
+    usual = row.gating
+    if row.gating_if_biased and f"blk.{first}.exp_probs_b.bias" in tensors:
+        usual = row.gating_if_biased
     count = keys.integer("expert_count", high=_MOST)
     groups = keys.integer("expert_group_count", 1, low=0) or 1
     experts = ExpertsConfig(
@@ -43,7 +46,7 @@ def experts_from_gguf(
         used=keys.integer("expert_used_count", high=count),
         size=keys.integer("expert_feed_forward_length", size or REQUIRED),
         shared_size=_shared(keys, architecture, "expert_shared_feed_forward_length", shared),
-        gating=_GATING[gating] if gating else row.gating,
+        gating=_GATING[gating] if gating else usual,
         normalised=keys.flag("expert_weights_norm", row.normalised),
         scale=keys.number("expert_weights_scale", 1.0, high=1e6) or 1.0,
         groups=groups,
@@ -205,14 +208,18 @@ def _half(fused: Tensor, half: int, alternating: bool, expert: int) -> Tensor:
     """Gate (0) or up (1) of an expert."""
     whole = fused.part(expert)
     if alternating:
-        return _of_numbers(whole, _numbers(whole)[..., half::2].T)
+        return of_numbers(whole.name, whole.type, _numbers(whole)[..., half::2].T)
     size = whole.shape[0] // 2
     return whole.rows(half * size, (half + 1) * size)
 
 
 def _turned(stack: Tensor, expert: int) -> Tensor:
-    matrix = stack.part(expert)
-    return _of_numbers(matrix, _numbers(matrix).T)
+    return turned(stack.part(expert))
+
+
+def turned(matrix: Tensor) -> Tensor:
+    """A matrix of floats, transposed: a copy."""
+    return of_numbers(matrix.name, matrix.type, _numbers(matrix).T)
 
 
 def _numbers(tensor: Tensor) -> NDArray[Any]:
@@ -220,6 +227,7 @@ def _numbers(tensor: Tensor) -> NDArray[Any]:
     return tensor.data.view(f"u{tensor.type.block_bytes}").reshape(tensor.shape)
 
 
-def _of_numbers(source: Tensor, numbers: NDArray[Any]) -> Tensor:
+def of_numbers(name: str, type: TensorType, numbers: NDArray[Any]) -> Tensor:
+    """A tensor of a float type, of such numbers or their bits."""
     data = np.ascontiguousarray(numbers).reshape(-1).view(np.uint8)
-    return Tensor(source.name, source.type, numbers.shape, data)
+    return Tensor(name, type, numbers.shape, data)

@@ -10,9 +10,11 @@ import numpy as np
 
 from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
-from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, QueryGrowth, RopeConfig
+from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
+from hotset.core.heads import QueryGrowth
 from hotset.formats import by_layer, delta_net, recurrent
+from hotset.formats import latent as latent_attention
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import add_gate_up, dense_layers, experts_from_gguf
 from hotset.formats.ffn_plan import plan_notes, read_plans
@@ -105,6 +107,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         query_growth=_query_growth(keys, architecture, context),
         value_norm=architecture.value_norm,
         layer_input=sizes.layer_input,
+        latent=sizes.latent,
     )
     if config.position_offset not in (0, architecture.position_offset):
         raise keys.refuse(
@@ -169,13 +172,8 @@ def _check_experts(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
     hidden = keys.integer("embedding_length")
     heads = keys.integer("attention.head_count")
-    # Its norm tells a head's size where no key does (Ollama's Gemma 3).
-    norm = None if "attn_q_norm" in architecture.shapes else tensors.get("blk.0.attn_q_norm.weight")
-    if norm is None and keys.get("attention.key_length") is None and hidden % heads:
-        raise keys.refuse("attention.head_count", f"a divisor of embedding_length {hidden}", heads)
-    head_dim = keys.integer("attention.key_length", norm.shape[0] if norm else hidden // heads)
-    if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:  # of full layers
-        raise keys.refuse("attention.value_length", f"{head_dim} like the key's", value_dim)
+    latent = latent_attention.from_gguf(keys, architecture)
+    head_dim = latent.kept if latent else _head_dim(keys, architecture, tensors, hidden, heads)
     layers = check_layer_count(keys, "block_count", len(tensors))
     if (further := keys.integer("nextn_predict_layers", 0, low=0)) >= layers:
         raise keys.refuse("nextn_predict_layers", f"less than the {layers} blocks", further)
@@ -192,7 +190,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
         hidden=hidden,
         ffn=own[0].ffn if own else _ffn_size(keys) if plain else 0,
         heads=heads,
-        kv_heads=own[0].heads.n_kv_heads if own else recurrent.kv_heads(keys, heads, kinds),
+        kv_heads=own[0].heads.n_kv_heads if own else 1 if latent else recurrent.kv_heads(keys, heads, kinds),
         head_dim=head_dim,
         layers=layers,
         positions=_rows("position_embd.weight", tensors, path)
@@ -203,9 +201,23 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
         kinds=kinds,
         own=own,
         layer_input=keys.integer("embedding_length_per_layer_input", 0, low=0) if own else 0,
+        latent=latent,
     )
     sizes.check_heads(keys, "attention.head_count_kv")
     return sizes
+
+
+def _head_dim(
+    keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], hidden: int, heads: int
+) -> int:
+    # Its norm tells a head's size where no key does (Ollama's Gemma 3).
+    norm = None if "attn_q_norm" in architecture.shapes else tensors.get("blk.0.attn_q_norm.weight")
+    if norm is None and keys.get("attention.key_length") is None and hidden % heads:
+        raise keys.refuse("attention.head_count", f"a divisor of embedding_length {hidden}", heads)
+    head_dim = keys.integer("attention.key_length", norm.shape[0] if norm else hidden // heads)
+    if (value_dim := keys.integer("attention.value_length", head_dim)) != head_dim:  # of full layers
+        raise keys.refuse("attention.value_length", f"{head_dim} like the key's", value_dim)
+    return head_dim
 
 
 def _predicts(name: str, layers: int, keys: Keys) -> bool:
@@ -248,6 +260,8 @@ def _table(
             pass
         elif name in fused and not sizes.kinds.recurrent:
             table.add_fused(*fused[name], tensor, sizes, grouped=False)
+        elif layer is not None and part == latent_attention.FUSED and suffix == "weight" and sizes.latent:
+            latent_attention.add_fused(table, layer, tensor, sizes)
         elif name in gate_up and sizes.experts:
             add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
         else:
@@ -299,6 +313,8 @@ def _norm_eps(keys: Keys, architecture: Architecture, file: GGUFFile) -> float:
 
 
 def _attention_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> float:
+    if sizes.latent:
+        return latent_attention.scale_from_gguf(keys, sizes.latent)
     scale = keys.number("attention.scale", 0.0, high=1e6)
     if not scale and sizes.layers == architecture.gguf_hidden_scaled_depth:
         scale = (sizes.hidden / sizes.heads) ** -0.5
@@ -386,7 +402,7 @@ def _ropes(
     """RoPE of fully attending layers and of windowed ones."""
     if not architecture.rotary:
         return None, None
-    dim = keys.integer("rope.dimension_count", sizes.head_dim, low=2, high=max(sizes.head_dim, 2))
+    dim = keys.integer("rope.dimension_count", sizes.rope_dim, low=2, high=max(sizes.rope_dim, 2))
     if dim % 2:
         raise keys.refuse("rope.dimension_count", "an even number", dim)
     for own in factors:
@@ -403,6 +419,7 @@ def _ropes(
         context=context,
         factors=factors,
         rounded=architecture.yarn_rounded,
+        scored=architecture.latent,
     )
     if architecture.local_rope_theta is None and not architecture.local_rope_plain:
         return full, full

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.single_parts import layer_kinds
 from hotset.architectures.table import ARCHITECTURES
-from hotset.core.config import Activation, LayerConfig, ModelConfig, QueryGrowth, RopeConfig
+from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from hotset.core.errors import CheckpointError
+from hotset.core.heads import QueryGrowth
 from hotset.formats import by_layer, recurrent
+from hotset.formats import latent as latent_attention
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import dense_layers, experts_from_config
 from hotset.formats.huggingface_names import final_names
@@ -106,7 +108,9 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         norm=architecture.norm,
         norm_eps=keys.number("norm_eps", 1e-6, high=1.0),
         parallel=architecture.parallel,
-        attention_scale=_attention_scale(keys, architecture),
+        attention_scale=latent_attention.scale_from_config(_rope_table(keys), sizes.latent)
+        if sizes.latent
+        else _attention_scale(keys, architecture),
         embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else multipliers[0],
         gated_attention=architecture.gated_attention,
         position_offset=architecture.position_offset,
@@ -117,6 +121,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         query_growth=_query_growth(keys, architecture),
         value_norm=architecture.value_norm,
         layer_input=sizes.layer_input,
+        latent=sizes.latent,
     )
     return Checkpoint(directory, config, table, raw, tuple(notes))
 
@@ -150,7 +155,8 @@ def _context(keys: Keys) -> int:
 def _sizes(where: str, keys: Keys, architecture: Architecture, tensors: int) -> Sizes:
     hidden = keys.integer("hidden_size")
     heads = keys.integer("num_attention_heads")
-    if keys.get("head_dim") is None and hidden % heads:
+    latent = latent_attention.from_config(keys, architecture)
+    if not latent and keys.get("head_dim") is None and hidden % heads:
         raise keys.refuse("num_attention_heads", f"a divisor of hidden_size {hidden}", heads)
     layers = check_layer_count(keys, "num_hidden_layers", tensors)
     kinds = recurrent.from_config(keys, architecture, layers)
@@ -164,8 +170,8 @@ def _sizes(where: str, keys: Keys, architecture: Architecture, tensors: int) -> 
         hidden=hidden,
         ffn=keys.integer("intermediate_size") if dense or own or not architecture.experts else 0,
         heads=heads,
-        kv_heads=keys.integer("num_key_value_heads", heads),
-        head_dim=keys.integer("head_dim", hidden // heads),
+        kv_heads=1 if latent else keys.integer("num_key_value_heads", heads),
+        head_dim=latent.kept if latent else keys.integer("head_dim", hidden // heads),
         layers=layers,
         positions=_context(keys) + architecture.position_offset,
         experts=experts_from_config(keys, architecture),
@@ -173,6 +179,7 @@ def _sizes(where: str, keys: Keys, architecture: Architecture, tensors: int) -> 
         kinds=kinds,
         own=own,
         layer_input=keys.integer("hidden_size_per_layer_input", 0, low=0) if own else 0,
+        latent=latent,
     )
     sizes.check_heads(keys, "num_key_value_heads")
     return sizes
@@ -319,6 +326,11 @@ def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
     return [(layer + 1) % pattern != 0 for layer in range(layers)]
 
 
+def _rope_table(keys: Keys) -> Keys:
+    key = "rope_scaling" if keys.get("rope_scaling") else "rope_parameters"
+    return keys.section(key, keys.get(key, {}))
+
+
 def _ropes(
     keys: Keys, architecture: Architecture, sizes: Sizes
 ) -> tuple[RopeConfig, RopeConfig] | tuple[None, None]:
@@ -329,13 +341,12 @@ def _ropes(
     """
     if not architecture.rotary:
         return None, None
-    key = "rope_scaling" if keys.get("rope_scaling") else "rope_parameters"
-    table = keys.section(key, keys.get(key, {}))
+    table = _rope_table(keys)
     factor = keys.number("partial_rotary_factor", 1.0, high=1.0)
     theta = keys.get("rope_theta", 1e4)
     context = keys.integer("original_max_position_embeddings", _context(keys))
 
-    def resolve(table: Keys, theta: Any, size: int = sizes.head_dim) -> RopeConfig:
+    def resolve(table: Keys, theta: Any, size: int = sizes.rope_dim) -> RopeConfig:
         return rope_from_config(
             table,
             size,
@@ -355,7 +366,7 @@ def _ropes(
         )
         sliding = _sliding(keys, architecture, sizes.layers)
         whole = [own.heads.head_dim for own, s in zip(sizes.own, sliding, strict=False) if not s]
-        size = whole[0] if whole else sizes.head_dim
+        size = whole[0] if whole else sizes.rope_dim
         return resolve(full, theta, size), resolve(local, local_theta or theta)
     rope = resolve(table, theta)
     if architecture.local_rope_plain:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hotset.architectures.row import Architecture
 from hotset.core.config import DeltaNetConfig
-from hotset.formats import delta_net
+from hotset.formats import delta_net, latent
 from hotset.formats.experts import Stacks, add_gate_up, add_turned
 from hotset.formats.tensor import Tensor
 from hotset.formats.tensor_table import ONLY_BIAS, Sizes, TensorTable, is_global, is_norm
@@ -91,6 +91,8 @@ def _add(
         delta_net.add_fused(table, layer, part, tensor, sizes.kinds.recurrent)
     elif part in delta_net.VECTORS:
         delta_net.add_vector(table, target.name, part, tensor)
+    elif part == latent.FUSED and suffix == "weight":
+        latent.add_fused(table, layer, tensor, sizes)
     elif part == "attn_qkv" and architecture.fused_qkv:
         table.add_fused(layer, suffix, tensor, sizes, grouped=architecture.hf_qkv_by_head)
     elif part in ("ffn_gate_up", "ffn_gate_up_shexp"):

@@ -168,11 +168,13 @@ def rope_from_gguf(
     context: int,
     factors: tuple[F32, ...],
     rounded: bool = True,
+    scored: bool = False,
 ) -> RopeConfig:
     """Resolve GGUF's ``rope.scaling.*`` keys; ``factors`` (dim / 2,) divide.
 
     Those are the tensor ``rope_freqs``, or two, for sequences within the original context and for longer
-    ones. `rounded`: YaRN begins and ends at whole dimensions.
+    ones. `rounded`: YaRN begins and ends at whole dimensions; `scored`: its multiplier, where there is one,
+    acts on attention's scores instead of cosines and sines.
     """
     kind = keys.text("rope.scaling.type", "linear")
     legacy = keys.number("rope.scale_linear", 1.0, high=1e6)
@@ -195,7 +197,7 @@ def rope_from_gguf(
         )
         magnitude *= keys.number("rope.scaling.yarn_attn_factor", 1.0) * yarn_magnitude(factor)
         if multiplier := keys.number("rope.scaling.yarn_log_multiplier", 0.0, high=1e3):
-            magnitude /= yarn_magnitude(factor, multiplier)
+            magnitude /= yarn_magnitude(factor, 1.0 if scored else multiplier)
     else:
         raise keys.refuse("rope.scaling.type", "none, linear or yarn", kind)
     if not factors:

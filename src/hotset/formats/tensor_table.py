@@ -14,12 +14,14 @@ from hotset.architectures.row import (
     OF_DENSE,
     OF_EXPERTS,
     OF_LAYER_INPUTS,
+    OF_LOW_RANK,
     OF_RECURRENT,
     SHAPES,
     Architecture,
 )
 from hotset.core.config import DeltaNetConfig, ExpertsConfig, MambaConfig, Recurrent
 from hotset.core.errors import CheckpointError
+from hotset.core.heads import LatentConfig
 from hotset.formats.by_layer import LayerSizes
 from hotset.formats.keys import LARGEST, Keys, shown
 from hotset.formats.tensor import Tensor, TensorType
@@ -83,6 +85,13 @@ class Sizes:
     """Each layer's, in families where they differ."""
     layer_input: int = 0
     """Numbers of a layer's own embedding of a token; 0: there is none."""
+    latent: LatentConfig | None = None
+    """Attention is of this kind; `kv_heads` and `head_dim` are then what is kept of a position."""
+
+    @property
+    def rope_dim(self) -> int:
+        """Numbers of a head that RoPE may turn."""
+        return self.latent.rope_dim if self.latent else self.head_dim
 
     def experts_of(self, layer: int) -> ExpertsConfig | None:
         """A layer's mixture; None: it has one FFN."""
@@ -90,7 +99,7 @@ class Sizes:
 
     def has(self, part: str, layer: int) -> bool:
         """Whether a layer is of the kind that has such tensors."""
-        if part in OF_LAYER_INPUTS and not self.layer_input:
+        if self._lacks(part):
             return False
         if self.own:
             return part not in self.own[layer].lacking
@@ -102,6 +111,12 @@ class Sizes:
         if part in OF_RECURRENT and kinds.recurrent:
             return kinds.recurs[layer]
         return kinds.has_ffn(layer) or part not in OF_DENSE | OF_EXPERTS
+
+    def _lacks(self, part: str) -> bool:
+        """Whether no layer has such tensors."""
+        if self.latent and part in (*OF_LOW_RANK, "attn_q"):
+            return (part in OF_LOW_RANK) != (self.latent.query_rank > 0)
+        return part in OF_LAYER_INPUTS and not self.layer_input
 
     def dimensions(self, letters: str, layer: int | None = None) -> tuple[int, ...]:
         """Return the numbers for a shape of `SHAPES`, in a layer where they differ among them."""
@@ -137,6 +152,10 @@ class Sizes:
         if isinstance(recurrent, MambaConfig):
             numbers |= {"T": recurrent.n_heads, "Z": recurrent.values}
             numbers |= {"I": recurrent.values + recurrent.channels + recurrent.n_heads}
+        if latent := self.latent:
+            numbers |= {"r": latent.query_rank, "q": self.heads * latent.query_dim, "k": latent.kept}
+            numbers |= {"c": latent.rank, "n": latent.nope_dim, "v": latent.value_dim}
+            numbers |= {"o": self.heads * latent.value_dim}
         return tuple(numbers[letter] for letter in letters)
 
     def check_heads(self, keys: Keys, key: str) -> None:

@@ -23,6 +23,7 @@ from hotset.model.build import (
     experts_spec,
     ffn_spec,
     head_spec,
+    latent_spec,
     neuron_ffn_spec,
     recurrent_spec,
 )
@@ -118,6 +119,13 @@ def _mixer(
             OnDevice(device.backend.recurrent(spec, index))
             if on_device
             else OnHost(host.recurrent(spec, index))
+        )
+    if checkpoint.config.latent:
+        latent = latent_spec(checkpoint, layer)
+        return (
+            OnDevice(device.backend.latent_attention(latent, index))
+            if on_device
+            else OnHost(host.latent_attention(latent, index))
         )
     attention = attention_spec(checkpoint, layer)
     if on_device:

@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from hotset.backends.building import Backend
 from hotset.backends.contract import (
     F32,
     FFN,
     Array,
-    Backend,
     BatchView,
     ExpertsSpec,
     FFNSpec,
@@ -78,8 +78,8 @@ class Device(Protocol):
     name: str
     backend: Backend
     """Builds the parts that run on the device, and whose arrays are on it. Raises `DeviceMemoryError`."""
-    recurrent: bool
-    """Whether that includes recurrent mixers."""
+    all_mixers: bool
+    """Whether that includes recurrent mixers and latent attention."""
 
     def free_bytes(self) -> int:
         """Bytes of the device's memory that nobody uses at present."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotset.backends.contract import F32, FFN, Array, Backend, BatchView, NeuronFFNSpec
+from hotset.backends.building import Backend
+from hotset.backends.contract import F32, FFN, Array, BatchView, NeuronFFNSpec
 from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
 from hotset.core.config import Way
 from hotset.hybrid.device import Device, to_device

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from hotset.backends.contract import F32, Array, Backend, ExpertsSpec, Head, NeuronFFNSpec, Norm
+from hotset.backends.building import Backend
+from hotset.backends.contract import F32, Array, ExpertsSpec, Head, NeuronFFNSpec, Norm
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
 from hotset.backends.gpu.kernels.attention import SPAN
@@ -24,7 +25,7 @@ RECORDED_ROWS = (1, 2, 4, 8)
 class TorchArrays(ABC):
     """The part of `Device` that has to do with arrays; copies are in stream order where memory is pinned."""
 
-    recurrent = False
+    all_mixers = False
 
     def __init__(self, torch_device: str) -> None:
         self._gpu = GpuBackend(torch_device)

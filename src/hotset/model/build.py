@@ -9,17 +9,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from hotset.backends.building import Backend
 from hotset.backends.contract import (
     F32,
     FFN,
     AttentionSpec,
-    Backend,
     DeltaNetSpec,
     EmbeddingSpec,
     Experts,
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LatentSpec,
     LayerInputSpec,
     LayerInputsSpec,
     Linear,
@@ -41,6 +42,7 @@ from hotset.core.config import (
     Score,
     ShortConvConfig,
 )
+from hotset.core.heads import LatentConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.model.beside import Beside, FFNBesideExperts
 from hotset.model.transformer import Absent, Layer, Transformer
@@ -79,7 +81,10 @@ def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
         mixer = backend.recurrent(weights.recurrent(i, layer.recurrent), recurrent)
     elif layer.attention:
         own = config.kv_layers.index(i if layer.kv_from is None else layer.kv_from)
-        mixer = backend.attention(weights.attention(i), own)
+        if config.latent:
+            mixer = backend.latent_attention(weights.latent_attention(i, config.latent), own)
+        else:
+            mixer = backend.attention(weights.attention(i), own)
     else:
         mixer = Absent()
     ffn: FFN
@@ -111,6 +116,14 @@ def embedding_spec(checkpoint: Checkpoint) -> EmbeddingSpec:
 def attention_spec(checkpoint: Checkpoint, layer: int) -> AttentionSpec:
     """A layer's attention."""
     return _Weights(checkpoint).attention(layer)
+
+
+def latent_spec(checkpoint: Checkpoint, layer: int) -> LatentSpec:
+    """A layer's multi-head latent attention."""
+    shape = checkpoint.config.latent
+    if shape is None:
+        raise ValueError("the model has no latent attention")
+    return _Weights(checkpoint).latent_attention(layer, shape)
 
 
 def recurrent_spec(checkpoint: Checkpoint, layer: int) -> RecurrentSpec:
@@ -185,6 +198,31 @@ class _Weights:
             v_norm=Norm(NormKind.RMS, c.norm_eps, unit) if c.value_norm and not shared else None,
             soft_cap=c.attention_soft_cap,
             growth=c.query_growth,
+        )
+
+    def latent_attention(self, i: int, shape: LatentConfig) -> LatentSpec:
+        layer, c = f"blk.{i}", self.config
+        rope = c.layers[i].rope
+        assert rope is not None
+        low_rank = shape.query_rank > 0
+
+        def inner(name: str) -> Norm:
+            return replace(self.norm(f"{layer}.{name}"), eps=shape.norm_eps)
+
+        return LatentSpec(
+            norm=self.norm(f"{layer}.attn_norm"),
+            q_a=self.linear(f"{layer}.attn_q_a") if low_rank else None,
+            q_norm=inner("attn_q_a_norm") if low_rank else None,
+            q=self.linear(f"{layer}.attn_q_b" if low_rank else f"{layer}.attn_q"),
+            kv_a=self.linear(f"{layer}.attn_kv_a_mqa"),
+            kv_norm=inner("attn_kv_a_norm"),
+            k_b=self.tensors[f"{layer}.attn_k_b.weight"],
+            v_b=self.tensors[f"{layer}.attn_v_b.weight"],
+            output=self.linear(f"{layer}.attn_output"),
+            n_heads=c.n_heads,
+            scale=c.attention_scale or shape.query_dim**-0.5,
+            rope=rope,
+            shape=shape,
         )
 
     def layer_inputs(self) -> LayerInputsSpec:

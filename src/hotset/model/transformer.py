@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hotset.backends.building import Backend
 from hotset.backends.contract import (
     F32,
     FFN,
     Array,
-    Backend,
     BatchView,
     Embedding,
     Experts,
@@ -25,6 +25,7 @@ from hotset.backends.contract import (
 from hotset.core.batch import Batch, Sequence
 from hotset.core.config import ModelConfig
 from hotset.core.errors import HotsetError, RequestError
+from hotset.core.heads import KvShape
 from hotset.model.finite import is_finite, traced
 
 SLICE = 512
@@ -183,11 +184,11 @@ class Transformer:
         return x
 
 
-def kv_shapes(config: ModelConfig, layers: ListOf[int]) -> tuple[tuple[int, int], ...]:
+def kv_shapes(config: ModelConfig, layers: ListOf[int]) -> tuple[KvShape, ...]:
     """`StateShape.own` of those layers."""
-    if all(layer.heads is None for layer in config.layers):
+    if config.latent is None and all(layer.heads is None for layer in config.layers):
         return ()
-    return tuple((heads.n_kv_heads, heads.head_dim) for heads in map(config.heads, layers))
+    return tuple(map(config.kv_shape, layers))
 
 
 def _check(batch: Batch) -> None:

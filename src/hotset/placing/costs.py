@@ -85,6 +85,8 @@ class LayerPart:
     state_bytes: int
     """Of a recurrent layer, however long the context; read and written with every token."""
     ffn: FFNPart
+    other_mixer: bool = False
+    """A recurrent mixer or latent attention, which not every device runs."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,17 @@ def model_parts(
         ]
         measured = None if frequency is None else frequency[i]
         build = _experts_part if layer.experts else _ffn_part
-        recurrent, heads = layer.recurrent, config.heads(i)
-        kept = heads.n_kv_heads * heads.head_dim if i in config.kv_layers else 0
+        recurrent = layer.recurrent
+        kept = config.kv_shape(i).numbers if i in config.kv_layers else 0
         layers.append(
             LayerPart(
                 attention_bytes=sum(tensor.nbytes for tensor in attention),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention),
-                kv_position_bytes=int(2 * kept * kv_number_bytes),
+                kv_position_bytes=int(kept * kv_number_bytes),
                 window=layer.window,
                 state_bytes=4 * recurrent.state_size if recurrent else 0,
                 ffn=build(checkpoint, i, own, measured),
+                other_mixer=bool(recurrent or config.latent),
             )
         )
     output = tensors.get("output.weight", tensors["token_embd.weight"])
@@ -256,11 +259,11 @@ def gpu_of(machine: MachineProfile) -> GpuRates:
 
 
 def layer_options(
-    layer: LayerPart, machine: MachineProfile, *, context: int, filled: int, recurrent: bool = True
+    layer: LayerPart, machine: MachineProfile, *, context: int, filled: int, all_mixers: bool = True
 ) -> Options:
     """A layer's options on a machine, with a KV cache of `context` tokens of which `filled` are read.
 
-    Without `recurrent` the GPU runs no recurrent mixers.
+    Without `all_mixers` the GPU runs no recurrent mixers, nor latent attention.
     """
     cpu, gpu, ffn = machine.cpu, gpu_of(machine), layer.ffn
     hot = np.append(np.arange(0, ffn.size, ffn.slab), ffn.size)
@@ -302,7 +305,7 @@ def layer_options(
             gpu.part_us / 1e3 + read / (gpu.stream * gpu.kernel_share * 1e6),
         ]
     )
-    if layer.state_bytes and not recurrent:
+    if layer.other_mixer and not all_mixers:
         attention[DEVICE] = _NEVER_MS
     handshake = gpu.handshake_us / 1e3 * np.stack([~all_cold, ~all_hot])
     own = layer.attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes

@@ -58,7 +58,7 @@ def place(
         prompt=min(_PROMPT, context),
         frequency=frequency,
         kv_number_bytes=KV_TYPES[kv_type],
-        recurrent=device.recurrent,
+        all_mixers=device.all_mixers,
     )
     free = device.free_bytes()
     shrunk = None

@@ -104,8 +104,9 @@ class Planner:
 
     `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
     timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
-    `hotset.placing.costs.model_parts`, `recurrent` says whether the GPU runs recurrent mixers. Raises
-    `HotsetError` for a machine without a GPU and for a model whose neurons' frequencies are not known.
+    `hotset.placing.costs.model_parts`, `all_mixers` says whether the GPU runs recurrent mixers and latent
+    attention. Raises `HotsetError` for a machine without a GPU and for a model whose neurons' frequencies are
+    not known.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Planner:
         prompt: int,
         frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
         kv_number_bytes: float = 2.0,
-        recurrent: bool = True,
+        all_mixers: bool = True,
     ) -> None:
         if not 1 <= prompt <= context:
             raise RequestError(
@@ -126,7 +127,7 @@ class Planner:
         self.machine, self.context, self.prompt = machine, context, prompt
         self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
         items = [
-            layer_options(layer, machine, context=context, filled=prompt, recurrent=recurrent)
+            layer_options(layer, machine, context=context, filled=prompt, all_mixers=all_mixers)
             for layer in self.parts.layers
         ]
         # Cold experts are not streamed yet.

@@ -28,7 +28,7 @@ _LINE = 16
 
 def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     """Bytes of a KV cache of `context` tokens."""
-    numbers = 2 * context * sum(x.n_kv_heads * x.head_dim for x in map(config.heads, config.kv_layers))
+    numbers = context * sum(config.kv_shape(layer).numbers for layer in config.kv_layers)
     return int(numbers * KV_TYPES[check_kv_type(kv_type, config)])
 
 

@@ -28,6 +28,7 @@ from hotset.backends.contract import (
     FFNSpec,
     Head,
     HeadSpec,
+    LatentSpec,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
@@ -190,6 +191,11 @@ class _LateBackend:
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> _LatePart:
         """See `Backend`."""
         part = self._backend.neuron_ffn(spec, index)
+        return _LatePart(self._device, lambda: part)
+
+    def latent_attention(self, spec: LatentSpec, index: int = 0) -> _LatePart:
+        """See `Backend`."""
+        part = self._backend.latent_attention(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> _LatePart:

@@ -10,17 +10,18 @@ from typing import TypeVar
 
 import numpy as np
 
+from hotset.backends.building import Backend
 from hotset.backends.contract import (
     F32,
     FFN,
     AttentionSpec,
-    Backend,
     BatchView,
     DeltaNetSpec,
     ExpertsSpec,
     FFNSpec,
     Head,
     HeadSpec,
+    LatentSpec,
     Linear,
     NeuronFFNSpec,
     Norm,
@@ -72,6 +73,12 @@ class _MeteredBackend(CpuBackend):
         build = partial(super().neuron_ffn, index=index)
         return self._built("an FFN", build, spec, (spec.gate, spec.up, spec.down_t))
 
+    def latent_attention(self, spec: LatentSpec, index: int = 0) -> CpuAttention:
+        """See `CpuBackend`."""
+        build = partial(super().latent_attention, index=index)
+        parts = (spec.q_a, spec.q, spec.kv_a, Linear(spec.k_b), Linear(spec.v_b), spec.output)
+        return self._built("attention", build, spec, parts)
+
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> CpuRecurrent:
         """See `CpuBackend`."""
         build = partial(super().recurrent, index=index)
@@ -98,7 +105,7 @@ class _MeteredBackend(CpuBackend):
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
         """See `CpuBackend`."""
-        numbers = 2 * capacity * sum(heads * size for heads, size in shape.kv)
+        numbers = capacity * sum(kept.numbers for kept in shape.kv)
         nbytes = int(numbers * _NUMBER_BYTES.get(kv_type, 0))
         self._memory.check("the KV cache", nbytes)
         sequence = super().sequence(shape, capacity, kv_type)
@@ -119,7 +126,7 @@ class StandInDevice(HostStream):
     """A device of `vram` bytes, of which only weights and KV caches are counted; see `Device`."""
 
     name = "stand-in"
-    recurrent = True
+    all_mixers = True
 
     def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LatentSpec,
     LayerInputSpec,
     LayerInputsSpec,
     NeuronFFNSpec,
@@ -73,7 +74,7 @@ def machine_parts() -> int:
 
 
 class CpuBackend(Packing):
-    """Builds the parts; see `hotset.backends.contract.Backend`.
+    """Builds the parts; see `hotset.backends.building.Backend`.
 
     `threads` counts the calling thread; by default there is one to each physical core that this process may
     use. `level` is one of `levels()`, by default the best. The threads are idle outside calls; one call runs
@@ -201,6 +202,10 @@ class CpuBackend(Packing):
         )
         return CpuAttention(native)
 
+    def latent_attention(self, spec: LatentSpec, index: int = 0) -> CpuAttention:
+        """Build one layer's multi-head latent attention."""
+        return CpuAttention(self._latent_attention(spec, index))
+
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> CpuRecurrent:
         """Build one layer with a recurrent state."""
         return build_recurrent(self._runtime, spec, index, self._linear, self._norm)
@@ -323,7 +328,7 @@ class CpuBackend(Packing):
             raise HotsetError(
                 f"KV cache type: expected one of {', '.join(_native.KV_TYPES)}, found {kv_type!r}"
             )
-        for size in {size for _, size in shape.kv if kv_type == "q8_0" and size % _native.KV_BLOCK}:
+        for size in {x.size for x in shape.kv if kv_type == "q8_0" and x.size % _native.KV_BLOCK}:
             raise HotsetError(
                 f"KV cache type q8_0: expected heads of a multiple of {_native.KV_BLOCK} numbers, found "
                 f"{size}; use f16"

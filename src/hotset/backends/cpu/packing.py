@@ -3,7 +3,7 @@
 from hotset import _native
 from hotset.backends.blocks import dequantise, neuron_type, round_to_nearest, store_as
 from hotset.backends.codebooks import native_type
-from hotset.backends.contract import Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import LatentSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu.file_mapping import is_file_mapping
 from hotset.backends.low_bit import Q2, two_bit_blocks
 from hotset.core.config import NormKind, RopeConfig, Score
@@ -89,6 +89,30 @@ class Packing:
             )
         except MemoryError:
             raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None
+
+    def _latent_attention(self, spec: LatentSpec, index: int) -> _native.LatentAttention:
+        hidden, shape = spec.norm.weight.size, spec.shape
+        inputs = shape.query_rank if spec.q_a else hidden
+        heads = range(spec.n_heads)
+        check_shape(spec.k_b.name, spec.k_b.shape, (spec.n_heads, shape.rank, shape.nope_dim))
+        check_shape(spec.v_b.name, spec.v_b.shape, (spec.n_heads, shape.value_dim, shape.rank))
+        rope = self._rope(spec.rope)
+        assert rope is not None
+        return _native.LatentAttention(
+            runtime=self._runtime,
+            norm=self._norm(spec.norm, hidden),
+            q_a=self._linear(spec.q_a, inputs, hidden) if spec.q_a else None,
+            q_norm=self._optional_norm(spec.q_norm, inputs),
+            q=self._linear(spec.q, spec.n_heads * shape.query_dim, inputs),
+            kv_a=self._linear(spec.kv_a, shape.kept, hidden),
+            kv_norm=self._norm(spec.kv_norm, shape.rank),
+            k_b=[self._linear(Linear(spec.k_b.part(i)), shape.rank, shape.nope_dim) for i in heads],
+            v_b=[self._linear(Linear(spec.v_b.part(i)), shape.value_dim, shape.rank) for i in heads],
+            output=self._linear(spec.output, hidden, spec.n_heads * shape.value_dim),
+            scale=spec.scale,
+            rope=rope,
+            index=index,
+        )
 
     def _norm(self, norm: Norm, size: int) -> _native.Norm:
         check_shape("norm", norm.weight.shape, (size,))

@@ -91,7 +91,7 @@ class CpuLayerInput:
 class CpuAttention:
     """One layer's attention."""
 
-    def __init__(self, native: _native.Attention) -> None:
+    def __init__(self, native: _native.Attention | _native.LatentAttention) -> None:
         self.native = native
 
     def forward(self, x: F32, out: F32, view: CpuView) -> None:

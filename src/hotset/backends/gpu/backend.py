@@ -1,4 +1,4 @@
-"""The GPU backend: builds the parts from weights; see `hotset.backends.contract.Backend`."""
+"""The GPU backend: builds the parts from weights; see `hotset.backends.building.Backend`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +14,7 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LatentSpec,
     LayerInput,
     LayerInputs,
     LayerInputSpec,
@@ -120,6 +121,10 @@ class GpuBackend:
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> GpuNeuronFFN:
         """Build one layer's FFN that is stored by neuron; all its neurons are computed."""
         return GpuNeuronFFN(self.gpu, spec)
+
+    def latent_attention(self, spec: LatentSpec, index: int = 0) -> Mixer:
+        """Refuse: there is none yet."""
+        raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no latent attention yet")
 
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
         """Refuse: it has none yet."""

@@ -12,6 +12,7 @@ from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.kernels.attention import SPAN
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
+from hotset.core.heads import KvShape
 
 _TYPES = {"f16": torch.float16, "f32": torch.float32}
 
@@ -41,8 +42,8 @@ class GpuSequence:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
         if len(set(shape.kv)) > 1:
             raise HotsetError("the GPU backend has no layers with different heads yet")
-        heads, head_size = shape.kv[0] if shape.kv else (shape.n_kv_heads, shape.head_dim)
-        size = len(shape.kv), heads, capacity, head_size
+        kept = shape.kv[0] if shape.kv else KvShape(shape.n_kv_heads, shape.head_dim)
+        size = len(shape.kv), kept.heads, capacity, kept.size
         try:
             keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
             values = torch.zeros_like(keys)

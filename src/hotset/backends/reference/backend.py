@@ -14,6 +14,7 @@ from hotset.backends.contract import (
     ExpertsSpec,
     FFNSpec,
     HeadSpec,
+    LatentSpec,
     LayerInputSpec,
     LayerInputsSpec,
     MambaSpec,
@@ -29,6 +30,7 @@ from hotset.backends.reference.attention import ReferenceAttention
 from hotset.backends.reference.delta_net import ReferenceDeltaNet
 from hotset.backends.reference.experts import ReferenceExperts
 from hotset.backends.reference.ffn import ReferenceFFN, ReferenceNeuronFFN
+from hotset.backends.reference.latent_attention import ReferenceLatentAttention
 from hotset.backends.reference.linear import ReferenceLinear
 from hotset.backends.reference.mamba import ReferenceMamba
 from hotset.backends.reference.short_conv import ReferenceShortConv
@@ -97,7 +99,7 @@ class ReferenceLayerInput:
 
 
 class ReferenceBackend:
-    """Builds the parts; see `hotset.backends.contract.Backend`."""
+    """Builds the parts; see `hotset.backends.building.Backend`."""
 
     name = "reference"
 
@@ -122,6 +124,10 @@ class ReferenceBackend:
     def attention(self, spec: AttentionSpec, index: int = 0) -> ReferenceAttention:
         """Build one layer's attention."""
         return ReferenceAttention(spec, index)
+
+    def latent_attention(self, spec: LatentSpec, index: int = 0) -> ReferenceLatentAttention:
+        """Build one layer's multi-head latent attention."""
+        return ReferenceLatentAttention(spec, index)
 
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
         """Build one layer with a recurrent state."""
@@ -165,7 +171,8 @@ class ReferenceBackend:
                 f"KV cache type {kv_type!r}: the reference backend has f32 and f16; choose one of them"
             )
         keys, values = (
-            [np.zeros((capacity, heads, size), dtypes[kv_type]) for heads, size in shape.kv] for _ in range(2)
+            [np.zeros((capacity, x.heads, x.size if kept else 0), dtypes[kv_type]) for x, kept in of]
+            for of in ([(x, True) for x in shape.kv], [(x, x.values) for x in shape.kv])
         )
         sequence = ReferenceSequence(keys, values, capacity, shape.recurrent)
         sequence.choosers = [
