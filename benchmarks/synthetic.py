@@ -91,6 +91,10 @@ class _Planner:
         if bias:
             self.vector(f"{name}.bias", rows, fill=0.0)
 
+    def stack(self, name: str, count: int, rows: int, columns: int) -> None:
+        kind = matrix_type(self.wanted, columns)
+        self.tensors.append(TensorPlan(f"{name}.weight", (count, rows, columns), kind))
+
     def vector(self, name: str, *sizes: int, fill: float | None = 1.0) -> None:
         self.tensors.append(TensorPlan(name, sizes, Q.F32, fill))
 

@@ -1,4 +1,4 @@
-"""Shapes of families whose layers differ: Gemma 4, LFM2 and Nemotron 3, for `synthetic.py`.
+"""Shapes of families whose layers differ or are of their own kind, for `synthetic.py`.
 
 A file with fewer layers than the model has as much less of its vocabulary, so that the output matrix keeps
 its share of what a token reads.
@@ -15,6 +15,9 @@ class Tensors(Protocol):
 
     def matrix(self, name: str, rows: int, columns: int) -> None:
         """A matrix of the type wanted."""
+
+    def stack(self, name: str, count: int, rows: int, columns: int) -> None:
+        """So many matrices of the type wanted as one tensor."""
 
     def mixture(self, block: str, count: int, size: int, parts: tuple[str, ...]) -> None:
         """A router, and these `parts` of gate, up and down of `count` experts of `size` neurons."""
@@ -281,6 +284,66 @@ class Nemotron(Family):
                 to.matrix(f"{block}.attn_output", hidden, self.heads * self.head)
 
 
+@dataclass(frozen=True)
+class Latent(Family):
+    """Multi-head latent attention; mixtures with a shared expert but in the first layer."""
+
+    ffn: int = 0
+    query_rank: int = 768
+    rank: int = 512
+    rope: int = 64
+    nope: int = 192
+    value: int = 256
+    experts: int = 64
+    experts_used: int = 4
+    experts_size: int = 1536
+
+    def keys(self, layers: int) -> dict[str, Any]:
+        """See `Family`."""
+        return super().keys(layers) | {
+            "attention.head_count_kv": 1,
+            "attention.key_length": self.rank + self.rope,
+            "attention.value_length": self.rank,
+            "attention.key_length_mla": self.nope + self.rope,
+            "attention.value_length_mla": self.value,
+            "attention.q_lora_rank": self.query_rank,
+            "attention.kv_lora_rank": self.rank,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "feed_forward_length": self.ffn,
+            "leading_dense_block_count": 1,
+            "expert_count": self.experts,
+            "expert_used_count": self.experts_used,
+            "expert_feed_forward_length": self.experts_size,
+            "expert_shared_count": 1,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 1.8,
+            "rope.dimension_count": self.rope,
+            "rope.freq_base": 1e6,
+        }
+
+    def layer(self, to: Tensors, i: int) -> None:
+        """See `Family`."""
+        block, hidden, heads = f"blk.{i}", self.hidden, self.heads
+        to.norm(f"{block}.attn_norm")
+        to.matrix(f"{block}.attn_q_a", self.query_rank, hidden)
+        to.vector(f"{block}.attn_q_a_norm.weight", self.query_rank)
+        to.matrix(f"{block}.attn_q_b", heads * (self.nope + self.rope), self.query_rank)
+        to.matrix(f"{block}.attn_kv_a_mqa", self.rank + self.rope, hidden)
+        to.vector(f"{block}.attn_kv_a_norm.weight", self.rank)
+        to.stack(f"{block}.attn_k_b", heads, self.rank, self.nope)
+        to.stack(f"{block}.attn_v_b", heads, self.value, self.rank)
+        to.matrix(f"{block}.attn_output", hidden, heads * self.value)
+        to.norm(f"{block}.ffn_norm")
+        if i:
+            to.mixture(block, self.experts, self.experts_size, ("gate", "up", "down"))
+            to.vector(f"{block}.exp_probs_b.bias", self.experts, fill=0.0)
+        size, end = (self.experts_size, "_shexp") if i else (self.ffn, "")
+        to.matrix(f"{block}.ffn_gate{end}", size, hidden)
+        to.matrix(f"{block}.ffn_up{end}", size, hidden)
+        to.matrix(f"{block}.ffn_down{end}", hidden, size)
+
+
 FAMILIES: dict[str, Family] = {
     "gemma-4-26b-a4b": Gemma4(
         *("gemma4", 262144, 262144, 2816, 30, 16, True),
@@ -300,6 +363,7 @@ FAMILIES: dict[str, Family] = {
         sharing=20,
         own_input=256,
     ),
+    "glm-4.7-flash": Latent(*("deepseek2", 154880, 202752, 2048, 47, 20, False), ffn=10240),
     "lfm2-1.2b": Lfm2(
         *("lfm2", 65536, 128000, 2048, 16, 32, True, "token_embd_norm"),
         ffn=8192,

@@ -52,7 +52,13 @@ def test_file_is_read_back_by_gguf(tmp_path, shape, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "layers"),
-    [("gemma-4-26b-a4b", 6), ("gemma-4-e2b", 35), ("lfm2-1.2b", 3), ("nemotron-3-nano-30b-a3b", 6)],
+    [
+        ("gemma-4-26b-a4b", 6),
+        ("gemma-4-e2b", 35),
+        ("lfm2-1.2b", 3),
+        ("nemotron-3-nano-30b-a3b", 6),
+        ("glm-4.7-flash", 3),
+    ],
 )
 def test_files_of_families_whose_layers_differ_are_models(tmp_path, name, layers, monkeypatch):
     family = synthetic.FAMILIES[name]
@@ -63,7 +69,7 @@ def test_files_of_families_whose_layers_differ_are_models(tmp_path, name, layers
     config = open_checkpoint(tmp_path / "m.gguf").config
     assert config.n_layers == layers
     assert config.mixture == bool(small.get("experts"))
-    assert config.recurrent == (family.architecture != "gemma4")
+    assert config.recurrent == (family.architecture not in ("gemma4", "deepseek2"))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):

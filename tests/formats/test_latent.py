@@ -75,6 +75,10 @@ def test_rounded_keys_are_rounded_anew(tmp_path: Path) -> None:
 
 
 def test_groups_by_their_best_expert_are_refused(tmp_path: Path) -> None:
+    """DeepSeek-V2's own, which llama.cpp takes for V3's."""
+    path = exported(deepseek_v2(n_group=2, topk_group=1), tmp_path)
+    with pytest.raises(CheckpointError, match="expert_group_count: expected 1"):
+        open_checkpoint(path)
     save(deepseek_v2(topk_method="group_limited_greedy", n_group=2, topk_group=1), tmp_path)
     with pytest.raises(CheckpointError, match="topk_method: expected 'greedy'"):
         open_checkpoint(tmp_path)

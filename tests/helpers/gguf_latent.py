@@ -40,6 +40,8 @@ def write_keys(writer: gguf.GGUFWriter, config: Any, *, split: bool) -> None:
     writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
+    if split and config.model_type != "deepseek_v2":  # older files do not say it
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if config.norm_topk_prob:
         writer.add_expert_weights_norm(True)
     if config.n_group:

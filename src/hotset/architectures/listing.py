@@ -46,8 +46,8 @@ _TITLES = {
     "lfm2": "LFM2, LFM2.5",
     "lfm2_moe": "LFM2 mixtures",
     "nemotron_h": "Nemotron Nano v2, Nemotron 3",
-    "deepseek_v2": "DeepSeek-V2",
-    "deepseek_v3": "DeepSeek-V3",
+    "deepseek_v2": "DeepSeek-V2-Lite, Coder-V2-Lite",
+    "deepseek_v3": "DeepSeek-V3, R1, GigaChat 3, Kanana 2",
     "glm4_moe_lite": "GLM-4.7-Flash",
 }
 

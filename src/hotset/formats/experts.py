@@ -53,6 +53,10 @@ def experts_from_gguf(
         groups_used=keys.integer("expert_group_used_count", 1, low=0, high=groups) or 1,
         early=row.early,
     )
+    if groups > 1 and experts.gating is Gating.SOFTMAX and architecture.latent:
+        raise keys.refuse(
+            "expert_group_count", "1, as DeepSeek-V2 chooses groups by their best expert", groups
+        )
     if count % groups or experts.used > count // groups * experts.groups_used:
         raise keys.refuse(
             "expert_group_count", f"groups of {count} experts with room for {experts.used}", groups
