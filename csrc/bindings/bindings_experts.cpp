@@ -48,17 +48,22 @@ ExpertMatrixPtr new_matrix(int type, int64_t experts, int64_t rows, int64_t cols
 }
 
 std::shared_ptr<Routing> new_routing(int64_t count, int64_t used, int gating, bool normalised, float scale,
-                                     int64_t groups, int64_t groups_used, std::optional<Numbers> bias) {
+                                     int64_t groups, int64_t groups_used, std::optional<Numbers> bias,
+                                     std::optional<Numbers> factors) {
   if (used < 1 || used > count || count > std::numeric_limits<int32_t>::max())
     refuse("used: expected 1 to count");
   if (groups < 1 || count % groups != 0 || groups_used < 1 || groups_used > groups) {
     refuse("groups: expected a divisor of count, and as many to be used at most");
   }
   auto routing = std::make_shared<Routing>(
-      Routing{count, used, static_cast<Gating>(gating), normalised, scale, groups, groups_used, {}});
+      Routing{count, used, static_cast<Gating>(gating), normalised, scale, groups, groups_used, {}, {}});
   if (bias) {
     expect("bias", "numbers", static_cast<int64_t>(bias->size()), count);
     routing->bias.assign(bias->data(), bias->data() + bias->size());
+  }
+  if (factors) {
+    expect("factors", "numbers", static_cast<int64_t>(factors->size()), count);
+    routing->factors.assign(factors->data(), factors->data() + factors->size());
   }
   return routing;
 }
@@ -71,8 +76,10 @@ std::shared_ptr<SharedExpert> new_shared(MatrixPtr gate, MatrixPtr up, MatrixPtr
 std::shared_ptr<Experts> new_experts(RuntimePtr runtime, CachePtr cache, NormPtr norm, MatrixPtr router,
                                      std::shared_ptr<Routing> routing, ExpertMatrixPtr gate,
                                      ExpertMatrixPtr up, ExpertMatrixPtr down, int activation,
-                                     std::shared_ptr<SharedExpert> shared, NormPtr post_norm, bool everything,
-                                     int64_t index) {
+                                     std::shared_ptr<SharedExpert> shared, NormPtr post_norm,
+                                     NormPtr router_norm, std::shared_ptr<Ffn> beside, NormPtr joined_norm,
+                                     bool everything, int64_t index) {
+  if ((beside == nullptr) != (joined_norm == nullptr)) refuse("beside: expected with joined_norm");
   std::vector<ExpertMatrix> matrices;
   if (gate) matrices.push_back(*gate);
   matrices.push_back(*up);
@@ -91,6 +98,9 @@ std::shared_ptr<Experts> new_experts(RuntimePtr runtime, CachePtr cache, NormPtr
   layer->activation = static_cast<Activation>(activation);
   layer->shared = std::move(shared);
   layer->post_norm = std::move(post_norm);
+  layer->router_norm = std::move(router_norm);
+  layer->beside = std::move(beside);
+  layer->joined_norm = std::move(joined_norm);
   return layer;
 }
 
@@ -183,13 +193,14 @@ void bind_experts(nb::module_& m) {
            "`use`: single rows are read, to be multiplied with x (0) or added up (1).");
   nb::class_<Routing>(m, "Routing", "A router's rule.")
       .def(nb::new_(&new_routing), nb::kw_only(), "count"_a, "used"_a, "gating"_a, "normalised"_a, "scale"_a,
-           "groups"_a, "groups_used"_a, "bias"_a.none());
+           "groups"_a, "groups_used"_a, "bias"_a.none(), "factors"_a.none() = nb::none());
   nb::class_<SharedExpert>(m, "SharedExpert", "The expert that every row uses.")
       .def(nb::new_(&new_shared), "gate"_a.none(), "up"_a, "down"_a, "gate_of"_a.none());
   nb::class_<Experts>(m, "Experts", nb::is_weak_referenceable(), "One layer's mixture of experts.")
       .def(nb::new_(&new_experts), nb::kw_only(), "runtime"_a, "cache"_a, "norm"_a, "router"_a, "routing"_a,
            "gate"_a.none(), "up"_a, "down"_a, "activation"_a, "shared"_a.none(), "post_norm"_a.none(),
-           "everything"_a = false, "index"_a = 0)
+           "router_norm"_a.none() = nb::none(), "beside"_a.none() = nb::none(),
+           "joined_norm"_a.none() = nb::none(), "everything"_a = false, "index"_a = 0)
       .def("route", &experts_route, "x"_a, "logits"_a,
            "Write the router's logits of x (T, D) to logits (T, E).")
       .def("forward", &experts_forward, "x"_a, "out"_a, "logits"_a = nb::none(), "batch"_a = nb::none(),

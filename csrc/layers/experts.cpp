@@ -81,13 +81,16 @@ void Experts::route(const float* x, int64_t rows, float* logits) const {
 void Experts::select(const float* x, int64_t rows, const float* logits, float* weights) const {
   Session session(runtime->pool);
   const Zone zone(runtime->zones, ZoneName::kFfnRouter);
-  if (!logits) {
-    auto* own = session.allocate<float>(rows * routing.count);
-    const Activations packed = pack(session, *runtime, x, rows, &norm, {router.get()});
-    multiply(session, *runtime, packed, {{router.get(), own, routing.count}}, false);
-    logits = own;
-  }
+  if (!logits) logits = router_logits(session, x, rows, router_norm ? *router_norm : norm);
   session.run(ceil_div(rows, kRowGroup), SelectJob{&routing, logits, rows, weights});
+}
+
+const float* Experts::router_logits(Session& session, const float* x, int64_t rows,
+                                    const Norm& norm_of_x) const {
+  auto* logits = session.allocate<float>(rows * routing.count);
+  const Activations packed = pack(session, *runtime, x, rows, &norm_of_x, {router.get()});
+  multiply(session, *runtime, packed, {{router.get(), logits, routing.count}}, false);
+  return logits;
 }
 
 Experts::Selected Experts::selected(Session& session, const Activations& x, const Given& given) const {
@@ -196,8 +199,7 @@ ExpertUses Experts::uses(Session& session, const Activations& x, const Selected&
   return {all, n, x.rows, activation};
 }
 
-void Experts::add_some(const float* x, float* out, int64_t rows, const Given& given) const {
-  Session session(runtime->pool);
+void Experts::add_some(Session& session, const float* x, float* out, int64_t rows, const Given& given) const {
   Zone zone(runtime->zones, ZoneName::kFfnRouter);
   const Activations packed = pack_input(session, x, rows);
   const Selected of = selected(session, packed, given);
@@ -228,13 +230,26 @@ void Experts::add_all(const float* x, float* out, int64_t rows, const Given& giv
   const int64_t most = by_neuron ? kMostRowsByNeuron : kMostRows;
   for (int64_t row = 0; row < rows; row += most) {
     const auto from = [&](const float* of) { return of ? of + row * routing.count : nullptr; };
-    const Given of_rows = {from(given.logits), from(given.weights)};
+    Given of_rows = {from(given.logits), from(given.weights)};
     const int64_t n = std::min(most, rows - row);
-    if (by_neuron) {
-      add_by_neuron(x + row * hidden(), out + row * hidden(), n, of_rows, batch, row);
-    } else {
-      add_some(x + row * hidden(), out + row * hidden(), n, of_rows);
+    const float* in = x + row * hidden();
+    float *to = out + row * hidden(), *sum = to;
+    Session session(runtime->pool);
+    if (router_norm && !of_rows.logits && !of_rows.weights) {
+      const Zone zone(runtime->zones, ZoneName::kFfnRouter);
+      of_rows.logits = router_logits(session, in, n, *router_norm);
     }
+    if (beside) {
+      sum = session.allocate<float>(n * hidden());
+      std::fill_n(sum, n * hidden(), 0.0f);
+      beside->add(session, in, sum, n);
+    }
+    if (by_neuron) {
+      add_by_neuron(session, in, sum, n, of_rows, batch, row);
+    } else {
+      add_some(session, in, sum, n, of_rows);
+    }
+    if (beside) add_normed(session, *runtime, *joined_norm, sum, n, to);
   }
 }
 
@@ -281,9 +296,8 @@ const float* Experts::add_shared(Session& session, const Activations& x) const {
 }
 
 // `row0`: the first row's number in the batch.
-void Experts::add_by_neuron(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch,
-                            int64_t row0) const {
-  Session session(runtime->pool);
+void Experts::add_by_neuron(Session& session, const float* x, float* out, int64_t rows, const Given& given,
+                            const Batch* batch, int64_t row0) const {
   Zone zone(runtime->zones, ZoneName::kFfnRouter);
   const Activations packed = pack_input(session, x, rows);
   const Selected of = selected(session, packed, given);
@@ -380,8 +394,10 @@ void Experts::neurons(const float* x, int64_t rows, float* pre, float* h) const 
   for (int64_t first = 0; first < rows; first += kMostRows) {
     Session session(runtime->pool);
     const int64_t n = std::min(kMostRows, rows - first);
-    const Activations packed = pack_input(session, x + first * hidden(), n);
-    const Selected of = selected(session, packed, {});
+    const float* in = x + first * hidden();
+    const Activations packed = pack_input(session, in, n);
+    const float* logits = router_norm ? router_logits(session, in, n, *router_norm) : nullptr;
+    const Selected of = selected(session, packed, {logits, nullptr});
     auto* inputs = session.allocate<float>(n * routing.used * size());
     const ExpertUses all = hidden_of(session, packed, of, inputs);
     const float* from = inputs;

@@ -6,6 +6,7 @@
 
 #include "layers/batch.h"
 #include "layers/expert_products.h"
+#include "layers/layers.h"
 #include "layers/router.h"
 #include "weights/expert_cache.h"
 
@@ -30,6 +31,10 @@ struct Experts {
   Activation activation;
   std::shared_ptr<const SharedExpert> shared;  // or null
   std::shared_ptr<const Norm> post_norm;       // or null
+  std::shared_ptr<const Norm> router_norm;     // of what the router reads, where it is not norm; or null
+  // An ordinary FFN of the same x, whose result and the experts' are normed together; both or none.
+  std::shared_ptr<const Ffn> beside;
+  std::shared_ptr<const Norm> joined_norm;
 
   int64_t hidden() const { return norm.size(); }
   int64_t size() const { return bank->matrix(gated).rows; }
@@ -73,9 +78,10 @@ struct Experts {
                            bool second_too) const;
   void multiply_second(Session& session, const ExpertUse& use, int64_t expert) const;
   const float* add_shared(Session& session, const Activations& x) const;
-  void add_some(const float* x, float* out, int64_t rows, const Given& given) const;
-  void add_by_neuron(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch,
-                     int64_t row0) const;
+  const float* router_logits(Session& session, const float* x, int64_t rows, const Norm& norm_of_x) const;
+  void add_some(Session& session, const float* x, float* out, int64_t rows, const Given& given) const;
+  void add_by_neuron(Session& session, const float* x, float* out, int64_t rows, const Given& given,
+                     const Batch* batch, int64_t row0) const;
   void add_all(const float* x, float* out, int64_t rows, const Given& given, const Batch* batch) const;
 };
 

@@ -16,6 +16,10 @@ Activations pack_input(Session& session, const Ffn& ffn, const float* x, int64_t
 
 void Ffn::forward(const float* x, float* out, int64_t rows) const {
   Session session(runtime->pool);
+  add(session, x, out, rows);
+}
+
+void Ffn::add(Session& session, const float* x, float* out, int64_t rows) const {
   Zone zone(runtime->zones, ZoneName::kFfnUp);
   const Activations normed = pack_input(session, *this, x, rows);
   auto* h = session.allocate<float>(rows * up->rows());

@@ -48,6 +48,9 @@ struct Ffn {
 
   void forward(const float* x, float* out, int64_t rows) const;  // out += ffn(x); out may be x
 
+  // The same in a session that has begun.
+  void add(Session& session, const float* x, float* out, int64_t rows) const;
+
   // What the neurons do with x: `gate` (rows x F) gets the pre-activations of the gate (of up, where there is
   // none), h (rows x F) the neurons' values.
   void neurons(const float* x, int64_t rows, float* gate, float* h) const;

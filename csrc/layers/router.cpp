@@ -81,7 +81,10 @@ void Routing::select(const float* logits, float* scratch, int32_t* experts, floa
   for (int64_t i = 0; i < count; ++i) sum += logits[i];
   // Not a number where one of the logits is none, if it was selected or not.
   const float valid = std::isnan(sum) ? sum : 1.0f;
-  for (int64_t i = 0; i < used; ++i) weights[i] = weights[i] / divisor * scale * valid;
+  for (int64_t i = 0; i < used; ++i) {
+    const float factor = factors.empty() ? 1.0f : factors[experts[i]];
+    weights[i] = weights[i] / divisor * scale * factor * valid;
+  }
 }
 
 }  // namespace hotset

@@ -16,7 +16,8 @@ struct Routing {
   bool normalised;
   float scale;
   int64_t groups, groups_used;
-  std::vector<float> bias;  // added to probabilities when experts are selected, or empty
+  std::vector<float> bias;     // added to probabilities when experts are selected, or empty
+  std::vector<float> factors;  // on the weights of selected experts, or empty
 
   int64_t scratch_floats() const { return 2 * count + groups; }
 

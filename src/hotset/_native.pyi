@@ -324,6 +324,7 @@ class Routing:
         groups: int,
         groups_used: int,
         bias: F32 | None,
+        factors: F32 | None = None,
     ) -> None: ...
 
 class SharedExpert:
@@ -344,6 +345,9 @@ class Experts:
         activation: int,
         shared: SharedExpert | None,
         post_norm: Norm | None,
+        router_norm: Norm | None = None,
+        beside: FFN | None = None,
+        joined_norm: Norm | None = None,
         everything: bool = False,
         index: int = 0,
     ) -> None: ...

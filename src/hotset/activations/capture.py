@@ -5,6 +5,7 @@ FFN first shows its neurons' values to an observer and then does its work.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, FFN, Array, BatchView, CountsFired, Experts
 from hotset.core.batch import Batch
+from hotset.core.errors import HotsetError
 from hotset.model.transformer import SLICE, Layer, Transformer
 
 Observe = Callable[[int, F32, F32, F32], None]
@@ -53,11 +55,17 @@ def capture(
     `observe` is called for one layer after the other, a slice of at most `SLICE` tokens at a time. A window's
     first `skip` tokens are not shown: many models park huge values there (attention sinks,
     arXiv 2309.17453). `count_fired` computes experts' neurons for the count. `done(count)` is told after each
-    window. Raises `RequestError` for an empty window.
+    window. Raises `RequestError` for an empty window, `HotsetError` for FFNs of different widths.
     """
     if not windows:
         return
     config = transformer.config
+    widths = {config.neurons(i) for i, layer in enumerate(config.layers) if layer.feeds and not layer.experts}
+    if not config.mixture and len(widths) > 1:
+        raise HotsetError(
+            f"FFNs of {min(widths)} to {max(widths)} neurons in one model cannot be profiled yet: expected "
+            "layers of one width"
+        )
     shape = (SLICE, config.profiled_units)
     gate_buffer, h_buffer = np.empty(shape, np.float32), np.empty(shape, np.float32)
     sequence = transformer.sequence(max(map(len, windows)))
@@ -77,9 +85,9 @@ def capture(
 
     def watched(number: int, layer: Layer) -> Layer:
         if not config.layers[number].experts:
-            return Layer(layer.mixer, _WatchedFFN(number, layer.ffn, watch))
+            return replace(layer, ffn=_WatchedFFN(number, layer.ffn, watch))
         experts = _WatchedExperts(number, cast(Experts, layer.ffn), watch)
-        return Layer(layer.mixer, experts, experts if layer.early else None)
+        return replace(layer, ffn=experts, early=experts if layer.early else None)
 
     watching = Transformer(
         config,
@@ -87,6 +95,7 @@ def capture(
         transformer.embedding,
         [watched(i, layer) for i, layer in enumerate(transformer.layers)],
         transformer.head,
+        transformer.inputs,
     )
     for count, window in enumerate(windows, 1):
         sequence.rewind(0)

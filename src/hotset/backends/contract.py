@@ -268,6 +268,14 @@ class SharedExpertSpec:
 
 
 @dataclass(frozen=True)
+class BesideSpec:
+    """An ordinary FFN beside a mixture: ``out += norm(ffn(x) + experts(x))``, each with norms of its own."""
+
+    ffn: FFNSpec
+    norm: Norm
+
+
+@dataclass(frozen=True)
 class ExpertsSpec:
     """``out += post_norm(sum of w_e expert_e(n) over the row's experts + shared(n))``, ``n = norm(x)``.
 
@@ -289,6 +297,11 @@ class ExpertsSpec:
     plan: FFNPlan | None = None
     """How neurons inside the selected experts are chosen; None: all are computed."""
     post_norm: Norm | None = None
+    router_norm: Norm | None = None
+    """Of what the router reads, where it is not `norm`."""
+    factors: F32 | None = None
+    """(E,): positive, on each selected expert's weight."""
+    beside: BesideSpec | None = None
 
 
 @dataclass(frozen=True)

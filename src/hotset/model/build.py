@@ -14,6 +14,7 @@ from hotset.backends.contract import (
     F32,
     FFN,
     AttentionSpec,
+    BesideSpec,
     DeltaNetSpec,
     EmbeddingSpec,
     Experts,
@@ -44,7 +45,6 @@ from hotset.core.config import (
 )
 from hotset.core.heads import LatentConfig
 from hotset.formats.checkpoint import Checkpoint
-from hotset.model.beside import Beside, FFNBesideExperts
 from hotset.model.transformer import Absent, Layer, Transformer
 
 
@@ -91,12 +91,6 @@ def _layer(weights: "_Weights", backend: Backend, i: int) -> Layer:
     early: Experts | None = None
     if not layer.feeds:
         ffn = Absent()
-    elif layer.experts and layer.beside:
-        ffn = FFNBesideExperts(
-            backend.ffn(weights.dense_beside(i)),
-            backend.experts(weights.experts(i, layer.experts), i),
-            weights.beside(i),
-        )
     elif layer.experts:
         ffn = experts = backend.experts(weights.experts(i, layer.experts), i)
         early = experts if layer.experts.early else None
@@ -240,20 +234,6 @@ class _Weights:
             post_norm=self.norm(f"blk.{i}.post_norm"),
         )
 
-    def dense_beside(self, i: int) -> FFNSpec:
-        """The FFN beside a mixture, with norms before and after that are its own."""
-        return replace(self.ffn(i), post_norm=self.norm(f"blk.{i}.post_ffw_norm_1"))
-
-    def beside(self, i: int) -> Beside:
-        """What else there is in a layer with both."""
-        scale = self.tensors[f"blk.{i}.ffn_gate_inp_scale.weight"].to_float32()
-        eps, kind = self.config.norm_eps, self.config.norm
-        return Beside(
-            router_norm=Norm(kind, eps, scale * np.float32(self.config.hidden_size**-0.5)),
-            factors=self.tensors[f"blk.{i}.ffn_down_exps_scale.weight"].to_float32(),
-            post_norm=self.norm(f"blk.{i}.post_ffw_norm"),
-        )
-
     def recurrent(self, i: int, shape: Recurrent) -> RecurrentSpec:
         match shape:
             case DeltaNetConfig():
@@ -317,11 +297,8 @@ class _Weights:
             if shape.shared_size
             else None
         )
-        beside = self.config.layers[i].beside
-        return ExpertsSpec(
-            norm=self.norm(f"{ffn}.pre_ffw_norm_2")
-            if beside
-            else self.optional_norm(f"{ffn}.ffn_norm") or self.norm(f"{ffn}.attn_norm"),
+        spec = ExpertsSpec(
+            norm=self.optional_norm(f"{ffn}.ffn_norm") or self.norm(f"{ffn}.attn_norm"),
             router=self.linear(f"{ffn}.ffn_gate_inp"),
             gate=self.linear(f"{ffn}.ffn_gate_exps") if self.config.gated else None,
             up=self.linear(f"{ffn}.ffn_up_exps"),
@@ -334,7 +311,25 @@ class _Weights:
             selection_bias=self.vector(f"{ffn}.exp_probs_b.bias"),
             shared=shared,
             plan=plan,
-            post_norm=self.optional_norm(f"{ffn}.post_ffw_norm_2" if beside else f"{ffn}.post_ffw_norm"),
+            post_norm=self.optional_norm(f"{ffn}.post_ffw_norm"),
+        )
+        return self.with_ffn_beside(i, spec) if self.config.layers[i].beside else spec
+
+    def with_ffn_beside(self, i: int, spec: ExpertsSpec) -> ExpertsSpec:
+        """A mixture with an ordinary FFN beside it, whose norms are numbered 1 and 2."""
+        ffn = f"blk.{i}"
+        scale = self.tensors[f"{ffn}.ffn_gate_inp_scale.weight"].to_float32()
+        root = np.float32(self.config.hidden_size**-0.5)
+        return replace(
+            spec,
+            norm=self.norm(f"{ffn}.pre_ffw_norm_2"),
+            post_norm=self.norm(f"{ffn}.post_ffw_norm_2"),
+            router_norm=Norm(self.config.norm, self.config.norm_eps, scale * root),
+            factors=self.tensors[f"{ffn}.ffn_down_exps_scale.weight"].to_float32(),
+            beside=BesideSpec(
+                ffn=replace(self.ffn(i), post_norm=self.norm(f"{ffn}.post_ffw_norm_1")),
+                norm=self.norm(f"{ffn}.post_ffw_norm"),
+            ),
         )
 
     def ffn(self, i: int) -> FFNSpec:

@@ -12,7 +12,6 @@ from hotset.backends.cpu.experts import CpuExperts
 from hotset.backends.cpu.parts import COUNTED
 from hotset.core.config import ExpertsConfig, Way
 from hotset.hybrid.parts import OnDevice, OnHost, Split, SplitExperts
-from hotset.model.beside import FFNBesideExperts
 from hotset.serve.load import open_model
 from hotset.serve.loaded import Model
 
@@ -94,8 +93,6 @@ def _layer(model: Model, i: int, ffn: object, profile: tuple[float, ...] | None)
             ffn, hot = cold, n_hot
         case SplitExperts(cold=cold, resident=on_device):
             ffn, resident = cold, tuple(on_device.resident)
-    if isinstance(ffn, FFNBesideExperts):
-        ffn = ffn.experts
     if config.experts:
         return _experts(model, config.experts, ffn, resident, profile)
     if isinstance(ffn, CpuNeuronFFN) and config.ffn and config.ffn.way is not Way.DENSE:

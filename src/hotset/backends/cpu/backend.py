@@ -282,9 +282,9 @@ class CpuBackend(Packing):
             self._expert_cache,
             spec,
             self._linear,
+            lambda norm: self._norm(norm, hidden),
             _ACTIVATIONS[spec.activation],
-            self._norm(spec.norm, hidden),
-            self._optional_norm(spec.post_norm, hidden),
+            self.ffn(spec.beside.ffn).native if spec.beside else None,
             index,
             self.threads,
         )

@@ -8,7 +8,7 @@ import numpy as np
 from hotset import _native
 from hotset.backends.blocks import dequantise, neuron_type, store_as
 from hotset.backends.codebooks import native_type
-from hotset.backends.contract import F32, ExpertsSpec, Linear
+from hotset.backends.contract import F32, ExpertsSpec, Linear, Norm
 from hotset.backends.cpu.file_mapping import is_file_mapping
 from hotset.backends.cpu.state import CpuView
 from hotset.core.config import ExpertsConfig, FFNPlan, Gating, Way
@@ -83,9 +83,9 @@ def build_experts(
     cache: _native.ExpertCache,
     spec: ExpertsSpec,
     linear: LinearOf,
+    norm: Callable[[Norm], _native.Norm],
     activation: int,
-    norm: _native.Norm,
-    post_norm: _native.Norm | None,
+    beside: _native.FFN | None,
     index: int,
     threads: int,
 ) -> CpuExperts:
@@ -107,7 +107,7 @@ def build_experts(
     native = _native.Experts(
         runtime=runtime,
         cache=cache,
-        norm=norm,
+        norm=norm(spec.norm),
         router=linear(_in_floats(spec.router), shape.count, hidden),
         routing=_routing(spec),
         gate=_expert_matrix(spec.gate, shape, shape.size, hidden) if spec.gate else None,
@@ -115,7 +115,10 @@ def build_experts(
         down=_expert_matrix(down, shape, rows, cols, added),
         activation=activation,
         shared=_shared_expert(spec, linear),
-        post_norm=post_norm,
+        post_norm=norm(spec.post_norm) if spec.post_norm else None,
+        router_norm=norm(spec.router_norm) if spec.router_norm else None,
+        beside=beside,
+        joined_norm=norm(spec.beside.norm) if spec.beside else None,
         everything=bool(plan and plan.way is Way.DENSE),
         index=index,
     )
@@ -136,6 +139,7 @@ def _routing(spec: ExpertsSpec) -> _native.Routing:
     if shape.groups_used * (shape.count // shape.groups) < shape.used:
         raise CheckpointError(f"{name}: {shape.groups_used} groups have fewer than {shape.used} experts")
     _check_shape(f"{name}: selection bias", bias, (shape.count,))
+    _check_shape(f"{name}: factors", spec.factors, (shape.count,))
     return _native.Routing(
         count=shape.count,
         used=shape.used,
@@ -145,6 +149,7 @@ def _routing(spec: ExpertsSpec) -> _native.Routing:
         groups=shape.groups,
         groups_used=shape.groups_used,
         bias=bias,
+        factors=spec.factors,
     )
 
 

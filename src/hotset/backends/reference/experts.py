@@ -4,6 +4,7 @@ import numpy as np
 
 from hotset.backends.contract import F32, ExpertsSpec, Linear, SharedExpertSpec
 from hotset.backends.maths import neurons, normalise, route, sigmoid
+from hotset.backends.reference.ffn import ReferenceFFN
 from hotset.backends.reference.linear import ReferenceLinear
 from hotset.core.batch import Batch
 from hotset.core.config import Activation
@@ -20,6 +21,7 @@ class ReferenceExperts:
         self._up = _Stack(spec.up)
         self._down = _Stack(spec.down)
         self._shared = _Shared(spec.shared, spec.activation) if spec.shared else None
+        self._beside = ReferenceFFN(spec.beside.ffn) if spec.beside else None
 
     def route(self, x: F32) -> F32:
         """See `Experts`."""
@@ -33,8 +35,10 @@ class ReferenceExperts:
         """See `Experts`."""
         spec = self.spec
         if logits is None:
-            logits = self._router(normalise(x, spec.norm))
+            logits = self._router(normalise(x, spec.router_norm or spec.norm))
         experts, weights = route(logits, spec.selection_bias, spec.shape)
+        if spec.factors is not None:
+            weights = weights * spec.factors[experts]
         selected = np.zeros_like(logits)
         np.put_along_axis(selected, experts, weights, axis=1)
         return selected
@@ -55,7 +59,11 @@ class ReferenceExperts:
             y[rows] += weights[rows, expert][:, None] * result
         if self._shared:
             y += self._shared(n)
-        out += normalise(y, spec.post_norm) if spec.post_norm else y
+        y = normalise(y, spec.post_norm) if spec.post_norm else y
+        if self._beside and spec.beside:
+            self._beside.forward(x, y)
+            y = normalise(y, spec.beside.norm)
+        out += y
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
         """See `FFN`: of all experts (T, E F), the neurons of those that a row does not select being zero."""
