@@ -268,14 +268,6 @@ class SharedExpertSpec:
 
 
 @dataclass(frozen=True)
-class BesideSpec:
-    """An ordinary FFN beside a mixture: ``out += norm(ffn(x) + experts(x))``, each with norms of its own."""
-
-    ffn: FFNSpec
-    norm: Norm
-
-
-@dataclass(frozen=True)
 class ExpertsSpec:
     """``out += post_norm(sum of w_e expert_e(n) over the row's experts + shared(n))``, ``n = norm(x)``.
 
@@ -301,7 +293,9 @@ class ExpertsSpec:
     """Of what the router reads, where it is not `norm`."""
     factors: F32 | None = None
     """(E,): positive, on each selected expert's weight."""
-    beside: BesideSpec | None = None
+    beside: FFNSpec | None = None
+    """An ordinary FFN of x: ``out += joined_norm(ffn(x) + the mixture)``, each with its own norms (Gemma 4)."""
+    joined_norm: Norm | None = None
 
 
 @dataclass(frozen=True)

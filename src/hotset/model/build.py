@@ -14,7 +14,6 @@ from hotset.backends.contract import (
     F32,
     FFN,
     AttentionSpec,
-    BesideSpec,
     DeltaNetSpec,
     EmbeddingSpec,
     Experts,
@@ -326,10 +325,8 @@ class _Weights:
             post_norm=self.norm(f"{ffn}.post_ffw_norm_2"),
             router_norm=Norm(self.config.norm, self.config.norm_eps, scale * root),
             factors=self.tensors[f"{ffn}.ffn_down_exps_scale.weight"].to_float32(),
-            beside=BesideSpec(
-                ffn=replace(self.ffn(i), post_norm=self.norm(f"{ffn}.post_ffw_norm_1")),
-                norm=self.norm(f"{ffn}.post_ffw_norm"),
-            ),
+            beside=replace(self.ffn(i), post_norm=self.norm(f"{ffn}.post_ffw_norm_1")),
+            joined_norm=self.norm(f"{ffn}.post_ffw_norm"),
         )
 
     def ffn(self, i: int) -> FFNSpec:

@@ -284,7 +284,7 @@ class CpuBackend(Packing):
             self._linear,
             lambda norm: self._norm(norm, hidden),
             _ACTIVATIONS[spec.activation],
-            self.ffn(spec.beside.ffn).native if spec.beside else None,
+            self.ffn(spec.beside).native if spec.beside else None,
             index,
             self.threads,
         )

@@ -118,7 +118,7 @@ def build_experts(
         post_norm=norm(spec.post_norm) if spec.post_norm else None,
         router_norm=norm(spec.router_norm) if spec.router_norm else None,
         beside=beside,
-        joined_norm=norm(spec.beside.norm) if spec.beside else None,
+        joined_norm=norm(spec.joined_norm) if spec.joined_norm else None,
         everything=bool(plan and plan.way is Way.DENSE),
         index=index,
     )

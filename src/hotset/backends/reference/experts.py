@@ -21,7 +21,7 @@ class ReferenceExperts:
         self._up = _Stack(spec.up)
         self._down = _Stack(spec.down)
         self._shared = _Shared(spec.shared, spec.activation) if spec.shared else None
-        self._beside = ReferenceFFN(spec.beside.ffn) if spec.beside else None
+        self._beside = ReferenceFFN(spec.beside) if spec.beside else None
 
     def route(self, x: F32) -> F32:
         """See `Experts`."""
@@ -60,9 +60,9 @@ class ReferenceExperts:
         if self._shared:
             y += self._shared(n)
         y = normalise(y, spec.post_norm) if spec.post_norm else y
-        if self._beside and spec.beside:
+        if self._beside and spec.joined_norm:
             self._beside.forward(x, y)
-            y = normalise(y, spec.beside.norm)
+            y = normalise(y, spec.joined_norm)
         out += y
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
