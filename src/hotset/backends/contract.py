@@ -294,7 +294,7 @@ class ExpertsSpec:
     factors: F32 | None = None
     """(E,): positive, on each selected expert's weight."""
     beside: FFNSpec | None = None
-    """An ordinary FFN of x: ``out += joined_norm(ffn(x) + the mixture)``, each with its own norms (Gemma 4)."""
+    """An ordinary FFN of x: ``out += joined_norm(ffn(x) + the mixture)`` (Gemma 4)."""
     joined_norm: Norm | None = None
 
 
