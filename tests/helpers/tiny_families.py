@@ -34,6 +34,8 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "ernie4_5": ernie4_5,
         "mellum": mellum,
         "granitemoe": granitemoe,
+        "granitemoe-shared": lambda: granitemoe("GraniteMoeShared", shared_intermediate_size=19),
+        "granitemoe-shared-none": lambda: granitemoe("GraniteMoeShared", shared_intermediate_size=0),
         "granite-hybrid": granite_hybrid,
         "granite-hybrid-moe": lambda: granite_hybrid(num_local_experts=6, num_experts_per_tok=3),
         "glm4moe": glm4moe,
@@ -155,7 +157,7 @@ def mellum(**options: Any) -> Model:
     return _build("Mellum", SIZES, _HEADS, _EXPERTS, own, options)
 
 
-def granitemoe(**options: Any) -> Model:
+def granitemoe(name: str = "GraniteMoe", **options: Any) -> Model:
     sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 23}
     own = {"num_local_experts": 6, "num_experts_per_tok": 3}
     factors = {
@@ -164,7 +166,7 @@ def granitemoe(**options: Any) -> Model:
         "attention_multiplier": 0.2,
         "logits_scaling": 4.0,
     }
-    return _build("GraniteMoe", SIZES, sizes, own, factors, options)
+    return _build(name, SIZES, sizes, own, factors, options)
 
 
 def granite_hybrid(**options: Any) -> Model:

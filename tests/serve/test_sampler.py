@@ -212,3 +212,12 @@ def test_frequency_penalty_counts():
     sampler = Sampler(Sampling(frequency_penalty=1.0), 3)
     logits = np.array([2.5, 2.0, 0.25], np.float32)
     assert [sampler.sample(logits) for _ in range(6)] == [0, 1, 0, 1, 0, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_suppressed_tokens_are_never_chosen(temperature: float) -> None:
+    logits = np.array([5, 9, 8, 1], np.float32)
+    sampling = Sampling(temperature=temperature, seed=1, logit_bias={1: 100.0})
+    sampler = Sampler(sampling, 4, never=(1, 2))
+    assert {sampler.sample(logits) for _ in range(200)} <= {0, 3}
+    assert logits[1] == 9

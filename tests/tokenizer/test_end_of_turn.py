@@ -195,3 +195,16 @@ def test_a_chat_begins_as_its_template_says(kind: str, asks: bool, writes: bool,
     assert tokenizer.bos_id == bos
     assert tokenizer.encode("hi").count(bos) == asks
     assert tokenizer.encode_chat([{"role": "user", "content": "hi"}]).count(bos) == writes
+
+
+def test_glm_answers_end_where_another_turn_begins() -> None:
+    roles = ["<|user|>", "<|assistant|>", "<|observation|>"]
+    assert end_of_turn([*roles, "[gMASK]", "<sop>"]) == {"<|user|>", "<|observation|>"}
+    assert end_of_turn(roles) == set()
+
+
+def test_suppressed_tokens_are_known_by_their_key() -> None:
+    metadata = byte_level()
+    suppressed = np.array([3, 5, 1 << 20, -1], np.int32)
+    assert from_metadata({**metadata, "tokenizer.ggml.suppress_tokens": suppressed}).suppressed == {3, 5}
+    assert from_metadata(metadata).suppressed == set()

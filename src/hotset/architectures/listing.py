@@ -22,7 +22,7 @@ _TITLES = {
     "phi3": "Phi-3, Phi-3.5, Phi-4",
     "ministral3": "Ministral 3, Devstral 2",
     "granite": "Granite 3",
-    "granitemoe": "Granite 3 mixtures",
+    "granitemoe": "Granite 3 and 4 mixtures",
     "granitemoehybrid": "Granite 4 hybrids",
     "arcee": "AFM (Arcee)",
     "olmo2": "OLMo 2",

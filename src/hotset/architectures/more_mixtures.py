@@ -51,7 +51,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
     replace(
         LLAMA,
         name="granitemoe",
-        model_types=("granitemoe",),
+        model_types=("granitemoe", "granitemoeshared"),
         tensors={
             **WITHOUT_FFN,
             "ffn_gate_inp": _LAYER + "block_sparse_moe.router.layer",
@@ -59,12 +59,19 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             "ffn_up_exps": _LAYER + "block_sparse_moe.up",
             "ffn_gate_up_exps": _LAYER + "block_sparse_moe.input_linear",
             "ffn_down_exps": _LAYER + "block_sparse_moe.output_linear",
+            "ffn_gate_up_shexp": _LAYER + "shared_mlp.input_linear",
+            "ffn_gate_shexp": _LAYER + "shared_mlp.gate",
+            "ffn_up_shexp": _LAYER + "shared_mlp.up",
+            "ffn_down_shexp": _LAYER + "shared_mlp.output_linear",
         },
-        experts=Mixture(),
+        experts=Mixture(maybe_shared=True),
         biases={"attention_bias": ATTENTION},
         multipliers=True,
         default_pre={"": "refact"},
-        hf_keys={"moe_intermediate_size": "intermediate_size"},
+        hf_keys={
+            "moe_intermediate_size": "intermediate_size",
+            "shared_expert_intermediate_size": "shared_intermediate_size",
+        },
         hf_defaults={"num_experts": 8, "num_experts_per_tok": 2},
     ),
     Architecture(

@@ -135,6 +135,8 @@ class Mixture:
     normalised: bool = True
     gating_if_biased: Gating | None = None
     """That of files whose experts are selected with a bias, where it is another."""
+    maybe_shared: bool = False
+    """Some of the family's models have an expert that every token uses, others none."""
     early: bool = False
     """See `ExpertsConfig.early`."""
     beside: bool = False

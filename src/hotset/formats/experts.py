@@ -107,6 +107,8 @@ def _axis(tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
 def _shared(keys: Keys, architecture: Architecture, key: str, default: int) -> int:
     if "ffn_up_shexp" not in architecture.tensors:
         return 0
+    if architecture.experts and architecture.experts.maybe_shared:
+        return keys.integer(key, default, low=0)
     return keys.integer(key, default or REQUIRED)
 
 

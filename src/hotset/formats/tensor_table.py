@@ -116,6 +116,8 @@ class Sizes:
         """Whether no layer has such tensors."""
         if self.latent and part in (*OF_LOW_RANK, "attn_q"):
             return (part in OF_LOW_RANK) != (self.latent.query_rank > 0)
+        if part.endswith("_shexp") and self.experts and not self.experts.shared_size:
+            return True
         return part in OF_LAYER_INPUTS and not self.layer_input
 
     def dimensions(self, letters: str, layer: int | None = None) -> tuple[int, ...]:

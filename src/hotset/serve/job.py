@@ -124,7 +124,7 @@ class Answer(Job):
     ) -> None:
         prompt = np.array(request.prompt, np.int32)
         super().__init__(prompt, len(prompt) + max_tokens - 1)  # the last token is never computed
-        self._sampler = Sampler(request.sampling, vocab_size, request.prompt)
+        self._sampler = Sampler(request.sampling, vocab_size, request.prompt, tokenizer.suppressed)
         self._logprobs = request.sampling.logprobs
         self._ends = tokenizer.end_ids
         self._text = tokenizer.stream(request.shown) if request.shown else tokenizer.stream()

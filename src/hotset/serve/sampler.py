@@ -2,7 +2,7 @@
 
 The order of operations, on a copy of the raw logits:
 
-1. ``logit_bias`` is added;
+1. ``logit_bias`` is added; tokens that the model's files forbid have no chance;
 2. ``repetition_penalty`` divides positive and multiplies negative logits of every token in the prompt or the
    answer (CTRL, arXiv 1909.05858);
 3. ``presence_penalty`` is subtracted from every token already in the answer, and ``frequency_penalty`` as
@@ -87,14 +87,18 @@ class Logprobs:
 class Sampler:
     """One request's choice of tokens: its random numbers and the tokens it has seen."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int, prompt: Iterable[int] = ()) -> None:
+    def __init__(
+        self, sampling: Sampling, vocab_size: int, prompt: Iterable[int] = (), never: Iterable[int] = ()
+    ) -> None:
+        """`never` has tokens that are not to be chosen, whatever their bias."""
         for token in sampling.logit_bias:
             if token >= vocab_size:
                 raise RequestError(f"logit_bias names token {token}: the vocabulary has {vocab_size} tokens")
         self._sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
-        self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.int64)
-        self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
+        biases = {**sampling.logit_bias, **dict.fromkeys(never, -math.inf)}
+        self._bias_ids = np.fromiter(biases.keys(), np.int64)
+        self._bias = np.fromiter(biases.values(), np.float32)
         self._repeated = _IdSet(vocab_size) if sampling.repetition_penalty != 1 else None
         self._present = _IdSet(vocab_size) if sampling.presence_penalty != 0 else None
         self._counts = np.zeros(vocab_size, np.float32) if sampling.frequency_penalty != 0 else None

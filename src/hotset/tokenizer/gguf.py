@@ -165,8 +165,19 @@ class _Reader:
             prefix=self._begin(bos_id, add_bos),
             suffix=[eos_id] if eos_id is not None and self._flag("add_eos_token", False) else [],
             space_prefixed=space_prefixed,
+            suppressed=self._suppressed(),
         )
         return encoder, vocabulary, self._template(bos_id, eos_id)
+
+    def _suppressed(self) -> list[int]:
+        """Ids that are never to be chosen; others than the vocabulary's are left out."""
+        stated = self._metadata.get("tokenizer.ggml.suppress_tokens")
+        if stated is None:
+            return []
+        ids = np.asarray(stated)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise self._error(f"tokenizer.ggml.suppress_tokens: expected token ids, found {shown(stated)}")
+        return [int(id) for id in ids if 0 <= id < len(self._tokens)]
 
     def _template(self, bos: int | None, eos: int | None) -> ChatTemplate | None:
         source, tool_use = (self._text(f"tokenizer.chat_template{name}") for name in ("", ".tool_use"))

@@ -129,6 +129,7 @@ def read_files(
         prefix=whole[:start],
         suffix=whole[start + len(plain) :],
         space_prefixed=decoder.space_prefixed,
+        suppressed=[id for id in _ids(generation.get("suppress_tokens")) if id < size],
     )
     template = _template(files, files.json("chat_template.json") | special, named)
     return FastEncoder(tokenizer, control.values()), vocabulary, template

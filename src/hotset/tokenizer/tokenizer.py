@@ -22,6 +22,8 @@ class Tokenizer:
     bos_id: int | None
     end_ids: frozenset[int]
     """Every id that ends a generation."""
+    suppressed: frozenset[int]
+    """Every id that is never to be chosen."""
     control_ids: frozenset[int]
     """Every id that steers the model and is no text."""
     chat_template: ChatTemplate | None
@@ -33,6 +35,7 @@ class Tokenizer:
         self.vocab_size = vocabulary.size
         self.bos_id = vocabulary.bos_id
         self.end_ids = frozenset(vocabulary.end_ids)
+        self.suppressed = frozenset(vocabulary.suppressed)
         self.chat_template = chat_template
 
     @classmethod

@@ -25,13 +25,17 @@ _END_OF_TURN = frozenset(
     )
 )
 
+_GLM, _GLM_ENDS = "[gMASK]", frozenset({"<|user|>", "<|observation|>"})
+"""GLM's answers end where another turn begins; other families have tokens of these names that end none."""
+
 Allowed = Callable[[int, int], bool]
 """Whether the control token that is written out from one character up to another may be that token."""
 
 
 def end_of_turn(texts: Iterable[str]) -> set[str]:
     """Those of a vocabulary's ``texts`` that end an answer by their name, whatever their type."""
-    ends = set(_END_OF_TURN.intersection(texts))
+    found = (_END_OF_TURN | _GLM_ENDS | {_GLM}).intersection(texts)
+    ends = set(found & (_END_OF_TURN | _GLM_ENDS if _GLM in found else _END_OF_TURN))
     if {"<|return|>", "<|call|>"} <= ends or {"<|calls|>", "<|flush|>"} <= ends:
         ends -= {"<|end|>"}  # ends a message of several in one answer (gpt-oss)
     if "<|tool_response>" in ends:
@@ -73,3 +77,5 @@ class Vocabulary:
     """Ids that ``add_end`` puts after the text."""
     space_prefixed: bool
     """Encoding puts a space before the text, so that decoding takes one away."""
+    suppressed: Collection[int] = ()
+    """Ids that are never to be chosen."""
