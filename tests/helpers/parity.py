@@ -38,6 +38,11 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def usual_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The median of rows' relative errors: where rounding selects other experts, some rows are far off."""
+    return float(np.median([relative_error(*rows) for rows in zip(found, expected, strict=True)]))
+
+
 def assert_close(found: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float = 1e-4) -> None:
     assert found.shape == expected.shape
     assert found.dtype == np.float32

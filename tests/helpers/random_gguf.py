@@ -31,7 +31,13 @@ class RandomModel:
 
 
 def random_model(
-    name: str, *, two_norms: bool = False, activation: str | None = None, hidden: int = 64, ffn: int = FFN
+    name: str,
+    *,
+    two_norms: bool = False,
+    activation: str | None = None,
+    hidden: int = 64,
+    ffn: int = FFN,
+    expert: int = 24,
 ) -> RandomModel:
     """A model of an architecture's first row; `two_norms` as in Falcon-40B."""
     architecture = next(a for a in ARCHITECTURES if a.name == name)
@@ -59,10 +65,10 @@ def random_model(
         "K": kv_heads * head,
         "H": head,
     }
-    sizes |= {"A": HEADS, "E": 6, "X": 24, "Y": 40, "1": 1}
+    sizes |= {"A": HEADS, "E": 6, "X": expert, "Y": 40, "1": 1}
     if architecture.experts:
         keys |= {f"{name}.expert_count": 6, f"{name}.expert_used_count": 3}
-        keys |= {f"{name}.expert_feed_forward_length": 24}
+        keys |= {f"{name}.expert_feed_forward_length": expert}
     rng = np.random.default_rng(0)
     weights: dict[str, F32] = {}
     for part in architecture.tensors:

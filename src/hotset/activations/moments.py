@@ -45,10 +45,10 @@ def input_moments(checkpoint: Checkpoint, text: Sequence[NDArray[np.int32]]) -> 
     embedding = ReferenceEmbedding(embedding_spec(checkpoint))
     hidden = [embedding.forward(tokens, np.arange(len(tokens), dtype=np.int32)) for tokens in text]
     del embedding
-    if not c.uniform:
+    if not c.uniform or c.mixture or c.recurrent:
         raise HotsetError(
-            f"{checkpoint.path}: models whose layers have different heads or FFNs, or share keys and values, "
-            "cannot be quantised by what their layers read yet: leave out the text"
+            f"{checkpoint.path}: mixtures of experts, and models with recurrent layers or with layers that "
+            "differ, cannot be quantised by what their layers read yet: leave out the text"
         )
     shape = StateShape(1, c.n_kv_heads, c.head_dim, (0.0,))
     sequence = ReferenceBackend().sequence(shape, max(map(len, text)), "f32")

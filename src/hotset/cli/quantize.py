@@ -45,8 +45,8 @@ def quantize(
 
     With --text, matrices are rounded so that the layers' outputs on it change least; without, each block for
     itself. The output matrix (the embedding, where they are one) gets 8 bits or keeps fewer; norms and
-    biases are F32; matrices whose rows are no multiple of 32 stay. From a Hugging Face directory the
-    tokenizer is stored in Hugging Face's form, which only Hotset reads.
+    biases are F32; routers and matrices whose rows are no multiple of 32 stay. From a Hugging Face directory
+    the tokenizer is stored in Hugging Face's form, which only Hotset reads.
     """
     check_model_output(output, [model, *(text or ())])
     texts = [read_text(path) for path in text or ()]

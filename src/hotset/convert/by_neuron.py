@@ -157,19 +157,12 @@ def source_predictors(checkpoint: Checkpoint) -> dict[int, Predictor]:
 
 
 def _check_mixture(checkpoint: Checkpoint) -> None:
-    """Refuse mixtures that gain nothing, or that GGUF's keys are not written for."""
+    """Refuse mixtures that gain nothing."""
     config = checkpoint.config
-    if not config.mixture:
-        return
-    if not config.activation.zero_producing:
+    if config.mixture and not config.activation.zero_producing:
         raise CheckpointError(
             f"{checkpoint.path}: inside its experts nothing is exactly zero ({config.activation.value}): run "
             "the file as it is, of which each token reads its own experts only"
-        )
-    if checkpoint.path.is_dir():
-        raise CheckpointError(
-            f"{checkpoint.path}: mixtures of experts are written from GGUF files only: convert it with "
-            "llama.cpp's convert_hf_to_gguf.py first"
         )
 
 

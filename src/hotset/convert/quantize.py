@@ -17,7 +17,7 @@ from hotset.activations.moments import F64, input_moments
 from hotset.backends.contract import F32
 from hotset.core.errors import CheckpointError
 from hotset.formats.as_gguf import as_gguf, check_config
-from hotset.formats.checkpoint import Checkpoint, refuse_mixture
+from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.gguf_model import open_gguf
 from hotset.formats.gguf_writer import NewTensor, write_gguf
 from hotset.formats.mapped import check_whole
@@ -40,10 +40,14 @@ _DAMPING = 0.01
 _MATRICES = {
     f"{part}.weight"
     for part in (
-        *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output"),
+        *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_gate"),
         *("ffn_gate", "ffn_up", "ffn_down", "ffn_down_t"),
+        *("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps", "ffn_down_t_exps"),
+        *("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"),
+        *("ssm_in", "ssm_out", "shortconv.in_proj", "shortconv.out_proj"),
     )
 }
+_EMBEDDINGS = {"token_embd.weight", "per_layer_token_embd.weight"}
 
 
 def quantise_model(
@@ -61,7 +65,6 @@ def quantise_model(
     quantised says `new_type`. `progress(done, total)` counts bytes. Nothing half-written is left, whatever
     happens. Raises `HotsetError` for numbers that are not finite.
     """
-    refuse_mixture(checkpoint, "quantise it with llama.cpp's llama-quantize, and run what that writes")
     check_output(out, checkpoint.files())
     metadata, tensors = as_gguf(checkpoint)
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
@@ -74,7 +77,12 @@ def quantise_model(
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
             tensor = tensors[name]  # some are made at look-up: none is kept
-            yield tensor.data if same else _quantised(checkpoint, tensor, kind, moments.of(name), threads)
+            if same:
+                yield tensor.data
+                return
+            of_inputs = moments.of(name)
+            for part in map(tensor.part, range(shape[0])) if len(shape) == 3 else (tensor,):
+                yield _quantised(checkpoint, part, kind, of_inputs, threads)
 
         return NewTensor(name, shape, kind, chunks)
 
@@ -102,15 +110,15 @@ def quantise_model(
 def new_type(tensor: Tensor, type: TensorType, *, is_output: bool) -> TensorType:
     """What a tensor of a model becomes when that is quantised to `type`.
 
-    Vectors are F32. The matrices of the layers and the token embedding take the type, if their rows are whole
-    blocks. The output matrix (where there is none, the embedding) is Q8_0, or stays if that is not larger.
-    So does all else: position embeddings, predictors, profiles.
+    Vectors are F32. The matrices of the layers, experts' too, and the token embedding take the type, if their
+    rows are whole blocks. The output matrix (where there is none, the embedding) is Q8_0, or stays if that is
+    not larger. All else stays: routers, convolutions, position embeddings, predictors, profiles.
     """
     if len(tensor.shape) == 1:
         return TensorType.F32
     part = split_name(tensor.name)[1]
-    known = is_output or part == "token_embd.weight" or part in _MATRICES
-    if len(tensor.shape) != 2 or not known or tensor.shape[1] % _BLOCK:
+    known = is_output or part in _EMBEDDINGS or part in _MATRICES
+    if not known or tensor.shape[-1] % _BLOCK:
         return tensor.type
     if not is_output:
         return type

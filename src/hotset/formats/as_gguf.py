@@ -56,10 +56,11 @@ def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor
     """
     architecture = next(a for a in ARCHITECTURES if a.name == checkpoint.config.architecture)
     if checkpoint.path.is_dir():
-        if checkpoint.config.recurrent:
+        if checkpoint.config.recurrent or checkpoint.config.mixture:
+            what = "mixtures of experts" if checkpoint.config.mixture else "models with recurrent layers"
             raise CheckpointError(
-                f"{checkpoint.path}: models with recurrent layers are written from GGUF files only: "
-                "convert it with llama.cpp's convert_hf_to_gguf.py first"
+                f"{checkpoint.path}: {what} are written from GGUF files only: convert it with llama.cpp's "
+                "convert_hf_to_gguf.py first"
             )
         metadata = _metadata(checkpoint, architecture)
         tensors: Mapping[str, Tensor] = _Tensors(checkpoint, architecture)
