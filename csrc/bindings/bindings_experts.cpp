@@ -27,7 +27,8 @@ CachePtr new_cache(RuntimePtr runtime, std::optional<int64_t> budget) {
 }
 
 ExpertMatrixPtr new_matrix(int type, int64_t experts, int64_t rows, int64_t cols, Bytes data, bool from_file,
-                           std::optional<Numbers> bias, std::optional<int> use) {
+                           std::optional<Numbers> bias, std::optional<int> use,
+                           std::optional<Numbers> scale) {
   if (experts < 1 || rows < 1 || cols < 1 || data.size() % static_cast<size_t>(experts * rows) != 0) {
     refuse("data: not whole rows");
   }
@@ -43,6 +44,8 @@ ExpertMatrixPtr new_matrix(int type, int64_t experts, int64_t rows, int64_t cols
   matrix->from_file = from_file;
   if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), experts * matrix->biases());
   if (bias) matrix->bias.assign(bias->data(), bias->data() + bias->size());
+  if (scale) expect("scale", "numbers", static_cast<int64_t>(scale->size()), experts);
+  if (scale) matrix->scale.assign(scale->data(), scale->data() + scale->size());
   matrix->owner = std::make_shared<Bytes>(data);
   return matrix;
 }
@@ -189,8 +192,10 @@ void bind_experts(nb::module_& m) {
           "Bytes and experts that are packed, and how often one was packed and given back so far.");
   nb::class_<ExpertMatrix>(m, "ExpertMatrix", "One matrix of each expert, as it lies in a file.")
       .def(nb::new_(&new_matrix), "type"_a, "experts"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
-           "bias"_a.none(), "use"_a = nb::none(),
-           "`use`: single rows are read, to be multiplied with x (0) or added up (1).");
+           "bias"_a.none(), "use"_a = nb::none(), "scale"_a = nb::none(),
+           "`use`: single rows are read, to be multiplied with x (0) or added up (1); `scale`: of each "
+           "expert's "
+           "weights, where no single rows are read.");
   nb::class_<Routing>(m, "Routing", "A router's rule.")
       .def(nb::new_(&new_routing), nb::kw_only(), "count"_a, "used"_a, "gating"_a, "normalised"_a, "scale"_a,
            "groups"_a, "groups_used"_a, "bias"_a.none(), "factors"_a.none() = nb::none());

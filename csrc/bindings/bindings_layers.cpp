@@ -43,14 +43,14 @@ Type known_type(int type) {
 }
 
 MatrixPtr new_matrix(RuntimePtr runtime, int type, int64_t rows, int64_t cols, Bytes data, bool from_file,
-                     std::optional<Numbers> bias) {
+                     std::optional<Numbers> bias, float scale) {
   if (rows < 1 || cols < 1 || data.size() % static_cast<size_t>(rows) != 0) refuse("data: not whole rows");
   if (bias) expect("bias", "numbers", static_cast<int64_t>(bias->size()), rows);
   const Type checked = known_type(type);
   const nb::gil_scoped_release release;
   return std::make_shared<Linear>(std::move(runtime), checked, rows, cols,
                                   static_cast<int64_t>(data.size()) / rows, data.data(), from_file,
-                                  bias ? bias->data() : nullptr);
+                                  bias ? bias->data() : nullptr, scale);
 }
 
 NormPtr new_norm(int kind, float eps, Numbers weight, std::optional<Numbers> bias) {
@@ -278,7 +278,7 @@ void bind_layers(nb::module_& m) {
 
   nb::class_<Linear>(m, "Linear", "A packed weight matrix with its bias.")
       .def(nb::new_(&new_matrix), "runtime"_a, "type"_a, "rows"_a, "cols"_a, "data"_a, "from_file"_a,
-           "bias"_a.none());
+           "bias"_a.none(), "scale"_a = 1.0f);
   nb::class_<Norm>(m, "Norm", "A normalisation.")
       .def(nb::new_(&new_norm), "kind"_a, "eps"_a, "weight"_a, "bias"_a.none());
   nb::class_<Rope>(m, "Rope", "A rotary embedding; layers share one to share its table.")

@@ -53,6 +53,8 @@ Block block_of(int type) {
       return {32, 34};
     case kMXFP4:
       return {32, 17};
+    case kNVFP4:
+      return {64, 36};
     case kQ2_K:
       return {256, 84};
     case kIQ1_S:
@@ -96,7 +98,7 @@ Result new_array(int64_t rows, int64_t cols, bool matrix) {
 
 class Matrix {
  public:
-  Matrix(const std::string& level, int type, Bytes data, int64_t rows, int64_t cols)
+  Matrix(const std::string& level, int type, Bytes data, int64_t rows, int64_t cols, float scale)
       : kernels_(linear_kernels(level)) {
     const Block block = block_of(type);
     if (codebook_bytes(static_cast<Type>(type)) && !codebook_of(static_cast<Type>(type))) {
@@ -123,7 +125,7 @@ class Matrix {
       kernels_.pack_panel(weight_type, data.data() + row * row_bytes, count, cols,
                           buffer_.data() + panel * panel_bytes);
     }
-    weights_ = {weight_type, rows, cols, panel_bytes, buffer_.data()};
+    weights_ = {weight_type, rows, cols, panel_bytes, buffer_.data(), scale};
   }
 
   Result matvec(Floats1 x) const {
@@ -189,8 +191,8 @@ class Matrix {
 
 void bind_linear(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix", "A weight matrix packed for one instruction set; for tests and benchmarks.")
-      .def(nb::init<const std::string&, int, Bytes, int64_t, int64_t>(), nb::arg("level"), nb::arg("type"),
-           nb::arg("data"), nb::arg("rows"), nb::arg("cols"),
+      .def(nb::init<const std::string&, int, Bytes, int64_t, int64_t, float>(), nb::arg("level"),
+           nb::arg("type"), nb::arg("data"), nb::arg("rows"), nb::arg("cols"), nb::arg("scale") = 1.0f,
            "Packs (rows, cols) weights of a GGUF type number from their bytes.")
       .def("matvec", &Matrix::matvec, nb::arg("x"),
            "The product with x (cols,): (rows,), by the decode kernel.")

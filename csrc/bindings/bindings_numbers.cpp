@@ -43,15 +43,15 @@ void bind_numbers(nb::module_& m) {
   m.attr("GATINGS") = numbers<Gating>(
       {{"softmax", Gating::kSoftmax}, {"sigmoid", Gating::kSigmoid}, {"selected", Gating::kSelected}});
   m.attr("KV_TYPES") = numbers<KvType>({{"f32", KvType::kF32}, {"f16", KvType::kF16}, {"q8_0", KvType::kQ8}});
-  m.attr("TENSOR_TYPES") = numbers<Type>({{"F32", kF32},         {"F16", kF16},       {"BF16", kBF16},
-                                          {"Q4_0", kQ4_0},       {"Q4_1", kQ4_1},     {"Q5_0", kQ5_0},
-                                          {"Q5_1", kQ5_1},       {"Q8_0", kQ8_0},     {"Q2_K", kQ2_K},
-                                          {"Q3_K", kQ3_K},       {"Q4_K", kQ4_K},     {"Q5_K", kQ5_K},
-                                          {"Q6_K", kQ6_K},       {"IQ4_NL", kIQ4_NL}, {"IQ4_XS", kIQ4_XS},
-                                          {"MXFP4", kMXFP4},     {"IQ1_S", kIQ1_S},   {"IQ1_M", kIQ1_M},
-                                          {"IQ2_XXS", kIQ2_XXS}, {"IQ2_XS", kIQ2_XS}, {"IQ2_S", kIQ2_S},
-                                          {"IQ3_XXS", kIQ3_XXS}, {"IQ3_S", kIQ3_S},   {"TQ1_0", kTQ1_0},
-                                          {"TQ2_0", kTQ2_0},     {"Q2", kQ2}});
+  m.attr("TENSOR_TYPES") = numbers<Type>({{"F32", kF32},     {"F16", kF16},         {"BF16", kBF16},
+                                          {"Q4_0", kQ4_0},   {"Q4_1", kQ4_1},       {"Q5_0", kQ5_0},
+                                          {"Q5_1", kQ5_1},   {"Q8_0", kQ8_0},       {"Q2_K", kQ2_K},
+                                          {"Q3_K", kQ3_K},   {"Q4_K", kQ4_K},       {"Q5_K", kQ5_K},
+                                          {"Q6_K", kQ6_K},   {"IQ4_NL", kIQ4_NL},   {"IQ4_XS", kIQ4_XS},
+                                          {"MXFP4", kMXFP4}, {"NVFP4", kNVFP4},     {"IQ1_S", kIQ1_S},
+                                          {"IQ1_M", kIQ1_M}, {"IQ2_XXS", kIQ2_XXS}, {"IQ2_XS", kIQ2_XS},
+                                          {"IQ2_S", kIQ2_S}, {"IQ3_XXS", kIQ3_XXS}, {"IQ3_S", kIQ3_S},
+                                          {"TQ1_0", kTQ1_0}, {"TQ2_0", kTQ2_0},     {"Q2", kQ2}});
   m.attr("KV_BLOCK") = kKvBlock;
   m.attr("COUNTED") = kCounted;
 }

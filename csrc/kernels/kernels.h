@@ -34,6 +34,7 @@ enum Type : int32_t {
   kTQ1_0 = 34,
   kTQ2_0 = 35,
   kMXFP4 = 39,
+  kNVFP4 = 40,
   kQ2 = 1000,  // no file has it: copies of gates, as (f16 scale, 32 codes of two bits)
 };
 
@@ -47,6 +48,7 @@ struct PackedMatrix {
   int64_t rows, cols;
   int64_t panel_bytes;
   const uint8_t* data;  // 64-byte aligned
+  float scale = 1;      // of all weights
 };
 
 // Rows of x that are multiplied with weights as these are read from memory.

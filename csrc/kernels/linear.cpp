@@ -82,6 +82,10 @@ void gather_activations(ActivationFormat format, int64_t cols, const void* x, in
   }
 }
 
+void multiply(float* y, int64_t n, float factor) {
+  for (int64_t i = 0; i < n; i += kLanes) store(y + i, load(y + i) * broadcast(factor));
+}
+
 void matvec(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, float* y) {
   if (is_float(w->type)) {
     with_weight(w->type, [&](auto weight) {
@@ -92,6 +96,7 @@ void matvec(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x
       matvec_int8<decltype(format)>(w, panel0, panel1, static_cast<const uint8_t*>(x), y);
     });
   }
+  if (w->scale != 1) multiply(y, (panel1 - panel0) * kLanes, w->scale);
 }
 
 void matmul(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x, int64_t rows, int64_t row0,
@@ -107,6 +112,8 @@ void matmul(const PackedMatrix* w, int64_t panel0, int64_t panel1, const void* x
       matmul_int8<decltype(format)>(w, panel0, panel1, tiles, row0, row1, y, ldy);
     });
   }
+  if (w->scale == 1) return;
+  for (int64_t row = row0; row < row1; row++, y += ldy) multiply(y, (panel1 - panel0) * kLanes, w->scale);
 }
 
 }  // namespace

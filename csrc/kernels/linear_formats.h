@@ -194,6 +194,21 @@ struct ScalePower : OneBlock {
   }
 };
 
+// Four floats of a byte each, for half blocks: four bits of exponent, three of mantissa, no sign. Moved into
+// a float's place they are 2^120 too small, subnormal ones too; and the values are doubled.
+struct ScaleHalvesFp8 : OneBlock {
+  static constexpr int kBlocks = 2, kWords = 1, kScales = 2;
+
+  HOTSET_INLINE static void decode(const uint8_t* p, F32* scales, F32*) {
+    const I32 word = load_i32(p), bits = broadcast(0x07f00000);
+    const I32 floats[4] = {shift_left<20>(word), shift_left<12>(word), shift_left<4>(word),
+                           shift_right<4>(word)};
+    unroll<4>([&](auto i) HOTSET_INLINED {
+      scales[i.value] = bits_to_f32(floats[i.value] & bits) * broadcast(0x1p119f);
+    });
+  }
+};
+
 // Byte `i` of every word, unsigned.
 template <int i>
 HOTSET_INLINE F32 byte_to_f32(I32 word) {
@@ -380,6 +395,7 @@ using FormatQ3_K = Format<Codes3, KScaleHalves6, 4>;
 using FormatIQ4_NL = Format<LookedUp<Codes4, WideTable<Uneven>>, Scale, 0>;
 using FormatIQ4_XS = Format<LookedUp<Codes4, WideTable<Uneven>>, KScale6, 0>;
 using FormatMXFP4 = Format<LookedUp<Codes4, NarrowTable<Fp4>>, ScalePower, 16>;
+using FormatNVFP4 = Format<LookedUp<Codes4, NarrowTable<Fp4>>, ScaleHalvesFp8, 16>;
 using FormatTernary = Format<Codes2, ScaleTernary, 0>;
 using FormatBook2 = Format<LookedUp<Codes3, WideTable<Book2>>, OddScales, 0>;
 using FormatBook3_XXS = Format<LookedUp<Codes4, WideTable<Book3_XXS>>, OddScales, 0>;
@@ -416,6 +432,8 @@ HOTSET_INLINE auto with_format(Type type, F f) {
       return f(FormatIQ4_XS{});
     case kMXFP4:
       return f(FormatMXFP4{});
+    case kNVFP4:
+      return f(FormatNVFP4{});
     case kTQ1_0:
     case kTQ2_0:
       return f(FormatTernary{});

@@ -104,6 +104,24 @@ struct GgufMX4 : Gguf4<1> {
   // The exponent of 2^(e - 128), for doubled values.
   HOTSET_INLINE static uint8_t byte(const uint8_t* block) { return block[0] > 0 ? block[0] - 1 : 0; }
 };
+// 64 columns: four scales, then for each 16 columns 8 bytes, whose low nibbles come before the high ones.
+struct GgufNV4 : Gguf {
+  static constexpr int kBytes = 36;
+  static uint32_t scale_word(const uint8_t* block, int) {
+    uint32_t word = 0;
+    for (int i = 0; i < 4; i++) word |= uint32_t(block[i] == kFp8NaN ? 0 : block[i]) << 8 * i;
+    return word;
+  }
+  HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
+    constexpr uint32_t low = 0x0f0f0f0f;
+    for (int i = 0; i < 2; i++) {
+      const uint8_t* at = block + 4 + 16 * part + 4 * i;
+      const uint32_t first = read_u32(at), second = read_u32(at + 8);
+      words[i] = (first & low) | (second & low) << 4;
+      words[i + 2] = (first >> 4 & low) | (second & ~low);
+    }
+  }
+};
 struct Gguf5K : Gguf {
   static constexpr int kBytes = 176, kScales = 4;
   HOTSET_INLINE static void words(const uint8_t* block, int part, uint32_t* words) {
@@ -212,6 +230,8 @@ HOTSET_INLINE void with_blocks(Type type, F f) {
       return f(FormatIQ4_XS{}, Gguf4XS{});
     case kMXFP4:
       return f(FormatMXFP4{}, GgufMX4{});
+    case kNVFP4:
+      return f(FormatNVFP4{}, GgufNV4{});
     case kTQ1_0:
       return f(FormatTernary{}, GgufTQ1{});
     case kTQ2_0:
@@ -242,16 +262,19 @@ void pack_row(const uint8_t* src, int64_t cols, int64_t row, uint8_t* panel) {
   uint8_t* codes = panel + F::codes_start(cols) + 4 * row;
   for (int64_t b = 0; b < cols / kBlock / Meta::kBlocks; b++, src += Block::kBytes, meta += F::kMetaBytes) {
     uint8_t* words_at = meta + 2 * Meta::kHalves * kLanes + 4 * row;
-    if constexpr (requires { Block::scale_word(src, 0); }) {
+    if constexpr (requires { Block::half(src); }) {
       const uint16_t half = Block::half(src);
       memcpy(meta + 2 * row, &half, 2);
+    } else {
+      for (int k = 0; k < Meta::kHalves; k++)
+        memcpy(meta + 2 * (k * kLanes + row), src + Block::half_at(k), 2);
+    }
+    if constexpr (requires { Block::scale_word(src, 0); }) {
       for (int k = 0; k < Meta::kWords; k++) {
         const uint32_t word = Block::scale_word(src, k);
         memcpy(words_at + k * kWordBytes, &word, 4);
       }
     } else {
-      for (int k = 0; k < Meta::kHalves; k++)
-        memcpy(meta + 2 * (k * kLanes + row), src + Block::half_at(k), 2);
       for (int k = 0; k < Meta::kWords; k++)
         memcpy(words_at + k * kWordBytes, src + Block::kScales + 4 * k, 4);
     }

@@ -287,11 +287,11 @@ struct PackWeightsJob {
 }  // namespace
 
 Linear::Linear(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
-               const uint8_t* data, bool from_file, const float* bias)
+               const uint8_t* data, bool from_file, const float* bias, float scale)
     : runtime_(std::move(runtime)) {
   const LinearKernels& linear = runtime_->linear;
   const int64_t panel_bytes = linear.panel_bytes(type, cols);
-  packed = {type, rows, cols, panel_bytes, nullptr};
+  packed = {type, rows, cols, panel_bytes, nullptr, scale};
   format = linear.activation_format(type);
   if (bias) this->bias.assign(bias, bias + rows);
   memory_ = runtime_->buffers.allocate(static_cast<size_t>(panels() * panel_bytes));

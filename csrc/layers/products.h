@@ -14,10 +14,11 @@ namespace hotset {
 class Linear {
  public:
   // `data` holds `rows` rows of `row_bytes` bytes as in GGUF; `bias` has `rows` numbers or is null. Both are
-  // copied. With `from_file`, `data` is a read-only file mapping, whose pages are given back to the system as
-  // they are copied, so that the weights are never in memory twice.
+  // copied. All weights are multiplied with `scale`. With `from_file`, `data` is a read-only file mapping,
+  // whose pages are given back to the system as they are copied, so that the weights are never in memory
+  // twice.
   Linear(std::shared_ptr<Runtime> runtime, Type type, int64_t rows, int64_t cols, int64_t row_bytes,
-         const uint8_t* data, bool from_file, const float* bias);
+         const uint8_t* data, bool from_file, const float* bias, float scale);
   ~Linear() { runtime_->pool.quiesce(); }
 
   int64_t rows() const { return packed.rows; }

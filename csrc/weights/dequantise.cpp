@@ -95,6 +95,15 @@ float half_power(uint8_t e) {
   return bits_to_float(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
 }
 
+// 64 places in a table, with scales of a byte for each 16 of them; half of these, for doubled values.
+void nvfp4(const uint8_t* block, float* out) {
+  for (int i = 0; i < 64; ++i) {
+    const uint8_t scale = block[i / 16], codes = block[4 + i / 16 * 8 + i % 8];
+    const uint32_t bits = static_cast<uint32_t>(scale == kFp8NaN ? 0 : scale & 0x7f) << 20;
+    out[i] = bits_to_float(bits) * 0x1p119f * Fp4::kFloats[codes >> (i % 16 / 8 * 4) & 15];
+  }
+}
+
 // Code i of 256 of two bits.
 int two_bits(const uint8_t* qs, int i) { return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3; }
 
@@ -194,6 +203,8 @@ void dequantise(Type type, const uint8_t* data, int64_t count, float* out) {
     case kMXFP4:
       return blocks(data, count, 32, 17, out,
                     [](const uint8_t* b, float* y) { looked_up(b + 1, Fp4::kFloats, half_power(b[0]), y); });
+    case kNVFP4:
+      return blocks(data, count, 64, 36, out, nvfp4);
     case kIQ4_XS:
       return blocks(data, count, 256, 136, out, iq4_xs);
     case kQ2_K:

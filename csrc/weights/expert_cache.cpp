@@ -170,8 +170,12 @@ ExpertBank::Uses ExpertBank::uses() const {
 
 PackedMatrix ExpertBank::packed(size_t i, int64_t expert) const {
   const ExpertMatrix& m = matrices_[i];
-  return {m.type, m.rows, m.cols, cache_->runtime_->linear.panel_bytes(m.type, m.cols),
-          experts_[expert].packed + offsets_[i]};
+  return {m.type,
+          m.rows,
+          m.cols,
+          cache_->runtime_->linear.panel_bytes(m.type, m.cols),
+          experts_[expert].packed + offsets_[i],
+          m.scale.empty() ? 1 : m.scale[expert]};
 }
 
 NeuronMatrix ExpertBank::rows(size_t i, int64_t expert) const {

@@ -22,6 +22,7 @@ struct ExpertMatrix {
   bool by_neuron;  // single rows are read, for `use`; else all together, in panels
   NeuronUse use;
   std::vector<float> bias;            // of all experts, or empty
+  std::vector<float> scale;           // of each expert's weights, in panels only; or empty
   std::shared_ptr<const void> owner;  // of `data`
 
   int64_t expert_bytes() const { return rows * row_bytes; }

@@ -47,6 +47,7 @@ class Linear:
         data: NDArray[np.uint8],
         from_file: bool,
         bias: F32 | None,
+        scale: float = 1.0,
     ) -> None: ...
 
 class Norm:
@@ -310,6 +311,7 @@ class ExpertMatrix:
         from_file: bool,
         bias: F32 | None,
         use: int | None = None,
+        scale: F32 | None = None,
     ) -> None: ...
 
 class Routing:

@@ -164,7 +164,7 @@ def random_tensor(type: TensorType, rows: int, cols: int) -> Tensor:
     data = data.astype(np.uint8)
     halves = {type: [0] for type in TensorType} | {TensorType.Q6_K: [208], TensorType.F32: [2]}
     halves |= {type: [0, 2] for type in (TensorType.Q4_1, TensorType.Q5_1, TensorType.Q4_K, TensorType.Q5_K)}
-    halves |= {TensorType.Q2_K: [80, 82], TensorType.Q3_K: [108], TensorType.MXFP4: []}
+    halves |= {TensorType.Q2_K: [80, 82], TensorType.Q3_K: [108], TensorType.MXFP4: [], TensorType.NVFP4: []}
     halves |= {TensorType.TQ1_0: [52], TensorType.TQ2_0: [64], TensorType.IQ1_M: [54]}
     for offset in halves[type]:
         data[..., offset + 1] &= 0xBF  # an exponent below the largest

@@ -22,6 +22,7 @@ _HALVES = {
     TensorType.IQ4_NL: [0],
     TensorType.IQ4_XS: [0],
     TensorType.MXFP4: [],
+    TensorType.NVFP4: [],
     TensorType.IQ1_S: [0],
     TensorType.IQ1_M: [],
     TensorType.IQ2_XXS: [0],
@@ -53,6 +54,8 @@ def random_tensor(type: TensorType, rows: int, cols: int, seed: int = 0) -> Tens
             data[..., offset + 1] = sign_and_rest & 0x83 | exponent << 2
     if type is TensorType.MXFP4:
         data[..., 0] = rng.integers(119, 128, shape[:2])
+    if type is TensorType.NVFP4:  # scales between 2^-7 and 2
+        data[..., :4] = rng.integers(0, 64, (*shape[:2], 4))
     if type is TensorType.IQ1_M:  # the scale's nibbles are apart, the uppermost in byte 55
         data[..., 55] = data[..., 55] & 0x8F | 0x20
     return Tensor("weight", type, (rows, cols), np.ascontiguousarray(data).reshape(-1))

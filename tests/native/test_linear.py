@@ -31,6 +31,7 @@ HALVES = {
     TensorType.IQ4_NL: [0],
     TensorType.IQ4_XS: [0],
     TensorType.MXFP4: [],
+    TensorType.NVFP4: [],
     TensorType.IQ1_S: [0],
     TensorType.IQ1_M: [],
     TensorType.IQ2_XXS: [0],
@@ -162,6 +163,17 @@ def test_zeros(type: TensorType, level: str) -> None:
     assert got[1].any() and not got[[0, 2, 3, 4]].any()
     empty = Matrix(level, type, np.zeros_like(data), rows, cols)
     assert not empty.matmul(x).any()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("type", [TensorType.NVFP4, TensorType.F16], ids=lambda type: type.name)
+@pytest.mark.parametrize("tokens", [1, 3, 37])
+def test_a_scale_of_all_weights(type: TensorType, level: str, tokens: int) -> None:
+    rng = np.random.default_rng(0)
+    data = random_weights(type, 19, 128, rng)
+    x = rng.standard_normal((tokens, 128)).astype(np.float32)
+    scaled = Matrix(level, type, data, 19, 128, scale=0.3).matmul(x)
+    np.testing.assert_array_equal(scaled, Matrix(level, type, data, 19, 128).matmul(x) * np.float32(0.3))
 
 
 @pytest.mark.parametrize("level", LEVELS)

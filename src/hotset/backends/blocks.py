@@ -36,7 +36,7 @@ def dequantise(tensor: Tensor, rows: NDArray[np.integer] | None = None) -> F32:
     out = np.empty((len(rows), tensor.shape[1]), np.float32)
     indices = rows.astype(np.int32, copy=False)
     _native.gather(native_type(tensor.type), tensor.data, tensor.shape[0], indices, out, tensor.shape[1])
-    return out
+    return out if tensor.scale is None else out * tensor.scale
 
 
 def round_to_nearest(name: str, values: F32, type: TensorType, threads: int = 1) -> Tensor:

@@ -22,6 +22,7 @@ _SORTED = frozenset(
     {
         *("ffn_gate_inp.weight", "ffn_gate_inp.bias", "exp_probs_b.bias", "exp_probs_b"),
         *("ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_gate_up_exps.bias", "ffn_down_exps.bias"),
+        *("ffn_gate_exps.scale", "ffn_up_exps.scale", "ffn_gate_up_exps.scale", "ffn_down_exps.scale"),
         *("ffn_gate_exps.weight", "ffn_down_exps.weight", "ffn_down_t_exps.weight", *_UP),
     }
 )

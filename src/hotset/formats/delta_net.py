@@ -160,8 +160,8 @@ def _converted(name: str, part: str, tensor: Tensor, shape: tuple[int, ...]) -> 
 def _gathered(name: str, tensor: Tensor, rows: NDArray[np.int64]) -> Tensor:
     """Those rows, whatever the type: a copy."""
     data = tensor.data.reshape(tensor.shape[0], -1)[rows].reshape(-1)
-    return Tensor(name, tensor.type, (len(rows), *tensor.shape[1:]), data)
+    return Tensor(name, tensor.type, (len(rows), *tensor.shape[1:]), data, tensor.scale)
 
 
 def _flat(name: str, tensor: Tensor, count: int) -> Tensor:
-    return Tensor(name, tensor.type, (count,), tensor.data)
+    return Tensor(name, tensor.type, (count,), tensor.data, tensor.scale)

@@ -149,10 +149,15 @@ class Stacks:
 
 
 def add_stack(
-    table: TensorTable, name: str, type: TensorType, shape: tuple[int, ...], make: Callable[[int], Tensor]
+    table: TensorTable,
+    name: str,
+    type: TensorType,
+    shape: tuple[int, ...],
+    make: Callable[[int], Tensor],
+    scale: NDArray[np.float32] | None = None,
 ) -> None:
     """Take in a tensor of all experts; `make` gives each one's part."""
-    table.add_made(name, shape, partial(Stack, name, type, shape, make))
+    table.add_made(name, shape, partial(Stack, name, type, shape, make, scale))
 
 
 def add_gate_up(
@@ -172,7 +177,7 @@ def add_gate_up(
     for half, part in enumerate(("ffn_gate_exps", "ffn_up_exps")):
         name = f"blk.{layer}.{part}.{suffix}"
         shape = (count, size, hidden) if weight else (count, size)
-        add_stack(table, name, fused.type, shape, partial(_half, fused, half, turned))
+        add_stack(table, name, fused.type, shape, partial(_half, fused, half, turned), fused.scale)
 
 
 def add_turned(table: TensorTable, name: str, tensor: Tensor) -> None:
@@ -189,9 +194,15 @@ class Stack(Tensor):
     """All experts' parts of a tensor, where a file has them apart or in another form: made when asked for."""
 
     def __init__(
-        self, name: str, type: TensorType, shape: tuple[int, ...], make: Callable[[int], Tensor]
+        self,
+        name: str,
+        type: TensorType,
+        shape: tuple[int, ...],
+        make: Callable[[int], Tensor],
+        scale: NDArray[np.float32] | None = None,
     ) -> None:
-        for key, value in (("name", name), ("type", type), ("shape", shape), ("_make", make)):
+        fields = {"name": name, "type": type, "shape": shape, "_make": make, "scale": scale}
+        for key, value in fields.items():
             object.__setattr__(self, key, value)
 
     @property

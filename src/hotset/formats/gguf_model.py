@@ -22,6 +22,7 @@ from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
 from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
 from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf, rotated
+from hotset.formats.scales import with_scales
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, split_name
 
@@ -57,6 +58,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     notes = [*_name_pre_tokenizer(file.metadata, architecture)]
     if left_out := len(file.tensors) - len(tensors):
         notes.append(without_images(left_out))
+    tensors = with_scales(str(path), tensors, architecture.gguf_names)
     factors = _read_factors(path, tensors)
     _check_experts(path, tensors)
     sizes = _sizes(keys, architecture, tensors, path)

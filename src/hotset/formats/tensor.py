@@ -35,6 +35,7 @@ class TensorType(IntEnum):
     TQ1_0 = 34
     TQ2_0 = 35
     MXFP4 = 39
+    NVFP4 = 40
 
     @property
     def block_size(self) -> int:
@@ -58,6 +59,7 @@ _BLOCKS = {
     TensorType.Q8_0: (32, 34),
     TensorType.IQ4_NL: (32, 18),
     TensorType.MXFP4: (32, 17),
+    TensorType.NVFP4: (64, 36),
     TensorType.Q2_K: (256, 84),
     TensorType.Q3_K: (256, 110),
     TensorType.IQ4_XS: (256, 136),
@@ -79,7 +81,7 @@ _BLOCKS = {
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What the codes of IQ4_NL and IQ4_XS stand for."""
 FP4_DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-"""Twice what the codes of MXFP4 stand for."""
+"""Twice what the codes of MXFP4 and NVFP4 stand for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,8 @@ class Tensor:
     shape: tuple[int, ...]
     """In NumPy order: a matrix is (rows, columns), and a row's numbers are contiguous."""
     data: NDArray[np.uint8]
+    scale: NDArray[np.float32] | None = None
+    """What all its numbers are multiplied with (1,), or those of each part of the first of three axes."""
 
     @property
     def nbytes(self) -> int:
@@ -101,12 +105,15 @@ class Tensor:
         """The matrix of rows [start, stop), a view."""
         row_bytes = self.nbytes // self.shape[0]
         data = self.data[start * row_bytes : stop * row_bytes]
-        return Tensor(self.name, self.type, (stop - start, *self.shape[1:]), data)
+        scale = self.scale[start:stop] if self.scale is not None and len(self.shape) == 3 else self.scale
+        return Tensor(self.name, self.type, (stop - start, *self.shape[1:]), data, scale)
 
     def part(self, index: int) -> "Tensor":
         """Part `index` of the first axis, a view: of (E, F, D) the matrix (F, D) of one expert."""
         nbytes = self.nbytes // self.shape[0]
-        return Tensor(self.name, self.type, self.shape[1:], self.data[index * nbytes : (index + 1) * nbytes])
+        data = self.data[index * nbytes : (index + 1) * nbytes]
+        scale = None if self.scale is None else self.scale[index : index + 1]
+        return Tensor(self.name, self.type, self.shape[1:], data, scale)
 
     def columns(self, start: int, stop: int) -> "Tensor":
         """The matrix of columns [start, stop), a copy of their blocks: nothing is rounded.
@@ -119,10 +126,10 @@ class Tensor:
             raise ValueError(f"{self.name}: columns {start} to {stop} of {columns} are no blocks of {size}")
         blocks = self.data.reshape(rows, -1, self.type.block_bytes)
         data = np.ascontiguousarray(blocks[:, start // size : -(-stop // size)]).reshape(-1)
-        return Tensor(self.name, self.type, (rows, stop - start), data)
+        return Tensor(self.name, self.type, (rows, stop - start), data, self.scale)
 
     def to_float32(self) -> NDArray[np.float32]:
-        """Dequantise: float32 of ``shape``, for F32 a read-only view; blocks by the `gguf` library."""
+        """Dequantise: float32 of ``shape``, for F32 without a scale a read-only view; blocks by `gguf`."""
         values: NDArray[np.generic]
         if self.type is TensorType.F32:
             values = self.data.view(np.float32)
@@ -135,7 +142,10 @@ class Tensor:
 
             rows = self.data.reshape(*self.shape[:-1], -1)
             values = dequantize(rows, GGMLQuantizationType(self.type))
-        return np.asarray(values, dtype=np.float32).reshape(self.shape)
+        numbers = np.asarray(values, dtype=np.float32).reshape(self.shape)
+        if self.scale is None:
+            return numbers
+        return numbers * self.scale.reshape(-1, *[1] * (len(self.shape) - 1))
 
 
 def tensor_from_array(name: str, values: NDArray[np.float32]) -> Tensor:

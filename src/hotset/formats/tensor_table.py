@@ -356,7 +356,7 @@ def check_layer_count(keys: Keys, key: str, tensors: int) -> int:
 
 
 def _renamed(name: str, tensor: Tensor) -> Tensor:
-    return Tensor(name, tensor.type, tensor.shape, tensor.data)
+    return Tensor(name, tensor.type, tensor.shape, tensor.data, tensor.scale)
 
 
 def _shaped(make: Callable[[], Tensor], shape: tuple[int, ...]) -> Tensor:
@@ -367,7 +367,7 @@ def _heads(name: str, fused: Tensor, heads: NDArray[np.int64], rows: int) -> Ten
     """Gather heads of a fused tensor, `rows` rows in all, whatever its type: a copy."""
     head_bytes = fused.nbytes // fused.shape[0] * (rows // len(heads))
     data = fused.data.reshape(-1, head_bytes)[heads].reshape(-1)
-    return Tensor(name, fused.type, (rows, *fused.shape[1:]), data)
+    return Tensor(name, fused.type, (rows, *fused.shape[1:]), data, fused.scale)
 
 
 def _plus_one(name: str, tensor: Tensor) -> Tensor:

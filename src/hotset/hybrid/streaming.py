@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.contract import FFN, Array, BatchView, Linear, NeuronFFNSpec
-from hotset.formats.tensor import Tensor
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.slices import Spec, ffn_bytes, ffn_matrices, granule, neurons_alone
 
@@ -145,7 +144,7 @@ def _staged(spec: Spec, staging: NDArray[np.uint8]) -> Spec:
         room = staging[used : used + source.nbytes]
         np.copyto(room, source.data)
         used += -(-source.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return Linear(Tensor(source.name, source.type, source.shape, room), linear.bias)
+        return Linear(replace(source, data=room), linear.bias)
 
     gate, up = spec.gate and stage(spec.gate), stage(spec.up)
     if isinstance(spec, NeuronFFNSpec):

@@ -23,7 +23,7 @@ from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import TensorType
 
 TYPES = list(TensorType)
-AS_HALVES = (*CODEBOOK_TYPES, TensorType.TQ1_0, TensorType.TQ2_0)
+AS_HALVES = (*CODEBOOK_TYPES, TensorType.TQ1_0, TensorType.TQ2_0, TensorType.NVFP4)
 FLOAT32, HALF = 2e-6, 2e-3
 
 

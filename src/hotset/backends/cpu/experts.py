@@ -174,7 +174,7 @@ def _by_row(linear: Linear, threads: int) -> Linear:
     """The experts' matrices in a type of which single rows can be read."""
     weight = linear.weight
     type = neuron_type(weight.type, weight.shape[-1])
-    if type is weight.type:
+    if type is weight.type and weight.scale is None:
         return linear
     parts = [
         store_as(weight.name, dequantise(weight.part(expert)), type, threads).data
@@ -204,6 +204,7 @@ def _expert_matrix(
         is_file_mapping(weight.data),
         None if bias is None else np.ascontiguousarray(bias).reshape(-1),
         use,
+        weight.scale,
     )
 
 

@@ -47,7 +47,7 @@ class Packing:
         """The matrix in a type of which single rows can be read."""
         weight = linear.weight
         type = neuron_type(weight.type, weight.shape[1])
-        if type is weight.type:
+        if type is weight.type and weight.scale is None:
             return linear
         return Linear(store_as(weight.name, dequantise(weight), type, self.threads), linear.bias)
 
@@ -86,6 +86,7 @@ class Packing:
                 weight.data,
                 is_file_mapping(weight.data),
                 bias,
+                1.0 if weight.scale is None else float(weight.scale[0]),
             )
         except MemoryError:
             raise HotsetError(f"{weight.name}: no memory for its {weight.nbytes / 1e6:.0f} MB") from None

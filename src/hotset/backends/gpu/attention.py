@@ -164,12 +164,17 @@ def _stack(gpu: Gpu, parts: list[tuple[Linear, int]], cols: int) -> list[Matrix]
         check_shape(linear.weight.name, linear.weight.shape, (rows, cols))
         if linear.bias is not None:
             check_shape(f"{linear.weight.name}: bias", linear.bias.shape, (rows,))
-        if stacked and stacked[-1][0].weight.type is linear.weight.type:
+        if stacked and _alike(stacked[-1][0].weight, linear.weight):
             above, size = stacked[-1]
             stacked[-1] = _below(above, linear), size + rows
         else:
             stacked.append((linear, rows))
     return [build_matrix(gpu, linear, rows, cols) for linear, rows in stacked]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether one matrix can have the rows of both."""
+    return a.type is b.type and a.scale is None and b.scale is None
 
 
 def _below(first: Linear, second: Linear) -> Linear:

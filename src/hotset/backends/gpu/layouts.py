@@ -84,13 +84,14 @@ _FLOATS = {TensorType.F32: torch.float32, TensorType.F16: torch.float16, TensorT
 def layout(gpu: Gpu, weight: Tensor) -> Layout:
     """Lay out a matrix (rows, cols) of any readable type.
 
-    Of types with codebooks and of ternary ones, the numbers become float16: each errs by 2^-11 of itself.
+    Of types with codebooks, of ternary ones, NVFP4 and what has a scale, the numbers become float16: each
+    errs by 2^-11 of itself.
     """
     rows, cols = weight.shape
-    if weight.type in _FLOATS:
+    if weight.type in _FLOATS and weight.scale is None:
         codes = gpu.upload(weight.data).view(_FLOATS[weight.type]).reshape(rows, cols)
         return Layout(0, Scales.NONE, rows, cols, codes)
-    if weight.type not in _TYPES:
+    if weight.type not in _TYPES or weight.scale is not None:
         codes = torch.empty((rows, cols), dtype=torch.float16, device=gpu.device)
         step = max(1, _AT_ONCE // (4 * cols))
         for start in range(0, rows, step):
