@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+from gguf import GGMLQuantizationType
+from helpers.random_gguf import random_model, write_plain
 
 from hotset import Engine, Sampling
 
@@ -179,6 +181,19 @@ def test_inspect(hotset, demo):
     assert code == 0
     assert "llama" in out
     assert "134.5 M" in out
+
+
+def test_inspect_tells_what_takes_more_in_memory(hotset, tmp_path):
+    model = random_model("llama", hidden=256, ffn=512)
+    path = write_plain(tmp_path / "m.gguf", model, GGMLQuantizationType.TQ1_0)
+    code, out, _ = hotset("inspect", path)
+    assert code == 0 and "in memory, without loss" in out
+    facts = json.loads(hotset("inspect", path, "--json")[1])
+    ternary = facts["tensors_by_type"]["TQ1_0"]
+    assert ternary["memory_bytes"] * 54 == ternary["bytes"] * 66
+    assert facts["memory"]["weights_bytes"] == sum(
+        group["memory_bytes"] for group in facts["tensors_by_type"].values()
+    )
 
 
 def test_ctrl_c_is_130_without_a_traceback(start, demo):

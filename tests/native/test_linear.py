@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from hotset import _kernels
 from hotset._native import kernel_levels
+from hotset.backends.blocks import memory_bytes
 from hotset.backends.codebooks import CODEBOOK_TYPES, entries
-from hotset.formats.tensor import TensorType
+from hotset.formats.tensor import Tensor, TensorType
 
 LEVELS = kernel_levels()
 FLOATS = [TensorType.F32, TensorType.F16, TensorType.BF16]
@@ -163,6 +164,13 @@ def test_zeros(type: TensorType, level: str) -> None:
     assert got[1].any() and not got[[0, 2, 3, 4]].any()
     empty = Matrix(level, type, np.zeros_like(data), rows, cols)
     assert not empty.matmul(x).any()
+
+
+@pytest.mark.parametrize("type", TensorType, ids=lambda type: type.name)
+def test_memory_is_as_told(type: TensorType) -> None:
+    data = np.zeros(32 * 4096 // type.block_size * type.block_bytes, np.uint8)
+    tensor = Tensor("weight", type, (32, 4096), data)
+    assert Matrix(LEVELS[0], type, data, 32, 4096).nbytes == memory_bytes(tensor)
 
 
 @pytest.mark.parametrize("level", LEVELS)

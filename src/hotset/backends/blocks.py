@@ -23,6 +23,22 @@ _NEAREST = {
 """For other types one of `NEURON_TYPES` with as many bits or more, whatever the blocks; Q8_0 for the rest."""
 
 
+_RELAID_BYTES = {
+    TensorType.TQ1_0: 66,
+    **dict.fromkeys((TensorType.IQ1_S, TensorType.IQ1_M), 106),
+    **dict.fromkeys((TensorType.IQ2_XXS, TensorType.IQ2_XS, TensorType.IQ2_S), 106),
+    **dict.fromkeys((TensorType.IQ3_XXS, TensorType.IQ3_S), 138),
+}
+"""Of 256 numbers, in types that lie in memory otherwise than in files: codes of 2, 3 or 4 bits."""
+
+
+def memory_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes as a matrix in memory, without padding; nothing is rounded."""
+    if tensor.type not in _RELAID_BYTES:
+        return tensor.nbytes
+    return tensor.nbytes // tensor.type.block_bytes * _RELAID_BYTES[tensor.type]
+
+
 def neuron_type(type: TensorType, columns: int) -> TensorType:
     """The nearest type of which single neurons can be computed, for rows of so many numbers."""
     nearest = type if type in NEURON_TYPES else _NEAREST.get(type, TensorType.Q8_0)

@@ -32,18 +32,20 @@ def inspect(
 
 
 def _facts(checkpoint: "Checkpoint", context: int | None) -> dict[str, Any]:
+    from hotset.backends.blocks import memory_bytes
     from hotset.serve.loaded import check_context
     from hotset.state.kv_types import KV_TYPES, kv_cache_bytes, kv_types
 
     config = checkpoint.config
     context = check_context(config, context)
-    by_type: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "parameters": 0, "bytes": 0})
+    by_type: dict[str, Counter[str]] = defaultdict(Counter)
     for tensor in checkpoint.tensors.values():
         group = by_type[tensor.type.name]
         group["tensors"] += 1
         group["parameters"] += math.prod(tensor.shape)
         group["bytes"] += tensor.nbytes
-    weights = sum(group["bytes"] for group in by_type.values())
+        group["memory_bytes"] += memory_bytes(tensor)
+    weights = sum(group["memory_bytes"] for group in by_type.values())
     fitting = kv_types(config)
     kv_bytes = {t: kv_cache_bytes(config, context, t) if t in fitting else None for t in KV_TYPES}
     return {
@@ -201,12 +203,19 @@ def _print(facts: dict[str, Any]) -> None:
         ]
     )
     print()
+    types = facts["tensors_by_type"]
+    columns = {"size": "bytes"}
+    if any(group["bytes"] != group["memory_bytes"] for group in types.values()):
+        columns["in memory, without loss"] = "memory_bytes"
     table(
         [
-            (name, str(group["tensors"]), count(group["parameters"]), size(group["bytes"]))
-            for name, group in facts["tensors_by_type"].items()
+            (
+                *(name, str(group["tensors"]), count(group["parameters"])),
+                *(size(group[key]) for key in columns.values()),
+            )
+            for name, group in types.items()
         ],
-        header=("type", "tensors", "parameters", "size"),
+        header=("type", "tensors", "parameters", *columns),
     )
     memory = facts["memory"]
     print()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hotset.backends.blocks import neuron_type
+from hotset.backends.blocks import memory_bytes, neuron_type
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.formats.checkpoint import Checkpoint
 
@@ -81,7 +81,7 @@ def expert_bytes(checkpoint: Checkpoint) -> ExpertBytes:
     for i, layer in enumerate(checkpoint.config.layers):
         if layer.experts:
             names = [f"blk.{i}.{part}_exps.{suffix}" for part in _EXPERTS for suffix in ("weight", "bias")]
-            own = sum(checkpoint.tensors[name].nbytes for name in names if name in checkpoint.tensors)
+            own = sum(memory_bytes(checkpoint.tensors[name]) for name in names if name in checkpoint.tensors)
             total += own
             chosen += own * layer.experts.used // layer.experts.count
     return ExpertBytes(total, chosen)
@@ -102,16 +102,16 @@ def traffic(checkpoint: Checkpoint) -> Traffic:
             unread |= {f"{block}.fc1.weight", f"{block}.fc2.weight"}
         rows = skipped_matrices(layer.ffn, config.gated) if layer.ffn else ()
         experts_of, suffix = (layer.experts, "_exps") if layer.experts else (None, "")
-        nbytes = sum(tensors[f"{block}.{name}{suffix}.weight"].nbytes for name in rows)
+        nbytes = sum(memory_bytes(tensors[f"{block}.{name}{suffix}.weight"]) for name in rows)
         if experts_of:
             nbytes = nbytes * experts_of.used // experts_of.count
         by_neuron.append(nbytes // config.computed_neurons if nbytes else 0)
         first = rows[0] if layer.ffn and layer.ffn.way is Way.PREDICTOR else None
-        predicted.append(tensors[f"{block}.{first}.weight"].nbytes // config.ffn_size if first else 0)
+        predicted.append(memory_bytes(tensors[f"{block}.{first}.weight"]) // config.ffn_size if first else 0)
         always -= nbytes
         if layer.ffn and layer.ffn.score in COPY_BITS:
             always += int(COPY_BITS[layer.ffn.score] * config.ffn_size * config.hidden_size / 8)
-    always += sum(tensor.nbytes for name, tensor in tensors.items() if name not in unread)
+    always += sum(memory_bytes(tensor) for name, tensor in tensors.items() if name not in unread)
     idle = experts.all - experts.chosen
     return Traffic(always, tuple(by_neuron), config.computed_neurons, tuple(predicted), experts.all, idle)
 
