@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
 from hotset.architectures.row import Architecture, Mixture, Windows
@@ -41,6 +42,29 @@ _GPT_OSS_TENSORS = {
     "ffn_down_exps": "model.layers.{}.mlp.experts.down_proj",
     "ffn_gate_up_exps": "model.layers.{}.mlp.experts.gate_up_proj",
 }
+
+
+def _of_smallthinker(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What its layouts, a 1 for each layer that has something, say in others' words; if they say it at all.
+
+    RoPE belongs to the windowed layers, where there are such, and to all otherwise.
+    """
+    layers = raw.get("num_hidden_layers")
+    every = [1] * layers if isinstance(layers, int) else None
+    windowed, usual = raw.get("sliding_window_layout"), {"moe_layer_layout": every, "rope_layout": every}
+    adapted = {**raw, "scoring_func": "sigmoid"}
+    if raw.get("moe_primary_router_apply_softmax"):
+        adapted["scoring_func"] = "softmax"
+    if isinstance(windowed, list) and any(windowed):
+        adapted["layer_types"] = ["sliding_attention" if own else "full_attention" for own in windowed]
+        usual["rope_layout"] = windowed
+    else:
+        adapted["sliding_window_size"] = None
+    for key, value in usual.items():
+        if adapted.get(key) == value:
+            adapted.pop(key, None)
+    return adapted
+
 
 MIXTURES: tuple[Architecture, ...] = (
     replace(
@@ -119,13 +143,30 @@ MIXTURES: tuple[Architecture, ...] = (
     ),
     Architecture(
         name="smallthinker",
-        model_types=(),
+        model_types=("smallthinker",),
         activation=Activation.RELU,
-        tensors={**WITHOUT_FFN, **QWEN_EXPERTS},
+        tensors={
+            **WITHOUT_FFN,
+            **expert_tensors("block_sparse_moe", "gate", "up", "down"),
+            "ffn_gate_inp": "model.layers.{}.block_sparse_moe.primary_router",
+        },
         experts=Mixture(early=True),
         windows=Windows.FIRST_FULL,
         window_period=4,
         full_without_rope=True,
         default_pre={"": "qwen2"},
+        hf_keys={
+            "num_experts": "moe_num_primary_experts",
+            "num_experts_per_tok": "moe_num_active_primary_experts",
+            "moe_intermediate_size": "moe_ffn_hidden_size",
+            "sliding_window": "sliding_window_size",
+        },
+        hf_required={
+            "moe_enable_early_router": True,
+            "moe_enable_secondary_experts": False,
+            "moe_layer_layout": None,
+            "rope_layout": None,
+        },
+        hf_adapt=_of_smallthinker,
     ),
 )

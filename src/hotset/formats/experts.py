@@ -70,12 +70,15 @@ def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig
     if row is None:
         return None
     count = keys.integer("num_experts", high=_MOST)
+    gating = keys.text("scoring_func", row.gating.value)
+    if gating not in list(Gating):
+        raise keys.refuse("scoring_func", "one of " + ", ".join(Gating), gating)
     return ExpertsConfig(
         count=count,
         used=keys.integer("num_experts_per_tok", high=count),
         size=keys.integer("moe_intermediate_size"),
         shared_size=_shared(keys, architecture, "shared_expert_intermediate_size", 0),
-        gating=row.gating,
+        gating=Gating(gating),
         normalised=keys.flag("norm_topk_prob", row.normalised),
         scale=keys.number("routed_scaling_factor", 1.0, high=1e6) or 1.0,
         groups=(groups := keys.integer("n_group", 1, low=0) or 1),
