@@ -385,7 +385,8 @@ def write(
     rng = np.random.default_rng(seed)
     buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
     new = [NewTensor(t.name, t.shape, t.type, partial(tensor_chunks, t, buffers, rng)) for t in tensors]
-    return write_gguf(path, metadata(name, shape, depth), new)
+    label = name if router == "uniform" else f"{name}, {router} router"
+    return write_gguf(path, metadata(label, shape, depth), new)
 
 
 def main() -> int:
