@@ -26,7 +26,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 from sparse_models import VARIANTS, Space, make_space, scaled_chunks
-from synthetic import Q, Shape, TensorPlan, metadata, plan, tensor_chunks
+from synthetic import Buffers, Q, Shape, TensorPlan, metadata, plan, tensor_chunks
 
 from hotset.backends.blocks import round_to_nearest
 from hotset.backends.contract import ExpertsSpec, Linear, Norm, StateShape
@@ -86,8 +86,8 @@ def write(path: Path, density: float, layers: int, seed: int = 0) -> int:
             yield own[expert % VARIANTS].data
 
     # What layers add has its own numbers, to be independent of what they read.
-    buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
-    low_buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
+    buffers: Buffers = {}
+    low_buffers: Buffers = {}
     random, low = partial(tensor_chunks, buffers=buffers), partial(scaled_chunks, buffers=low_buffers)
     makers = {
         "token_embd": embedding,

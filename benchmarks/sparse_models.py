@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from synthetic import (
     SHAPES,
     TYPES,
+    Buffers,
     Q,
     Shape,
     TensorPlan,
@@ -172,7 +173,7 @@ def by_neuron(tensors: list[TensorPlan], sparse: SparseShape, kind: Q) -> list[T
 
 
 def scaled_chunks(
-    tensor: TensorPlan, buffers: dict[tuple[Q, int], NDArray[np.uint8]], rng: np.random.Generator
+    tensor: TensorPlan, buffers: Buffers, rng: np.random.Generator
 ) -> Iterator[NDArray[np.uint8]]:
     """Random blocks as `tensor_chunks` gives them, their numbers LOW times as large.
 
@@ -221,8 +222,8 @@ def write(
             yield _blocks(rows, tensor.type)
 
     # What layers add has its own numbers, to be independent of what they read.
-    buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
-    low_buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
+    buffers: Buffers = {}
+    low_buffers: Buffers = {}
     new = []
     for tensor in by_neuron(plan(shape, depth, kind), sparse, kind):
         part = tensor.name.split(".", 2)[-1]

@@ -50,6 +50,10 @@ ROUTERS = {"uniform": 1.0, "skewed": 4.0}
 """How experts are selected: all alike, or a few most of the time (see `TensorPlan.skew`)."""
 
 
+Buffers = dict[tuple[Q, int, float | None], NDArray[np.uint8]]
+"""Random blocks by type, columns and deviation."""
+
+
 @dataclass(frozen=True)
 class TensorPlan:
     """One tensor to write; ``fill`` is None for random values."""
@@ -60,6 +64,8 @@ class TensorPlan:
     fill: float | None = None
     skew: float = 1.0
     """Random rows are from this many times the usual length down to as much less, in any order."""
+    deviation: float | None = None
+    """Of the random numbers; None: 1/sqrt(columns)."""
 
 
 def matrix_type(wanted: Q, columns: int, *, output: bool = False, experts: bool = False) -> Q:
@@ -84,6 +90,11 @@ class _Planner:
         self.wanted = wanted
         self.tensors: list[TensorPlan] = []
         self.layer_norm = layer_norm
+
+    def embedding(self, vocab: int, *, tied: bool) -> None:
+        """Of a size that layers add little to, so that tokens differ and select experts of their own."""
+        kind = matrix_type(self.wanted, self.hidden, output=tied)
+        self.tensors.append(TensorPlan("token_embd.weight", (vocab, self.hidden), kind, deviation=1.0))
 
     def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False, output: bool = False) -> None:
         kind = matrix_type(self.wanted, columns, output=output)
@@ -192,7 +203,7 @@ def plan(shape: Shape | Family, layers: int, wanted: Q, router: str = "uniform")
     if isinstance(shape, Family):
         return _family_plan(shape, layers, _Planner(shape.hidden, wanted, ROUTERS[router]))
     planner = _ShapePlanner(shape, wanted, ROUTERS[router])
-    planner.matrix("token_embd", shape.vocab, shape.hidden, output=shape.tied)
+    planner.embedding(shape.vocab, tied=shape.tied)
     if shape.architecture == "opt":
         planner.vector("position_embd.weight", shape.context + OPT_POSITION_OFFSET, shape.hidden, fill=None)
     for i in range(layers):
@@ -205,7 +216,7 @@ def plan(shape: Shape | Family, layers: int, wanted: Q, router: str = "uniform")
 
 def _family_plan(family: Family, layers: int, planner: _Planner) -> list[TensorPlan]:
     vocab = family.cut_vocab(layers)
-    planner.matrix("token_embd", vocab, family.hidden, output=family.tied)
+    planner.embedding(vocab, tied=family.tied)
     family.before(planner, layers)
     for i in range(layers):
         family.layer(planner, i)
@@ -215,12 +226,15 @@ def _family_plan(family: Family, layers: int, planner: _Planner) -> list[TensorP
     return planner.tensors
 
 
-def random_blocks(kind: Q, columns: int, count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def random_blocks(
+    kind: Q, columns: int, count: int, rng: np.random.Generator, deviation: float | None = None
+) -> NDArray[np.uint8]:
     """`count` random valid blocks (count, block bytes); their numbers deviate by about 1/sqrt(columns).
 
-    Block layouts: ggml's `ggml-common.h`. Quants are uniform bytes; only scales and offsets are chosen.
+    Or by `deviation`. Block layouts: ggml's `ggml-common.h`. Quants are uniform bytes; only scales and
+    offsets are chosen.
     """
-    deviation = columns**-0.5
+    deviation = deviation or columns**-0.5
     if kind in (Q.F32, Q.F16, Q.BF16):
         values = rng.standard_normal((count, kind.block_size), dtype=np.float32) * np.float32(deviation)
         if kind is Q.F16:
@@ -268,7 +282,7 @@ def random_blocks(kind: Q, columns: int, count: int, rng: np.random.Generator) -
 
 
 def tensor_chunks(
-    tensor: TensorPlan, buffers: dict[tuple[Q, int], NDArray[np.uint8]], rng: np.random.Generator
+    tensor: TensorPlan, buffers: Buffers, rng: np.random.Generator
 ) -> Iterator[NDArray[np.uint8]]:
     """The tensor's bytes, piece by piece, from one random buffer a type and width, entered anywhere."""
     if tensor.fill is not None:
@@ -281,9 +295,10 @@ def tensor_chunks(
         yield rows.astype("<f4").reshape(-1).view(np.uint8)
         return
     block_bytes = tensor.type.block_bytes
-    key = (tensor.type, columns)
+    key = (tensor.type, columns, tensor.deviation)
     if key not in buffers:
-        buffers[key] = random_blocks(tensor.type, columns, BUFFER_BYTES // block_bytes, rng).reshape(-1)
+        count = BUFFER_BYTES // block_bytes
+        buffers[key] = random_blocks(tensor.type, columns, count, rng, tensor.deviation).reshape(-1)
     buffer = buffers[key]
     left = prod(tensor.shape) // tensor.type.block_size * block_bytes
     while left:
@@ -383,7 +398,7 @@ def write(
     depth = layers or shape.layers
     tensors = plan(shape, depth, TYPES[kind], router)
     rng = np.random.default_rng(seed)
-    buffers: dict[tuple[Q, int], NDArray[np.uint8]] = {}
+    buffers: Buffers = {}
     new = [NewTensor(t.name, t.shape, t.type, partial(tensor_chunks, t, buffers, rng)) for t in tensors]
     label = name if router == "uniform" else f"{name}, {router} router"
     return write_gguf(path, metadata(label, shape, depth), new)
