@@ -94,7 +94,7 @@ class _Planner:
     def embedding(self, vocab: int, *, tied: bool) -> None:
         """Of a size that layers add little to, so that tokens differ and select experts of their own."""
         kind = matrix_type(self.wanted, self.hidden, output=tied)
-        self.tensors.append(TensorPlan("token_embd.weight", (vocab, self.hidden), kind, deviation=1.0))
+        self.tensors.append(TensorPlan("token_embd.weight", (vocab, self.hidden), kind, deviation=16.0))
 
     def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False, output: bool = False) -> None:
         kind = matrix_type(self.wanted, columns, output=output)

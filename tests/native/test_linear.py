@@ -105,6 +105,8 @@ def expected(type: TensorType, w: F64, x: NDArray[np.float32]) -> tuple[F64, F64
         TensorType.TQ2_0,
     ):  # codes and minima are summed apart
         size *= 8
+    if type in FLOATS:  # every product is rounded, not one sum of a block
+        size *= 2
     return seen @ w.T, 4e-7 * size + 1e-30
 
 
