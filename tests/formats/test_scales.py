@@ -13,7 +13,7 @@ from helpers.profiles import random_profile
 from helpers.random_gguf import F32, TOKENS, VOCABULARY, RandomModel, random_model, write_plain
 from helpers.random_tensors import random_tensor
 
-from hotset.backends.contract import Backend
+from hotset.backends.building import Backend
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert

@@ -41,6 +41,7 @@ _MATRICES = {
     f"{part}.weight"
     for part in (
         *("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "attn_gate"),
+        *("attn_q_a", "attn_q_b", "attn_kv_a_mqa"),
         *("ffn_gate", "ffn_up", "ffn_down", "ffn_down_t"),
         *("ffn_gate_exps", "ffn_up_exps", "ffn_gate_up_exps", "ffn_down_exps", "ffn_down_t_exps"),
         *("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"),

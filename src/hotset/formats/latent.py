@@ -88,7 +88,8 @@ def add_fused(table: TensorTable, layer: int, fused: Tensor, sizes: Sizes) -> No
     keys = partial(_keys_of, fused, kind, plain, plain + value)
     add_stack(table, f"blk.{layer}.attn_k_b.weight", kind, (heads, rank, plain), keys)
     values = partial(_values_of, fused, plain, plain + value)
-    add_stack(table, f"blk.{layer}.attn_v_b.weight", fused.type, (heads, value, rank), values)
+    scale = None if fused.scale is None else fused.scale.repeat(heads)
+    add_stack(table, f"blk.{layer}.attn_v_b.weight", fused.type, (heads, value, rank), values, scale)
 
 
 def _checked(keys: Keys, key: str, latent: LatentConfig) -> LatentConfig:
