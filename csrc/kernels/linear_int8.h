@@ -9,6 +9,8 @@ namespace {
 
 // ---- Decode
 
+constexpr int64_t kAhead = 2 << 10;  // bytes that a stream of weights is fetched ahead
+
 // y + one block of weights, at `codes`, times the block of activations at `x`.
 template <class F>
 HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, const F32* mins,
@@ -39,7 +41,6 @@ HOTSET_INLINE F32 add_block(F32 y, const uint8_t* codes, const F32* scales, cons
 template <class F, int n>
 HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t stride, int64_t cols, const uint8_t* x,
                                  float* y, int64_t ldy) {
-  constexpr int64_t kAhead = 2 << 10;
   using Meta = typename F::Meta;
   const uint8_t* codes = panel + F::codes_start(cols);
   F32 sums[n];
@@ -62,12 +63,23 @@ HOTSET_INLINE void matvec_panels(const uint8_t* panel, int64_t stride, int64_t c
   unroll<n>([&](auto p) HOTSET_INLINED { store(y + p.value * ldy, sums[p.value] * factor); });
 }
 
+// Fetches what `n` streams begin with, `stride` bytes apart: nothing has asked for it yet.
+template <class F>
+void fetch_starts(const uint8_t* panel, int n, int64_t stride, int64_t cols) {
+  const int64_t codes = F::codes_start(cols), scales = codes < kAhead ? codes : kAhead;
+  for (int p = 0; p < n; p++, panel += stride) {
+    for (int64_t k = 0; k < scales; k += 64) prefetch_l2(panel + k);
+    for (int64_t k = 0; k < kAhead; k += 64) prefetch_l2(panel + codes + k);
+  }
+}
+
 // Each stream has a run of panels of its own: where rows are short, the hardware notices a stream of only one
 // panel when it is nearly over.
 template <class F>
 void matvec_int8(const PackedMatrix* w, int64_t panel0, int64_t panel1, const uint8_t* x, float* y) {
   constexpr int n = 4;
   const int64_t run = (panel1 - panel0) / n, bytes = w->panel_bytes;
+  if (run > 0) fetch_starts<F>(w->data + panel0 * bytes, n, run * bytes, w->cols);
   for (int64_t i = 0; i < run; i++) {
     matvec_panels<F, n>(w->data + (panel0 + i) * bytes, run * bytes, w->cols, x, y + i * kLanes,
                         run * kLanes);
@@ -215,7 +227,6 @@ constexpr int kFewBlocks = 8;  // decoded at a time: those of a record of scales
 template <class F, int n>
 void multiply_few(const PackedMatrix* w, const uint8_t* panel, int64_t stride, const uint8_t* x, int64_t rows,
                   float* y, int64_t ldy, int64_t ldp) {
-  constexpr int64_t kAhead = 2 << 10;
   const int64_t n_blocks = w->cols / kBlock, bytes = tile_bytes(kActInt8, kTile, w->cols);
   const int64_t tiles = (rows + kTile - 1) / kTile;
   Chunk<F, n> chunk;

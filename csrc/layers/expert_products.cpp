@@ -8,13 +8,14 @@ namespace {
 // pack_activations takes groups of so many rows.
 constexpr int64_t kRowGroup = 16;
 
-// Weights that a chunk reads where few rows use an expert, as in products.cpp.
-constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 256 << 10;
+// Weights that a chunk reads where few rows use an expert, as in products.cpp; more at most, as they are two
+// matrices' and each has streams of its own.
+constexpr int64_t kMinChunkBytes = 12 << 10, kMaxChunkBytes = 512 << 10;
 constexpr int64_t kChunksPerThread = 4;
 constexpr int64_t kPanelGroup = 4;
 
 // What each of the kernels' streams reads at least of an expert's rows of down, which are short.
-constexpr int64_t kRunBytes = 12 << 10;
+constexpr int64_t kRunBytes = 24 << 10;
 
 // Results of a chunk where many do.
 constexpr int64_t kChunkFloats = 16 << 10;
