@@ -68,7 +68,7 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
                                          MatrixPtr v, MatrixPtr output, int64_t n_heads, int64_t n_kv_heads,
                                          int64_t head_dim, float scale, std::optional<int64_t> window,
                                          std::shared_ptr<Rope> rope, NormPtr q_norm, NormPtr k_norm,
-                                         NormPtr v_norm, NormPtr post_norm, bool gated,
+                                         NormPtr v_norm, NormPtr post_norm, bool gated, MatrixPtr head_gate,
                                          std::optional<Numbers> sinks, float soft_cap, float growth,
                                          int64_t growth_context, int64_t index) {
   auto layer = std::make_shared<Attention>();
@@ -94,6 +94,8 @@ std::shared_ptr<Attention> new_attention(RuntimePtr runtime, NormPtr norm, Matri
   layer->growth = growth;
   layer->growth_context = growth_context;
   layer->gated = gated;
+  if (head_gate) expect("head_gate", "rows", head_gate->rows(), n_heads);
+  layer->head_gate = std::move(head_gate);
   if (sinks) layer->sinks.assign(sinks->data(), sinks->data() + sinks->size());
   layer->index = index;
   return layer;
@@ -289,7 +291,8 @@ void bind_layers(nb::module_& m) {
       .def(nb::new_(&new_attention), nb::kw_only(), "runtime"_a, "norm"_a, "q"_a, "k"_a.none(), "v"_a.none(),
            "output"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "scale"_a, "window"_a.none(),
            "rope"_a.none(), "q_norm"_a.none(), "k_norm"_a.none(), "v_norm"_a.none(), "post_norm"_a.none(),
-           "gated"_a, "sinks"_a.none(), "soft_cap"_a, "growth"_a, "growth_context"_a, "index"_a)
+           "gated"_a, "head_gate"_a.none(), "sinks"_a.none(), "soft_cap"_a, "growth"_a, "growth_context"_a,
+           "index"_a)
       .def("forward", &mixer_forward<Attention>, "x"_a, "out"_a, "batch"_a,
            "Add the attention of x (T, D) to out (T, D), which may be x itself.");
   nb::class_<Ffn>(m, "FFN", nb::is_weak_referenceable(), "One layer's feed-forward network.")

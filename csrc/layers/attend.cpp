@@ -18,6 +18,8 @@ constexpr int64_t kChunksPerThread = 8;
 // Keys and values of fewer bytes are not worth sharing among threads.
 constexpr int64_t kMinSharedBytes = 64 << 10;
 
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
 int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 // A span's chunks: by key-value head, then tile of rows, then, where keys are shared among chunks, split.
@@ -28,6 +30,7 @@ struct SpanPlan {
   int64_t splits;      // 0: each chunk goes through all keys
   int64_t split_base;  // the first key of the first split
   int64_t head_bytes;
+  int64_t row0;        // the span's first row in the batch
   float* mixed;        // of the span's first row
   const float* gates;  // the same, or null
   // Of each chunk that has one split: states and sums of its rows. Whoever commits a tile's last one joins
@@ -42,7 +45,8 @@ struct AttendJob {
   const VectorKernels* vector;
   const SpanPlan* spans;
   int64_t n_spans, n_heads, most_rows;
-  const float* sinks;  // or null
+  const float* sinks;       // or null
+  const float* head_gates;  // or null
 
   int64_t value_dim() const { return spans[0].shape.value_dim; }
   int64_t width() const { return round_up(value_dim(), kernels->key_block); }
@@ -115,7 +119,9 @@ struct AttendJob {
     for (int64_t row = 0; row < p.rows(); ++row, sums += width()) {
       const int64_t token = p.token + row / group, head = p.head * group + row % group;
       const float sink = sinks ? std::exp(sinks[head] - state[row].max) : 0.0f;
-      vector->scale(sums, 1.0f / (state[row].sum + sink), dim);
+      float factor = 1.0f / (state[row].sum + sink);
+      if (head_gates) factor *= softplus(head_gates[(p.span->row0 + token) * n_heads + head]);
+      vector->scale(sums, factor, dim);
       if (p.span->gates) vector->gate(p.span->gates + 2 * (token * n_heads + head) * dim, dim, sums);
       std::copy_n(sums, dim, p.span->mixed + (token * n_heads + head) * dim);
     }
@@ -169,6 +175,7 @@ void attend(Session& session, const Runtime& runtime, const Attended& of, const 
     plan.tile_tokens = std::clamp<int64_t>(kTileRows / group, 1, span.count);
     plan.row_tiles = ceil_div(span.count, plan.tile_tokens);
     plan.head_bytes = sequence.head_bytes(index);
+    plan.row0 = span.row0;
     plan.mixed = mixed + span.row0 * n_heads * value_dim;
     plan.gates = gates ? gates + 2 * span.row0 * n_heads * value_dim : nullptr;
     chunks += n_kv_heads * plan.row_tiles;
@@ -177,7 +184,7 @@ void attend(Session& session, const Runtime& runtime, const Attended& of, const 
              kernels.value_row_bytes(sequence.type, head_dim);
   }
   const bool share_keys = chunks < kChunksPerThread * runtime.pool.threads();
-  AttendJob job{&kernels, &runtime.vector, plans, n_spans, n_heads, most_rows, of.sinks};
+  AttendJob job{&kernels, &runtime.vector, plans, n_spans, n_heads, most_rows, of.sinks, of.head_gates};
   chunks = 0;
   for (int64_t i = 0; i < n_spans; ++i) {
     SpanPlan& plan = plans[i];

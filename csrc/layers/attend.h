@@ -13,9 +13,10 @@ struct Attended {
   int64_t index;  // of the keys and values in sequences
   KvShape kept;
   int64_t n_heads, value_dim;
-  int64_t window;      // the largest integer for none
-  float soft_cap;      // scores s become soft_cap tanh(s / soft_cap); 0: they stay
-  const float* sinks;  // or null: one more logit to each head, without a value
+  int64_t window;                     // the largest integer for none
+  float soft_cap;                     // scores s become soft_cap tanh(s / soft_cap); 0: they stay
+  const float* sinks;                 // or null: one more logit to each head, without a value
+  const float* head_gates = nullptr;  // or (rows x n_heads): results are multiplied by their softplus
 };
 
 // Why rows of the batch cannot attend to such keys; empty where they can.

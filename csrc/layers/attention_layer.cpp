@@ -90,7 +90,8 @@ void Attention::forward(const float* x, float* out, const Batch& batch) const {
   auto* mixed = session.allocate<float>(rows * q_size);
 
   const Linear *one = k ? k.get() : q.get(), *two = v ? v.get() : one;
-  const Activations normed = pack(session, *runtime, x, rows, &norm, {q.get(), one, two});
+  const Activations normed =
+      pack(session, *runtime, x, rows, &norm, {q.get(), one, two, head_gate ? head_gate.get() : q.get()});
   const Output q_out{q.get(), gated ? queries_and_gates : queries, q->rows()};
   const Output k_out{k.get(), keys, kv_size}, v_out{v.get(), values, kv_size};
   if (v) {
@@ -100,6 +101,8 @@ void Attention::forward(const float* x, float* out, const Batch& batch) const {
   } else {
     multiply(session, *runtime, normed, {q_out}, false);
   }
+  auto* head_gates = head_gate ? session.allocate<float>(rows * n_heads) : nullptr;
+  if (head_gate) multiply(session, *runtime, normed, {{head_gate.get(), head_gates, n_heads}}, false);
   const float* rope_rows = rope ? batch.rope_rows(*rope) : nullptr;
   session.run(ceil_div(rows, kPrepareRows),
               PrepareJob{this, queries, keys, values, queries_and_gates, &batch, rope_rows});
@@ -110,7 +113,8 @@ void Attention::forward(const float* x, float* out, const Batch& batch) const {
                           head_dim,
                           window,
                           soft_cap,
-                          sinks.empty() ? nullptr : sinks.data()};
+                          sinks.empty() ? nullptr : sinks.data(),
+                          head_gates};
   attend(session, *runtime, attended, queries, gated ? queries_and_gates + head_dim : nullptr, batch, mixed);
   zone.next(ZoneName::kAttentionOutput);
   const Activations heads = pack(session, *runtime, mixed, rows, nullptr, {output.get()});

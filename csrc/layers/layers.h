@@ -27,9 +27,10 @@ struct Attention {
   float soft_cap = 0;  // scores s become soft_cap tanh(s / soft_cap); 0: they stay
   float growth = 0;    // queries are multiplied by 1 + growth ln(1 + position / growth_context), rounded down
   int64_t growth_context = 1;
-  bool gated = false;        // each head's query in q is followed by its gate
-  std::vector<float> sinks;  // empty, or one more logit to each head, without a value
-  int64_t index;             // of its keys and values in sequences
+  bool gated = false;                       // each head's query in q is followed by its gate
+  std::shared_ptr<const Linear> head_gate;  // or null: a row a head, whose softplus multiplies its result
+  std::vector<float> sinks;                 // empty, or one more logit to each head, without a value
+  int64_t index;                            // of its keys and values in sequences
 
   // Why it cannot compute the batch; empty where it can.
   std::string refuses(const Batch& batch) const;

@@ -121,6 +121,7 @@ class Attention:
         v_norm: Norm | None,
         post_norm: Norm | None,
         gated: bool,
+        head_gate: Linear | None,
         sinks: F32 | None,
         soft_cap: float,
         growth: float,

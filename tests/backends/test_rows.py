@@ -71,6 +71,7 @@ def attention_spec(index: int, type: TensorType) -> AttentionSpec:
         window=window,
         rope=RopeConfig(dim, False, frequencies, 1.0),
         v_norm=Norm(NormKind.RMS, 1e-5, np.ones(dim, np.float32)) if index % 3 == 1 else None,
+        head_gate=linear(9, type, n_heads, HIDDEN) if index % 3 == 2 else None,
         soft_cap=1.5 if index % 2 else 0.0,
         growth=QueryGrowth(0.3, 50) if index % 2 else None,
     )

@@ -44,6 +44,7 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "gemma4": gemma4,
         "gemma4-shared": gemma4_shared,
         "gemma4-beside": gemma4_beside,
+        "laguna": laguna,
         "deepseek-v2": deepseek_v2,
         "deepseek-v2-low-rank": lambda: deepseek_v2(q_lora_rank=19),
         "deepseek-v3": deepseek_v3,
@@ -304,3 +305,23 @@ def glm4_moe_lite(**options: Any) -> Model:
     rope = {"rope_type": "default", "rope_theta": 700.0}
     own = {"q_lora_rank": 19, "n_shared_experts": 1, "rope_parameters": rope}
     return _build("Glm4MoeLite", SIZES, _LATENT, _EXPERTS, own, options)
+
+
+def laguna(**options: Any) -> Model:
+    """Two numbers of heads, a gate for each; every fourth layer attends to all."""
+    plain = {"rope_type": "default", "rope_theta": 600.0, "partial_rotary_factor": 1.0}
+    kinds = ("full", "sliding", "sliding", "sliding", "full")
+    own = {
+        "num_hidden_layers": 5,
+        "num_attention_heads_per_layer": [4, 6, 6, 6, 4],
+        "layer_types": [f"{kind}_attention" for kind in kinds],
+        "sliding_window": 7,
+        "num_experts": 6,
+        "shared_expert_intermediate_size": 19,
+        "moe_routed_scaling_factor": 1.7,
+        "rope_parameters": {
+            "full_attention": _YARN | {"partial_rotary_factor": 0.6},
+            "sliding_attention": plain,
+        },
+    }
+    return _build("Laguna", SIZES, _HEADS, _EXPERTS, own, options)

@@ -37,6 +37,7 @@ def with_tokens(kind: str, added: dict[str, int]) -> Tokenizer:
         *("<|eot_id|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<turn|>", "<|endoftext|>"),
         *("<|end_of_text|>", "<|eom_id|>", "<eos>", "<EOT>", "[EOT]", "[EOS]", "<end_of_utterance>"),
         *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+        "</assistant>",
     ],
 )
 def test_a_token_that_ends_turns_by_its_name_does_whatever_its_type(kind: str, type: int, text: str) -> None:

@@ -1,12 +1,10 @@
 """The rows of families with multi-head latent attention: DeepSeek's and GLM-4.7-Flash."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from hotset.architectures.dense import LLAMA_TENSORS
 from hotset.architectures.mixtures import QWEN_EXPERTS
-from hotset.architectures.more_mixtures import SHARED, with_shared_size
+from hotset.architectures.more_mixtures import SHARED, with_dense_layers, with_shared_size
 from hotset.architectures.row import Architecture, Mixture
 from hotset.core.config import Activation, Gating
 
@@ -26,16 +24,6 @@ _TENSORS = {
     "exp_probs_b": "model.layers.{}.mlp.gate.e_score_correction_bias",
 }
 _SIZES = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-
-
-def _with_dense_layers(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How many layers from the first on are dense, where config.json has a list."""
-    kinds = config.get("mlp_layer_types")
-    if isinstance(kinds, list):
-        dense = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
-        if all(kind == "sparse" for kind in kinds[dense:]):
-            config = {**config, "first_k_dense_replace": dense, "mlp_layer_types": None}
-    return with_shared_size(config)
 
 
 _V2 = Architecture(
@@ -116,6 +104,6 @@ LATENT: tuple[Architecture, ...] = (
             "v_head_dim": 256,
         },
         hf_required={**_V3.hf_required, "mlp_layer_types": None},
-        hf_adapt=_with_dense_layers,
+        hf_adapt=with_dense_layers,
     ),
 )

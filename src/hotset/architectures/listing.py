@@ -34,6 +34,7 @@ _TITLES = {
     "ernie4_5": "ERNIE 4.5",
     "ernie4_5_moe": "ERNIE 4.5 mixtures",
     "mellum": "Mellum 2",
+    "laguna": "Laguna XS and S",
     "mixtral": "Mixtral",
     "qwen3_moe": "Qwen3 mixtures, Qwen3-Coder",
     "qwen2_moe": "Qwen1.5 and Qwen2 mixtures",

@@ -24,9 +24,28 @@ def with_shared_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"shared_expert_intermediate_size": shared, **config}
 
 
+def with_dense_layers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How many layers from the first on are dense, where config.json has a list."""
+    kinds = config.get("mlp_layer_types")
+    if isinstance(kinds, list):
+        dense = next((i for i, kind in enumerate(kinds) if kind != "dense"), len(kinds))
+        if all(kind == "sparse" for kind in kinds[dense:]):
+            config = {**config, "first_k_dense_replace": dense, "mlp_layer_types": None}
+    return with_shared_size(config)
+
+
 def _of_ernie(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The shared experts' number by the name that others have."""
     return with_shared_size({"n_shared_experts": config.get("moe_num_shared_experts", 2), **config})
+
+
+def _of_laguna(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Heads of each layer, and one gate a head as `true`."""
+    heads, layers = config.get("num_attention_heads", 48), config.get("num_hidden_layers")
+    if config.get("num_attention_heads_per_layer") is None and isinstance(layers, int) and layers < 1 << 16:
+        config = {**config, "num_attention_heads_per_layer": [heads] * layers}
+    gating = config.get("gating", True)
+    return with_dense_layers({**config, "gating": gating == "per-head" or gating})
 
 
 MORE_MIXTURES: tuple[Architecture, ...] = (
@@ -131,5 +150,46 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
         },
         hf_required={"moe_layer_interval": 1, "use_bias": False},
         hf_adapt=_of_ernie,
+    ),
+    Architecture(
+        name="laguna",
+        model_types=("laguna",),
+        activation=Activation.SILU,
+        tensors={
+            **LLAMA_TENSORS,
+            **QK_NORMS,
+            **QWEN_EXPERTS,
+            **{name: module.replace("experts", "expert") for name, module in SHARED.items()},
+            "attn_gate": _LAYER + "self_attn.g_proj",
+            "exp_probs_b": _LAYER + "mlp.experts.e_score_correction_bias",
+        },
+        experts=Mixture(gating=Gating.SIGMOID),
+        shapes={"attn_gate": "AD"},
+        by_layer=True,
+        windows=Windows.FIRST_FULL,
+        window_period=4,
+        local_rope_theta=1e4,
+        gguf_names={"attn_g": "attn_gate"},
+        default_pre={"": "laguna"},
+        hf_keys={"routed_scaling_factor": "moe_routed_scaling_factor"},
+        hf_defaults={
+            "first_k_dense_replace": 1,
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "moe_intermediate_size": 512,
+            "num_experts": 256,
+            "num_experts_per_tok": 8,
+            "num_key_value_heads": 8,
+            "shared_expert_intermediate_size": 512,
+            "sliding_window": 512,
+        },
+        hf_required={
+            "attention_bias": False,
+            "gating": True,
+            "mlp_layer_types": None,
+            "moe_apply_router_weight_on_input": False,
+            "moe_router_logit_softcapping": 0.0,
+        },
+        hf_adapt=_of_laguna,
     ),
 )

@@ -94,6 +94,8 @@ class AttentionSpec:
     gated: bool = False
     """``q`` is twice as long: each head's query is followed by its gate, whose sigmoid multiplies the head's
     result, number by number (Qwen3-Next)."""
+    head_gate: Linear | None = None
+    """(n_heads, D): each head's result is multiplied by the softplus of its number (Laguna)."""
     sinks: F32 | None = None
     """(n_heads,): one more logit in each head's softmax, without a value (gpt-oss)."""
     v_norm: Norm | None = None

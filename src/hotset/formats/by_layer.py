@@ -57,6 +57,14 @@ def from_gguf(keys: Keys, sliding: list[bool], tensors: Mapping[str, Tensor]) ->
     )
 
 
+def most_heads(keys: Keys) -> int:
+    """The heads of the layer that has the most."""
+    stated = keys.get("attention.head_count")
+    if not isinstance(stated, np.ndarray):
+        return keys.integer("attention.head_count")
+    return max(_each(keys, "attention.head_count", len(stated)), default=1)
+
+
 def from_config(keys: Keys, sliding: list[bool]) -> tuple[LayerSizes, ...]:
     """Read config.json: released files and transformers' own have different keys."""
     layers = len(sliding)
@@ -64,6 +72,10 @@ def from_config(keys: Keys, sliding: list[bool]) -> tuple[LayerSizes, ...]:
     kv_heads, size, ffn = (
         keys.integer(key) for key in ("num_key_value_heads", "head_dim", "intermediate_size")
     )
+    counts = keys.get("num_attention_heads_per_layer")
+    if counts is not None:  # only these differ (Laguna)
+        each = _each(keys, "num_attention_heads_per_layer", layers)
+        return tuple(LayerSizes(HeadsConfig(count, kv_heads, size), ffn) for count in each)
     same = keys.flag("attention_k_eq_v")
     of_full = HeadsConfig(
         heads,

@@ -173,7 +173,7 @@ def _check_experts(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
     hidden = keys.integer("embedding_length")
-    heads = keys.integer("attention.head_count")
+    heads = by_layer.most_heads(keys) if architecture.by_layer else keys.integer("attention.head_count")
     latent = latent_attention.from_gguf(keys, architecture)
     head_dim = latent.kept if latent else _head_dim(keys, architecture, tensors, hidden, heads)
     layers = check_layer_count(keys, "block_count", len(tensors))
@@ -202,6 +202,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
         dense_layers=dense,
         kinds=kinds,
         own=own,
+        beside=bool(architecture.experts and architecture.experts.beside),
         layer_input=keys.integer("embedding_length_per_layer_input", 0, low=0) if own else 0,
         latent=latent,
     )
@@ -380,8 +381,7 @@ def _layers(
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
-    beside = bool(architecture.experts and architecture.experts.beside)
-    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, beside), sizes)
+    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, sizes.beside), sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

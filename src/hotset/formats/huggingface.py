@@ -178,6 +178,7 @@ def _sizes(where: str, keys: Keys, architecture: Architecture, tensors: int) -> 
         dense_layers=dense,
         kinds=kinds,
         own=own,
+        beside=bool(architecture.experts and architecture.experts.beside),
         layer_input=keys.integer("hidden_size_per_layer_input", 0, low=0) if own else 0,
         latent=latent,
     )
@@ -299,8 +300,7 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
-    beside = bool(architecture.experts and architecture.experts.beside)
-    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, beside), sizes)
+    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, sizes.beside), sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:

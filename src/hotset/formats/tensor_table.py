@@ -83,6 +83,8 @@ class Sizes:
     kinds: LayerKinds = LayerKinds()
     own: tuple[LayerSizes, ...] = ()
     """Each layer's, in families where they differ."""
+    beside: bool = False
+    """Layers that are mixtures have an ordinary FFN, too."""
     layer_input: int = 0
     """Numbers of a layer's own embedding of a token; 0: there is none."""
     latent: LatentConfig | None = None
@@ -101,7 +103,7 @@ class Sizes:
         """Whether a layer is of the kind that has such tensors."""
         if self._lacks(part):
             return False
-        if self.own:
+        if self.own and (self.beside or part in self.own[layer].lacking):
             return part not in self.own[layer].lacking
         if self.experts and part in (OF_EXPERTS if layer < self.dense_layers else OF_DENSE):
             return False

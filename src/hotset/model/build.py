@@ -187,6 +187,7 @@ class _Weights:
             k_norm=self.optional_norm(f"blk.{i}.attn_k_norm"),
             post_norm=self.optional_norm(f"blk.{i}.post_attention_norm"),
             gated=c.gated_attention,
+            head_gate=self.optional_linear(f"blk.{i}.attn_gate"),
             sinks=self.vector(f"blk.{i}.attn_sinks.weight"),
             v_norm=Norm(NormKind.RMS, c.norm_eps, unit) if c.value_norm and not shared else None,
             soft_cap=c.attention_soft_cap,

@@ -19,6 +19,7 @@ _END_OF_TURN = frozenset(
         *("<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<end_of_utterance>", "<turn|>"),
         *("<|tool_response>", "</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~["),
         "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "</assistant>",
         # A model that fills in the middle of a file begins another file or repository with these.
         *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
         *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),

@@ -194,6 +194,7 @@ class CpuBackend(Packing):
             v_norm=self._optional_norm(spec.v_norm, spec.head_dim),
             post_norm=self._optional_norm(spec.post_norm, hidden),
             gated=spec.gated,
+            head_gate=self._linear(spec.head_gate, spec.n_heads, hidden) if spec.head_gate else None,
             sinks=spec.sinks,
             soft_cap=spec.soft_cap,
             growth=spec.growth.factor if spec.growth else 0.0,

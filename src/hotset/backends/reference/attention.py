@@ -3,7 +3,7 @@
 import numpy as np
 
 from hotset.backends.contract import F32, AttentionSpec, Norm
-from hotset.backends.maths import growth, normalise, rotate, sigmoid, soft_cap, softmax
+from hotset.backends.maths import growth, normalise, rotate, sigmoid, soft_cap, softmax, softplus
 from hotset.backends.reference.linear import ReferenceLinear
 from hotset.backends.reference.state import ReferenceSequence, own_sequence
 from hotset.core.batch import Batch
@@ -19,6 +19,7 @@ class ReferenceAttention:
         self.q = ReferenceLinear(spec.q)
         self.k = ReferenceLinear(spec.k) if spec.k else None
         self.v = ReferenceLinear(spec.v) if spec.v else None
+        self.head_gate = ReferenceLinear(s) if (s := spec.head_gate) else None
         self.output = ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, view: Batch) -> None:
@@ -43,6 +44,8 @@ class ReferenceAttention:
             mixed[rows] = self._attend(q[rows], sequence)
         if s.gated:
             mixed *= sigmoid(gate)
+        if self.head_gate:
+            mixed *= softplus(self.head_gate(n))[:, :, None]
         y = self.output(mixed.reshape(len(x), -1))
         out += normalise(y, s.post_norm) if s.post_norm else y
 
