@@ -50,7 +50,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor.doctor,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(options.with_model_option(_command))
+    app.command(_name)(options.with_model_option(options.with_options_apart(_command)))
 app.command("models")(models.models)
 app.command("serve")(serve.serve)  # of any number of models
 app.command("batch")(batch.batch)

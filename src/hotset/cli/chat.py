@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from hotset.cli import options
 from hotset.cli.answer import Speaker, note
+from hotset.cli.loading import load_speaker
 from hotset.cli.terminal import Read, interactive, read_message, reader
 from hotset.core.errors import RequestError
 
@@ -42,71 +43,12 @@ _HELP = "\n".join(
 def chat(
     model: options.Model = None,
     *,
-    system: options.System = None,
-    max_tokens: options.MaxTokens = None,
     temperature: Annotated[float, options.temperature(str(TEMPERATURE))] = TEMPERATURE,
-    top_k: options.TopK = 0,
     top_p: options.TopP = TOP_P,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    tools: options.Tools = None,
-    think: options.Think = None,
-    template_var: options.TemplateVariables = None,
-    threads: options.Threads = None,
-    context: options.Context = None,
-    kv_type: options.KVType = "f16",
-    ffn: options.Neurons = None,
-    speculate: options.Speculate = True,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    override: options.Override = None,
+    asked: options.Answering,
 ) -> None:
     """Talk with a model. /help lists the commands, Ctrl-D leaves, Ctrl-C stops an answer."""
-    known_tools = options.read_tools(tools)
-    variables = options.template_variables(template_var)
-
-    from hotset.cli.loading import load_engine
-    from hotset.serve.sampler import Sampling
-
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-    )
-    engine = load_engine(
-        model,
-        threads=threads,
-        context=context,
-        kv_type=kv_type,
-        ffn=ffn,
-        speculate=speculate,
-        vram=vram,
-        ram=ram,
-        override=override,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    speaker = Speaker(
-        engine,
-        sampling,
-        max_tokens=max_tokens,
-        stop=stop or (),
-        tools=known_tools,
-        think=think,
-        variables=variables,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    converse(speaker, system)
+    converse(load_speaker(model, asked, temperature=temperature, top_p=top_p), asked.system)
 
 
 def converse(speaker: Speaker, system: str | None = None) -> None:

@@ -5,27 +5,52 @@ import time
 from typing import TYPE_CHECKING
 
 from hotset.cli import options
-from hotset.core.config import Way
+from hotset.cli.answer import Speaker
 
 if TYPE_CHECKING:
+    from hotset.serve.constraint import Constraint
     from hotset.serve.engine import Engine
 
 
-def load_engine(
+def load_speaker(
     model: str | None,
+    asked: options.Answering,
     *,
-    threads: int | None,
-    context: int | None,
-    kv_type: str,
-    ffn: Way | None,
-    speculate: bool,
-    vram: str | None,
-    ram: str | None,
-    override: list[str] | None,
-    quiet: bool,
-    verbose: bool,
-) -> "Engine":
-    """The model with a context, and on stderr what the user should know of it, unless that is `quiet`."""
+    temperature: float,
+    top_p: float,
+    constraint: "Constraint | None" = None,
+) -> Speaker:
+    """The model, to answer as `asked`; raises `RequestError` for options that cannot be read."""
+    tools = options.read_tools(asked.tools)
+    variables = options.template_variables(asked.template_var)
+
+    from hotset.serve.sampler import Sampling
+
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=asked.top_k,
+        top_p=top_p,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty,
+        presence_penalty=asked.presence_penalty,
+        seed=asked.seed,
+    )
+    return Speaker(
+        _load_engine(model, asked),
+        sampling,
+        max_tokens=asked.max_tokens,
+        stop=asked.stop or (),
+        tools=tools,
+        think=asked.think,
+        variables=variables,
+        constraint=constraint,
+        quiet=asked.quiet,
+        verbose=asked.verbose,
+    )
+
+
+def _load_engine(model: str | None, asked: options.Answering) -> "Engine":
+    """The model with a context, and on stderr what the user should know of it, unless that is quiet."""
     from hotset.cli.console import notes, progress
     from hotset.serve.engine import Engine
 
@@ -33,25 +58,25 @@ def load_engine(
     with progress("Loading") as loading:
         engine = Engine.load(
             model,
-            threads=threads,
-            context=context,
-            kv_type=kv_type,
-            ffn=ffn,
-            speculate=speculate,
-            vram=options.vram_bytes(vram),
-            ram=options.ram_bytes(ram),
-            overrides=options.overrides(override),
-            progress=None if quiet else loading,
+            threads=asked.threads,
+            context=asked.context,
+            kv_type=asked.kv_type,
+            ffn=asked.ffn,
+            speculate=asked.speculate,
+            vram=options.vram_bytes(asked.vram),
+            ram=options.ram_bytes(asked.ram),
+            overrides=options.overrides(asked.override),
+            progress=None if asked.quiet else loading,
         )
-    if quiet:
+    if asked.quiet:
         return engine
     notes(engine.model)
-    if verbose:
+    if asked.verbose:
         backend = engine.model.backend
         print(
             f"model: {engine.model.path}; loaded in {time.perf_counter() - start:.2f} s; "
             f"threads: {backend.threads}; kernels: {backend.level}; context: {engine.context} tokens in "
-            f"{kv_type.lower()}",
+            f"{asked.kv_type.lower()}",
             file=sys.stderr,
         )
     return engine

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -195,6 +196,33 @@ Verbose = Annotated[
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@dataclass(frozen=True)
+class Answering:
+    """The options of commands that answer in the terminal: how the model answers, and how it is loaded."""
+
+    system: System = None
+    max_tokens: MaxTokens = None
+    top_k: TopK = 0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: PresencePenalty = 0.0
+    seed: Seed = None
+    stop: Stop = None
+    tools: Tools = None
+    think: Think = None
+    template_var: TemplateVariables = None
+    threads: Threads = None
+    context: Context = None
+    kv_type: KVType = "f16"
+    ffn: Neurons = None
+    speculate: Speculate = True
+    vram: Vram = None
+    ram: Ram = None
+    quiet: Quiet = False
+    verbose: Verbose = False
+    override: Override = None
+
+
 def temperature(default: str) -> Any:
     """The option for the temperature, whose default depends on the command."""
     return typer.Option(
@@ -203,6 +231,32 @@ def temperature(default: str) -> Any:
         help=f"0 always takes the most likely token; {default} if not given.",
         show_default=False,
     )
+
+
+def with_options_apart(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, an option for each field of its parameters that are dataclasses."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in signature.parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            parameters += [
+                inspect.Parameter(
+                    f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+                )
+                for f in fields(parameter.annotation)
+            ]
+        else:
+            parameters.append(parameter)
+
+    @functools.wraps(command)
+    def call(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    return _with_parameters(call, signature.replace(parameters=parameters))
 
 
 def with_model_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -228,8 +282,13 @@ def with_model_option(command: Callable[..., None]) -> Callable[..., None]:
     added = inspect.Parameter(
         "model_option", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
-    call.__signature__ = signature.replace(parameters=[*parameters, added])  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in (*parameters, added)}
+    return _with_parameters(call, signature.replace(parameters=[*parameters, added]))
+
+
+def _with_parameters(call: Callable[..., None], signature: inspect.Signature) -> Callable[..., None]:
+    """The function, which typer takes to have these parameters."""
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
     return call
 
 

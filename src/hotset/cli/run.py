@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from hotset.cli import options
-from hotset.cli.answer import Speaker
 from hotset.cli.chat import TEMPERATURE, TOP_P, check_template, converse
+from hotset.cli.loading import load_speaker
 from hotset.cli.terminal import interactive
 from hotset.cli.text import read_text
 from hotset.core.errors import RequestError
@@ -32,96 +32,44 @@ def run(
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.", show_default=False)
     ] = None,
-    system: options.System = None,
-    max_tokens: options.MaxTokens = None,
     temperature: Annotated[float | None, options.temperature(f"0 (in a conversation {TEMPERATURE})")] = None,
-    top_k: options.TopK = 0,
     top_p: Annotated[
         float | None,
         typer.Option(help=f"Choose among the likeliest tokens that add up to P (conversation: {TOP_P})."),
     ] = None,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
-    presence_penalty: options.PresencePenalty = 0.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt, without the chat template.")
     ] = False,
-    tools: options.Tools = None,
-    think: options.Think = None,
-    template_var: options.TemplateVariables = None,
     json_schema: options.Schema = None,
     grammar: options.Grammar = None,
-    threads: options.Threads = None,
-    context: options.Context = None,
-    kv_type: options.KVType = "f16",
-    ffn: options.Neurons = None,
-    speculate: options.Speculate = True,
-    vram: options.Vram = None,
-    ram: options.Ram = None,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    override: options.Override = None,
+    asked: options.Answering,
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one; without a prompt, hold a conversation."""
     text = _prompt(words, prompt, file)
-    known_tools = options.read_tools(tools)
-    variables = options.template_variables(template_var)
-    templated = system is not None or known_tools or think is not None or variables
+    own = (asked.system, asked.tools, asked.think, asked.template_var or None)
+    templated = any(option is not None for option in own)
     if raw and (text is None or templated):
         raise RequestError(
             "--raw continues a prompt without the chat template: it needs a prompt, and goes with none of "
             "--system, --tools, --think and --template-var"
         )
-    constraint = options.read_constraint(json_schema, grammar, reasoning=not raw)
-
-    from hotset.cli.loading import load_engine
-    from hotset.serve.sampler import Sampling
-
-    sampling = Sampling(
-        temperature=temperature if temperature is not None else TEMPERATURE if text is None else 0.0,
-        top_k=top_k,
-        top_p=top_p if top_p is not None else TOP_P if text is None else 1.0,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-    )
-    engine = load_engine(
+    speaker = load_speaker(
         model,
-        threads=threads,
-        context=context,
-        kv_type=kv_type,
-        ffn=ffn,
-        speculate=speculate,
-        vram=vram,
-        ram=ram,
-        override=override,
-        quiet=quiet,
-        verbose=verbose,
+        asked,
+        temperature=temperature if temperature is not None else TEMPERATURE if text is None else 0.0,
+        top_p=top_p if top_p is not None else TOP_P if text is None else 1.0,
+        constraint=options.read_constraint(json_schema, grammar, reasoning=not raw),
     )
-    speaker = Speaker(
-        engine,
-        sampling,
-        max_tokens=max_tokens,
-        stop=stop or (),
-        tools=known_tools,
-        think=think,
-        variables=variables,
-        constraint=constraint,
-        quiet=quiet,
-        verbose=verbose,
-    )
+    engine = speaker.engine
     if text is None:
-        converse(speaker, system)
+        converse(speaker, asked.system)
         return
     if templated:
         check_template(engine)
     if raw or engine.tokenizer.chat_template is None:
         speaker.say(engine.tokenizer.encode(text), raw=True)
     else:
-        opening = [] if system is None else [{"role": "system", "content": system}]
+        opening = [] if asked.system is None else [{"role": "system", "content": asked.system}]
         speaker.say(speaker.ids([*opening, {"role": "user", "content": text}]))
 
 

@@ -5,6 +5,7 @@ The text begins after the mark that begins a call. A reader is `done` with the c
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class Calls:
         return [begin, CallArguments(begin.index, arguments), CallEnd(begin.index)]
 
 
-class Reader:
+class Reader(ABC):
     """One way of writing calls."""
 
     def __init__(self, calls: Calls) -> None:
@@ -44,9 +45,9 @@ class Reader:
         self.done = False
         self.wrong = False
 
+    @abstractmethod
     def push(self, c: str) -> list[Event]:
         """Take the next character."""
-        raise NotImplementedError
 
     def end(self) -> list[Event]:
         """The text is over: a reader that is not done now was wrong."""

@@ -1,5 +1,6 @@
 """Turns a reply into events, one character after the other, so that it does not matter where it is cut."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from hotset.replies.events import CallEnd, Content, Event, Reasoning, joined
 from hotset.replies.readers import Calls, Reader
 
 
-class Scanner:
+class Scanner(ABC):
     """What all parsers share: marks are looked for, spaces around parts are held back, readers read calls."""
 
     def __init__(self, calls: Calls) -> None:
@@ -53,17 +54,17 @@ class Scanner:
 
     # What a family of parsers says.
 
+    @abstractmethod
     def _marks(self) -> Collection[str]:
         """What is looked for where the parser is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _found(self, mark: str) -> None:
         """One of them was found."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_shown(self, mark: str) -> bool:
         """Whether a mark that turned out to mean nothing is text."""
-        raise NotImplementedError
 
     def _text(self, c: str) -> None:
         """A character of no mark."""

@@ -4,6 +4,7 @@ The thread that steps the engine fills a job, its caller's thread empties it.
 """
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ RUN_AHEAD = 4
 """An answer that its caller does not read takes part in no step while so many tokens of it are there."""
 
 
-class Job:
+class Job(ABC):
     """Tokens to be computed, and what became of it."""
 
     def __init__(self, tokens: I32, positions: int, *, reuse: bool = True) -> None:
@@ -72,9 +73,9 @@ class Job:
         """Whether there is something for the caller."""
         return bool(self.out) or self.done
 
+    @abstractmethod
     def logits(self, rows: int) -> int:
         """For how many of the next rows it wants logits."""
-        raise NotImplementedError
 
     def hidden(self, start: int, rows: int) -> F32 | None:
         """Where to write hidden vectors of the `rows` next tokens, from `start` on (`Span.hidden`)."""
@@ -84,17 +85,17 @@ class Job:
         """How likely the first, the first two … tokens of a draft are all right; empty: there is none."""
         return []
 
+    @abstractmethod
     def draft(self, count: int) -> None:
-        """Write so many tokens of the draft after those that are known."""
-        raise NotImplementedError
+        """Write so many tokens of the draft, as far as it has `chances`, after those that are known."""
 
     def stop_drafting(self) -> bool:
         """Have no more drafts; whether it had any."""
         return False
 
+    @abstractmethod
     def accept(self, logits: F32) -> bool:
         """Take the logits (R, V) that it wanted; True: that was all."""
-        raise NotImplementedError
 
     def take(self) -> Token | None:
         """The next token for the caller; None: there is none yet, or all were given.
@@ -201,6 +202,9 @@ class Score(Job):
     def logits(self, rows: int) -> int:
         """See `Job`."""
         return rows
+
+    def draft(self, count: int) -> None:
+        """See `Job`: it has none."""
 
     def accept(self, logits: F32) -> bool:
         """See `Job`."""
