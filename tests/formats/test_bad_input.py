@@ -239,6 +239,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "mellum": EXPERTS | {"moe_intermediate_size": 5},
     "granitemoe": EXPERTS | {"intermediate_size": 5},
     "glm4_moe": {
+        "use_qk_norm": True,
         "n_routed_experts": 3,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 5,

@@ -55,10 +55,9 @@ _QWEN35 = Architecture(
         "linear_num_value_heads": 32,
         "linear_value_head_dim": 128,
         "max_position_embeddings": 32768,
-        "norm_topk_prob": True,
         "partial_rotary_factor": 0.25,
     },
-    hf_required={"attention_bias": False, "attn_output_gate": True},
+    hf_required={"attention_bias": False, "attn_output_gate": True, "hidden_act": "silu"},
 )
 _QWEN35MOE = replace(
     _QWEN35, name="qwen35moe", model_types=("qwen3_5_moe_text",), tensors=_EXPERTS, experts=Mixture()
@@ -74,6 +73,7 @@ DELTA_NETS: tuple[Architecture, ...] = (
         tensors={**_EXPERTS, **_FUSED},
         gguf_tiled=False,
         default_pre={"": "qwen2"},
+        hf_defaults={**_QWEN35.hf_defaults, "norm_topk_prob": True},
         hf_required={**_QWEN35.hf_required, **NO_DENSE_LAYERS},
     ),
 )

@@ -187,6 +187,7 @@ DENSE: tuple[Architecture, ...] = (
         hf_defaults={"enable_bias": True, "norm_eps": 1e-5, "tie_word_embeddings": True},
         hf_required={
             "do_layer_norm_before": True,
+            "rms_norm_eps": None,
             "_remove_final_layer_norm": False,
             "layer_norm_elementwise_affine": True,
         },

@@ -61,11 +61,23 @@ _GEMMA4 = Architecture(
         "max_position_embeddings": 131072,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1e6,
+            },
+            "sliding_attention": {"rope_theta": 1e4},
+        },
         "sliding_window": 512,
         "tie_word_embeddings": True,
         "vocab_size": 262144,
     },
-    hf_required={"attention_bias": False},
+    hf_required={
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
 )
 
 GEMMAS: tuple[Architecture, ...] = (

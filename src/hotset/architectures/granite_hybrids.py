@@ -58,7 +58,7 @@ _DENSE = replace(
     default_pre={"": "refact"},
     hf_keys={"intermediate_size": "shared_intermediate_size"},
     hf_defaults={"use_conv_bias": True},
-    hf_required={"mamba_proj_bias": False, "position_embedding_type": "nope"},
+    hf_required={"hidden_act": "silu", "mamba_proj_bias": False, "position_embedding_type": "nope"},
     hf_adapt=_as_nemotron,
 )
 
@@ -85,6 +85,5 @@ GRANITE_HYBRIDS = (
             "shared_expert_intermediate_size": "shared_intermediate_size",
         },
         hf_defaults={**_DENSE.hf_defaults, "num_experts": 8, "num_experts_per_tok": 2},
-        hf_required={"mamba_proj_bias": False, "position_embedding_type": "nope"},
     ),
 )

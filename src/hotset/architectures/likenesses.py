@@ -33,7 +33,8 @@ _OLMO2 = Architecture(
     window_period=4,
     local_rope_plain=True,
     default_pre={"": "dbrx"},
-    hf_defaults={"norm_eps": 1e-5, "sliding_window": 0},
+    hf_defaults={"norm_eps": 1e-5},
+    hf_required={"sliding_window": None},
 )
 
 LIKENESSES: tuple[Architecture, ...] = (
@@ -60,7 +61,11 @@ LIKENESSES: tuple[Architecture, ...] = (
         fused_gate_up=True,
         windows=Windows.ALL,
         default_pre={"<|im_sep|>": "dbrx", "": "gpt-4o"},
-        hf_defaults={"max_position_embeddings": 4096, "norm_eps": 1e-5},
+        hf_defaults={
+            "max_position_embeddings": 4096,
+            "norm_eps": 1e-5,
+            "original_max_position_embeddings": 4096,
+        },
     ),
     replace(
         LLAMA,
@@ -75,7 +80,20 @@ LIKENESSES: tuple[Architecture, ...] = (
             "rope.scaling.yarn_log_multiplier": "rope.scaling.mscale_all_dim",
             "attention.temperature_scale": "rope.scaling_beta",
         },
-        hf_defaults={"head_dim": 128, "max_position_embeddings": 262144, "norm_eps": 1e-5},
+        hf_defaults={
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            "norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16384,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
         hf_required={"sliding_window": None},
     ),
     replace(
@@ -95,7 +113,12 @@ LIKENESSES: tuple[Architecture, ...] = (
         hf_defaults={"max_position_embeddings": 4096, "norm_eps": 1e-5},
     ),
     _OLMO2,
-    replace(_OLMO2, model_types=("olmo3",), hf_defaults={"norm_eps": 1e-5, "sliding_window": 4096}),
+    replace(
+        _OLMO2,
+        model_types=("olmo3",),
+        hf_defaults={"norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096},
+        hf_required={},
+    ),
     Architecture(
         name="exaone4",
         model_types=("exaone4",),
@@ -105,7 +128,7 @@ LIKENESSES: tuple[Architecture, ...] = (
         window_period=4,
         full_without_rope=True,
         default_pre={"": "exaone4"},
-        hf_defaults={"norm_eps": 1e-5},
+        hf_defaults={"norm_eps": 1e-5, "sliding_window": 4096},
     ),
     Architecture(
         name="seed_oss",

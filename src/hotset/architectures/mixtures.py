@@ -96,7 +96,7 @@ MIXTURES: tuple[Architecture, ...] = (
         experts=Mixture(normalised=False),
         biases={"qkv_bias": QKV},
         default_pre={"": "qwen2"},
-        hf_defaults={"max_position_embeddings": 32768, "qkv_bias": True},
+        hf_defaults={"max_position_embeddings": 32768, "norm_topk_prob": False, "qkv_bias": True},
         hf_required={**NO_DENSE_LAYERS, "use_sliding_window": False},
     ),
     Architecture(
@@ -109,7 +109,7 @@ MIXTURES: tuple[Architecture, ...] = (
         biases={"attention_bias": ATTENTION},
         default_pre={"": "olmo"},
         hf_keys={"moe_intermediate_size": "intermediate_size"},
-        hf_defaults={"max_position_embeddings": 4096, "norm_eps": 1e-5},
+        hf_defaults={"max_position_embeddings": 4096, "norm_eps": 1e-5, "norm_topk_prob": False},
         hf_required={"clip_qkv": None},
     ),
     Architecture(
@@ -136,6 +136,12 @@ MIXTURES: tuple[Architecture, ...] = (
             "hidden_act": "silu",
             "max_position_embeddings": 131072,
             "norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
             "rope_theta": 150000.0,
             "sliding_window": 128,
         },

@@ -64,7 +64,12 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             "head_dim": 128,
             "max_position_embeddings": 131072,
             "norm_topk_prob": True,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 5e5},
+                "sliding_attention": {"rope_theta": 1e4},
+            },
             "sliding_window": 1024,
+            "sliding_window_pattern": 1,
         },
     ),
     replace(
@@ -116,7 +121,9 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             "norm_eps": 1e-5,
             "norm_topk_prob": True,
             "partial_rotary_factor": 0.5,
+            "routed_scaling_factor": 1.0,
         },
+        hf_flags={"use_qk_norm": "attn_q_norm.weight"},
         hf_required={"n_group": 1, "topk_group": 1},
         hf_adapt=with_shared_size,
     ),
@@ -148,7 +155,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             "rope_theta": 5e5,
             "tie_word_embeddings": True,
         },
-        hf_required={"moe_layer_interval": 1, "use_bias": False},
+        hf_required={"moe_layer_interval": 1, "moe_norm_min": 1e-12, "use_bias": False},
         hf_adapt=_of_ernie,
     ),
     Architecture(

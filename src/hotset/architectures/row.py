@@ -168,6 +168,8 @@ class Architecture:
     parallel: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """config.json's flag -> linear layers that then have a bias."""
+    hf_flags: Mapping[str, str] = field(default_factory=dict)
+    """config.json's flag -> tensor of layers that is then there, and only then."""
     optional: frozenset[str] = frozenset({"output"})
     """Tensors that a model may lack. Without ``output`` the token embedding takes its place."""
     fused_qkv: bool = False

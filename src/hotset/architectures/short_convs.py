@@ -1,11 +1,13 @@
 """The rows of families of which most layers are gated short convolutions."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from hotset.architectures.mixtures import expert_tensors
 from hotset.architectures.row import Architecture, Mixture
 from hotset.core.config import Activation, Gating
+from hotset.core.errors import CheckpointError
 
 _LAYER = "model.layers.{}."
 _TENSORS = {
@@ -38,22 +40,22 @@ _HF_DEFAULTS = {
     "conv_L_cache": 3,
     "max_position_embeddings": 128000,
     "norm_eps": 1e-5,
-    "norm_topk_prob": True,
     "rope_theta": 1e6,
     "tie_word_embeddings": True,
 }
+_HF_REQUIRED = {"conv_bias": False, "hidden_act": "silu", "sliding_window": None}
 
 
 def _with_ffn_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The FFN's width, which config.json tells by a rule."""
+    """The FFN's width, which config.json tells by a rule. Raises `CheckpointError` for odd numbers in it."""
     size = config.get("block_ff_dim", config.get("intermediate_size", 12288))
     if config.get("block_auto_adjust_ff_dim", True) and isinstance(size, int):
         size = 2 * size // 3
         factor, unit = config.get("block_ffn_dim_multiplier", 1.0), config.get("block_multiple_of", 256)
-        if isinstance(factor, int | float):
-            size = int(factor * size)
-        if isinstance(unit, int) and unit > 0:
-            size = -(-size // unit) * unit
+        for key, number in (("block_ffn_dim_multiplier", factor), ("block_multiple_of", unit)):
+            if not isinstance(number, int | float) or not 0 < number < math.inf:
+                raise CheckpointError(f"{key}: expected a number over 0, found {number!r:.40}")
+        size = math.ceil(int(factor * size) / unit) * unit
     tied = config.get("tie_embedding", config.get("tie_word_embeddings", True))
     return {**config, "intermediate_size": size, "tie_word_embeddings": tied}
 
@@ -69,7 +71,7 @@ SHORT_CONVS: tuple[Architecture, ...] = (
         default_pre={"": "lfm2"},
         hf_keys={"norm_eps": "norm_eps"},
         hf_defaults=_HF_DEFAULTS,
-        hf_required={"conv_bias": False, "sliding_window": None},
+        hf_required=_HF_REQUIRED,
         hf_adapt=_with_ffn_size,
     ),
     Architecture(
@@ -86,8 +88,15 @@ SHORT_CONVS: tuple[Architecture, ...] = (
         gguf_names=_GGUF_NAMES,
         optional=frozenset({"output", "exp_probs_b"}),
         default_pre={"": "lfm2"},
+        hf_flags={"use_expert_bias": "exp_probs_b.bias"},
         hf_keys={"norm_eps": "norm_eps", "first_k_dense_replace": "num_dense_layers"},
-        hf_defaults={**_HF_DEFAULTS, "first_k_dense_replace": 2},
-        hf_required={"conv_bias": False, "sliding_window": None},
+        hf_defaults={
+            **_HF_DEFAULTS,
+            "first_k_dense_replace": 2,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "use_expert_bias": True,
+        },
+        hf_required=_HF_REQUIRED,
     ),
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from hotset.architectures.row import Architecture, Mixture
 from hotset.core.config import Activation, Gating
+from hotset.core.errors import CheckpointError
 
 _KINDS = {
     **{"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"},
@@ -23,6 +24,10 @@ def layer_kinds(config: Mapping[str, Any]) -> list[Any]:
 
 def _with_kinds(config: Mapping[str, Any]) -> Mapping[str, Any]:
     kinds = layer_kinds(config)
+    if not kinds:
+        raise CheckpointError(
+            "layers_block_type: expected each layer's kind, as mamba or attention, found none"
+        )
     return {**config, "layers_block_type": kinds, "num_hidden_layers": len(kinds)}
 
 
@@ -70,8 +75,11 @@ _NEMOTRON_H = Architecture(
     hf_defaults={
         "conv_kernel": 4,
         "max_position_embeddings": 4096,
+        "n_group": 1,
         "norm_eps": 1e-5,
         "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "topk_group": 1,
         "use_conv_bias": True,
     },
     hf_required={

@@ -150,7 +150,7 @@ def _each(keys: Keys, key: str, layers: int) -> list[int]:
     stated = keys.get(key, REQUIRED)
     if not isinstance(stated, np.ndarray | list):
         return [keys.integer(key)] * layers
-    numbers = [int(x) for x in stated if 0 < x < 1 << 24]
+    numbers = [int(x) for x in stated if isinstance(x, int | np.integer) and 0 < x < 1 << 24]
     if len(numbers) != layers:
         raise keys.refuse(key, f"a positive number, or one for each of {layers} layers", stated)
     return numbers

@@ -80,9 +80,9 @@ def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig
         shared_size=_shared(keys, architecture, "shared_expert_intermediate_size", 0),
         gating=Gating(gating),
         normalised=keys.flag("norm_topk_prob", row.normalised),
-        scale=keys.number("routed_scaling_factor", 1.0, high=1e6) or 1.0,
-        groups=(groups := keys.integer("n_group", 1, low=0) or 1),
-        groups_used=keys.integer("topk_group", 1, low=0, high=groups) or 1,
+        scale=keys.number("routed_scaling_factor", 1.0, low=1e-6, high=1e6),
+        groups=(groups := keys.integer("n_group", 1)),
+        groups_used=keys.integer("topk_group", 1, high=groups),
         early=row.early,
     )
 

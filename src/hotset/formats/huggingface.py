@@ -26,7 +26,7 @@ from hotset.formats.overrides import Overrides, override_config
 from hotset.formats.rope import rope_from_config, rotated
 from hotset.formats.safetensors import parse_json, read_safetensors
 from hotset.formats.tensor import Tensor
-from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count
+from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, split_name
 
 # Keys of config.json that change the computation in ways that Hotset does not run, with their neutral value.
 _NEUTRAL: Mapping[str, Any] = {
@@ -35,6 +35,13 @@ _NEUTRAL: Mapping[str, Any] = {
     "use_bidirectional_attention": False,
     "hidden_act_param": 0,  # FATReLU's threshold
 }
+# Keys that change the computation in families that have a default for them; others' files may carry them too.
+_OF_SOME = frozenset(
+    {
+        *("query_pre_attn_scalar", "norm_topk_prob", "routed_scaling_factor"),
+        *("n_group", "topk_group", "first_k_dense_replace"),
+    }
+)
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
 _ALSO = {"num_experts": "num_local_experts"}
@@ -60,7 +67,12 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         raw = {**raw, **raw.pop("text_config")}
     override_config(raw, overrides or {})
     architecture = _architecture(raw, path)
-    adapted = architecture.hf_adapt(raw)
+    try:
+        adapted = architecture.hf_adapt(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    foreign = _OF_SOME - architecture.hf_defaults.keys() - architecture.hf_required.keys()
+    adapted = {key: value for key, value in adapted.items() if key not in foreign}
     names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
     keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
     able = _SOFT_CAPS if architecture.soft_caps else ()
@@ -245,9 +257,12 @@ def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> 
     """Hold the tensors that may be absent against what config.json says of them."""
     if not keys.flag("tie_word_embeddings") and "output.weight" not in table:
         raise keys.refuse("tie_word_embeddings", "true, as there is no lm_head.weight", False)
-    for flag, parts in architecture.biases.items():
+    there = {split_name(name)[1] for name in table}
+    flags = {flag: [f"{part}.bias" for part in parts] for flag, parts in architecture.biases.items()}
+    flags |= {flag: [tensor] for flag, tensor in architecture.hf_flags.items()}
+    for flag, tensors in flags.items():
         expected = keys.flag(flag)
-        if any((f"blk.0.{part}.bias" in table) != expected for part in parts):
+        if any((tensor in there) != expected for tensor in tensors):
             raise keys.refuse(flag, f"{not expected}, as the tensors have it".lower(), expected)
 
 
@@ -269,7 +284,7 @@ def _attention_scale(keys: Keys, architecture: Architecture) -> float:
 def _query_growth(keys: Keys, architecture: Architecture) -> QueryGrowth | None:
     if not architecture.growing_queries:
         return None
-    table = keys.section("rope_parameters", keys.get("rope_parameters", {}))
+    table = _rope_table(keys, architecture)
     factor = table.number("llama_4_scaling_beta", 0.0, high=1e3)
     context = table.integer("original_max_position_embeddings", _context(keys))
     return QueryGrowth(factor, context) if factor else None
@@ -287,9 +302,7 @@ def _rotated(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
 
 def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[LayerConfig, ...]:
     full, local = _ropes(keys, architecture, sizes)
-    window = keys.integer("sliding_window", 0, low=0)
-    if architecture.windows is Windows.LATE and not keys.flag("use_sliding_window"):
-        window = 0
+    window = _window(keys, architecture)
     sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
     if architecture.full_without_rope and window:
         full = None
@@ -303,10 +316,19 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
     return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, sizes.beside), sizes)
 
 
+def _window(keys: Keys, architecture: Architecture) -> int:
+    """Positions that some layers attend to; 0: all attend to all."""
+    if architecture.windows is Windows.NONE or keys.get("sliding_window") is None:
+        return 0
+    if architecture.windows is Windows.LATE and not keys.flag("use_sliding_window"):
+        return 0
+    return keys.integer("sliding_window")
+
+
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
     """Which layers attend to a window, where there is one."""
-    if architecture.windows in (Windows.NONE, Windows.ALL):
-        return [architecture.windows is Windows.ALL] * layers
+    if architecture.windows is Windows.NONE:
+        return [False] * layers
     kinds = keys.get("layer_types")
     if kinds is not None:
         allowed = {"full_attention": False, "sliding_attention": True}
@@ -317,6 +339,8 @@ def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
         ):
             raise keys.refuse("layer_types", f"{layers} of full_attention and sliding_attention", kinds)
         return [allowed[kind] for kind in kinds]
+    if architecture.windows is Windows.ALL:
+        return [True] * layers
     if architecture.windows is Windows.LATE:
         first = keys.integer("max_window_layers", 28, low=0)
         return [layer >= first for layer in range(layers)]
@@ -326,9 +350,14 @@ def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
     return [(layer + 1) % pattern != 0 for layer in range(layers)]
 
 
-def _rope_table(keys: Keys) -> Keys:
+def _rope_table(keys: Keys, architecture: Architecture) -> Keys:
+    """What is said of RoPE; an original context beside the table goes before the table's own."""
     key = "rope_scaling" if keys.get("rope_scaling") else "rope_parameters"
-    return keys.section(key, keys.get(key, {}))
+    stated = keys.get(key, architecture.hf_defaults.get(key, {}))
+    original = keys.get("original_max_position_embeddings")
+    if original is not None and isinstance(stated, dict):
+        stated = {**stated, "original_max_position_embeddings": original}
+    return keys.section(key, stated)
 
 
 def _ropes(
@@ -341,10 +370,9 @@ def _ropes(
     """
     if not architecture.rotary:
         return None, None
-    table = _rope_table(keys)
+    table = _rope_table(keys, architecture)
     factor = keys.number("partial_rotary_factor", 1.0, high=1.0)
     theta = keys.get("rope_theta", 1e4)
-    context = keys.integer("original_max_position_embeddings", _context(keys))
 
     def resolve(table: Keys, theta: Any, size: int = sizes.rope_dim) -> RopeConfig:
         return rope_from_config(
@@ -352,8 +380,7 @@ def _ropes(
             size,
             theta,
             factor,
-            context,
-            longest=_context(keys),
+            _context(keys),
             interleaved=architecture.hf_rope_interleaved,
         )
 
@@ -362,8 +389,11 @@ def _ropes(
     )
     if table.get("full_attention") is not None or table.get("sliding_attention") is not None:
         full, local = (
-            table.section(kind, table.get(kind, {})) for kind in ("full_attention", "sliding_attention")
+            table.section(kind, table.get(kind)) for kind in ("full_attention", "sliding_attention")
         )
+        theta = keys.get("rope_theta")
+        if sizes.own and (kind := full.text("rope_type")) != "proportional":
+            raise full.refuse("rope_type", "proportional", kind)
         sliding = _sliding(keys, architecture, sizes.layers)
         whole = [own.heads.head_dim for own, s in zip(sizes.own, sliding, strict=False) if not s]
         size = whole[0] if whole else sizes.rope_dim

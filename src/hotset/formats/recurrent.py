@@ -1,5 +1,6 @@
 """Layers with a recurrent state in model files: which are, and their shape."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from hotset.formats.keys import Keys
 from hotset.formats.tensor_table import LayerKinds, Sizes
 
 _LARGEST = 1 << 16
+_NO_LIMITS = ([0.0, math.inf], [0.0, {"__float__": "Infinity"}])
+"""How config.json says that Mamba-2's steps have none."""
 
 
 def from_gguf(keys: Keys, architecture: Architecture, layers: int) -> LayerKinds:
@@ -70,6 +73,8 @@ def from_config(keys: Keys, architecture: Architecture, layers: int) -> LayerKin
         kernel=keys.integer("conv_kernel", low=2, high=64),
     )
     _check_groups(keys, "n_groups", mamba)
+    if (limit := keys.get("time_step_limit", _NO_LIMITS[0])) not in _NO_LIMITS:
+        raise keys.refuse("time_step_limit", "0 to infinity", limit)
     known: tuple[str, ...] = ("mamba", "attention")
     if architecture.single:
         known += ("moe" if architecture.experts else "mlp",)

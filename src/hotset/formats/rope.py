@@ -75,25 +75,22 @@ def yarn_magnitude(factor: float, scale: float = 1.0) -> float:
 def rope_from_config(
     keys: Keys,
     head_dim: int,
-    theta: float,
+    theta: float | None,
     factor: float,
     context: int,
     *,
-    longest: int = 0,
     interleaved: bool = False,
 ) -> RopeConfig:
     """Resolve one of config.json's RoPE tables (``rope_parameters`` or ``rope_scaling``).
 
-    ``theta``, the rotated share ``factor`` of a head and ``context`` are defaults of the table's own keys;
-    `longest` is the model's whole context.
+    ``theta`` (None: the table must say it) and the rotated share ``factor`` of a head are defaults of the
+    table's own keys, the model's whole `context` that of the original one.
     """
-    found = _from_config(keys, head_dim, theta, factor, context, longest)
+    found = _from_config(keys, head_dim, theta, factor, context)
     return replace(found, interleaved=interleaved)
 
 
-def _from_config(
-    keys: Keys, head_dim: int, theta: float, factor: float, context: int, longest: int
-) -> RopeConfig:
+def _from_config(keys: Keys, head_dim: int, theta: float | None, factor: float, context: int) -> RopeConfig:
     theta = keys.number("rope_theta", theta, low=1.001, high=1e12)
     if keys.get("rope_type") == "proportional":
         turned = int(keys.number("partial_rotary_factor", factor, high=1.0) * head_dim // 2)
@@ -108,18 +105,18 @@ def _from_config(
     kind = keys.text("rope_type", keys.get("type", "default"))
     if kind == "default":
         return rope(dim, False, plain)
-    context = keys.integer("original_max_position_embeddings", context)
+    original = keys.integer("original_max_position_embeddings", context)
     if kind == "linear":
         return rope(dim, False, plain / np.float32(keys.number("factor", low=1e-3, high=1e6)))
     if kind == "llama3":
         low = keys.number("low_freq_factor", low=1e-3, high=1e6)
         high = keys.number("high_freq_factor", low=low * (1 + 1e-6), high=1e7)
-        scaled = llama3_frequencies(plain, keys.number("factor", low=1e-3, high=1e6), low, high, context)
+        scaled = llama3_frequencies(plain, keys.number("factor", low=1e-3, high=1e6), low, high, original)
         return rope(dim, False, scaled)
     if kind == "yarn":
-        return _yarn_from_config(keys, dim, theta, context)
+        return _yarn_from_config(keys, dim, theta, original)
     if kind in ("longrope", "su"):
-        return _long_from_config(keys, dim, plain, context, longest)
+        return _long_from_config(keys, dim, plain, original, context)
     raise keys.refuse("rope_type", "default, linear, llama3, longrope or yarn", kind)
 
 
