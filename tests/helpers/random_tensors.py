@@ -5,8 +5,7 @@ from numpy.typing import NDArray
 
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 
-# Where the half-precision numbers of a block stand.
-_HALVES = {
+HALVES = {
     TensorType.F16: [0],
     TensorType.BF16: [0],
     TensorType.Q4_0: [0],
@@ -33,6 +32,7 @@ _HALVES = {
     TensorType.TQ1_0: [52],
     TensorType.TQ2_0: [64],
 }
+"""Where the half-precision numbers of a block stand."""
 
 
 def random_tensor(type: TensorType, rows: int, cols: int, seed: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def random_tensor(type: TensorType, rows: int, cols: int, seed: int = 0) -> Tens
         return tensor_from_array("weight", rng.standard_normal((rows, cols)).astype(np.float32))
     shape = (rows, cols // type.block_size, type.block_bytes)
     data: NDArray[np.uint8] = rng.integers(0, 256, shape).astype(np.uint8)
-    for offset in _HALVES[type]:
+    for offset in HALVES[type]:
         sign_and_rest = data[..., offset + 1]
         # float16 has 5 bits of exponent here, bfloat16 the upper 7 of 8.
         exponent = (

@@ -3,6 +3,7 @@
 import gguf
 import numpy as np
 import pytest
+from helpers.random_tensors import HALVES, random_tensor
 from hotset._kernels import Matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,32 +18,6 @@ from hotset.formats.tensor import Tensor, TensorType
 LEVELS = kernel_levels()
 FLOATS = [TensorType.F32, TensorType.F16, TensorType.BF16]
 QUANTISED = [type for type in TensorType if type not in FLOATS]
-# Byte offsets of a block's f16 numbers.
-HALVES = {
-    TensorType.Q4_0: [0],
-    TensorType.Q4_1: [0, 2],
-    TensorType.Q5_0: [0],
-    TensorType.Q5_1: [0, 2],
-    TensorType.Q8_0: [0],
-    TensorType.Q4_K: [0, 2],
-    TensorType.Q5_K: [0, 2],
-    TensorType.Q6_K: [208],
-    TensorType.Q2_K: [80, 82],
-    TensorType.Q3_K: [108],
-    TensorType.IQ4_NL: [0],
-    TensorType.IQ4_XS: [0],
-    TensorType.MXFP4: [],
-    TensorType.NVFP4: [],
-    TensorType.IQ1_S: [0],
-    TensorType.IQ1_M: [],
-    TensorType.IQ2_XXS: [0],
-    TensorType.IQ2_XS: [0],
-    TensorType.IQ2_S: [0],
-    TensorType.IQ3_XXS: [0],
-    TensorType.IQ3_S: [0],
-    TensorType.TQ1_0: [52],
-    TensorType.TQ2_0: [64],
-}
 for type in CODEBOOK_TYPES:
     _kernels.set_codebook(type, entries(type))
 
@@ -50,24 +25,13 @@ F64 = NDArray[np.float64]
 
 
 def random_weights(type: TensorType, rows: int, cols: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Bytes of a (rows, cols) matrix: any bits, except that scales are f16 numbers of either sign."""
-    if type in FLOATS:
-        values = rng.standard_normal((rows, cols)).astype(np.float32)
-        if type is TensorType.F16:
-            return values.astype(np.float16).view(np.uint8).reshape(-1)
-        if type is TensorType.BF16:
-            return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(-1)
-        return values.view(np.uint8).reshape(-1)
-    blocks = rng.integers(0, 256, (rows * cols // type.block_size, type.block_bytes), dtype=np.uint8)
-    for offset in HALVES[type]:
-        scales = (rng.standard_normal(len(blocks)) * 0.02).astype(np.float16)
-        blocks[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
+    """Bytes of a (rows, cols) matrix."""
+    data = random_tensor(type, rows, cols, int(rng.integers(1 << 32))).data.copy()
     if type is TensorType.MXFP4:  # powers of two from 2^-17 to 2^2, and one too small for a float
-        blocks[:, 0] = rng.integers(110, 130, len(blocks))
-        blocks[-1, 0] = rng.integers(0, 2)
-    if type is TensorType.IQ1_M:  # the scale's nibbles are apart, the uppermost in byte 55: below 1
-        blocks[:, 55] = blocks[:, 55] & 0x8F | 0x20
-    return blocks.reshape(-1)
+        scales = data.reshape(-1, type.block_bytes)[:, 0]
+        scales[:] = rng.integers(110, 130, len(scales))
+        scales[-1] = rng.integers(0, 2)
+    return data
 
 
 def dequantise(type: TensorType, data: NDArray[np.uint8], rows: int) -> F64:
