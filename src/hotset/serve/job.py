@@ -85,9 +85,9 @@ class Job(ABC):
         """How likely the first, the first two … tokens of a draft are all right; empty: there is none."""
         return []
 
-    @abstractmethod
     def draft(self, count: int) -> None:
         """Write so many tokens of the draft, as far as it has `chances`, after those that are known."""
+        assert count == 0
 
     def stop_drafting(self) -> bool:
         """Have no more drafts; whether it had any."""
@@ -202,9 +202,6 @@ class Score(Job):
     def logits(self, rows: int) -> int:
         """See `Job`."""
         return rows
-
-    def draft(self, count: int) -> None:
-        """See `Job`: it has none."""
 
     def accept(self, logits: F32) -> bool:
         """See `Job`."""
