@@ -42,10 +42,12 @@ _V2 = Architecture(
     hf_keys={"num_experts": "n_routed_experts"},
     hf_defaults={
         **_SIZES,
+        "first_k_dense_replace": 0,
         "moe_intermediate_size": 1407,
         "n_shared_experts": 2,
         "num_experts": 64,
         "q_lora_rank": 1536,
+        "routed_scaling_factor": 1.0,
     },
     hf_required={
         "attention_bias": False,
@@ -94,6 +96,7 @@ LATENT: tuple[Architecture, ...] = (
             "first_k_dense_replace": 1,
             "max_position_embeddings": 202752,
             "moe_intermediate_size": 1536,
+            "n_group": 1,
             "norm_eps": 1e-5,
             "norm_topk_prob": True,
             "num_experts": 64,
@@ -101,6 +104,7 @@ LATENT: tuple[Architecture, ...] = (
             "q_lora_rank": 768,
             "qk_nope_head_dim": 192,
             "routed_scaling_factor": 1.8,
+            "topk_group": 1,
             "v_head_dim": 256,
         },
         hf_required={**_V3.hf_required, "mlp_layer_types": None},

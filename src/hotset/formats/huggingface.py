@@ -120,7 +120,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         norm=architecture.norm,
         norm_eps=keys.number("norm_eps", 1e-6, high=1.0),
         parallel=architecture.parallel,
-        attention_scale=latent_attention.scale_from_config(_rope_table(keys), sizes.latent)
+        attention_scale=latent_attention.scale_from_config(_rope_table(keys, architecture), sizes.latent)
         if sizes.latent
         else _attention_scale(keys, architecture),
         embedding_scale=sizes.hidden**0.5 if architecture.embedding_scaled else multipliers[0],
