@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hotset.core.heads import HeadsConfig
+from hotset.core.heads import HeadsConfig, KvShape
 from hotset.serve.engine import Engine
 from hotset.serve.loaded import Model
 
@@ -61,7 +61,8 @@ class FakeTransformer:
             layers=(),
             n_layers=1,
             kv_layers=(0,),
-            heads=lambda layer: HeadsConfig(1, 1, 1),  # a position takes four bytes
+            heads=lambda layer: HeadsConfig(1, 1, 1),
+            kv_shape=lambda layer: KvShape(1, 1),  # a position takes four bytes
         )
         self.script = script
         self.calls = []  # rows of each call
