@@ -118,6 +118,7 @@ class FakeStream:
 
 class FakeTokenizer:
     end_ids = frozenset({END})
+    suppressed = frozenset()
     bos_id = None
     vocab_size = VOCAB
 
