@@ -8,6 +8,7 @@ worker that waits for a request sleeps in `read`; it holds no spinning threads.
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -195,7 +196,18 @@ def density(engine: TokenEngine) -> float:
     return engine.density()
 
 
-MEASURES = {"prefill": prefill, "decode": decode, "memory_bandwidth": memory_bandwidth, "density": density}
+def peak_bytes(engine: TokenEngine) -> int:
+    """The largest resident set of the engine's process so far, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+MEASURES = {
+    "prefill": prefill,
+    "decode": decode,
+    "memory_bandwidth": memory_bandwidth,
+    "density": density,
+    "peak_bytes": peak_bytes,
+}
 
 
 def _random_tokens(engine: TokenEngine, count: int) -> list[int]:

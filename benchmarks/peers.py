@@ -1,19 +1,26 @@
 """Hotset against llama.cpp on the same files and threads, measured in turn in one run.
 
 Each engine loads the file once, in a process of its own. A pair is one measurement of each; who goes first
-alternates. Ratios are taken pair by pair, and their median is the figure to quote.
+alternates. Ratios are taken pair by pair, and their median is the figure to quote. Beside these, once and
+before all else: seconds from the start of the process, with the file in the page cache, to the first token
+after a prompt of 32; and at the end the largest memory that each process has had, mapped files included.
 
     python benchmarks/peers.py --model model-Q4_0.gguf --threads 2 --threads 1 --json result.json
+    python benchmarks/peers.py --table peers-*.json > table.md
 """
 
 import argparse
+import json
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from engines import PEERS, Worker
 from machine import fail, model_identity, pairwise, report, span, summary, write_json
+
+FIRST_PROMPT = 32
 
 
 def compare(
@@ -22,8 +29,14 @@ def compare(
     """Measure every test (its name, its tokens) `pairs` times with each engine, after an unrecorded round."""
     context = max(tests.values()) + 32
     found: dict[str, dict[str, list[float]]] = {test: {name: [] for name in names} for test in tests}
+    first_token, memory = {}, {}
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(name, model, threads, context)) for name in names]
+        workers = []
+        for name in names:
+            start = time.perf_counter()
+            workers.append(stack.enter_context(Worker(name, model, threads, context)))
+            workers[-1].ask("prefill", tokens=FIRST_PROMPT)
+            first_token[name] = round(time.perf_counter() - start, 2)
         for test, tokens in tests.items():
             for worker in workers:
                 worker.ask(test, tokens=min(tokens, 32))
@@ -31,7 +44,8 @@ def compare(
                 order = workers if pair % 2 == 0 else workers[::-1]
                 for worker in order:
                     found[test][worker.engine].append(worker.ask(test, tokens=tokens))
-        results: dict[str, Any] = {}
+        memory = {worker.engine: worker.ask("peak_bytes") for worker in workers}
+        results: dict[str, Any] = {"first_token_seconds": first_token, "peak_bytes": memory}
         if names[0] == "hotset":
             results["memory_gb_per_second"] = round(workers[0].ask("memory_bandwidth"), 1)
     for test, figures in found.items():
@@ -41,11 +55,32 @@ def compare(
     return results
 
 
+def table(files: list[Path]) -> str:
+    """The figures of such results as a table in Markdown, a line a model, Hotset's before llama.cpp's."""
+    lines = [
+        "| model | decode, tok/s | ratio | prompts, tok/s | ratio | first token, s | memory, GB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in (r for file in files for r in json.loads(file.read_text())["results"]):
+
+        def pair(figures: dict[str, Any], form: str) -> str:
+            return "; ".join(form.format(figures[name]) for name in PEERS)
+
+        cells = [result["model"]["name"].removeprefix("synthetic random weights, ")]
+        for test in ("decode", "prefill"):
+            medians = {name: result[test][name]["median"] for name in PEERS}
+            cells += [pair(medians, "{:.1f}"), span(result[test]["ratio"], 2)]
+        gigabytes = {name: result["peak_bytes"][name] / 1e9 for name in PEERS}
+        cells += [pair(result["first_token_seconds"], "{:.1f}"), pair(gigabytes, "{:.1f}")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure Hotset and llama.cpp in turn on the same files.")
-    parser.add_argument(
-        "--model", type=Path, action="append", required=True, help="GGUF file; may be repeated"
-    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, action="append", help="GGUF file; may be repeated")
+    what.add_argument("--table", type=Path, nargs="+", help="print these results of both engines as a table")
     parser.add_argument("--threads", type=int, action="append", help="may be repeated (default: 2)")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--prefill", type=int, default=512, help="prompt tokens; 0: no such test")
@@ -53,6 +88,9 @@ def main() -> int:
     parser.add_argument("--only", choices=PEERS, help="measure one engine alone")
     parser.add_argument("--json", type=Path, help="write the figures with hardware and versions here")
     args = parser.parse_args()
+    if args.table:
+        print(table(args.table))
+        return 0
     names = (args.only,) if args.only else PEERS
     tests = {"decode": args.decode, "prefill": args.prefill}
     tests = {name: tokens for name, tokens in tests.items() if tokens > 0}

@@ -6,8 +6,9 @@ do is decided by the gate, token by token. The router does not see that directio
 alike. The share of neurons that fire inside the experts of real models is not known here: `hotset profile`
 measures it.
 
-`smallthinker-21b` writes a file stored by neuron, whose vocabulary is cut with its layers, so that the output
-keeps its share of a token's bytes; time it with `hotset bench --ffn exact` and `--ffn dense`. `nemotron-3`
+`smallthinker-21b` and `nemotron-3-nano-30b-a3b` write a file stored by neuron, whose vocabulary is cut with
+its layers, so that the output keeps its share of a token's bytes; time it with `hotset bench --ffn exact` and
+`--ffn dense`, or with `sparse.py --way exact --way dense` beside a plain file of `synthetic.py`. `nemotron-3`
 times one layer of experts without a gate, of that model's sizes and half as many, in both ways:
 
     python benchmarks/sparse_mixtures.py smallthinker-21b --density 0.1 --layers 6 --out st-10.gguf
@@ -18,7 +19,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sparse_models import VARIANTS, Space, make_space, scaled_chunks
 from synthetic import Buffers, Q, Shape, TensorPlan, metadata, plan, tensor_chunks
+from synthetic_families import FAMILIES, Family
 
 from hotset.backends.blocks import round_to_nearest
 from hotset.backends.contract import ExpertsSpec, Linear, Norm, StateShape
@@ -64,19 +66,41 @@ def router(space: Space, count: int, rng: np.random.Generator) -> NDArray[np.flo
     return inner @ space.basis
 
 
-def write(path: Path, density: float, layers: int, seed: int = 0) -> int:
-    """Write the SmallThinker shape, whole or not at all; its size in bytes. `HotsetError` as `write_gguf`."""
-    vocab = max(512, round(SMALLTHINKER.vocab * layers / SMALLTHINKER.layers))
-    shape = replace(SMALLTHINKER, vocab=vocab)
+@dataclass(frozen=True)
+class Mixture:
+    """A model of experts whose neurons may be zero, and the matrix that says which are."""
+
+    shape: Shape | Family
+    size: int
+    gate: str
+
+
+NANO = FAMILIES["nemotron-3-nano-30b-a3b"]
+MIXTURES = {
+    "smallthinker-21b": Mixture(SMALLTHINKER, SMALLTHINKER.ffn, "ffn_gate_exps"),
+    "nemotron-3-nano-30b-a3b": Mixture(NANO, NANO.experts_size, "ffn_up_exps"),
+}
+ADDING = ("ffn_down_t_exps", "ffn_down_shexp", "attn_output", "ssm_out")
+"""Matrices whose results are added to the hidden vectors."""
+
+
+def write(path: Path, name: str, density: float, layers: int, seed: int = 0) -> int:
+    """Write one of `MIXTURES`, whole or not at all; its size in bytes. `HotsetError` as `write_gguf`."""
+    mixture = MIXTURES[name]
+    vocab = max(512, round(mixture.shape.vocab * layers / mixture.shape.layers))
+    shape = mixture.shape if isinstance(mixture.shape, Family) else replace(mixture.shape, vocab=vocab)
     rng = np.random.default_rng(seed)
     space = make_space(shape.hidden, rng)
-    own = gates(space, shape.ffn, density, rng)
-    label = f"smallthinker-21b, {density:.0%} of each expert's neurons fire"
-    keys = metadata(label, shape, layers) | plan_keys([FFNPlan(Way.EXACT)] * layers)
-    keys["smallthinker.expert_gating_func"] = 2
+    own = gates(space, mixture.size, density, rng)
+    tensors = plan(shape, layers, Q.Q4_0)
+    mixtures = {t.name.split(".")[1] for t in tensors if t.name.endswith("ffn_gate_inp.weight")}
+    plans = [FFNPlan(Way.EXACT) if str(i) in mixtures else None for i in range(layers)]
+    label = f"{name}, {density:.0%} of each expert's neurons fire"
+    keys = metadata(label, shape, layers) | plan_keys(plans)
+    keys[f"{shape.architecture}.expert_gating_func"] = 2
 
     def embedding(tensor: TensorPlan) -> Iterator[NDArray[np.uint8]]:
-        yield round_to_nearest(tensor.name, space.embeddings(shape.vocab, rng), tensor.type).data
+        yield round_to_nearest(tensor.name, space.embeddings(tensor.shape[0], rng), tensor.type).data
 
     def routers(tensor: TensorPlan) -> Iterator[NDArray[np.uint8]]:
         yield router(space, shape.experts, rng).reshape(-1).view(np.uint8)
@@ -92,15 +116,14 @@ def write(path: Path, density: float, layers: int, seed: int = 0) -> int:
     makers = {
         "token_embd": embedding,
         "ffn_gate_inp": routers,
-        "ffn_gate_exps": experts_gates,
-        "ffn_down_t_exps": partial(low, rng=rng),
-        "attn_output": partial(low, rng=rng),
+        mixture.gate: experts_gates,
+        **dict.fromkeys(ADDING, partial(low, rng=rng)),
     }
     new = []
-    for tensor in plan(shape, layers, Q.Q4_0):
+    for tensor in tensors:
         if tensor.name.endswith("ffn_down_exps.weight"):
-            name = tensor.name.replace("ffn_down_exps", "ffn_down_t_exps")
-            tensor = TensorPlan(name, (shape.experts, shape.ffn, shape.hidden), tensor.type)  # noqa: PLW2901
+            by_neuron = tensor.name.replace("ffn_down_exps", "ffn_down_t_exps")
+            tensor = TensorPlan(by_neuron, (shape.experts, mixture.size, shape.hidden), tensor.type)  # noqa: PLW2901
         make = makers.get(tensor.name.split(".")[-2], partial(random, rng=rng))
         new.append(NewTensor(tensor.name, tensor.shape, tensor.type, partial(make, tensor)))
     return write_gguf(path, keys, new)
@@ -161,10 +184,10 @@ def time_layer(density: float, threads: int | None, pairs: int, tokens: int = 20
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Exact skipping inside experts, on synthetic weights.")
-    parser.add_argument("shape", choices=["smallthinker-21b", "nemotron-3"])
+    parser.add_argument("shape", choices=[*MIXTURES, "nemotron-3"])
     parser.add_argument("--density", type=float, default=0.1, help="share of neurons that fire for a token")
-    parser.add_argument("--layers", type=int, default=6, help="of smallthinker-21b's 52")
-    parser.add_argument("--out", type=Path, help="smallthinker-21b: the file to write")
+    parser.add_argument("--layers", type=int, default=6, help="of the 52 that these models have")
+    parser.add_argument("--out", type=Path, help="the file to write")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--pairs", type=int, default=5)
     args = parser.parse_args()
@@ -176,7 +199,7 @@ def main() -> int:
             return 0
         if not args.out:
             parser.error("--out: name the file to write")
-        size = write(args.out, args.density, args.layers)
+        size = write(args.out, args.shape, args.density, args.layers)
     except HotsetError as error:
         print(f"sparse_mixtures: {error}", file=sys.stderr)
         return 2

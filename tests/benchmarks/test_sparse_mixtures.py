@@ -14,9 +14,13 @@ def test_a_mixture_of_which_a_share_fires(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = replace(sparse_mixtures.SMALLTHINKER, hidden=512, ffn=64, heads=4, kv_heads=2, experts=8)
-    monkeypatch.setattr(sparse_mixtures, "SMALLTHINKER", replace(small, experts_used=3, context=128))
+    mixture = sparse_mixtures.MIXTURES["smallthinker-21b"]
+    shape = replace(small, experts_used=3, context=128)
+    monkeypatch.setitem(
+        sparse_mixtures.MIXTURES, "smallthinker-21b", replace(mixture, shape=shape, size=shape.ffn)
+    )
     path, text = tmp_path / "st.gguf", tmp_path / "text.txt"
-    assert sparse_mixtures.write(path, 0.3, layers=2) > 0
+    assert sparse_mixtures.write(path, "smallthinker-21b", 0.3, layers=2) > 0
     text.write_text("Boats come in with the tide, and the keeper counts them from the wall. " * 9)
 
     def printed(*arguments: object) -> dict[str, object]:
