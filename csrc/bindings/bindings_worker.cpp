@@ -56,6 +56,12 @@ void add_zero(HostWorker& worker, Rows to) {
   });
 }
 
+void add_scale(HostWorker& worker, Rows x, float factor) {
+  worker.add_work([x = x.data(), width = static_cast<int64_t>(x.shape(1)), factor](const Batch* batch) {
+    std::for_each(x, x + batch->rows() * width, [factor](float& number) { number *= factor; });
+  });
+}
+
 void add_ffn(HostWorker& worker, std::shared_ptr<Ffn> layer, Rows x, Rows out) {
   expect_width("x", x, layer->up->cols());
   expect_width("out", out, layer->down->rows());
@@ -123,6 +129,7 @@ void bind_worker(nb::module_& m) {
           [](HostWorker& worker, Flag ready, Flag done) { worker.add_task(address(ready), address(done)); },
           "ready"_a, "done"_a, "Begin the next task of a step; what follows adds to it.")
       .def("copy", &add_copy, "x"_a, "out"_a, "Copy x to out.")
+      .def("scale", &add_scale, "x"_a, "factor"_a, "Multiply x by a number.")
       .def("zero", &add_zero, "out"_a, "Set out to zero.")
       .def("attention", &add_mixer<Attention>, "attention"_a, "x"_a, "out"_a,
            "Add the attention of x (T, D) to out (T, D).")

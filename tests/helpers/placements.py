@@ -13,11 +13,9 @@ def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:
         sum(t.nbytes for name, t in checkpoint.tensors.items() if name.startswith(_mixer(i)))
         for i in range(config.n_layers)
     ]
-    down = "ffn_down_t" if config.layers[0].ffn else "ffn_down"
-    parts = (["ffn_gate"] if config.gated else []) + ["ffn_up", down]
-    ffn = sum(
-        checkpoint.tensors[f"blk.{i}.{part}.weight"].nbytes for i in range(config.n_layers) for part in parts
-    )
+    parts = ("ffn_gate", "ffn_up", "ffn_down_t", "ffn_down")
+    names = [f"blk.{i}.{part}.weight" for i in range(config.n_layers) for part in parts]
+    ffn = sum(checkpoint.tensors[name].nbytes for name in names if name in checkpoint.tensors)
     output = checkpoint.tensors.get("output.weight", checkpoint.tensors["token_embd.weight"]).nbytes
     left = share * (sum(attention) + ffn + output)
     head = left >= output
@@ -26,9 +24,12 @@ def by_share(checkpoint: Checkpoint, share: float, slab: int = 1) -> Placement:
     for nbytes in attention:
         resident.append(left >= nbytes)
         left -= nbytes if resident[-1] else 0
-    slabs = int(max(0.0, left) / ffn * config.ffn_size + 1e-6) // slab
-    hot = config.ffn_size if share == 1 else slabs * slab
-    return Placement(tuple(LayerPlacement(on_device, hot) for on_device in resident), head)
+
+    def hot(neurons: int) -> int:
+        return neurons if share == 1 else int(max(0.0, left) / ffn * neurons + 1e-6) // slab * slab
+
+    layers = enumerate(resident)
+    return Placement(tuple(LayerPlacement(on_device, hot(config.units(i))) for i, on_device in layers), head)
 
 
 def _mixer(layer: int) -> tuple[str, ...]:

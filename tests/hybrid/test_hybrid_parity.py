@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
-from hotset.core.config import LayerPlacement, Placement
-from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import streaming
 from hotset.hybrid.build import build_hybrid
@@ -40,11 +38,6 @@ def logits(model: Transformer) -> NDArray[np.float32]:
 def test_logits(name: str, monkeypatch: pytest.MonkeyPatch, tiny: Callable[[str], Checkpoint]) -> None:
     monkeypatch.setattr(streaming, "PIECE_BYTES", 5000)  # several pieces to a layer
     checkpoint = tiny(name)
-    if not checkpoint.config.uniform:
-        placement = Placement((LayerPlacement(True, 0),) * checkpoint.config.n_layers, head=True)
-        with pytest.raises(HotsetError, match="leave out --vram"):
-            build_hybrid(checkpoint, placement, StandInDevice(), CpuBackend(threads=1))
-        return
     expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)))
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         for stream_from in (None, 9) if share in (0.0, 0.5) else (None,):

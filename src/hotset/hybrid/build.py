@@ -58,9 +58,9 @@ def build_hybrid(
             "leave out --vram"
         )
 
-    if not config.uniform:
+    if config.layer_input or any(layer.kv_from is not None for layer in config.layers):
         raise HotsetError(
-            f"{checkpoint.path}: models whose layers have different heads or FFNs, or share keys and values, "
+            f"{checkpoint.path}: models whose layers have inputs of their own, or share keys and values, "
             "run on the CPU alone as yet; leave out --vram"
         )
 
@@ -76,20 +76,20 @@ def build_hybrid(
         # Keys and values, and states, are numbered on each side.
         numbers: defaultdict[tuple[bool, bool], Iterator[int]] = defaultdict(count)
         for i, place in enumerate(placement.layers):
-            recurrent = config.layers[i].recurrent is not None
-            index = next(numbers[place.attention, recurrent])
-            mixer = _mixer(checkpoint, i, place.attention, index, device, host)
-            if config.layers[i].experts:
-                layers.append(HybridLayer(mixer, _experts(checkpoint, i, place, device, host)))
-                done(i + 2)
-                continue
-            spec = any_ffn_spec(checkpoint, i)
-            streamed = None
-            ffn = _ffn(spec, place.hot, device, host, i)
-            if stream_from is not None and isinstance(ffn, OnHost | Split):
-                cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot, i))
-                streamed = _streamed(ffn, spec, device)
-            layers.append(HybridLayer(mixer, ffn, streamed))
+            layer = config.layers[i]
+            mixer, ffn, streamed = None, None, None
+            if layer.attention or layer.recurrent:
+                index = next(numbers[place.attention, layer.recurrent is not None])
+                mixer = _mixer(checkpoint, i, place.attention, index, device, host)
+            if layer.experts:
+                ffn = _experts(checkpoint, i, place, device, host)
+            elif layer.feeds:
+                spec = any_ffn_spec(checkpoint, i)
+                ffn = dense = _ffn(spec, place.hot, device, host, i)
+                if stream_from is not None and isinstance(dense, OnHost | Split):
+                    cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot, i))
+                    streamed = _streamed(dense, spec, device)
+            layers.append(HybridLayer(mixer, ffn, streamed, layer.scale))
             done(i + 2)
         spec_of_head = head_spec(checkpoint)
         head: OnHost[Head] | OnDevice[Head] = (

@@ -105,6 +105,9 @@ class Device(Protocol):
     def add(self, x: Array, out: Array) -> None:
         """Add x to out, both (T, D) on the device."""
 
+    def scale(self, x: Array, factor: float) -> None:
+        """Multiply x (T, D), on the device."""
+
     def normed_adder(self, norm: Norm) -> AddNormed:
         """Build a norm that adds."""
 

@@ -31,6 +31,7 @@ from hotset.hybrid.step import (
     Instruction,
     Raise,
     Receive,
+    Scale,
     Select,
     Send,
     SendLogits,
@@ -139,6 +140,8 @@ def tell(instruction: Instruction, device: Device, arrays: Arrays, flags: Flags,
             device.zero(arrays[to])
         case Copy(x, to):
             device.assign(arrays[x], arrays[to])
+        case Scale(x, factor):
+            device.scale(arrays[x], factor)
         case _:
             _tell_part(instruction, device, arrays, view)
 
@@ -171,6 +174,8 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
             worker.zero(arrays[to])
         case Copy(x, to):
             worker.copy(arrays[x], arrays[to])
+        case Scale(x, factor):
+            worker.scale(arrays[x], factor)
         case HostAttend(_, CpuRecurrent() as layer, x, to):
             worker.recurrent(layer.native, arrays[x], arrays[to])
         case HostAttend(_, CpuAttention() as attention, x, to):

@@ -7,7 +7,7 @@ import numpy as np
 
 from hotset.backends.contract import Array, ExpertsSpec
 from hotset.backends.cpu import CpuBackend
-from hotset.hybrid.device import Device, to_device
+from hotset.hybrid.device import AddNormed, Device, to_device
 from hotset.hybrid.parts import SplitExperts
 
 
@@ -15,14 +15,33 @@ def build_split_experts(
     spec: ExpertsSpec, resident: Sequence[int], device: Device, host: CpuBackend, index: int = 0
 ) -> SplitExperts:
     """Build router, shared expert and some experts on the device; on the host all, packed when used."""
+    plain = replace(spec, post_norm=None, beside=None, joined_norm=None)
     stacks = [linear for linear in (spec.gate, spec.up, spec.down) if linear]
     return SplitExperts(
-        resident=device.resident_experts(replace(spec, post_norm=None), resident),
-        cold=host.experts(replace(spec, post_norm=None, shared=None), index),
+        resident=device.resident_experts(plain, resident),
+        cold=host.experts(replace(plain, shared=None), index),
         count=spec.shape.count,
         expert_bytes=sum(linear.weight.nbytes for linear in stacks) // spec.shape.count,
-        add_normed=device.normed_adder(spec.post_norm) if spec.post_norm else None,
+        add_normed=_adder(spec, device),
     )
+
+
+def _adder(spec: ExpertsSpec, device: Device) -> AddNormed | None:
+    """What comes after the sum of the experts: a norm, and an FFN beside them with a norm of both."""
+    own = device.normed_adder(spec.post_norm) if spec.post_norm else None
+    if not spec.beside or not spec.joined_norm:
+        return own
+    ffn, add_joined = device.backend.ffn(spec.beside), device.normed_adder(spec.joined_norm)
+
+    def add(total: Array, out: Array) -> None:
+        """`out` is still what the mixture has read."""
+        both = device.empty(tuple(total.shape))
+        device.zero(both)
+        (own or device.add)(total, both)
+        ffn.forward(out, both, None)
+        add_joined(both, out)
+
+    return add
 
 
 def add_split_experts(split: SplitExperts, device: Device, x: Array, out: Array) -> None:

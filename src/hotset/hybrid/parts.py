@@ -83,9 +83,11 @@ class Streamed:
 
 @dataclass(frozen=True)
 class HybridLayer:
-    """One decoder layer, each of its parts in its place."""
+    """One decoder layer, each of its parts in its place; None where it has not that part."""
 
-    mixer: AnyMixer
-    ffn: AnyFFN
+    mixer: AnyMixer | None
+    ffn: AnyFFN | None
     streamed: Streamed | None = None
     """The FFN for prompts whose cold neurons are streamed; None where none ever are."""
+    scale: float = 1.0
+    """Factor on all of it, its input included."""

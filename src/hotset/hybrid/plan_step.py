@@ -22,6 +22,7 @@ from hotset.hybrid.step import (
     Instruction,
     Raise,
     Receive,
+    Scale,
     Select,
     Send,
     SendLogits,
@@ -49,11 +50,15 @@ def plan_step(
     """
     plan = _Plan(hidden)
     for i, layer in enumerate(layers):
-        if parallel:
+        if parallel and layer.mixer and layer.ffn:
             plan.parallel(i, layer.mixer, layer.ffn)
         else:
-            plan.mixer(i, layer.mixer)
-            plan.ffn(i, layer.ffn)
+            if layer.mixer:
+                plan.mixer(i, layer.mixer)
+            if layer.ffn:
+                plan.ffn(i, layer.ffn)
+        if layer.scale != 1:
+            plan.scale(layer.scale)
     return plan.end(head, vocab_size)
 
 
@@ -102,6 +107,14 @@ class _Plan:
                 self._add_experts(layer, ffn, x, x)
         if self._on_device_now:
             self._at_host = None
+
+    def scale(self, factor: float) -> None:
+        """A factor on the hidden vectors."""
+        if self._on_device_now:
+            self._tell(Scale(self._x, factor))
+            self._at_host = None
+        else:
+            self._work(Scale(self._continue_on_host(), factor))
 
     def parallel(self, layer: int, attention: AnyMixer, ffn: AnyFFN) -> None:
         """Both parts read the same; the host's are started first, and all add to a copy."""

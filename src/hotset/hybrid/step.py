@@ -175,6 +175,17 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Multiply rows by a number."""
+
+    x: Vector
+    factor: float
+
+    def __str__(self) -> str:
+        return f"scale {self.x} by {self.factor:g}"
+
+
+@dataclass(frozen=True)
 class Attend:
     """Add a layer's attention of x, or its recurrent mixer, computed on the device."""
 
@@ -225,6 +236,7 @@ Instruction: TypeAlias = (
     | Receive
     | Zero
     | Copy
+    | Scale
     | Attend
     | Feed
     | FeedExperts
@@ -277,7 +289,7 @@ class HostFeedExperts:
         return f"add experts {self.layer} of {self.x} by {self.weights} to {self.to}"
 
 
-Work: TypeAlias = Zero | Copy | HostAttend | HostFeed | HostFeedExperts
+Work: TypeAlias = Zero | Copy | Scale | HostAttend | HostFeed | HostFeedExperts
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ class TorchArrays(ABC):
         """See `Device`."""
         out.add_(x)
 
+    def scale(self, x: Array, factor: float) -> None:
+        """See `Device`."""
+        x.mul_(factor)
+
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
         """See `Device`."""
         return self._gpu.resident_experts(spec, experts)

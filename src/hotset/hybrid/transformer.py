@@ -151,14 +151,18 @@ class HybridTransformer(Transformer):
         with self._walk(len(x)) as begun:
             walk = begun
             for layer in self.parts:
-                hidden = self._attend(layer.mixer, hidden, views)
+                if layer.mixer:
+                    hidden = self._attend(layer.mixer, hidden, views)
+                fed = False
                 if walk and layer.streamed:
                     try:
-                        hidden = self._stream_ffn(layer.streamed, hidden, views, walk)
-                        continue
+                        hidden, fed = self._stream_ffn(layer.streamed, hidden, views, walk), True
                     except DeviceMemoryError:  # others have taken it since the model was placed
                         walk = None
-                hidden = self._feed(layer.ffn, hidden, views)
+                if layer.ffn and not fed:
+                    hidden = self._feed(layer.ffn, hidden, views)
+                if layer.scale != 1:
+                    self._scale(hidden, layer.scale)
         return self._bring(hidden, on_device=isinstance(self._head_place, OnDevice)).out
 
     def _attend(self, attention: AnyMixer, hidden: _Hidden, views: Views) -> _Hidden:
@@ -187,6 +191,13 @@ class HybridTransformer(Transformer):
                 at = self._bring(hidden, on_device=True)
                 add_split_experts(ffn, self.device, at.x, at.out)
         return replace(at, x=at.out)
+
+    def _scale(self, hidden: _Hidden, factor: float) -> None:
+        if hidden.on_device:
+            self.device.scale(hidden.out, factor)
+        else:
+            x: F32 = hidden.out
+            x *= np.float32(factor)
 
     def _walk(self, tokens: int) -> AbstractContextManager[Walk | None]:
         """Cold weights on their way to the device, for batches that repay it."""

@@ -127,11 +127,6 @@ def model_parts(
     there is neither; experts are then taken to be equally hot.
     """
     config, tensors = checkpoint.config, checkpoint.tensors
-    if not all(layer.feeds and (layer.attention or layer.recurrent) for layer in config.layers):
-        raise HotsetError(
-            f"{checkpoint.path}: layers with a mixer or an FFN alone run on the CPU alone as yet; "
-            "leave out --vram"
-        )
     layers = []
     for i, layer in enumerate(config.layers):
         own = {
@@ -143,7 +138,9 @@ def model_parts(
             t for name, t in own.items() if name.startswith(("attn_", "post_attention", "ssm_", "shortconv_"))
         ]
         measured = None if frequency is None else frequency[i]
-        build = _experts_part if layer.experts else _ffn_part
+        if not (layer.attention or layer.recurrent):  # its one norm is the FFN's
+            attention = []
+        build = _experts_part if layer.experts else _ffn_part if layer.feeds else _no_ffn
         recurrent = layer.recurrent
         kept = config.kv_shape(i).numbers if i in config.kv_layers else 0
         layers.append(
@@ -169,6 +166,12 @@ def needs_profile(checkpoint: Checkpoint) -> bool:
         and f"blk.{i}.ffn_profile.weight" not in checkpoint.tensors
         for i, layer in enumerate(checkpoint.config.layers)
     )
+
+
+def _no_ffn(
+    checkpoint: Checkpoint, number: int, own: dict[str, Tensor], measured: NDArray[np.floating] | None
+) -> FFNPart:
+    return FFNPart(0, 1, 0.0, 0.0, 0.0, False, np.zeros(0), 0, 0, 0.0)
 
 
 def _ffn_part(
@@ -231,7 +234,9 @@ def _experts_part(
         frequency = profile.to_float32()[0].astype(np.float64)
     each = stacked / experts.count
     order = np.argsort(-frequency, kind="stable")
-    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw")
+    # An FFN beside the experts goes where they go.
+    beside = ("ffn_gate.", "ffn_up.", "ffn_down.", "pre_ffw")
+    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw", *beside)
     return FFNPart(
         size=experts.count,
         slab=1,
@@ -305,6 +310,7 @@ def layer_options(
             gpu.part_us / 1e3 + read / (gpu.stream * gpu.kernel_share * 1e6),
         ]
     )
+    attention *= layer.attention_bytes > 0  # else there is none
     if layer.other_mixer and not all_mixers:
         attention[DEVICE] = _NEVER_MS
     handshake = gpu.handshake_us / 1e3 * np.stack([~all_cold, ~all_hot])

@@ -250,9 +250,10 @@ def working_bytes(parts: ModelParts) -> int:
     and to lay one out takes up to four times its size (reckoned from the bytes of its intermediate tensors).
     """
     config = parts.config
-    heads = 2 * (config.n_heads + config.n_kv_heads) * config.head_dim
+    of_layers = [config.heads(i) for i in range(config.n_layers)]
+    heads = max(2 * (h.n_heads + h.n_kv_heads) * h.head_dim for h in of_layers)
     widths = [
-        config.ffn_size,
+        *map(config.neurons, range(config.n_layers)),
         *(e.used * e.size + e.shared_size for e in (x.experts for x in config.layers) if e),
     ]
     numbers = SLICE * (4 * config.hidden_size + heads + 2 * max(widths)) + config.vocab_size

@@ -281,6 +281,10 @@ class LateStandIn(StandInDevice):
         """See `Device`."""
         self.tell(lambda: np.add(out, x, out=out))
 
+    def scale(self, x: F32, factor: float) -> None:
+        """See `Device`."""
+        self.tell(lambda: super(LateStandIn, self).scale(x, factor))
+
     def normed_adder(self, norm: Norm) -> AddNormed:
         """See `Device`."""
         add = super().normed_adder(norm)

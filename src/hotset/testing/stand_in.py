@@ -157,6 +157,10 @@ class StandInDevice(HostStream):
         """See `Device`."""
         out += x
 
+    def scale(self, x: F32, factor: float) -> None:
+        """See `Device`."""
+        x *= np.float32(factor)
+
     def normed_adder(self, norm: Norm) -> Callable[[F32, F32], None]:
         """See `Device`."""
 

@@ -1,0 +1,57 @@
+"""Families whose layers differ, planned for several budgets and split between the stand-in and the host."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.parity import LENGTH, TOKENS, assert_close
+from helpers.placements import eager_machine
+from helpers.tiny_families import tiny_families
+from helpers.tiny_mixtures import tiny_mixtures
+from helpers.tiny_models import nemotron_h, save
+
+from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
+from hotset.core.config import LayerPlacement, Placement
+from hotset.core.errors import HotsetError
+from hotset.formats import open_checkpoint
+from hotset.hybrid.build import build_hybrid
+from hotset.model.build import build_transformer
+from hotset.model.transformer import Transformer
+from hotset.placing.planner import Planner
+from hotset.testing.stand_in import StandInDevice
+
+MODELS = {**tiny_families(), **tiny_mixtures(), "nemotron-h": nemotron_h}
+DIFFERENT = ["gemma2", "gemma4", "gemma4-beside", "nemotron-h", "nemotron-h-moe", "lfm2moe", "granite-hybrid"]
+
+
+def logits(model: Transformer) -> np.ndarray:
+    sequence = model.sequence(LENGTH, "f32")
+    parts = [model.forward(Batch.of(sequence, TOKENS[:19], lossless=True, logits=None))]
+    parts += [model.forward(Batch.of(sequence, TOKENS[i : i + 1])) for i in range(19, LENGTH)]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("name", [name for name in DIFFERENT if name in MODELS])
+def test_logits_at_several_budgets(name: str, tmp_path: Path) -> None:
+    save(MODELS[name](), tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)))
+    planner = Planner(checkpoint, eager_machine(), context=LENGTH, prompt=8)
+    placed = set()
+    for share in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0):
+        budget = planner.working_bytes + int(share * (planner.everything - planner.working_bytes))
+        placement = planner.plan(budget).placement
+        placed.add(placement)
+        model = build_hybrid(checkpoint, placement, StandInDevice(), CpuBackend(threads=1))
+        assert_close(logits(model), expected, 1e-3)
+        model.close()
+    assert len(placed) > 3
+
+
+def test_shared_keys_are_refused(tmp_path: Path) -> None:
+    save(MODELS["gemma4-shared"](), tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    placement = Placement((LayerPlacement(False, 0),) * checkpoint.config.n_layers, head=True)
+    with pytest.raises(HotsetError, match="leave out --vram"):
+        build_hybrid(checkpoint, placement, StandInDevice(), CpuBackend(threads=1))
