@@ -39,7 +39,7 @@ def compare(
             first_token[name] = round(time.perf_counter() - start, 2)
         for test, tokens in tests.items():
             for worker in workers:
-                worker.ask(test, tokens=min(tokens, 32))
+                worker.ask(test, tokens=tokens)
             for pair in range(pairs):
                 order = workers if pair % 2 == 0 else workers[::-1]
                 for worker in order:
