@@ -28,18 +28,35 @@ using namespace hotset;
 namespace {
 
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Flag = nb::ndarray<uint32_t, nb::c_contig, nb::device::cpu>;
+using Packet = nb::ndarray<Word, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-void expect_width(const char* name, const Rows& rows, int64_t width) {
+template <typename Array>
+void expect_width(const char* name, const Array& rows, int64_t width) {
   if (static_cast<int64_t>(rows.shape(1)) == width) return;
   throw nb::value_error((std::string(name) + ": expected rows of " + std::to_string(width) +
                          " numbers, found " + std::to_string(rows.shape(1)))
                             .c_str());
 }
 
-uint32_t* address(const Flag& flag) {
-  if (flag.size() < 1) throw nb::value_error("flag: an empty array");
-  return flag.data();
+void expect_rows(const Packet& packet, const Rows& x) {
+  if (packet.shape(0) == x.shape(0)) return;
+  throw nb::value_error(
+      ("packet: expected " + std::to_string(x.shape(0)) + " rows, found " + std::to_string(packet.shape(0)))
+          .c_str());
+}
+
+void add_take(HostWorker& worker, Packet packet, Rows x) {
+  const auto width = static_cast<int64_t>(x.shape(1));
+  expect_width("packet", packet, width);
+  expect_rows(packet, x);
+  worker.add_take(packet.data(), x.data(), width);
+}
+
+void add_answer(HostWorker& worker, Rows x, Packet packet) {
+  const auto width = static_cast<int64_t>(x.shape(1));
+  expect_width("packet", packet, width);
+  expect_rows(packet, x);
+  worker.add_answer(x.data(), packet.data(), width);
 }
 
 void add_copy(HostWorker& worker, Rows from, Rows to) {
@@ -112,11 +129,28 @@ void add_mixture(HostWorker& worker, std::shared_ptr<Experts> layer, Rows x, Row
   });
 }
 
-// For cudaLaunchHostFunc, where a stream cannot write and await memory itself.
-void raise_from_stream(void* flag) { set_flag(static_cast<uint32_t*>(flag), 1); }
-void take_from_stream(void* flag) {
-  while (!take_flag(static_cast<uint32_t*>(flag), 1.0)) {
-  }
+void write_packet(Rows x, Packet packet, uint32_t number) {
+  expect_width("packet", packet, static_cast<int64_t>(x.shape(1)));
+  expect_rows(packet, x);
+  write_words(x.data(), packet.data(), static_cast<int64_t>(x.size()), number);
+}
+
+bool take_packet(Packet packet, uint32_t number, Rows x, double seconds) {
+  expect_width("packet", packet, static_cast<int64_t>(x.shape(1)));
+  expect_rows(packet, x);
+  const nb::gil_scoped_release release;
+  const std::chrono::duration<double> most(seconds);
+  return take_words(packet.data(), static_cast<int64_t>(x.size()), number, x.data(),
+                    [&](auto waited) { return waited >= most; });
+}
+
+// For cudaLaunchHostFunc, where a kernel cannot wait itself: three numbers, where a packet is, its width, and
+// where the present step's number and rows are.
+void await_from_stream(void* what) {
+  const auto* const numbers = static_cast<const int64_t*>(what);
+  const auto* const words = reinterpret_cast<const Word*>(numbers[0]);
+  const auto* const control = reinterpret_cast<const uint32_t*>(numbers[2]);
+  await_words(words, numbers[1] * control[1], control[0]);
 }
 
 }  // namespace
@@ -124,10 +158,9 @@ void take_from_stream(void* flag) {
 void bind_worker(nb::module_& m) {
   nb::class_<HostWorker>(m, "HostWorker", "A thread that does the host's part of decoding steps.")
       .def(nb::init<>())
-      .def(
-          "task",
-          [](HostWorker& worker, Flag ready, Flag done) { worker.add_task(address(ready), address(done)); },
-          "ready"_a, "done"_a, "Begin the next task of a step; what follows adds to it.")
+      .def("task", &HostWorker::add_task, "Begin the next task of a step; what follows adds to it.")
+      .def("take", &add_take, "packet"_a, "x"_a, "Before its work: take x (T, D) from the device's packet.")
+      .def("answer", &add_answer, "x"_a, "packet"_a, "After its work: answer the device with x (T, D).")
       .def("copy", &add_copy, "x"_a, "out"_a, "Copy x to out.")
       .def("scale", &add_scale, "x"_a, "factor"_a, "Multiply x by a number.")
       .def("zero", &add_zero, "out"_a, "Set out to zero.")
@@ -145,11 +178,13 @@ void bind_worker(nb::module_& m) {
            "Add the experts of x (T, D) to out (T, D): those of positive weights (T, E), if given.")
       .def(
           "begin",
-          [](HostWorker& worker, std::shared_ptr<Batch> batch) {
+          [](HostWorker& worker, std::shared_ptr<Batch> batch, uint32_t number) {
             const nb::gil_scoped_release release;
-            worker.begin(std::move(batch));
+            const int64_t rows = batch->rows();
+            worker.begin(std::move(batch), rows, number);
           },
-          "batch"_a, "Start a step with the host's batch, whose sequences must live until its end.")
+          "batch"_a, "number"_a,
+          "Start a step of this number with the host's batch, whose sequences must live until its end.")
       .def(
           "finish",
           [](HostWorker& worker) {
@@ -159,26 +194,14 @@ void bind_worker(nb::module_& m) {
           "Wait for the end of the step: why it failed, or an empty text.")
       .def("abort", &HostWorker::abort, nb::call_guard<nb::gil_scoped_release>(),
            "Give the step up, and wait until nothing of it is being done.")
-      .def("lower_flags", &HostWorker::lower_flags, "Lower all flags, once nobody uses them.")
       .def("stop", &HostWorker::stop, nb::call_guard<nb::gil_scoped_release>(),
            "End the thread; the next step starts another.");
 
+  m.def("write_packet", &write_packet, "x"_a, "packet"_a, "number"_a, "Write x (T, D) with a step's number.");
+  m.def("take_packet", &take_packet, "packet"_a, "number"_a, "x"_a, "seconds"_a,
+        "Take x (T, D) of a step's number, waiting so long at most for each of its words; whether all came.");
   m.def(
-      "raise_flag", [](Flag flag) { set_flag(address(flag), 1); }, "flag"_a,
-      "Set the flag, after all that was written before.");
-  m.def(
-      "take_flag",
-      [](Flag flag, double seconds) {
-        uint32_t* const raised = address(flag);
-        const nb::gil_scoped_release release;
-        return take_flag(raised, seconds);
-      },
-      "flag"_a, "seconds"_a, "Wait so long at most for the flag to be raised and lower it; whether it was.");
-  m.def(
-      "stream_functions",
-      [] {
-        return nb::make_tuple(reinterpret_cast<uintptr_t>(&raise_from_stream),
-                              reinterpret_cast<uintptr_t>(&take_from_stream));
-      },
-      "Addresses of `void f(void* flag)` that raise a flag, and that await and lower it.");
+      "await_function", [] { return reinterpret_cast<uintptr_t>(&await_from_stream); },
+      "Address of `void f(int64_t what[3])` that waits for a packet: its address, its width, the address of "
+      "the step's number and rows.");
 }

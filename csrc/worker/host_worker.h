@@ -1,10 +1,10 @@
 // The host's part of a decoding step, on a thread of its own, in step with a device.
 //
-// A step is a list of tasks, always the same, whatever the batch. A task belongs to two flags in memory that
-// the device can reach: the device raises `ready` when the task's input has arrived, the worker lowers it,
-// does the work and raises `done`, which the device waits for and lowers. All are constants, so that a device
-// can replay its side. When a task fails, or the step is given up, the worker raises every `done` that is
-// left: nobody waits for ever.
+// A step is a list of tasks, always the same, whatever the batch. A task takes packets (worker/packet.h) that
+// the device writes, does its work, and answers with another, which the device waits for. The step's number,
+// that all of its packets carry, is all that changes from one step to the next, so that a device can replay
+// its side. When a task fails, or the step is given up, the worker answers whatever is left without data:
+// nobody waits for ever.
 #pragma once
 
 #include <atomic>
@@ -16,17 +16,12 @@
 #include <thread>
 #include <vector>
 
+#include "worker/packet.h"
+
 namespace hotset {
 
 class Batch;
 class ThreadPool;
-
-// Flags are 0 (low) or 1 (raised). What was written before one is raised is seen by whoever sees it raised.
-inline void set_flag(uint32_t* flag, uint32_t value) { __atomic_store_n(flag, value, __ATOMIC_RELEASE); }
-inline uint32_t read_flag(const uint32_t* flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
-
-// Waits until the flag is raised and lowers it, or returns false after so many seconds.
-bool take_flag(uint32_t* flag, double seconds);
 
 class HostWorker {
  public:
@@ -38,17 +33,20 @@ class HostWorker {
   HostWorker(const HostWorker&) = delete;
   HostWorker& operator=(const HostWorker&) = delete;
 
-  // Tasks in the order of a step. Flags and whatever work reads belong to the caller. Not during a step.
-  void add_task(uint32_t* ready, uint32_t* done);
-  void add_work(Work work);  // to the last task
+  // Tasks in the order of a step. All memory belongs to the caller. Not during a step.
+  void add_task() { tasks_.emplace_back(); }
+  // To the last task: what it takes, rows of `width` words; then its work; then its answer.
+  void add_take(const Word* words, float* to, int64_t width);
+  void add_work(Work work);
+  void add_answer(const float* from, Word* words, int64_t width);
 
   // Keeps a pool that work runs on awake during steps. Work keeps it alive.
   void use(ThreadPool* pool);
 
-  // Starts a step of a batch, whose sequences must live until its end: all flags are low. Throws
-  // std::logic_error while one runs, std::system_error where the system refuses the thread, which runs from
-  // the first step on and sleeps between steps.
-  void begin(std::shared_ptr<const Batch> batch);
+  // Starts a step of a batch of so many rows, whose sequences must live until its end. Its number is that of
+  // no step before. Throws std::logic_error while one runs, std::system_error where the system refuses the
+  // thread, which runs from the first step on and sleeps between steps.
+  void begin(std::shared_ptr<const Batch> batch, int64_t rows, uint32_t number);
 
   // Waits for the end of the step, if one runs. Returns why it failed; empty if it did not.
   const std::string& finish();
@@ -56,26 +54,37 @@ class HostWorker {
   // Gives up the step, if one runs: after the work in hand, nothing more is done.
   void abort();
 
-  // Lowers all flags. For when neither side uses them any more.
-  void lower_flags();
-
   // Ends the thread, giving up the step; the next step starts another.
   void stop();
 
  private:
+  struct Take {
+    const Word* words;
+    float* to;
+    int64_t width;
+  };
+  struct Answer {
+    const float* from;
+    Word* words;
+    int64_t width;
+  };
   struct Task {
-    uint32_t *ready, *done;
+    std::vector<Take> takes;
     std::vector<Work> work;
+    std::vector<Answer> answers;
   };
 
   void run(uint64_t seen);
   void walk();
-  bool await_ready(uint32_t* ready) const;
+  void take(const Task& task) const;
 
   std::vector<Task> tasks_;
   std::vector<ThreadPool*> pools_;
-  std::shared_ptr<const Batch> batch_;  // of the step that runs
-  std::string error_;                   // written by the thread during a step only
+  // Of the step that runs.
+  std::shared_ptr<const Batch> batch_;
+  int64_t rows_ = 0;
+  uint32_t number_ = 0;
+  std::string error_;  // written by the thread during a step only
 
   std::mutex mutex_;  // of begin() and stop()
   std::thread thread_;

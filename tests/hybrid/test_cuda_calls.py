@@ -1,6 +1,6 @@
 """`CudaDevice` on a machine without a GPU: what it tells CUDA, with a driver and streams that are made up.
 
-Kernels run in Triton's interpreter, streams are the calling thread, flags are real. This finds wrong calls,
+Kernels run in Triton's interpreter, streams are the calling thread, packets are real. This finds wrong calls,
 not what only hardware shows.
 """
 
@@ -35,73 +35,44 @@ STREAM = 77
 
 
 class Driver:
-    """libcuda, as far as it is used: all happens at once, what the first graph holds when it is replayed."""
+    """What a GPU does: all at once, but a graph's packets when it is replayed, on another thread."""
+
+    awaits = answers = counts = True
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.later: list[Callable[[], None]] | None = []
+        self.recorded: list[Callable[[], None]] | None = None
 
-    def cuStreamWriteValue32_v2(self, stream: Any, address: Any, value: Any, flags: Any) -> int:  # noqa: N802
-        assert (stream.value, flags.value) == (STREAM, 0)
-        self.calls.append(f"write {value.value}")
-        self.do(lambda: self.write(_flag(address.value), value.value))
-        return 0
-
-    def cuStreamWaitValue32_v2(self, stream: Any, address: Any, value: Any, flags: Any) -> int:  # noqa: N802
-        assert (stream.value, value.value, flags.value) == (STREAM, 1, 1)
-        self.calls.append("wait")
-        self.do(lambda: self.wait(_flag(address.value)))
-        return 0
-
-    def cuLaunchHostFunc(self, stream: Any, function: Any, data: Any) -> int:  # noqa: N802
+    def launch_host_function(self, stream: Any, function: Any, data: Any) -> int:
         assert stream.value == STREAM
         self.calls.append("host function")
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.value)(data)
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function.value)(data.value)
         return 0
 
-    def do(self, work: Callable[[], None]) -> None:
-        if self.later is None:
-            work()
-        else:
-            self.later.append(work)
-
-    def replay(self) -> None:
-        """What the first graph holds, on another thread."""
-        if (later := self.later) is not None:
-            self.later = None
-            threading.Thread(target=lambda: [work() for work in later], daemon=True).start()
-
-    def write(self, flag: NDArray[np.uint32], value: int) -> None:
-        flag[0] = value
-
-    def wait(self, flag: NDArray[np.uint32]) -> None:
-        assert _native.take_flag(flag, 20.0)
-
-
-class OldDriver(Driver):
-    """Refuses stream memory operations: CUDA_ERROR_NOT_SUPPORTED."""
-
-    def cuStreamWriteValue32_v2(self, stream: Any, address: Any, value: Any, flags: Any) -> int:  # noqa: N802
-        self.later = None
-        return 801
+    def do(self, kind: str, work: Callable[[], None]) -> None:
+        self.calls.append(kind)
+        work()
+        if self.recorded is not None:
+            happens = {"begin": self.counts, "receive": self.awaits, "send": self.answers}
+            self.recorded += [work] * happens[kind]
 
 
 class HastyDriver(Driver):
-    """A recorded wait does not wait."""
+    """A recorded kernel does not wait."""
 
-    def wait(self, flag: NDArray[np.uint32]) -> None:
-        pass
+    awaits = False
 
 
 class LostDriver(Driver):
     """What a graph writes is not seen."""
 
-    def write(self, flag: NDArray[np.uint32], value: int) -> None:
-        pass
+    answers = False
 
 
-def _flag(address: int) -> NDArray[np.uint32]:
-    return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint32)), (1,))
+class ForgetfulDriver(Driver):
+    """A graph that is replayed has the number with which it was recorded."""
+
+    counts = False
 
 
 class Event:
@@ -119,15 +90,19 @@ class Graph:
     replays = 0
     driver: Driver
 
+    def __init__(self) -> None:
+        self.recorded: list[Callable[[], None]] = []
+
     def replay(self) -> None:
         Graph.replays += 1
-        Graph.driver.replay()
+        threading.Thread(target=lambda: [work() for work in self.recorded], daemon=True).start()
 
 
-@pytest.fixture(params=[Driver, OldDriver])
+@pytest.fixture(params=[Driver, HastyDriver])
 def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
     import torch
 
+    from hotset.backends.gpu.packets import GpuPackets
     from hotset.hybrid import cuda, torch_arrays
 
     torch.set_num_threads(1)
@@ -139,8 +114,10 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
         return zeros(*shape, **options)
 
     @contextmanager
-    def graph(*arguments: object, **options: object) -> Any:
+    def graph(graph: Graph, **options: object) -> Any:
+        made_up.recorded = graph.recorded
         yield  # what is recorded is done at once
+        made_up.recorded = None
 
     replacements = {
         "Stream": lambda: stream,
@@ -157,7 +134,15 @@ def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
     for name, replacement in replacements.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
     monkeypatch.setattr(torch, "zeros", unpinned)
-    monkeypatch.setattr(cuda, "_load_driver", lambda: made_up)
+    monkeypatch.setattr(cuda, "_host_function_launcher", lambda: made_up.launch_host_function)
+    monkeypatch.setattr(cuda, "_PROBE_SECONDS", 0.5)
+    for name in ("begin", "send", "receive"):
+        method = getattr(GpuPackets, name)
+
+        def told(*arguments: Any, name: str = name, method: Any = method, **options: Any) -> None:
+            made_up.do(name, lambda: method(*arguments, **options))
+
+        monkeypatch.setattr(GpuPackets, name, told)
     init = torch_arrays.TorchArrays.__init__
     monkeypatch.setattr(torch_arrays.TorchArrays, "__init__", lambda self, name: init(self, "cpu"))
     Graph.replays = 0
@@ -186,25 +171,46 @@ def test_a_model_through_the_calls(driver: Driver) -> None:
     driver.calls.clear()
     assert_close(logits(model, 9, 11), expected, 1e-3)
     assert Graph.replays == replays
-    # The chain of the host's attention, and the cold neurons; for each of two tokens.
-    if type(driver) is Driver:
-        assert driver.calls == ["write 1", "wait", "write 0"] * 4
-    else:
-        assert driver.calls == ["host function"] * 8
+    # The chain of the host's attention, whose end the cold neurons read where it is; for each of two tokens.
+    answer = ["host function", "receive"] if type(driver) is HastyDriver else ["receive"]
+    assert driver.calls == ["begin", *answer, *answer] * 2
 
 
-@pytest.mark.parametrize("driver", [Driver, HastyDriver, LostDriver, OldDriver], indirect=True)
-def test_stream_operations_are_tried_by_lateness(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are used where a recorded wait waits for a flag that is raised later, and ends then."""
-    from hotset.hybrid import cuda
+@pytest.mark.parametrize("driver", [Driver, HastyDriver, LostDriver, ForgetfulDriver], indirect=True)
+def test_kernels_that_await_are_tried_by_lateness(driver: Driver) -> None:
+    """They are used where a recorded one waits for a packet that comes later, and sees it, every time."""
+    from hotset.hybrid.cuda import CudaDevice
 
-    monkeypatch.setattr(cuda, "_PROBE_SECONDS", 0.2)
-    device = cuda.CudaDevice()
+    device = CudaDevice()
+    control, packet = device.pinned((2,), np.uint32), device.pinned((1, 5), np.uint64)
+    control[:] = 7, 1
+    x = np.arange(5, dtype=np.float32)[None]
+    _native.write_packet(x, packet, 7)
     driver.calls.clear()
-    driver.later = None
-    flag = device.pinned((16,), np.uint32)
-    device.raise_flag(flag)
-    assert driver.calls == (["write 1"] if type(driver) is Driver else ["host function"])
+    out = device.empty((1, 5))
+    device.begin(control)
+    device.receive(packet, out, add=False)
+    assert driver.calls == ["begin", *["host function"] * (type(driver) is not Driver), "receive"]
+    np.testing.assert_array_equal(out.numpy(), x)
+
+
+def test_a_kernel_that_waits_in_vain_gives_up(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do those after it in the same step; those of the next do not."""
+    from hotset.hybrid import torch_arrays
+    from hotset.testing.interpreted import InterpretedDevice
+
+    monkeypatch.setattr(torch_arrays, "MOST_LOOKS", 3)
+    device = InterpretedDevice()
+    packets, out = device.pinned((2, 1, 5), np.uint64), device.empty((1, 5))
+    for number in (3, 4):
+        x = np.full((1, 5), number, np.float32)
+        _native.write_packet(x, packets[1], number)
+        device.begin(np.array([number, 1], np.uint32))
+        if number == 3:
+            device.receive(packets[0], out, add=False)
+        device.receive(packets[1], out, add=False)
+        assert device.gave_up(number) == (number == 3)
+        np.testing.assert_array_equal(out.numpy(), x)
 
 
 def test_a_step_is_recorded_once(driver: Driver) -> None:

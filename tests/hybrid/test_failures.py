@@ -91,13 +91,17 @@ class FaultyDevice(StandInDevice):
         if self.fault:
             self.fault(self.calls)
 
-    def raise_flag(self, flag: Any) -> None:
+    def begin(self, control: Any) -> None:
         self._count()
-        super().raise_flag(flag)
+        super().begin(control)
 
-    def take_flag(self, flag: Any) -> None:
+    def send(self, x: Any, to: Any) -> None:
         self._count()
-        super().take_flag(flag)
+        super().send(x, to)
+
+    def receive(self, x: Any, out: Any, *, add: bool) -> None:
+        self._count()
+        super().receive(x, out, add=add)
 
     def upload(self, x: Any, out: Any) -> None:
         self._count()
@@ -152,11 +156,12 @@ def test_an_interruption_anywhere_in_a_step(expected: NDArray[np.float32]) -> No
 
 
 def test_ctrl_c_while_the_device_waits() -> None:
-    """A flag that nobody raises: the real signal gets through."""
+    """A packet that nobody writes: the real signal gets through."""
     device = StandInDevice()
+    device.begin(np.array([1, 1], np.uint32))
     threading.Timer(0.1, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
-        device.take_flag(device.pinned((16,), np.uint32))
+        device.receive(device.pinned((1, 16), np.uint64), device.empty((1, 16)), add=False)
 
 
 def test_a_failing_worker(expected: NDArray[np.float32]) -> None:

@@ -173,7 +173,7 @@ def test_a_step_says_what_both_sides_do() -> None:
     hybrid = build_hybrid(CHECKPOINT, HALF, StandInDevice(), CpuBackend(threads=1))
     text = str(hybrid.step)
     assert "select experts 0 of x to weights" in text
-    assert "send selection 1, weights to" in text
+    assert "send selection 1, weights as" in text
     assert "add experts 3 of" in text
     hybrid.close()
 

@@ -46,11 +46,11 @@ class InterruptedDevice(StandInDevice):
 
     calls, at = 0, 0
 
-    def take_flag(self, flag: Any) -> None:
+    def receive(self, x: Any, out: Any, *, add: bool) -> None:
         self.calls += 1
         if self.calls == self.at:
             raise KeyboardInterrupt
-        super().take_flag(flag)
+        super().receive(x, out, add=add)
 
 
 def test_an_answer_that_is_interrupted(demo: Path) -> None:

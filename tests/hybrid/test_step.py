@@ -6,7 +6,18 @@ import pytest
 
 from hotset.hybrid.parts import HybridLayer, OnDevice, OnHost, Split
 from hotset.hybrid.plan_step import plan_step
-from hotset.hybrid.step import HostAttend, HostFeed, Raise, Receive, Send, Step, Vector
+from hotset.hybrid.step import (
+    Answer,
+    HostAttend,
+    HostFeed,
+    Receive,
+    Send,
+    SendScores,
+    Step,
+    Take,
+    Vector,
+    Where,
+)
 
 PART: Any = object()
 HERE, THERE = OnHost(PART), OnDevice(PART)
@@ -23,36 +34,38 @@ def test_print() -> None:
     """The host's attention and FFN in a row are one task; cold neurons are computed beside hot ones."""
     step = plan((THERE, PREDICTED), (HERE, HERE), (HERE, SPLIT), (THERE, THERE))
     expected = """\
-device                                       host
-fetch first to x
+device                              host
+upload first to x
 add attention 0 of x to x
-send x to 0.x
-send scores 0 of x to 0.scores
-raise 0                                      zero 0.answer
-                                             add FFN 0 of 0.x, chosen by 0.scores, to 0.answer
+send x as 0.x                       take 0.x to 0.in
+                                    take 0.scores to 0.cold
+                                    zero 0.sum
+                                    add FFN 0 of 0.in, chosen by 0.cold, to 0.sum
+                                    answer 0.sum as 0.answer
+send scores 0 of x as 0.scores
 zero sum
 add FFN 0 of x to sum
-await 0: add 0.answer to sum
+await 0.answer and add it to sum
 add norm 0 of sum to x
-send x to 1.x
-raise 1                                      copy 1.x to 1.answer
-                                             add attention 1 of 1.answer to 1.answer
-                                             add FFN 1 of 1.answer to 1.answer
-                                             add attention 2 of 1.answer to 1.answer
-await 1: fetch 1.answer to x
-raise 2                                      zero 2.answer
-                                             add FFN 2 of 1.answer to 2.answer
-add FFN 2 of x to x
-await 2: add 2.answer to x
+send x as 1.x                       take 1.x to 1.sum
+                                    add attention 1 of 1.sum to 1.sum
+                                    add FFN 1 of 1.sum to 1.sum
+                                    add attention 2 of 1.sum to 1.sum
+                                    answer 1.sum as 1.answer
+await 1.answer and copy it to x
+add FFN 2 of x to x                 zero 2.sum
+                                    add FFN 2 of 1.sum to 2.sum
+                                    answer 2.sum as 2.answer
+await 2.answer and add it to x
 add attention 3 of x to x
 add FFN 3 of x to x
-send logits of x to logits"""
+download logits of x to logits"""
     assert [line.split() for line in str(step).splitlines()] == [
         line.split() for line in expected.splitlines()
     ]
     # In two columns.
     columns = {
-        line.index(word) for line in str(step).splitlines() for word in ("zero 0", "copy") if word in line
+        line.index(word) for line in str(step).splitlines() for word in ("take", "zero 0") if word in line
     }
     assert columns == {str(step).index("host")}
 
@@ -61,62 +74,78 @@ def test_print_parallel() -> None:
     """Both parts read the same: the host's are begun before the device's, and what they read is sent once."""
     step = plan((HERE, PREDICTED), (HERE, HERE), (HERE, HERE), head=HERE, parallel=True)
     expected = """\
-device                                       host
-fetch first to x
-raise 0                                      zero 0.answer
-                                             add attention 0 of first to 0.answer
-send scores 0 of x to 1.scores
-raise 1                                      zero 1.answer
-                                             add FFN 0 of first, chosen by 1.scores, to 1.answer
+device                              host
+upload first to x
+send scores 0 of x as 1.scores      zero 0.sum
+                                    add attention 0 of first to 0.sum
+                                    answer 0.sum as 0.answer
+                                    take 1.scores to 1.cold
+                                    zero 1.sum
+                                    add FFN 0 of first, chosen by 1.cold, to 1.sum
+                                    answer 1.sum as 1.answer
 copy x to y
 zero sum
 add FFN 0 of x to sum
-await 1: add 1.answer to sum
+await 1.answer and add it to sum
 add norm 0 of sum to y
-await 0: add 0.answer to y
-send y to 2.x
-raise 2                                      copy 2.x to 2.answer
-                                             copy 2.answer to 2.other
-                                             add attention 1 of 2.answer to 2.other
-                                             add FFN 1 of 2.answer to 2.other
-                                             copy 2.other to 2.answer
-                                             add attention 2 of 2.other to 2.answer
-                                             add FFN 2 of 2.other to 2.answer
-await 2"""
+await 0.answer and add it to y
+send y as 2.x                       take 2.x to 2.sum
+                                    copy 2.sum to 2.other
+                                    add attention 1 of 2.sum to 2.other
+                                    add FFN 1 of 2.sum to 2.other
+                                    copy 2.other to 2.sum
+                                    add attention 2 of 2.other to 2.sum
+                                    add FFN 2 of 2.other to 2.sum"""
     assert [line.split() for line in str(step).splitlines()] == [
         line.split() for line in expected.splitlines()
     ]
-    assert step.last == Vector("2.answer", 32, on_device=False)
+    assert step.last == Vector("2.sum", 32, Where.HOST)
     assert step.logits is None
 
 
 def test_everything_on_one_side() -> None:
     host = plan((HERE, HERE), (HERE, HERE), head=HERE)
-    assert str(host).count("raise") == 1
+    assert len(host.tasks) == 1
     assert not any(isinstance(instruction, Send) for instruction in host.instructions)
     device = plan((THERE, THERE))
     assert device.tasks == ()
-    assert device.last == Vector("x", 32, on_device=True)
+    assert device.last == Vector("x", 32, Where.DEVICE)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_every_task_is_raised_once_and_answered(parallel: bool) -> None:
-    """And no vector of the host's is written by two tasks, or by a task and the device."""
+def test_every_packet_is_written_by_one_side_and_awaited_by_the_other(parallel: bool) -> None:
+    """Once each; no other vector of the host's is written by two tasks, or by a task and the device."""
     parts = [(a, f) for a in (HERE, THERE) for f in (HERE, THERE, SPLIT, PREDICTED)]
     for head in (HERE, THERE):
         step = plan(*parts, *reversed(parts), head=head, parallel=parallel)
-        raised = [i.task for i in step.instructions if isinstance(i, Raise)]
-        assert raised == [task.number for task in step.tasks]
-        received = {i.task for i in step.instructions if isinstance(i, Receive)}
-        assert len(raised) - len(received) <= (head is HERE)  # the last may only be awaited
+        done = [work for task in step.tasks for work in task.work]
+        sent = [i.to for i in step.instructions if isinstance(i, Send | SendScores)]
+        assert sent == [work.x for work in done if isinstance(work, Take)]
+        answered = {work.to for work in done if isinstance(work, Answer)}
+        received = [i.x for i in step.instructions if isinstance(i, Receive)]
+        assert answered == set(received)
+        assert len(received) == len(answered)
+        assert not answered & set(sent)
+        assert all(packet.where is Where.PACKET for packet in (*sent, *received))
         writers: dict[Vector, set[object]] = {}
         for instruction in step.instructions:
-            if (to := getattr(instruction, "to", None)) and not to.on_device:
+            to = getattr(instruction, "to", None)
+            if to and to.where is not Where.DEVICE:
                 writers.setdefault(to, set()).add("device")
         for task in step.tasks:
             for work in task.work:
                 writers.setdefault(work.to, set()).add(task.number)
         assert all(len(by) == 1 for by in writers.values())
-        done = [w for task in step.tasks for w in task.work]
         assert sum(isinstance(w, HostAttend) for w in done) == 8
         assert sum(isinstance(w, HostFeed) for w in done) == 12
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_takes_come_before_work_and_answers_after(parallel: bool) -> None:
+    """As the worker does them, whatever their order in the list."""
+    parts = [(a, f) for a in (HERE, THERE) for f in (HERE, THERE, SPLIT, PREDICTED)]
+    for task in plan(*parts, *reversed(parts), parallel=parallel).tasks:
+        kinds = [
+            "take" if isinstance(w, Take) else "answer" if isinstance(w, Answer) else "" for w in task.work
+        ]
+        assert kinds == sorted(kinds, key=["take", "", "answer"].index)

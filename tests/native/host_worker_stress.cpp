@@ -1,15 +1,19 @@
-// The hand-shake of a device's stream, here a thread, with the host worker: every step's sums must be right
-// although both sides fall behind now and then, tasks fail, and steps are given up in the middle.
+// The hand-shake of a device, here a thread, with the host worker: every step's sums must be right although
+// both sides fall behind now and then, the device's words arrive in any order, tasks fail, and steps are
+// given up in the middle.
 //
 // host_worker_stress steps N | failures N | interruptions N; prints what went wrong: 0 for nothing.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "worker/host_worker.h"
 
@@ -21,9 +25,8 @@ constexpr int kTasks = 6;
 constexpr int kNumbers = 100;
 
 struct Slot {
-  alignas(64) uint32_t ready = 0;
-  alignas(64) uint32_t done = 0;
-  float input[kNumbers] = {}, output[kNumbers] = {};
+  alignas(64) Word asked[kNumbers] = {}, answered[kNumbers] = {};
+  float input[kNumbers] = {}, output[kNumbers] = {};  // the host's own
 };
 
 void dawdle(std::minstd_rand& random) {
@@ -36,11 +39,16 @@ struct Model {
   Slot slots[kTasks];
   std::minstd_rand random{7};
   int fail_at = -1;
+  uint32_t number = 0;
+  std::vector<int> order = std::vector<int>(kNumbers);
   HostWorker worker;
 
   Model() {
+    std::iota(order.begin(), order.end(), 0);
     for (int task = 0; task < kTasks; ++task) {
-      worker.add_task(&slots[task].ready, &slots[task].done);
+      Slot& slot = slots[task];
+      worker.add_task();
+      worker.add_take(slot.asked, slot.input, kNumbers);
       worker.add_work([this, task](const Batch*) {
         dawdle(random);
         if (task == fail_at) throw std::runtime_error("as told");
@@ -49,20 +57,33 @@ struct Model {
         Slot& slot = slots[task];
         for (int i = 0; i < kNumbers; ++i) slot.output[i] = slot.input[i] + static_cast<float>(task);
       });
+      worker.add_answer(slot.output, slot.answered, kNumbers);
+    }
+  }
+
+  void begin() { worker.begin({}, 1, ++number); }
+
+  // Words in any order.
+  void send(Slot& slot, std::minstd_rand& device) {
+    std::shuffle(order.begin(), order.end(), device);
+    for (const int i : order) {
+      const auto x = static_cast<float>(number % 1000 + static_cast<uint32_t>(i));
+      write_words(&x, slot.asked + i, 1, number);
+      if (device() % 500 == 0) dawdle(device);
     }
   }
 
   // The device's side, up to `most` tasks; returns how many numbers were wrong.
-  int stream(int step, int most, std::minstd_rand& device) {
+  int stream(int most, std::minstd_rand& device) {
     int wrong = 0;
     for (int task = 0; task < most; ++task) {
-      Slot& slot = slots[task];
-      for (int i = 0; i < kNumbers; ++i) slot.input[i] = static_cast<float>(step % 1000 + i);
-      set_flag(&slot.ready, 1);
+      send(slots[task], device);
       dawdle(device);
-      if (!take_flag(&slot.done, 20)) return -1;
+      float answer[kNumbers];
+      const auto late = [](auto waited) { return waited > std::chrono::seconds(20); };
+      if (!take_words(slots[task].answered, kNumbers, number, answer, late)) return -1;
       for (int i = 0; i < kNumbers; ++i) {
-        wrong += slot.output[i] != static_cast<float>(step % 1000 + i + task);
+        wrong += answer[i] != static_cast<float>(number % 1000 + static_cast<uint32_t>(i + task));
       }
     }
     return wrong;
@@ -74,8 +95,8 @@ int steps(int count) {
   std::minstd_rand device{3};
   int wrong = 0;
   for (int step = 0; step < count; ++step) {
-    model.worker.begin({});
-    wrong += model.stream(step, kTasks, device) != 0;
+    model.begin();
+    wrong += model.stream(kTasks, device) != 0;
     wrong += !model.worker.finish().empty();
   }
   return wrong;
@@ -88,12 +109,11 @@ int failures(int count) {
   int wrong = 0;
   for (int step = 0; step < count; ++step) {
     model.fail_at = step % 2 == 0 ? step / 2 % kTasks : -1;
-    model.worker.begin({});
-    const int numbers = model.stream(step, kTasks, device);
+    model.begin();
+    const int numbers = model.stream(kTasks, device);
     const std::string error = model.worker.finish();
     if (model.fail_at >= 0) {
       wrong += numbers < 0 || error != "as told";
-      model.worker.lower_flags();
     } else {
       wrong += numbers != 0 || !error.empty();
     }
@@ -107,19 +127,18 @@ int interruptions(int count) {
   std::minstd_rand device{3};
   int wrong = 0;
   for (int step = 0; step < count; ++step) {
-    model.worker.begin({});
-    wrong += model.stream(step, step % (kTasks + 1), device) != 0;
+    model.begin();
+    wrong += model.stream(step % (kTasks + 1), device) != 0;
     if (step % 3 == 0) {
-      set_flag(&model.slots[step % kTasks].ready, 1);  // and nobody comes for the answer
+      model.send(model.slots[step % kTasks], device);  // and nobody comes for the answer
     }
     if (step % 4 == 0) {
       model.worker.stop();
     } else {
       model.worker.abort();
     }
-    model.worker.lower_flags();
-    model.worker.begin({});
-    wrong += model.stream(step, kTasks, device) != 0;
+    model.begin();
+    wrong += model.stream(kTasks, device) != 0;
     wrong += !model.worker.finish().empty();
   }
   return wrong;

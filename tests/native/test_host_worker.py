@@ -20,7 +20,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def compile_program(*flags: str) -> Path:
         program = tmp_path_factory.mktemp("worker") / "host_worker_stress"
-        files = [HERE / "host_worker_stress.cpp", SOURCES / "worker/host_worker.cpp"]
+        files = [
+            HERE / "host_worker_stress.cpp",
+            SOURCES / "worker/host_worker.cpp",
+            SOURCES / "worker/packet.cpp",
+        ]
         command = [compiler, "-std=c++20", "-Wall", "-Wextra", "-Werror", *flags, f"-I{SOURCES}", "-pthread"]
         subprocess.run([*command, *map(str, files), "-o", str(program)], check=True)
         return program

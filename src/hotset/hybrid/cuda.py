@@ -1,7 +1,7 @@
-"""A GPU of NVIDIA's: pinned memory, two streams, flags in the stream, and a step as a CUDA graph.
+"""A GPU: pinned memory, two streams, packets, and a step as a graph; NVIDIA's, or AMD's by torch for ROCm.
 
-It has run on an H100 (`benchmarks/results/gpu-suite-h100.md`); what it shares with the stand-in devices is
-tested there.
+It has run on an H100 (`benchmarks/results/gpu-suite-h100.md`), but not with packets; what it shares with the
+stand-in devices is tested there.
 """
 
 import ctypes
@@ -14,108 +14,80 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from hotset import _native
-from hotset.backends.contract import F32, Array
+from hotset.backends.gpu.packets import GpuPackets
 from hotset.core.errors import HotsetError
-from hotset.hybrid.device import DeviceMemoryError, Event, Flag
-from hotset.hybrid.torch_arrays import TorchArrays
-
-_LINE = 16
-"""Numbers of four bytes to a cache line."""
-
-_WAIT_EQUAL = 1
-"""CU_STREAM_WAIT_VALUE_EQ."""
+from hotset.hybrid.device import DeviceMemoryError, Event, Packet
+from hotset.hybrid.torch_arrays import Packets, TorchArrays, as_tensor
 
 _LATE_SECONDS = 0.002
-"""For so long the probe of stream operations lets a recorded wait wait."""
+"""For so long the probe lets a recorded kernel wait for a packet."""
 
 _PROBE_SECONDS = 1.0
-"""After so long an operation of the probe that has not come is taken for lost."""
+"""After so long a packet of the probe that has not come is taken for lost."""
+
+_PROBE_LOOKS = 1 << 18
+_PROBE_WIDTH = 300
 
 _WARM_STEPS = 2
 """Steps before one is recorded: the first compiles kernels, which a recording cannot."""
 
 
-class _StreamFlags:
-    """Flags that the current stream raises and awaits.
+class _StagedPackets:
+    """Packets by copies and host functions, for a GPU whose kernels cannot await what the host writes.
 
-    By ``cuStreamWriteValue32`` and ``cuStreamWaitValue32`` (version 2, on by default with every driver that
-    has it), where a graph that holds them does what it should; elsewhere by host functions, which any graph
-    can hold, but which cost a wake-up each.
+    A kernel writes a packet to the GPU's own memory, and it is copied from there; a host function awaits the
+    host's packet, which is then copied. Both sides find the same numbers as without. Stream memory operations
+    are not used: a recorded one has the same value at every replay, so it cannot await a step's number.
     """
 
-    def __init__(self, probe: NDArray[np.uint32]) -> None:
-        self._driver = _load_driver()
-        self._raise, self._take = (ctypes.c_void_p(f) for f in _native.stream_functions())
-        self._by_memory = hasattr(self._driver, "cuStreamWriteValue32_v2") and self._try(probe)
+    def __init__(self, packets: Packets, torch_device: Any) -> None:
+        self._packets, self._torch_device = packets, torch_device
+        self._launch = _host_function_launcher()
+        self._control = 0  # the address of the step's
+        self._room: dict[tuple[int, ...], Any] = {}
+        self._awaited: dict[tuple[int, ...], NDArray[np.int64]] = {}
 
-    def raise_flag(self, flag: Flag) -> None:
-        if self._by_memory:
-            self._write(flag, 1)
-        else:
-            self._host_function(self._raise, flag)
+    def begin(self, control: Any) -> None:
+        """See `Packets`."""
+        self._control = control.data_ptr()
+        self._packets.begin(control)
 
-    def take_flag(self, flag: Flag) -> None:
-        if self._by_memory:
-            self._wait(flag)
-            self._write(flag, 0)
-        else:
-            self._host_function(self._take, flag)
+    def send(self, x: Any, packet: Any) -> None:
+        """See `Packets`."""
+        room = self._staging(packet)
+        self._packets.send(x, room)
+        packet.copy_(room, non_blocking=True)
 
-    def _try(self, probe: NDArray[np.uint32]) -> bool:
-        """Whether a graph can write a flag, await one and write another, and does wait until it is raised.
-
-        There are devices that take all of these calls, but pass a recorded wait at once.
-        """
-        begun, awaited, passed = probe
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self._write(begun, 1)
-                self._wait(awaited)
-                self._write(passed, 1)
-            graph.replay()
-            waits = _comes(begun, _PROBE_SECONDS) and not _comes(passed, _LATE_SECONDS)
-            _native.raise_flag(awaited)
-            passes = _comes(passed, _PROBE_SECONDS)
-            if passes:
-                torch.cuda.synchronize()
-        except (RuntimeError, HotsetError):
-            return False
-        return waits and passes
-
-    def _write(self, flag: Flag, value: int) -> None:
-        self._check(self._driver.cuStreamWriteValue32_v2(*_at(flag, value), ctypes.c_uint(0)))
-
-    def _wait(self, flag: Flag) -> None:
-        self._check(self._driver.cuStreamWaitValue32_v2(*_at(flag, 1), ctypes.c_uint(_WAIT_EQUAL)))
-
-    def _host_function(self, function: ctypes.c_void_p, flag: Flag) -> None:
+    def receive(self, packet: Any, out: Any, *, add: bool) -> None:
+        """See `Packets`."""
+        what = packet.data_ptr(), packet.shape[1], self._control
+        numbers = self._awaited.setdefault(what, np.array(what, np.int64))
+        function = ctypes.c_void_p(_native.await_function())
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        self._check(self._driver.cuLaunchHostFunc(stream, function, ctypes.c_void_p(flag.ctypes.data)))
+        if result := self._launch(stream, function, ctypes.c_void_p(numbers.ctypes.data)):
+            raise HotsetError(f"the GPU's driver refuses a host function (error {result}): update it")
+        room = self._staging(packet)
+        room.copy_(packet, non_blocking=True)
+        self._packets.receive(room, out, add=add)
 
-    def _check(self, result: int) -> None:
-        if result:
-            raise HotsetError(f"the GPU's driver refuses a stream operation (CUDA error {result}): update it")
+    def _staging(self, packet: Any) -> Any:
+        shape = tuple(packet.shape)
+        if shape not in self._room:
+            self._room[shape] = torch.zeros(shape, dtype=torch.int64, device=self._torch_device)
+        return self._room[shape]
 
 
-def _comes(flag: Flag, seconds: float) -> bool:
-    """Whether a flag is raised within so long."""
-    return _native.take_flag(flag, seconds)
-
-
-def _load_driver() -> ctypes.CDLL:
-    for name in ("libcuda.so.1", "nvcuda.dll"):
+def _host_function_launcher() -> Any:
+    """The driver's function that has a stream call one of the host's."""
+    hip = torch.version.hip is not None
+    names = ("libamdhip64.so", "amdhip64.dll") if hip else ("libcuda.so.1", "nvcuda.dll")
+    for name in names:
         try:
-            return ctypes.CDLL(name)
+            driver = ctypes.CDLL(name)
         except OSError:
             continue
-    raise HotsetError("the GPU's driver (libcuda) cannot be loaded: install NVIDIA's driver")
-
-
-def _at(flag: Flag, value: int) -> tuple[Any, ...]:
-    """Arguments: the current stream, the flag's address, which is the same on both sides, and a value."""
-    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-    return stream, ctypes.c_uint64(flag.ctypes.data), ctypes.c_uint32(value)
+        return driver.hipLaunchHostFunc if hip else driver.cuLaunchHostFunc
+    raise HotsetError(f"the GPU's driver ({names[0]}) cannot be loaded: install the vendor's driver")
 
 
 class _TorchEvent:
@@ -141,8 +113,8 @@ class CudaDevice(TorchArrays):
         self._stream = torch.cuda.Stream()
         self._copies = torch.cuda.Stream()
         with torch.cuda.stream(self._stream):
-            self._flags = _StreamFlags(self.pinned((3, _LINE), np.uint32))
-        self._arrived: dict[tuple[int, ...], Array] = {}  # where sums lie before they are added
+            if not self._awaits_packets():
+                self.packets = _StagedPackets(self.packets, self.torch_device)
 
     def free_bytes(self) -> int:
         """See `Device`: what the system has left, and what torch keeps for later."""
@@ -161,24 +133,38 @@ class CudaDevice(TorchArrays):
         array: NDArray[Any] = memory.numpy()[:nbytes].view(dtype).reshape(shape)
         return array
 
-    def raise_flag(self, flag: Flag) -> None:
-        """See `Device`."""
-        self._flags.raise_flag(flag)
+    def _awaits_packets(self) -> bool:
+        """Whether a recorded kernel awaits a packet that comes late, at every replay, and answers it.
 
-    def take_flag(self, flag: Flag) -> None:
-        """See `Device`."""
-        self._flags.take_flag(flag)
+        There are devices whose recorded waits pass at once, or that do not see what comes later.
+        """
+        told = self.pinned((1,), np.uint32)
+        packets = GpuPackets(self._gpu.gpu, as_tensor(told), _PROBE_LOOKS)
+        control = self.pinned((2,), np.uint32)
+        late, answer = (self.pinned((1, _PROBE_WIDTH), np.uint64) for _ in range(2))
+        x = self.empty(late.shape)
 
-    def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
-        """See `Device`."""
-        self.take_flag(flag)
-        if not add:
-            self.upload(x, out)
-            return
-        if x.shape not in self._arrived:
-            self._arrived[x.shape] = self.empty(x.shape)
-        self.upload(x, self._arrived[x.shape])
-        self.add(self._arrived[x.shape], out)
+        def step() -> None:
+            packets.begin(as_tensor(control))
+            packets.receive(as_tensor(late), x, add=False)
+            packets.send(x, as_tensor(answer))
+
+        try:
+            control[:] = 1, 1
+            if not _answers(step, late, answer, 1, behind=False):  # this compiles the kernels
+                return False
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            for number in (2, 3):
+                control[:] = number, 1
+                if not _answers(graph.replay, late, answer, number, behind=True):
+                    return False
+        except RuntimeError:
+            return False
+        finally:
+            torch.cuda.synchronize()
+        return True
 
     def synchronize(self) -> None:
         """See `Device`."""
@@ -217,6 +203,21 @@ class CudaDevice(TorchArrays):
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
         """See `Device`: a CUDA graph, made when the step has been done a few times."""
         return _RecordedStep(step)
+
+
+def _answers(step: Callable[[], None], asked: Packet, answer: Packet, number: int, *, behind: bool) -> bool:
+    """Whether a step answers with what it is asked, and not before; `behind`: asked only when it waits."""
+    sent = np.random.default_rng(number).standard_normal(asked.shape).astype(np.float32)
+    found = np.empty_like(sent)
+    if not behind:
+        _native.write_packet(sent, asked, number)
+    step()
+    early = False
+    if behind:
+        early = _native.take_packet(answer, number, found, _LATE_SECONDS)
+        _native.write_packet(sent, asked, number)
+    came = _native.take_packet(answer, number, found, _PROBE_SECONDS)
+    return came and not early and bool((found == sent).all())
 
 
 class _RecordedStep:

@@ -1,8 +1,12 @@
 """What the hybrid executor asks of a device: a GPU, or the stand-in that takes its place in tests.
 
 A device has a *stream*: what it is told is done in that order, but maybe later. Where a method says "in
-stream order", its effect on host memory may be relied on only after `Device.synchronize`, an `Event`, or a
-flag that was raised behind it. Pinned memory is the host's memory as the device can read and write it.
+stream order", its effect on host memory may be relied on only after `Device.synchronize` or an `Event`.
+Pinned memory is the host's memory as the device can read and write it.
+
+In mid-step both sides speak in *packets*. Each number is stored with the number of its step, in a word that
+is written at once, and read until it has the step's number. So nothing depends on the order of stores; a
+packet is written by one side only, and again only in the next step.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +31,8 @@ from hotset.backends.contract import (
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
 
-Flag = NDArray[np.uint32]
-"""One number in pinned memory on a cache line of its own, 0 (low) or 1 (raised)."""
+Packet: TypeAlias = NDArray[np.uint64]
+"""(T, N) words in pinned memory: 32 bits of data, a float32, and above them those of a step's number."""
 
 AddNormed: TypeAlias = Callable[[Array, Array], None]
 """Adds the normalised rows of its first argument to the second, both (T, D) on the device."""
@@ -123,16 +127,22 @@ class Device(Protocol):
     def slot(self) -> Slot:
         """Memory that FFNs take turns in; filling it may raise `DeviceMemoryError`."""
 
-    def raise_flag(self, flag: Flag) -> None:
-        """Raise a flag, in stream order."""
+    def begin(self, control: NDArray[np.uint32]) -> None:
+        """Begin a step, in stream order: `control`, pinned, has its number, which is not 0, and its rows."""
 
-    def take_flag(self, flag: Flag) -> None:
-        """Await that a flag is raised and lower it, in stream order."""
+    def send(self, x: Array, to: Packet) -> None:
+        """Write the step's rows of x (T, N) to a packet of the host's, in stream order."""
 
-    def receive(self, flag: Flag, x: F32, out: Array, *, add: bool) -> None:
-        """Await that a flag is raised, copy x from the host, or add it, to out, and lower the flag.
+    def receive(self, x: Packet, out: Array, *, add: bool) -> None:
+        """Await the step's rows of the host's packet, and copy them, or add them, to out; in stream order.
 
-        In stream order; x and out are (T, D).
+        The packet and `out` are (T, N); rows of `out` after the step's may become anything.
+        """
+
+    def gave_up(self, number: int) -> bool:
+        """Whether the device ceased to await a packet in the step of that number, which has ended.
+
+        It does so only where the host leaves it without any answer: that is a fault of its own.
         """
 
     def synchronize(self) -> None:

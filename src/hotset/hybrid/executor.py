@@ -5,7 +5,8 @@ it the instructions, which it may record and replay. A call only brings the batc
 which sequences they belong to.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import TypeAlias
 
 import numpy as np
@@ -15,40 +16,46 @@ from hotset.backends.contract import F32, Array, BatchView
 from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent, CpuView
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
-from hotset.hybrid.device import Device, Flag
+from hotset.hybrid.device import Device
 from hotset.hybrid.step import (
     MOST_ROWS,
     AddNorm,
+    Answer,
     Attend,
-    Await,
     Copy,
+    Download,
+    DownloadLogits,
     Feed,
     FeedExperts,
-    Fetch,
     HostAttend,
     HostFeed,
     HostFeedExperts,
     Instruction,
-    Raise,
     Receive,
     Scale,
     Select,
     Send,
-    SendLogits,
     SendScores,
     SendSelection,
     Step,
+    Take,
+    Upload,
     Vector,
+    Where,
     Work,
     Zero,
 )
 
-_LINE = 16
-"""Numbers of four bytes to a cache line."""
-
 Arrays: TypeAlias = Mapping[Vector, Array]
-Flags: TypeAlias = list[tuple[Flag, Flag]]
-"""Of each task: raised when it may begin, and when it is done."""
+
+
+def step_numbers() -> Iterator[int]:
+    """1, 2 … of 32 bits, and again: memory that packets have left never holds a number to come."""
+    return (1 + i % (2**32 - 1) for i in count())
+
+
+_NUMBERS = step_numbers()
+"""Of all steps of the process: a step after one that failed has a number of its own."""
 
 
 class Executor:
@@ -57,16 +64,17 @@ class Executor:
     def __init__(self, step: Step, device: Device) -> None:
         self._step, self._device = step, device
         self._worker = _native.HostWorker()
-        self._arrays = {vector: _room(device, vector) for vector in step.vectors()}
+        self._arrays = {vector: _room(device, vector, step) for vector in step.vectors()}
         # Selections lie together, to be counted together.
         sent = [i.to for i in step.instructions if isinstance(i, SendSelection)]
-        size = max((vector.size for vector in sent), default=0)
-        self._selections: F32 = device.pinned((len(sent), MOST_ROWS, size), np.float32)
-        self._arrays |= dict(zip(sent, self._selections, strict=True))
-        lines = device.pinned((len(step.tasks), 2, _LINE), np.uint32)
-        self._flags: Flags = [(ready, done) for ready, done in lines]
-        for task, (ready, done) in zip(step.tasks, self._flags, strict=True):
-            self._worker.task(ready, done)
+        takes = [work for task in step.tasks for work in task.work if isinstance(work, Take)]
+        taken = [take.to for take in takes if take.x in sent]
+        size = max((vector.size for vector in taken), default=0)
+        self._selections: F32 = np.zeros((len(taken), MOST_ROWS, size), np.float32)
+        self._arrays |= dict(zip(taken, self._selections, strict=True))
+        self._control = device.pinned((2,), np.uint32)
+        for task in step.tasks:
+            self._worker.task()
             for work in task.work:
                 hand_over(work, self._worker, self._arrays)
         self._sliced: dict[int, Arrays] = {}
@@ -85,9 +93,11 @@ class Executor:
         self._unfinished = True
         step, rows = self._step, len(x)
         np.copyto(self._arrays[step.first][:rows], x)
+        number = next(_NUMBERS)
+        self._control[:] = number, rows
         try:
             if step.tasks:
-                self._worker.begin(on_host.native)
+                self._worker.begin(on_host.native, number)
             self._tell_batch(on_device)
             self._device.mark(spin=not step.tasks).wait()
             error = self._worker.finish()
@@ -97,6 +107,8 @@ class Executor:
         if error:
             self._recover()
             raise HotsetError(f"the CPU's part of the model failed: {error}; ask again")
+        if self._device.gave_up(number):
+            raise HotsetError(f"the {self._device.name} waited in vain for the CPU's part: ask again")
         self._unfinished = False
         logits = None if step.logits is None else self._arrays[step.logits][:rows]
         return self._arrays[step.last][:rows], logits
@@ -112,30 +124,28 @@ class Executor:
     def _tell(self, rows: int, view: BatchView) -> None:
         if rows not in self._sliced:
             self._sliced[rows] = {vector: array[:rows] for vector, array in self._arrays.items()}
+        self._device.begin(self._control)
         for instruction in self._step.instructions:
-            tell(instruction, self._device, self._sliced[rows], self._flags, view)
+            tell(instruction, self._device, self._sliced[rows], view)
 
     def _recover(self) -> None:
-        """Bring both sides to rest. With all `done` flags raised, nothing keeps the stream from its end."""
+        """Bring both sides to rest. With all tasks answered, nothing keeps the stream from its end."""
         self._worker.abort()
         self._device.synchronize()
-        self._worker.lower_flags()
         self._unfinished = False
 
 
-def tell(instruction: Instruction, device: Device, arrays: Arrays, flags: Flags, view: BatchView) -> None:
+def tell(instruction: Instruction, device: Device, arrays: Arrays, view: BatchView) -> None:
     """Tell the device one instruction of a step; `view` is of the batch, as its backend takes it."""
     match instruction:
         case Send(x, to):
-            device.download(arrays[x], arrays[to])
-        case Fetch(x, to):
+            device.send(arrays[x], arrays[to])
+        case Receive(x, to, add):
+            device.receive(arrays[x], arrays[to], add=add)
+        case Upload(x, to):
             device.upload(arrays[x], arrays[to])
-        case Raise(task):
-            device.raise_flag(flags[task][0])
-        case Await(task):
-            device.take_flag(flags[task][1])
-        case Receive(task, x, to, add):
-            device.receive(flags[task][1], arrays[x], arrays[to], add=add)
+        case Download(x, to):
+            device.download(arrays[x], arrays[to])
         case Zero(to):
             device.zero(arrays[to])
         case Copy(x, to):
@@ -156,20 +166,24 @@ def _tell_part(instruction: Instruction, device: Device, arrays: Arrays, view: B
         case AddNorm(_, add_normed, x, to):
             add_normed(arrays[x], arrays[to])
         case SendScores(_, predict, x, to):
-            device.download(predict(arrays[x]), arrays[to])
+            device.send(predict(arrays[x]), arrays[to])
         case Select(_, experts, x, to):
             device.assign(experts.select(arrays[x]), arrays[to])
         case SendSelection(_, experts, weights, to):
-            device.download(experts.for_host(arrays[weights]), arrays[to])
+            device.send(experts.for_host(arrays[weights]), arrays[to])
         case FeedExperts(_, experts, x, weights, to):
             experts.add(arrays[x], arrays[to], arrays[weights])
-        case SendLogits(head, x, to):
+        case DownloadLogits(head, x, to):
             device.download(device.logits(head, arrays[x]), arrays[to])
 
 
 def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
     """Add one piece of work to the worker's last task."""
     match work:
+        case Take(x, to):
+            worker.take(arrays[x], arrays[to])
+        case Answer(x, to):
+            worker.answer(arrays[x], arrays[to])
         case Zero(to):
             worker.zero(arrays[to])
         case Copy(x, to):
@@ -190,10 +204,15 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
             worker.experts(experts.native, arrays[x], arrays[to], arrays[weights])
 
 
-def _room(device: Device, vector: Vector) -> Array:
+def _room(device: Device, vector: Vector, step: Step) -> Array:
     shape = (MOST_ROWS, vector.size)
-    if not vector.on_device:
-        return device.pinned(shape, np.float32)
+    match vector.where:
+        case Where.PACKET:
+            return device.pinned(shape, np.uint64)
+        case Where.HOST if vector in (step.first, step.last, step.logits):
+            return device.pinned(shape, np.float32)
+        case Where.HOST:
+            return np.zeros(shape, np.float32)
     array = device.empty(shape)
     device.zero(array)  # rows beyond a batch's are computed too, of whatever they hold
     return array

@@ -6,6 +6,9 @@ from statistics import median
 import numpy as np
 
 from hotset import _native
+from hotset.backends.contract import StateShape
+from hotset.backends.cpu import CpuBackend
+from hotset.core.batch import Batch
 from hotset.hybrid.device import Device
 
 _TASKS = 64
@@ -14,7 +17,7 @@ _WARM_STEPS = 4
 
 
 def handshake_us(device: Device, hidden: int = 4096) -> float:
-    """Microseconds of one task without work: `hidden` numbers sent, both flags raised and seen, a sum back.
+    """Microseconds of one task without work: `hidden` numbers sent and taken, and as many back and added.
 
     The median of 20 steps of 64 tasks each, recorded where the device can.
     """
@@ -24,25 +27,32 @@ def handshake_us(device: Device, hidden: int = 4096) -> float:
 
 def _handshake_us(device: Device, hidden: int) -> float:
     worker = _native.HostWorker()
-    host = device.pinned((1, hidden), np.float32)
-    flags = device.pinned((_TASKS, 2, 16), np.uint32)
+    control = device.pinned((2,), np.uint32)
+    host = np.zeros((1, hidden), np.float32)
+    packets = device.pinned((_TASKS, 2, 1, hidden), np.uint64)
     x = device.empty((1, hidden))
     device.zero(x)
-    for ready, done in flags:
-        worker.task(ready, done)
+    for asked, answer in packets:
+        worker.task()
+        worker.take(asked, host)
+        worker.answer(host, answer)
 
     def step() -> None:
-        for ready, done in flags:
-            device.download(x, host)
-            device.raise_flag(ready)
-            device.receive(done, host, x, add=True)
+        device.begin(control)
+        for asked, answer in packets:
+            device.send(x, asked)
+            device.receive(answer, x, add=True)
 
     recorded = device.record(step)
     times = []
+    cpu = CpuBackend(threads=1)
+    sequence = cpu.sequence(StateShape(1, 1, 8), 1, "f32")
+    batch = cpu.view(Batch.of(sequence, np.zeros(1, np.int32))).native
     try:
-        for _ in range(_WARM_STEPS + _STEPS):
+        for number in range(1, _WARM_STEPS + _STEPS + 1):
+            control[:] = number, 1
             start = time.perf_counter()
-            worker.begin(_native.Batch([], [], []))
+            worker.begin(batch, number)
             recorded()
             device.synchronize()
             worker.finish()

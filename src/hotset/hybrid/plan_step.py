@@ -1,7 +1,7 @@
 """Plans a model's decoding step: which side computes what, and where the hidden vectors cross.
 
 Parts that follow one another on the host are one task; the hidden vectors cross only between tasks. Every
-task has vectors of its own for what it is asked and for what it answers.
+task has packets of its own for what it takes and for what it answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,27 +10,29 @@ from hotset.backends.contract import Head
 from hotset.hybrid.parts import AnyFFN, AnyMixer, HybridLayer, OnDevice, OnHost, Split, SplitExperts
 from hotset.hybrid.step import (
     AddNorm,
+    Answer,
     Attend,
-    Await,
     Copy,
+    Download,
+    DownloadLogits,
     Feed,
     FeedExperts,
-    Fetch,
     HostAttend,
     HostFeed,
     HostFeedExperts,
     Instruction,
-    Raise,
     Receive,
     Scale,
     Select,
     Send,
-    SendLogits,
     SendScores,
     SendSelection,
     Step,
+    Take,
     Task,
+    Upload,
     Vector,
+    Where,
     Work,
     Zero,
 )
@@ -69,6 +71,7 @@ class _Plan:
         self._hidden = hidden
         self._instructions: list[Instruction] = []
         self._tasks: list[list[Work]] = []
+        self._beside: list[int] = []  # instructions told before each task
         self._x, self._y = self._on_device("x"), self._on_device("y")
         self._first = self._on_host("first")
         self._on_device_now = False
@@ -100,8 +103,7 @@ class _Plan:
                 self._tell(Feed(layer, part, x, x))
             case Split():
                 x = self._go_to_device()
-                task, answer = self._start_cold(layer, ffn, x)
-                self._add_split(layer, ffn, task, answer, x, x)
+                self._add_split(layer, ffn, self._start_cold(layer, ffn, x), x, x)
             case SplitExperts():
                 x = self._go_to_device()
                 self._add_experts(layer, ffn, x, x)
@@ -128,10 +130,10 @@ class _Plan:
         attended = fed = None
         match attention:
             case OnHost(a):
-                attended = self._beside(lambda asked, answer: HostAttend(layer, a, asked, answer))
+                attended = self._start(lambda asked, answer: HostAttend(layer, a, asked, answer))
         match ffn:
             case OnHost(f):
-                fed = self._beside(lambda asked, answer: HostFeed(layer, f, asked, answer))
+                fed = self._start(lambda asked, answer: HostFeed(layer, f, asked, answer))
             case Split():
                 fed = self._start_cold(layer, ffn, x)
         self._tell(Copy(x, y))
@@ -142,13 +144,13 @@ class _Plan:
             case OnDevice(part):
                 self._tell(Feed(layer, part, x, y))
             case Split() if fed:
-                self._add_split(layer, ffn, *fed, x, y)
+                self._add_split(layer, ffn, fed, x, y)
             case SplitExperts():
                 self._add_experts(layer, ffn, x, y)
             case OnHost() if fed:
-                self._tell(Receive(*fed, y, add=True))
+                self._tell(Receive(fed, y, add=True))
         if attended:
-            self._tell(Receive(*attended, y, add=True))
+            self._tell(Receive(attended, y, add=True))
         self._x, self._y, self._at_host = y, x, None
 
     def end(self, head: OnHost[Head] | OnDevice[Head], vocab_size: int) -> Step:
@@ -157,15 +159,16 @@ class _Plan:
         match head:
             case OnDevice(part):
                 last = self._go_to_device()
-                logits = Vector("logits", vocab_size, on_device=False)
-                self._tell(SendLogits(part, last, logits))
+                logits = Vector("logits", vocab_size, Where.HOST)
+                self._tell(DownloadLogits(part, last, logits))
             case OnHost():
                 last = self._at_host or self._on_host("last")
-                if self._chained:
-                    self._tell(Await(len(self._tasks) - 1))
-                elif self._at_host is None:
-                    self._tell(Send(self._x, last))
-        tasks = tuple(Task(number, tuple(work)) for number, work in enumerate(self._tasks))
+                if self._at_host is None:
+                    self._tell(Download(self._x, last))
+        tasks = tuple(
+            Task(number, tuple(work), beside)
+            for number, (work, beside) in enumerate(zip(self._tasks, self._beside, strict=True))
+        )
         return Step(tuple(self._instructions), tasks, self._first, last, logits)
 
     # The two sides.
@@ -175,20 +178,22 @@ class _Plan:
         if not self._on_device_now:
             x = self._present()
             if self._chained:
-                self._tell(Receive(len(self._tasks) - 1, x, self._x, add=False))
+                self._tell(Receive(self._answer(x), self._x, add=False))
             else:
-                self._tell(Fetch(x, self._x))
+                self._tell(Upload(x, self._x))
         self._on_device_now, self._chained = True, False
         return self._x
 
     def _continue_on_host(self) -> Vector:
         """The hidden vectors in a task that works on them there: the last one, where nothing came between."""
         if not self._chained:
-            asked = self._send()
             task = self._task()
-            answer = self._on_host(f"{task}.answer")
-            self._work(Copy(asked, answer))
-            self._at_host, self._chained, self._spare = answer, True, None
+            total = self._on_host(f"{task}.sum")
+            if self._at_host is None:
+                self._take(Vector(f"{task}.x", self._hidden, Where.PACKET), total)
+            else:
+                self._work(Copy(self._at_host, total))
+            self._at_host, self._chained, self._spare = total, True, None
             self._on_device_now = False
         return self._present()
 
@@ -201,61 +206,78 @@ class _Plan:
             raise AssertionError("the hidden vectors are not on the host")
         return self._at_host
 
-    def _send(self) -> Vector:
-        """The hidden vectors on the host, for the task that comes next."""
-        if self._at_host is None:
-            self._at_host = self._on_host(f"{len(self._tasks)}.x")
-            self._tell(Send(self._x, self._at_host))
-        return self._at_host
-
     # Tasks whose answer the device adds to what it computes meanwhile.
 
-    def _beside(self, work: Callable[[Vector, Vector], Work]) -> tuple[int, Vector]:
-        """Start such a task, of what it is asked and what it adds to: its number and its answer."""
-        asked, task = self._send(), self._task()
-        answer = self._on_host(f"{task}.answer")
-        self._work(Zero(answer), work(asked, answer))
-        return task, answer
+    def _start(self, work: Callable[[Vector, Vector], Work]) -> Vector:
+        """Start such a task, of what it is asked and what it adds to: its answer."""
+        task = self._task()
+        return self._finish(task, self._asked(task), work)
 
-    def _start_cold(self, layer: int, split: Split, x: Vector) -> tuple[int, Vector]:
-        scores = None
-        self._send()
+    def _asked(self, task: int) -> Vector:
+        """The hidden vectors on the host, in a task that has just begun."""
+        if self._at_host is None:
+            self._at_host = self._on_host(f"{task}.in")
+            self._take(Vector(f"{task}.x", self._hidden, Where.PACKET), self._at_host)
+        return self._at_host
+
+    def _finish(self, task: int, asked: Vector, work: Callable[[Vector, Vector], Work]) -> Vector:
+        total = self._on_host(f"{task}.sum")
+        self._work(Zero(total), work(asked, total))
+        return self._answer(total)
+
+    def _start_cold(self, layer: int, split: Split, x: Vector) -> Vector:
+        task = self._task()
+        asked, scores = self._asked(task), None
         if split.predict:
-            scores = Vector(f"{len(self._tasks)}.scores", split.n_cold, on_device=False)
-            self._tell(SendScores(layer, split.predict, x, scores))
-        return self._beside(lambda asked, answer: HostFeed(layer, split.cold, asked, answer, scores))
+            sent = Vector(f"{task}.scores", split.n_cold, Where.PACKET)
+            scores = Vector(f"{task}.cold", split.n_cold, Where.HOST)
+            self._tell(SendScores(layer, split.predict, x, sent))
+            self._work(Take(sent, scores))
+        return self._finish(task, asked, lambda x, to: HostFeed(layer, split.cold, x, to, scores))
 
     def _add_experts(self, layer: int, split: SplitExperts, x: Vector, to: Vector) -> None:
-        self._send()
-        weights = Vector("weights", split.count, on_device=True)
-        sent = Vector(f"{len(self._tasks)}.selection", split.count, on_device=False)
+        weights = Vector("weights", split.count, Where.DEVICE)
         self._tell(Select(layer, split.resident, x, weights))
+        task = self._task()
+        asked = self._asked(task)
+        sent = Vector(f"{task}.selection", split.count, Where.PACKET)
+        here = Vector(f"{task}.experts", split.count, Where.HOST)
         self._tell(SendSelection(layer, split.resident, weights, sent))
-        task, answer = self._beside(
-            lambda asked, answer: HostFeedExperts(layer, split.cold, asked, sent, answer)
-        )
+        self._work(Take(sent, here))
+        answer = self._finish(task, asked, lambda x, to: HostFeedExperts(layer, split.cold, x, here, to))
         total = to
         if split.add_normed:
             total = self._on_device("sum")
             self._tell(Zero(total))
         self._tell(FeedExperts(layer, split.resident, x, weights, total))
-        self._tell(Receive(task, answer, total, add=True))
+        self._tell(Receive(answer, total, add=True))
         if split.add_normed:
             self._tell(AddNorm(layer, split.add_normed, total, to))
 
-    def _add_split(self, layer: int, split: Split, task: int, answer: Vector, x: Vector, to: Vector) -> None:
+    def _add_split(self, layer: int, split: Split, answer: Vector, x: Vector, to: Vector) -> None:
         total = to
         if split.add_normed:
             total = self._on_device("sum")
             self._tell(Zero(total))
-        self._tell(Feed(layer, split.hot, x, total), Receive(task, answer, total, add=True))
+        self._tell(Feed(layer, split.hot, x, total), Receive(answer, total, add=True))
         if split.add_normed:
             self._tell(AddNorm(layer, split.add_normed, total, to))
 
     def _task(self) -> int:
         self._tasks.append([])
-        self._tell(Raise(len(self._tasks) - 1))
+        self._beside.append(len(self._instructions))
         return len(self._tasks) - 1
+
+    def _take(self, packet: Vector, to: Vector) -> None:
+        """Have the hidden vectors sent, and taken by the last task."""
+        self._tell(Send(self._x, packet))
+        self._work(Take(packet, to))
+
+    def _answer(self, x: Vector) -> Vector:
+        """The last task's answer."""
+        packet = Vector(f"{len(self._tasks) - 1}.answer", self._hidden, Where.PACKET)
+        self._work(Answer(x, packet))
+        return packet
 
     def _tell(self, *instructions: Instruction) -> None:
         self._instructions += instructions
@@ -264,7 +286,7 @@ class _Plan:
         self._tasks[-1] += work
 
     def _on_device(self, name: str) -> Vector:
-        return Vector(name, self._hidden, on_device=True)
+        return Vector(name, self._hidden, Where.DEVICE)
 
     def _on_host(self, name: str) -> Vector:
-        return Vector(name, self._hidden, on_device=False)
+        return Vector(name, self._hidden, Where.HOST)

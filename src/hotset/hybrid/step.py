@@ -7,6 +7,7 @@ shows both sides.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import TypeAlias
 
 from hotset.backends.contract import FFN, Head, Mixer
@@ -18,13 +19,22 @@ MOST_ROWS = 8
 """Rows of a step at most; batches of more go layer by layer."""
 
 
+class Where(Enum):
+    """Where a vector's rows are."""
+
+    DEVICE = auto()
+    HOST = auto()
+    PACKET = auto()
+    """On the way from one to the other; see `hotset.hybrid.device.Packet`."""
+
+
 @dataclass(frozen=True)
 class Vector:
-    """`MOST_ROWS` rows of `size` numbers, on the device or in memory that both sides reach."""
+    """`MOST_ROWS` rows of `size` numbers."""
 
     name: str
     size: int
-    on_device: bool
+    where: Where
 
     def __str__(self) -> str:
         return self.name
@@ -35,13 +45,13 @@ class Vector:
 
 @dataclass(frozen=True)
 class Send:
-    """Copy device's rows to the host."""
+    """Send rows to the host, in a packet."""
 
     x: Vector
     to: Vector
 
     def __str__(self) -> str:
-        return f"send {self.x} to {self.to}"
+        return f"send {self.x} as {self.to}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class SendScores:
     to: Vector
 
     def __str__(self) -> str:
-        return f"send scores {self.layer} of {self.x} to {self.to}"
+        return f"send scores {self.layer} of {self.x} as {self.to}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class SendSelection:
     to: Vector
 
     def __str__(self) -> str:
-        return f"send selection {self.layer}, {self.weights} to {self.to}"
+        return f"send selection {self.layer}, {self.weights} as {self.to}"
 
 
 @dataclass(frozen=True)
@@ -98,59 +108,49 @@ class FeedExperts:
 
 
 @dataclass(frozen=True)
-class SendLogits:
-    """Send the head's logits of x to the host."""
+class Receive:
+    """Await the host's packet, and copy its rows to the device, or add them there."""
+
+    x: Vector
+    to: Vector
+    add: bool
+
+    def __str__(self) -> str:
+        return f"await {self.x} and {'add' if self.add else 'copy'} it to {self.to}"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Copy rows that the host wrote before the step."""
+
+    x: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"upload {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """Copy rows to where the host finds them after the step."""
+
+    x: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"download {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
+class DownloadLogits:
+    """The same of the head's logits of x."""
 
     head: Head = field(repr=False)
     x: Vector
     to: Vector
 
     def __str__(self) -> str:
-        return f"send logits of {self.x} to {self.to}"
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Copy rows that the host wrote before the step to the device."""
-
-    x: Vector
-    to: Vector
-
-    def __str__(self) -> str:
-        return f"fetch {self.x} to {self.to}"
-
-
-@dataclass(frozen=True)
-class Raise:
-    """Raise the flag for which a task waits: what was sent before is there."""
-
-    task: int
-
-    def __str__(self) -> str:
-        return f"raise {self.task}"
-
-
-@dataclass(frozen=True)
-class Await:
-    """Wait until a task is done."""
-
-    task: int
-
-    def __str__(self) -> str:
-        return f"await {self.task}"
-
-
-@dataclass(frozen=True)
-class Receive:
-    """Wait until a task is done, and copy its answer to the device, or add it there."""
-
-    task: int
-    x: Vector
-    to: Vector
-    add: bool
-
-    def __str__(self) -> str:
-        return f"await {self.task}: {'add' if self.add else 'fetch'} {self.x} to {self.to}"
+        return f"download logits of {self.x} to {self.to}"
 
 
 @dataclass(frozen=True)
@@ -229,11 +229,10 @@ Instruction: TypeAlias = (
     | SendScores
     | Select
     | SendSelection
-    | SendLogits
-    | Fetch
-    | Raise
-    | Await
     | Receive
+    | Upload
+    | Download
+    | DownloadLogits
     | Zero
     | Copy
     | Scale
@@ -245,6 +244,28 @@ Instruction: TypeAlias = (
 
 
 # What the host's worker does in a task.
+
+
+@dataclass(frozen=True)
+class Take:
+    """Await the device's packet and take its rows."""
+
+    x: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"take {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Send rows to the device, in a packet."""
+
+    x: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"answer {self.x} as {self.to}"
 
 
 @dataclass(frozen=True)
@@ -289,15 +310,17 @@ class HostFeedExperts:
         return f"add experts {self.layer} of {self.x} by {self.weights} to {self.to}"
 
 
-Work: TypeAlias = Zero | Copy | Scale | HostAttend | HostFeed | HostFeedExperts
+Work: TypeAlias = Take | Answer | Zero | Copy | Scale | HostAttend | HostFeed | HostFeedExperts
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work of the host's, begun when its flag is raised; a step's tasks are done in their order."""
+    """What the host takes, what it does with it, and its answer; a step's tasks are done in their order."""
 
     number: int
     work: tuple[Work, ...]
+    beside: int
+    """So many instructions are told before it may begin; to print it beside the next."""
 
 
 @dataclass(frozen=True)
@@ -322,12 +345,11 @@ class Step:
         return iter(seen)
 
     def __str__(self) -> str:
-        tasks = {task.number: task for task in self.tasks}
         width = max(map(len, map(str, self.instructions)), default=0) + 4
         lines = [f"{'device':<{width}}host"]
-        for instruction in self.instructions:
-            work = tasks[instruction.task].work if isinstance(instruction, Raise) else ()
-            first, *others = map(str, work) if work else ("",)
+        for i, instruction in enumerate([*self.instructions, ""]):
+            work = [str(work) for task in self.tasks if task.beside == i for work in task.work]
+            first, *others = work or ("",)
             lines.append(f"{instruction!s:<{width}}{first}".rstrip())
             lines += [f"{'':<{width}}{other}" for other in others]
-        return "\n".join(lines)
+        return "\n".join(lines).rstrip()

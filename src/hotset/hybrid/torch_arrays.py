@@ -1,9 +1,10 @@
 """Arrays that are torch tensors, and the GPU backend's parts, for a GPU and for the interpreter."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +15,30 @@ from hotset.backends.contract import F32, Array, ExpertsSpec, Head, NeuronFFNSpe
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
 from hotset.backends.gpu.kernels.attention import SPAN
+from hotset.backends.gpu.packets import GpuPackets
 from hotset.backends.gpu.state import GpuView, Spans, describe
 from hotset.core.batch import Batch
-from hotset.hybrid.device import AddNormed, Predict, ResidentExperts, Slot
+from hotset.hybrid.device import AddNormed, Packet, Predict, ResidentExperts, Slot
 
 RECORDED_ROWS = (1, 2, 4, 8)
 """Steps are recorded for so many rows; a batch takes the smallest that it fits in."""
+
+MOST_LOOKS = 1 << 17 if sys.platform == "win32" else 1 << 26
+"""A kernel looks so often for a packet, a microsecond or two each, before it gives up: minutes, but fractions
+of a second on Windows, whose watchdog ends kernels after two."""
+
+
+class Packets(Protocol):
+    """Packets (T, N) between both sides, as int64 tensors."""
+
+    def begin(self, control: Any) -> None:
+        """Begin a step: `control` (2,), int32 and pinned, has its number and its rows."""
+
+    def send(self, x: Any, packet: Any) -> None:
+        """Write the step's rows of x (T, N)."""
+
+    def receive(self, packet: Any, out: Any, *, add: bool) -> None:
+        """Await the step's rows, and copy them, or add them, to out (T, N)."""
 
 
 class TorchArrays(ABC):
@@ -31,6 +50,8 @@ class TorchArrays(ABC):
         self._gpu = GpuBackend(torch_device)
         self.backend: Backend = self._gpu
         self.torch_device = torch.device(torch_device)
+        self._told = self.pinned((1,), np.uint32)
+        self.packets: Packets = GpuPackets(self._gpu.gpu, as_tensor(self._told), MOST_LOOKS)
 
     @abstractmethod
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -68,6 +89,22 @@ class TorchArrays(ABC):
         """See `Device`."""
         x.mul_(factor)
 
+    def begin(self, control: NDArray[np.uint32]) -> None:
+        """See `Device`."""
+        self.packets.begin(as_tensor(control))
+
+    def send(self, x: Array, to: Packet) -> None:
+        """See `Device`."""
+        self.packets.send(x, as_tensor(to))
+
+    def receive(self, x: Packet, out: Array, *, add: bool) -> None:
+        """See `Device`."""
+        self.packets.receive(as_tensor(x), out, add=add)
+
+    def gave_up(self, number: int) -> bool:
+        """See `Device`."""
+        return int(self._told[0]) == number
+
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
         """See `Device`."""
         return self._gpu.resident_experts(spec, experts)
@@ -96,6 +133,11 @@ class TorchArrays(ABC):
     def record_batches(self, tell: Callable[[int, GpuView], None]) -> Callable[[Batch], None]:
         """See `Device`."""
         return RecordedBatches(self, tell)
+
+
+def as_tensor(array: NDArray[Any]) -> Any:
+    """The same memory as a tensor of signed whole numbers, of which torch has more than of unsigned ones."""
+    return torch.from_numpy(array.view(f"i{array.itemsize}"))
 
 
 class RecordedBatches:

@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from hotset import _native
-from hotset.hybrid.device import DeviceMemoryError, Event, Flag
-
-_LOOK_SECONDS = 0.05
-"""Between looks at whether the user has interrupted."""
+from hotset.hybrid.device import DeviceMemoryError, Event
 
 
 class Memory:
@@ -60,15 +56,6 @@ class HostStream:
         array = np.zeros(shape, dtype)
         self.pinned_memory.hold(array, array.nbytes)
         return array
-
-    def raise_flag(self, flag: Flag) -> None:
-        """See `Device`."""
-        _native.raise_flag(flag)
-
-    def take_flag(self, flag: Flag) -> None:
-        """See `Device`."""
-        while not _native.take_flag(flag, _LOOK_SECONDS):
-            pass
 
     def synchronize(self) -> None:
         """See `Device`."""

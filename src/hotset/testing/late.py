@@ -1,9 +1,10 @@
 """A stand-in whose streams are behind, as a GPU's are: threads do what it is told, a random while later.
 
 Nothing is done earlier than its stream's order and the events that it waits for ask, but anything else may
-come first: a second stream, the host's worker, the caller. Pinned memory that is given back is poisoned, so
-that a copy which is still to come does harm. What holds on this device relies on streams, events and flags
-alone.
+come first: a second stream, the host's worker, the caller. What is stored in packets arrives in pieces, in
+any order, maybe after what the stream does next. Pinned memory that is given back is poisoned, so that a copy
+which is still to come does harm. What holds on this device relies on streams, events and the numbers of
+packets alone.
 """
 
 import random
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from hotset import _native
 from hotset.backends.contract import (
     F32,
     FFN,
@@ -33,7 +35,7 @@ from hotset.backends.contract import (
     Norm,
     RecurrentSpec,
 )
-from hotset.hybrid.device import AddNormed, Event, Flag, Predict, ResidentExperts, Slot
+from hotset.hybrid.device import AddNormed, Event, Packet, Predict, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
 from hotset.testing.stand_in import StandInDevice
 
@@ -75,6 +77,41 @@ class Stream:
                 operation()
             except BaseException as error:
                 self._error = self._error or error
+
+
+class _Stores:
+    """Words on their way to the host, in pieces that arrive in any order; one packet's steps in theirs."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._numbers = np.random.default_rng(seed)
+        self._coming: dict[int, deque[list[tuple[Any, Any, Any]]]] = {}
+        self._wake = threading.Condition()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def tell(self, words: NDArray[np.uint64], packet: Packet) -> None:
+        """Have the words of a packet's rows arrive."""
+        order = self._numbers.permutation(words.size)
+        target = packet.reshape(-1)
+        pieces = [(target, piece, words.reshape(-1)[piece]) for piece in np.array_split(order, 4)]
+        with self._wake:
+            self._coming.setdefault(target.ctypes.data, deque()).append(pieces)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._coming)
+                address = self._random.choice(list(self._coming))
+                steps = self._coming[address]
+                target, piece, words = steps[0].pop(self._random.randrange(len(steps[0])))
+                if not steps[0]:
+                    steps.popleft()
+                if not steps:
+                    del self._coming[address]
+            if delay := self._random.choice(_DELAYS):
+                time.sleep(delay)
+            target[piece] = words
 
 
 class _End:
@@ -232,7 +269,7 @@ class LateStandIn(StandInDevice):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.stream, self.copies = Stream(seed), Stream(seed + 1)
+        self.stream, self.copies, self._stores = Stream(seed), Stream(seed + 1), _Stores(seed + 2)
         self._aside = threading.local()
         self._own = self.backend
         self.backend = _LateBackend(self, self._own)
@@ -313,13 +350,26 @@ class LateStandIn(StandInDevice):
         """See `Device`."""
         return _LateExperts(self, super().resident_experts(spec, experts), spec.shape.count)
 
-    def raise_flag(self, flag: Flag) -> None:
+    def begin(self, control: NDArray[np.uint32]) -> None:
         """See `Device`."""
-        self.tell(lambda: super(LateStandIn, self).raise_flag(flag))
+        control = _raw(control)
+        self.tell(lambda: super(LateStandIn, self).begin(control))
 
-    def take_flag(self, flag: Flag) -> None:
+    def send(self, x: F32, to: Packet) -> None:
         """See `Device`."""
-        self.tell(lambda: super(LateStandIn, self).take_flag(flag))
+        to = _raw(to)
+
+        def store() -> None:
+            words = np.zeros((self.rows, x.shape[1]), np.uint64)
+            _native.write_packet(np.ascontiguousarray(x[: self.rows]), words, self.number)
+            self._stores.tell(words, to[: self.rows])
+
+        self.tell(store)
+
+    def receive(self, x: Packet, out: F32, *, add: bool) -> None:
+        """See `Device`."""
+        x = _raw(x)
+        self.tell(lambda: super(LateStandIn, self).receive(x, out, add=add))
 
     def slot(self) -> Slot:
         """See `Device`; a piece is built from its staged bytes when its copy comes."""

@@ -1,4 +1,4 @@
-"""The CPU in the GPU's role: the same executor, splits, flags and copies on a machine without a GPU.
+"""The CPU in the GPU's role: the same executor, splits, packets and copies on a machine without a GPU.
 
 Its stream is the calling thread, so everything is done as soon as it is said; the host's worker runs beside
 it on a thread of its own, as it would beside a GPU. Only the time it takes means nothing.
@@ -9,7 +9,9 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hotset import _native
 from hotset.backends.building import Backend
 from hotset.backends.contract import (
     F32,
@@ -41,13 +43,16 @@ from hotset.backends.cpu import (
 from hotset.backends.maths import normalise, predict, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.config import Score
-from hotset.hybrid.device import Flag, ResidentExperts, Slot
+from hotset.hybrid.device import Packet, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
 from hotset.testing.host_stream import HostStream, Memory
 from hotset.testing.resident import StandInExperts
 
 _Spec = TypeVar("_Spec")
 _Part = TypeVar("_Part")
+
+_LOOK_SECONDS = 0.05
+"""Between looks at whether the user has interrupted."""
 
 _NUMBER_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
 
@@ -131,6 +136,7 @@ class StandInDevice(HostStream):
     def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
         super().__init__()
         self.memory = Memory(vram)
+        self.number = self.rows = 0  # of the present step
         self._metered = _MeteredBackend(self.memory, threads)
         self.backend: Backend = self._metered
 
@@ -177,10 +183,24 @@ class StandInDevice(HostStream):
         """See `Device`."""
         return head.forward(x)
 
-    def receive(self, flag: Flag, x: F32, out: F32, *, add: bool) -> None:
+    def begin(self, control: NDArray[np.uint32]) -> None:
         """See `Device`."""
-        self.take_flag(flag)
-        (self.add if add else self.upload)(x, out)
+        self.number, self.rows = map(int, control)
+
+    def send(self, x: F32, to: Packet) -> None:
+        """See `Device`."""
+        _native.write_packet(x[: self.rows], to[: self.rows], self.number)
+
+    def receive(self, x: Packet, out: F32, *, add: bool) -> None:
+        """See `Device`."""
+        arrived, rows = np.empty_like(out[: self.rows]), out[: self.rows]
+        while not _native.take_packet(x[: self.rows], self.number, arrived, _LOOK_SECONDS):
+            pass
+        np.copyto(rows, rows + arrived if add else arrived)
+
+    def gave_up(self, number: int) -> bool:
+        """See `Device`."""
+        return False
 
     def slot(self) -> Slot:
         """See `Device`: whatever it was filled with before is given back."""
