@@ -21,8 +21,10 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import Device
 from hotset.model.transformer import Transformer
+from hotset.placing.costs import model_parts
 from hotset.placing.machine import MachineProfile
 from hotset.placing.place import place
+from hotset.placing.planner import working_bytes
 from hotset.serve.load import with_plan
 
 BUDGETS = (0.4, 1.0, 0.25, 0.5, 0.75)
@@ -82,11 +84,14 @@ def fire_rates(checkpoint: Checkpoint, name: str) -> NDArray[np.float64]:
 
 
 def by_layers(checkpoint: Checkpoint, budget: int, context: int) -> Placement:
-    """Whole layers on the device while they fit, the last first, as llama.cpp's ``-ngl`` takes them."""
+    """Whole layers on the device while they fit, the last first, as llama.cpp's ``-ngl`` takes them.
+
+    The budget has the same working memory in it as the hybrid's.
+    """
     c = checkpoint.config
     kv = 2 * c.n_kv_heads * c.head_dim * context * 2
     output = "output.weight" if "output.weight" in checkpoint.tensors else "token_embd.weight"
-    left = budget - checkpoint.tensors[output].nbytes
+    left = budget - working_bytes(model_parts(checkpoint)) - checkpoint.tensors[output].nbytes
     head, on_device = left >= 0, 0
     for i in range(c.n_layers - 1, -1, -1) if head else ():
         names = [n for n in checkpoint.tensors if n.startswith(f"blk.{i}.") and ".fc" not in n]

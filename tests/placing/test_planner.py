@@ -121,6 +121,14 @@ def test_more_memory_is_never_predicted_slower(planner: Planner, shares: list[fl
         assert more.ms <= less.ms
 
 
+def test_working_memory_is_small() -> None:
+    """Beside a Llama-2-7B's 3.8 GB: at most 60 MB, so that a budget goes to weights."""
+    llama = {"n_heads": 32, "n_kv_heads": 32, "head_dim": 128, "vocab_size": 32000}
+    checkpoint = shape_only(n_layers=32, hidden=4096, ffn=11008, kind=TensorType.Q4_0, **llama)
+    planner = Planner(checkpoint, machine(), context=1024, prompt=512)
+    assert 40e6 < planner.working_bytes < 60e6
+
+
 def model() -> Planner:
     ffn = 1024
     frequency = np.tile(np.linspace(1, 0, ffn), (4, 1))

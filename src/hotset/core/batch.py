@@ -9,6 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK_ROWS = 128
+"""Rows of a batch that a GPU's part computes at once, so that what it needs on the way is little."""
+
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 

@@ -18,8 +18,9 @@ from hotset.backends.contract import FFN, Array, BatchView, Linear, NeuronFFNSpe
 from hotset.hybrid.device import Device, Event
 from hotset.hybrid.slices import Spec, ffn_bytes, ffn_matrices, granule, neurons_alone
 
-PIECE_BYTES = 32 << 20
-"""Of cold weights that are copied to the device at once: from some MiB on a bus is used fully."""
+PIECE_BYTES = 6 << 20
+"""Of cold weights that are copied to the device at once: from some MiB on a bus is used fully, and what a
+prompt needs now and then lies idle while single tokens are decoded."""
 
 _ALIGNMENT = 64
 

@@ -16,7 +16,7 @@ from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
 from hotset.backends.gpu.kernels.attention import SPAN
 from hotset.backends.gpu.packets import GpuPackets
-from hotset.backends.gpu.state import GpuView, Spans, describe
+from hotset.backends.gpu.state import Block, GpuView, Spans, describe
 from hotset.core.batch import Batch
 from hotset.hybrid.device import AddNormed, Packet, Predict, ResidentExperts, Slot
 
@@ -167,7 +167,8 @@ class RecordedBatches:
         self._written[: len(table)] = table
         key = rows, described.dtype, described.capacity
         if key not in self._recorded:
-            view = GpuView(rows, described.dtype, (Spans(self._table[:rows], 1, described.capacity),))
+            spans = Spans(self._table[:rows], 1, described.capacity)
+            view = GpuView(rows, described.dtype, (Block(slice(0, rows), (spans,)),))
             self._recorded[key] = self._device.record(partial(self._tell_view, view))
         self._recorded[key]()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.core.batch import BLOCK_ROWS
 from hotset.core.config import LayerPlacement, Placement
 from hotset.core.errors import RequestError
 from hotset.formats.checkpoint import Checkpoint
@@ -243,19 +244,21 @@ class Planner:
 
 
 def working_bytes(parts: ModelParts) -> int:
-    """The GPU's buffers, estimated: activations of a slice of a prompt, logits, and streamed cold weights.
+    """The device's buffers, estimated: activations of a slice of a prompt, logits, and streamed cold weights.
 
-    A slice's activations, in float32, are four hidden vectors a token (input, sum, norm and what is added),
-    queries, keys, values and the attention's output, and gate and up. Two pieces of cold weights take turns,
-    and to lay one out takes up to four times its size (reckoned from the bytes of its intermediate tensors).
+    Of a slice, in float32, the hidden vectors are there twice. Attention and FFNs take `BLOCK_ROWS` of its
+    rows at a time: their norm, and queries, keys, values twice with what attention gives, which has two sums
+    a row on the way; or gate and up and, in halves, one of them. Mixtures take all rows. A piece of cold
+    weights is in two slots; to lay out one of its matrices, a third of it, takes five times its size, itself
+    and four more, as reckoned from its intermediate tensors.
     """
     config = parts.config
-    of_layers = [config.heads(i) for i in range(config.n_layers)]
-    heads = max(2 * (h.n_heads + h.n_kv_heads) * h.head_dim for h in of_layers)
-    widths = [
-        *map(config.neurons, range(config.n_layers)),
-        *(e.used * e.size + e.shared_size for e in (x.experts for x in config.layers) if e),
-    ]
-    numbers = SLICE * (4 * config.hidden_size + heads + 2 * max(widths)) + config.vocab_size
+    hidden, of_layers = config.hidden_size, [config.heads(i) for i in range(config.n_layers)]
+    attention = max((11 * h.n_heads // 2 + 2 * h.n_kv_heads) * h.head_dim for h in of_layers)
+    ffn = max(5 * config.neurons(i) // 2 for i in range(config.n_layers))
+    mixtures = [e.used * e.size + e.shared_size for e in (x.experts for x in config.layers) if e]
+    mixture = hidden + 2 * max(mixtures) if mixtures else 0
+    numbers = SLICE * 2 * hidden + config.vocab_size
+    numbers += max(BLOCK_ROWS * (hidden + max(attention, ffn)), SLICE * mixture)
     largest = max(math.ceil(layer.ffn.size * layer.ffn.unit_bytes) for layer in parts.layers)
-    return 4 * numbers + 6 * min(largest, PIECE_BYTES)
+    return 4 * numbers + (2 * 3 + 5) * min(largest, PIECE_BYTES) // 3

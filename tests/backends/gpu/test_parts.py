@@ -169,8 +169,12 @@ def test_going_back(backend: Any) -> None:
         append(4, 5)
 
 
-def test_attention_of_several_sequences(backend: Any) -> None:
-    """Prompts and single rows in one call; sequences of different room, one of them forked."""
+@pytest.mark.parametrize("block_rows", [128, 3])
+def test_attention_of_several_sequences(
+    backend: Any, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and single rows in one call, also cut; sequences of different room, one of them forked."""
+    monkeypatch.setattr("hotset.backends.gpu.state.BLOCK_ROWS", block_rows)
     spec = attention_spec((4, 2), 16, rope=rope(16, False), window=5)
     shape = StateShape(2, 2, 16)
     layer, reference = backend.attention(spec, 1), ReferenceBackend().attention(spec, 1)
@@ -233,6 +237,31 @@ def test_ffn(backend: Any, activation: Activation, gated: bool) -> None:
     reference.neurons(x, expected_gate, expected_h)
     assert_close(gate, expected_gate, 2e-5)
     assert_close(h, expected_h, 2e-5)
+
+
+def test_an_ffn_in_blocks_of_rows(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = FFNSpec(
+        norm(1, HIDDEN),
+        linear(10, 67, HIDDEN),
+        linear(20, 67, HIDDEN),
+        linear(30, HIDDEN, 67),
+        Activation.SILU,
+    )
+    x = numbers(5, 5, HIDDEN)
+    layer, whole, cut = backend.ffn(spec), to_gpu(backend, x), to_gpu(backend, x)
+    layer.forward(whole, whole)
+    monkeypatch.setattr("hotset.backends.gpu.state.BLOCK_ROWS", 2)
+    layer.forward(cut, cut)
+    assert_close(cut, to_numpy(whole), 2e-5)
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, [1]), (128, [128]), (129, [64, 65]), (512, [128] * 4)])
+def test_blocks_are_about_equal(rows: int, expected: list[int]) -> None:
+    from hotset.backends.gpu.state import blocks_of
+
+    blocks = blocks_of(rows)
+    assert [block.stop - block.start for block in blocks] == expected
+    assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(rows))
 
 
 def test_a_slot(backend: Any) -> None:

@@ -14,12 +14,15 @@ from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
 from hotset.backends.gpu.state import GpuView, Spans
+from hotset.core.batch import BLOCK_ROWS
 from hotset.core.config import RopeConfig
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor
 
 _KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
 _ANY_DISTANCE = 1 << 30
+SPLIT_ROWS = 2 * BLOCK_ROWS
+"""There is room for so many rows' sums over parts of the keys."""
 
 
 class GpuAttention:
@@ -77,6 +80,10 @@ class GpuAttention:
 
     def forward(self, x: Any, out: Any, view: GpuView) -> None:
         """See `Attention`."""
+        for block in view.blocks:
+            self._forward(x[block.rows], out[block.rows], block.spans, view.dtype)
+
+    def _forward(self, x: Any, out: Any, groups: tuple[Spans, ...], dtype: Any) -> None:
         tokens, gpu = len(x), self.gpu
         n = self.norm.input(x)
         qkv = gpu.scratch("qkv", tokens, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
@@ -86,9 +93,9 @@ class GpuAttention:
             first += matrix.rows
         q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
         mixed = Input(gpu, gpu.scratch("mixed", tokens, self.n_heads * self.head_dim))
-        for spans in view.spans:
-            self._prepare(qkv, q, spans, view.dtype)
-            mixed = self._attend(q, mixed.numbers, spans, view.dtype)
+        for spans in groups:
+            self._prepare(qkv, q, spans, dtype)
+            mixed = self._attend(q, mixed.numbers, spans, dtype)
         if self.post_norm is None:
             self.output.times(mixed, out, add=True)
         else:
@@ -123,7 +130,8 @@ class GpuAttention:
         bs = most if dtype == torch.float16 else max(16, most // 2)
         blocks, count = triton.cdiv(rows, bm), len(spans.table)
         programs = blocks * self.n_kv_heads * count
-        splits = attention_splits(programs, spans.capacity // (4 * bs), gpu.multiprocessors)
+        most_splits = min(spans.capacity // (4 * bs), SPLIT_ROWS // tokens)
+        splits = attention_splits(programs, most_splits, gpu.multiprocessors)
         part = gpu.scratch("part", tokens, splits, self.n_heads * self.head_dim) if splits > 1 else mixed
         tops = gpu.scratch("tops", tokens, splits, self.n_heads)
         sums = gpu.scratch("sums_of_weights", tokens, splits, self.n_heads)

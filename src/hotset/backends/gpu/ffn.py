@@ -1,7 +1,7 @@
 """Norms and FFNs on the GPU."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import triton
@@ -13,11 +13,14 @@ from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room, matvec_rows
+from hotset.backends.gpu.state import blocks_of
 from hotset.core.config import Activation, NormKind
 from hotset.core.errors import CheckpointError, HotsetError
 
 ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
 """Their numbers in kernels."""
+
+Placed = TypeVar("Placed", "GpuNorm", Matrix)
 
 
 class GpuNorm:
@@ -59,38 +62,48 @@ class GpuNorm:
         )  # fmt: skip
 
 
+class Place(Protocol):
+    """Says where a norm's or a matrix's arrays are to be; returns what it is given."""
+
+    def __call__(self, part: Placed) -> Placed:
+        """Move the arrays of a part."""
+
+
+def _where_it_is(part: Placed) -> Placed:
+    return part
+
+
 class GpuFFN:
     """All neurons of an FFN, for every token; see `hotset.backends.contract.FFN`.
 
     Decoding is three kernels: the norm, gate and up with the activation, and down.
     """
 
-    def __init__(self, gpu: Gpu, spec: FFNSpec | NeuronFFNSpec) -> None:
+    def __init__(self, gpu: Gpu, spec: FFNSpec | NeuronFFNSpec, place: Place = _where_it_is) -> None:
+        """`place` moves each matrix when it is built, before the next is."""
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         if spec.activation.gated_only and spec.gate is None:
             raise CheckpointError(
                 f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
             )
         self.gpu, self.size = gpu, size
-        self.norm = GpuNorm(gpu, spec.norm, hidden)
-        self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
-        self.gate = build_matrix(gpu, spec.gate, size, hidden) if spec.gate else None
-        self.up = build_matrix(gpu, spec.up, size, hidden)
-        self.down = self._build_down(spec, hidden, size)
+        self.norm = place(GpuNorm(gpu, spec.norm, hidden))
+        self.post_norm = place(GpuNorm(gpu, spec.post_norm, hidden)) if spec.post_norm else None
+        self.gate = place(build_matrix(gpu, spec.gate, size, hidden)) if spec.gate else None
+        self.up = place(build_matrix(gpu, spec.up, size, hidden))
+        self.down = place(self._build_down(spec, hidden, size))
         self.activation = ACTIVATIONS[spec.activation]
 
     def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:
         down: Linear = spec.down
         return build_matrix(self.gpu, down, hidden, size)
 
-    def move(self, move: Callable[[Any], Any]) -> None:
-        """Have each array where `move` puts it."""
-        for part in (self.norm, self.post_norm, self.gate, self.up, self.down):
-            if part:
-                part.move(move)
-
     def forward(self, x: Any, out: Any, view: object = None) -> None:
         """See `FFN`; every neuron is computed, whatever the batch is."""
+        for rows in blocks_of(len(x)):
+            self._forward(x[rows], out[rows])
+
+    def _forward(self, x: Any, out: Any) -> None:
         h = self._hidden(self.norm.input(x))
         if self.post_norm is None:
             self._down(h, out, add=True)
@@ -147,8 +160,8 @@ class GpuNeuronFFN(GpuFFN):
     neuron is exactly zero are not read, which changes nothing.
     """
 
-    def __init__(self, gpu: Gpu, spec: NeuronFFNSpec) -> None:
-        super().__init__(gpu, spec)
+    def __init__(self, gpu: Gpu, spec: NeuronFFNSpec, place: Place = _where_it_is) -> None:
+        super().__init__(gpu, spec, place)
         self._skip = spec.activation.zero_producing
 
     def _build_down(self, spec: Any, hidden: int, size: int) -> Matrix:

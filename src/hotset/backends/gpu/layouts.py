@@ -33,7 +33,7 @@ from hotset.formats.tensor import FP4_DOUBLED, IQ4_NL, Tensor, TensorType
 
 Torch: TypeAlias = Any
 
-_AT_ONCE = 1 << 25
+_AT_ONCE = 1 << 22
 """Bytes of a matrix that are laid out at once."""
 
 

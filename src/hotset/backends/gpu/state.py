@@ -1,6 +1,7 @@
 """Sequences on the GPU, and a batch of them as its kernels take it."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from hotset.backends.contract import StateShape
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.kernels.attention import SPAN
-from hotset.core.batch import Batch
+from hotset.core.batch import BLOCK_ROWS, Batch
 from hotset.core.errors import HotsetError
 from hotset.core.heads import KvShape
 
@@ -125,25 +126,45 @@ class Spans:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Rows of a batch that are computed at once, and the spans that they are, counted from its first row."""
+
+    rows: slice
+    spans: tuple[Spans, ...]
+
+
+@dataclass(frozen=True)
 class GpuView:
     """A batch for the GPU's parts. What they launch depends on this alone, not on the tables' content."""
 
     rows: int
     dtype: Any
     """torch's type of the keys and values."""
-    spans: tuple[Spans, ...]
+    blocks: tuple[Block, ...]
 
     @classmethod
     def of(cls, gpu: Gpu, batch: Batch) -> "GpuView":
         """The view of a batch of this backend's sequences: single rows in one launch, longer spans in one."""
         described = describe(batch)
-        table = described.table
-        spans = tuple(
-            Spans(gpu.upload(np.ascontiguousarray(group)), int(group[:, -1].max()), described.capacity)
-            for group in (table[table[:, -1] == 1], table[table[:, -1] > 1])
-            if len(group)
-        )
-        return cls(len(batch.tokens), described.dtype, spans)
+
+        def block(rows: slice) -> Block:
+            table = described.within(rows)
+            spans = tuple(
+                Spans(gpu.upload(np.ascontiguousarray(group)), int(group[:, -1].max()), described.capacity)
+                for group in (table[table[:, -1] == 1], table[table[:, -1] > 1])
+                if len(group)
+            )
+            return Block(rows, spans)
+
+        rows = len(batch.tokens)
+        return cls(rows, described.dtype, tuple(map(block, blocks_of(rows))))
+
+
+def blocks_of(rows: int) -> list[slice]:
+    """A batch's rows in about equal blocks of at most `BLOCK_ROWS`."""
+    count = max(1, -(-rows // BLOCK_ROWS))
+    ends = [rows * i // count for i in range(count + 1)]
+    return [slice(*ends) for ends in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -153,6 +174,16 @@ class Described:
     table: Table
     dtype: Any
     capacity: int
+
+    def within(self, rows: slice) -> Table:
+        """The table of some rows, counted from the first of them."""
+        table = self.table.copy()
+        first, count = table[:, -2], table[:, -1]
+        start, stop = np.maximum(first, rows.start), np.minimum(first + count, rows.stop)
+        table[:, -3] += start - first
+        table[:, -2], table[:, -1] = start - rows.start, stop - start
+        here: Table = table[table[:, -1] > 0]
+        return here
 
     def by_rows(self) -> Table:
         """The table with a span for each row, so that equal numbers of rows have equal launches."""
