@@ -1,5 +1,6 @@
 """Mixtures of experts of the GPU backend against the reference backend's."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,18 @@ def test_numbers_that_are_not_finite_are_seen(backend: Any) -> None:
 def test_groups_are_refused(backend: Any) -> None:
     with pytest.raises(HotsetError, match="groups of experts run on the CPU alone"):
         backend.experts(experts_spec(groups=2, groups_used=1))
+
+
+def test_scales_of_experts(backend: Any) -> None:
+    """Each expert's own: the numbers become halves."""
+    spec = experts_spec(kind=TensorType.NVFP4, hidden=64, size=64)
+    scale = np.linspace(0.1, 0.4, spec.shape.count, dtype=np.float32)
+    up = replace(spec.up, weight=replace(spec.up.weight, scale=scale))
+    spec = replace(spec, up=up)
+    layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
+    x = numbers(3, 2, 64)
+    expected = x.copy()
+    reference.forward(x, expected, None)
+    out = to_gpu(backend, x)
+    layer.forward(out, out, None)
+    assert_close(out, expected, 2e-3)
