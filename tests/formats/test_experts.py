@@ -49,7 +49,7 @@ def test_sizes_come_from_keys_or_tensors(opened: Any, name: str) -> None:
         experts = config.layers[0].experts
         assert (experts.count, experts.used, experts.size) == (3, 2, 5)
         assert experts.shared_size == (7 if "ffn_up_shexp" in MIXTURES[name].tensors else 0)
-        assert config.ffn_size == (12 if config.layers[0].beside else 0)
+        assert config.ffn_size == (12 if MIXTURES[name].by_layer else 0)
         assert config.mixture
 
 
