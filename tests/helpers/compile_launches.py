@@ -144,6 +144,7 @@ def everything_else(backend: GpuBackend) -> None:
         (4, 2 * HEAD, "f16", {}),
         (16, HEAD, "f16", {"rope": rope, "q_norm": head_norm, "k_norm": norm(HEAD), "post_norm": norm(D)}),
         (1, HEAD, "f32", {"window": 100}),
+        (4, HEAD, "q8_0", {"rope": rope}),
     ):
         spec = AttentionSpec(
             norm(D, NormKind.LAYER, True), linear(t, D, D), linear(t, kv_heads * head, D),

@@ -19,6 +19,7 @@ from hotset.backends.contract import (
     Norm,
     StateShape,
 )
+from hotset.backends.cpu import CpuBackend
 from hotset.backends.gpu.attention import attention_splits
 from hotset.backends.maths import normalise, predict, predictor_matrices
 from hotset.backends.reference import ReferenceBackend
@@ -140,6 +141,21 @@ def test_attention_with_half_precision_cache(backend: Any) -> None:
     found = run_gpu(backend, spec, (1, 12, 1), "f16")
     for a, b in zip(found, run_reference(spec, (1, 12, 1), "f16"), strict=True):
         assert_close(a, b, 2e-4)  # a key may round to the next half
+
+
+@pytest.mark.parametrize(("heads", "size", "rotary"), [((4, 2), 32, 32), ((2, 1), 96, 64)])
+def test_attention_with_an_8_bit_cache(backend: Any, heads: tuple[int, int], size: int, rotary: int) -> None:
+    """As the CPU's; a code may round to its neighbour."""
+    spec = attention_spec(heads, size, rope=rope(rotary, False), window=9)
+    cpu, shape, lengths = CpuBackend(threads=1), StateShape(2, heads[1], size), (1, 21, 1)
+    kv, layer, expected = cpu.sequence(shape, 23, "q8_0"), cpu.attention(spec, 1), []
+    for i, length in enumerate(lengths):
+        expected.append(numbers(200 + i, length, HIDDEN))
+        attend(cpu, layer, numbers(100 + i, length, HIDDEN), expected[-1], kv)
+    found = run_gpu(backend, spec, lengths, "q8_0")
+    for a, b, exact in zip(found, expected, run_reference(spec, lengths), strict=True):
+        assert_close(a, b, 4e-3)
+        assert_close(a, exact, 2e-2)
 
 
 def test_going_back(backend: Any) -> None:
@@ -367,9 +383,13 @@ def test_norm_that_adds(backend: Any) -> None:
 def test_wrong_arguments(backend: Any) -> None:
     shape = StateShape(1, 1, 32)
     with pytest.raises(
-        HotsetError, match=r"^KV cache type: a GPU's is one of f16, f32, found 'q8_0'; use f16"
+        HotsetError, match=r"^KV cache type: a GPU's is one of f16, f32, q8_0, found 'q4_0'; use f16"
     ):
-        backend.sequence(shape, 8, "q8_0")
+        backend.sequence(shape, 8, "q4_0")
+    with pytest.raises(
+        HotsetError, match="^KV cache type q8_0: expected heads of a multiple of 32, found 20"
+    ):
+        backend.sequence(StateShape(1, 1, 20), 8, "q8_0")
     with pytest.raises(HotsetError, match="^context: expected at least 1 token, found 0"):
         backend.sequence(shape, 0, "f16")
     with pytest.raises(HotsetError, match=r"^KV cache: no memory for 1000000000000 positions"):

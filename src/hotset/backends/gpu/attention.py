@@ -19,7 +19,7 @@ from hotset.core.config import RopeConfig
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.tensor import Tensor
 
-_KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
+_KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32, torch.int8: tl.int8}
 _ANY_DISTANCE = 1 << 30
 SPLIT_ROWS = 2 * BLOCK_ROWS
 """There is room for so many rows' sums over parts of the keys."""
@@ -127,7 +127,7 @@ class GpuAttention:
         # As much as shared memory holds.
         most = (64 if gpu.capability >= 80 else 32) // (1 if bd <= 128 else 2)
         bm = min(most, max(16, triton.next_power_of_2(rows)))
-        bs = most if dtype == torch.float16 else max(16, most // 2)
+        bs = max(16, most // 2) if dtype == torch.float32 else most
         blocks, count = triton.cdiv(rows, bm), len(spans.table)
         programs = blocks * self.n_kv_heads * count
         most_splits = min(spans.capacity // (4 * bs), SPLIT_ROWS // tokens)

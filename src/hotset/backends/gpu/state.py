@@ -15,14 +15,14 @@ from hotset.core.batch import BLOCK_ROWS, Batch
 from hotset.core.errors import HotsetError
 from hotset.core.heads import KvShape
 
-_TYPES = {"f16": torch.float16, "f32": torch.float32}
+_TYPES = {"f16": torch.float16, "f32": torch.float32, "q8_0": torch.int8}
 
 Table = NDArray[np.int64]
 """A batch's spans (S, SPAN), as `hotset.backends.gpu.kernels.attention` reads them."""
 
 
 class GpuSequence:
-    """Keys and values (layers, kv heads, capacity, head_dim) of one sequence.
+    """Keys and values (layers, kv heads, capacity, head_dim) of one sequence; in q8_0 rows are longer.
 
     See `hotset.core.batch.Sequence`. A GPU computes all neurons, so there are no choosers.
     """
@@ -34,7 +34,7 @@ class GpuSequence:
 
     @classmethod
     def empty(cls, gpu: Gpu, shape: StateShape, capacity: int, kv_type: str) -> "GpuSequence":
-        """Room for `capacity` positions; `kv_type` is ``f16`` or ``f32``. Raises `HotsetError`."""
+        """Room for `capacity` positions; `kv_type` is ``f16``, ``f32`` or ``q8_0``. Raises `HotsetError`."""
         if kv_type not in _TYPES:
             raise HotsetError(
                 f"KV cache type: a GPU's is one of {', '.join(_TYPES)}, found {kv_type!r}; use f16"
@@ -44,7 +44,12 @@ class GpuSequence:
         if len(set(shape.kv)) > 1:
             raise HotsetError("the GPU backend has no layers with different heads yet")
         kept = shape.kv[0] if shape.kv else KvShape(shape.n_kv_heads, shape.head_dim)
-        size = len(shape.kv), kept.heads, capacity, kept.size
+        row = kept.size
+        if kv_type == "q8_0":
+            if row % 32:
+                raise HotsetError(f"KV cache type q8_0: expected heads of a multiple of 32, found {row}")
+            row = row // 32 * 34  # with a float16 scale for each 32
+        size = len(shape.kv), kept.heads, capacity, row
         try:
             keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
             values = torch.zeros_like(keys)

@@ -4,6 +4,8 @@ The rows of a call belong to spans, each of a sequence with keys and values of i
 by a table of `SPAN` numbers (int64) a span: the addresses of its keys and values (layers, kv heads, capacity,
 d), the capacity, the position of its first row, the number of that row in the call, and its rows. So what is
 launched depends on no sequence, and a recorded launch is good for any.
+
+Keys and values are floats or, of type int8, a row of d codes and, behind them, a float16 scale for each 32.
 """
 
 import triton
@@ -19,14 +21,55 @@ _SPAN = tl.constexpr(SPAN)
 
 
 @triton.jit
+def _row_size(head_dim, KV: tl.constexpr):
+    """Numbers of type KV that a row of keys or values takes."""
+    return head_dim // 32 * 34 if KV == tl.int8 else head_dim
+
+
+@triton.jit
 def _keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV: tl.constexpr):
     """Where a span's keys and values of attention number `index` begin, and for how many positions."""
     at = span_ptr + span * _SPAN
     capacity = tl.load(at + 2)
-    skipped = index * n_kv_heads * capacity * head_dim
-    key_ptr = tl.multiple_of(tl.load(at).to(tl.pointer_type(KV)) + skipped, 16)
-    value_ptr = tl.multiple_of(tl.load(at + 1).to(tl.pointer_type(KV)) + skipped, 16)
+    skipped = index * n_kv_heads * capacity * _row_size(head_dim, KV)
+    key_ptr = tl.load(at).to(tl.pointer_type(KV)) + skipped
+    value_ptr = tl.load(at + 1).to(tl.pointer_type(KV)) + skipped
+    if KV != tl.int8:
+        key_ptr, value_ptr = tl.multiple_of(key_ptr, 16), tl.multiple_of(value_ptr, 16)
     return key_ptr, value_ptr, capacity
+
+
+@triton.jit
+def _scales_of(row_ptr, head_dim):
+    """Where the scales of rows of codes are."""
+    return (row_ptr + head_dim).to(tl.int64).to(tl.pointer_type(tl.float16))
+
+
+@triton.jit
+def _load_row(row_ptr, d, mask, head_dim, KV: tl.constexpr):
+    """Numbers d of the rows of keys or values."""
+    x = tl.load(row_ptr + d, mask=mask, other=0)
+    if KV == tl.int8:
+        x = x.to(tl.float16) * tl.load(_scales_of(row_ptr, head_dim) + d // 32, mask=mask, other=0.0)
+    return x
+
+
+@triton.jit
+def _store_row(
+    row_ptr, x, c, mask, head_dim, KV: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Write x (BH, BLOCK), zeros after head_dim, to rows of keys or values."""
+    if KV == tl.int8:
+        groups = tl.reshape(x, (BH, BLOCK // 32, 32))
+        scale = (tl.max(tl.abs(groups), axis=2) / 127.0).to(tl.float16)
+        by = tl.where(scale > 0.0, 1.0 / tl.maximum(scale.to(tl.float32), 1e-30), 0.0)
+        codes = tl.floor(groups * by[:, :, None] + 0.5)
+        codes = tl.reshape(tl.minimum(tl.maximum(codes, -127.0), 127.0), (BH, BLOCK))
+        tl.store(row_ptr + c, codes.to(tl.int8), mask=mask & (c < head_dim))
+        g = tl.arange(0, BLOCK // 32)[None, :]
+        tl.store(_scales_of(row_ptr, head_dim) + g, scale, mask=mask & (g * 32 < head_dim))
+    else:
+        tl.store(row_ptr + c, x.to(KV), mask=mask & (c < head_dim))
 
 
 @triton.jit
@@ -97,10 +140,11 @@ def prepare_heads(
 
     tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask & is_query)
     is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
+    size = _row_size(head_dim, KV)
     row = (head - n_heads).to(tl.int64) * capacity + position
-    tl.store(key_ptr + row * head_dim + c, x.to(KV), mask=mask & is_key)
+    _store_row(key_ptr + row * size, x, c, is_key, head_dim, KV, BH, BLOCK)
     row = (head - n_heads - n_kv_heads).to(tl.int64) * capacity + position
-    tl.store(value_ptr + row * head_dim + c, x.to(KV), mask=mask & is_value)
+    _store_row(value_ptr + row * size, x, c, is_value & (head < n_all), head_dim, KV, BH, BLOCK)
 
 
 @triton.jit
@@ -168,21 +212,23 @@ def attend(
     low += split * share
     high = tl.minimum(low + share, high)
 
-    base = kv_head.to(tl.int64) * capacity * head_dim
+    size = _row_size(head_dim, KV)
+    base = kv_head.to(tl.int64) * capacity * size
     top = tl.full((BM,), -1e30, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     acc = tl.zeros((BM, BD), tl.float32)
     for block in range(low, high):
         s = block * BS + tl.arange(0, BS)
         seen = s <= start + last_token
-        cell = base + s[:, None] * head_dim + d[None, :]
-        k = tl.load(key_ptr + cell, mask=seen[:, None] & d_mask[None, :], other=0.0)
+        rows_at = base + s[:, None] * size
+        mask = seen[:, None] & d_mask[None, :]
+        k = _load_row(key_ptr + rows_at, d[None, :], mask, head_dim, KV)
         visible = (s[None, :] <= position[:, None]) & (s[None, :] > position[:, None] - window)
         scores = tl.where(visible, dot(q, tl.trans(k)), -1e30)
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
         shrink = tl.exp2(top - new_top)
-        v = tl.load(value_ptr + cell, mask=seen[:, None] & d_mask[None, :], other=0.0)
+        v = _load_row(value_ptr + rows_at, d[None, :], mask, head_dim, KV)
         acc = acc * shrink[:, None] + dot(p, v)
         total = total * shrink + tl.sum(p, axis=1)
         top = new_top
