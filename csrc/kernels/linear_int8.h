@@ -103,7 +103,7 @@ struct Chunk {
   F32 mins[kChunkBlocks][F::kMinRoom][n];
 
   // `panel` is the first panel's start, `block` the first block, a multiple of Meta::kBlocks.
-  void unpack(const uint8_t* panel, int64_t panel_bytes, int64_t cols, int64_t block, int64_t n_blocks) {
+  void unpack_meta(const uint8_t* panel, int64_t panel_bytes, int64_t block, int64_t n_blocks) {
     using Meta = typename F::Meta;
     for (int p = 0; p < n; p++, panel += panel_bytes) {
       const uint8_t* meta = panel + block / Meta::kBlocks * F::kMetaBytes;
@@ -115,17 +115,38 @@ struct Chunk {
           for (int k = 0; k < Meta::kMins; k++) mins[b + j][k][p] = m[j * Meta::kMins + k];
         }
       }
-      const uint8_t* source = panel + F::codes_start(cols) + block * F::kCodeBytes;
-      for (int64_t b = 0; b < n_blocks; b++, source += F::kCodeBytes) {
+    }
+  }
+
+  // `source` is where the first panel has the codes of the first block.
+  void unpack_codes(const uint8_t* source, int64_t panel_bytes, int64_t n_blocks) {
+    for (int p = 0; p < n; p++, source += panel_bytes) {
+      for (int64_t b = 0; b < n_blocks; b++) {
         unroll<kQuads>([&](auto i) HOTSET_INLINED {
-          store(codes[b][i.value][p], F::Codes::template code<i.value>(source));
+          store(codes[b][i.value][p], F::Codes::template code<i.value>(source + b * F::kCodeBytes));
         });
       }
     }
   }
 
   // Adds the products with a tile of activations, at its first block here, to sums[token][panel].
-  [[gnu::noinline]] void multiply(int64_t n_blocks, const uint8_t* x, F32* sums_of) const {
+  [[gnu::noinline]] void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
+    multiply_with(n_blocks, x, sums, [&](int64_t b, auto quad, auto p) HOTSET_INLINED {
+      return load_i32(codes[b][quad.value][p.value]);
+    });
+  }
+
+  // The same, of codes that are not unpacked but lie at `source`, as for unpack_codes().
+  [[gnu::noinline]] void multiply_packed(const uint8_t* source, int64_t panel_bytes, int64_t n_blocks,
+                                         const uint8_t* x, F32* sums) const {
+    multiply_with(n_blocks, x, sums, [&](int64_t b, auto quad, auto p) HOTSET_INLINED {
+      return F::Codes::template code<quad.value>(source + p.value * panel_bytes + b * F::kCodeBytes);
+    });
+  }
+
+  // code(b, Int<quad>, Int<p>): a quad of block b of panel p.
+  template <class Code>
+  HOTSET_INLINE void multiply_with(int64_t n_blocks, const uint8_t* x, F32* sums_of, Code code) const {
     F32 sums[kTile * n];
     for (int i = 0; i < kTile * n; i++) sums[i] = sums_of[i];
     for (int64_t b = 0; b < n_blocks; b++, x += kActBlockBytes<kTile>) {
@@ -138,7 +159,7 @@ struct Chunk {
         unroll<kQuads / 2>([&](auto quad) HOTSET_INLINED {
           constexpr int q = half.value * kQuads / 2 + quad.value;
           I32 w[n];
-          unroll<n>([&](auto p) HOTSET_INLINED { w[p.value] = load_i32(codes[b][q][p.value]); });
+          unroll<n>([&](auto p) HOTSET_INLINED { w[p.value] = code(b, Int<q>{}, p); });
           unroll<kTile>([&](auto t) HOTSET_INLINED {
             I32 quad_of_x = load_quad<kTile>(x, q, t.value);
             unroll<n>([&](auto p) HOTSET_INLINED {
@@ -198,7 +219,9 @@ void matmul_panels(const Matmul& m, int64_t panel, int64_t column) {
   const int64_t cols = m.w->cols, n_blocks = cols / kBlock, count = m.block1 - m.block0;
   const int64_t bytes = tile_bytes(kActInt8, kTile, cols);
   Chunk<F, n> chunk;
-  chunk.unpack(m.w->data + panel * m.w->panel_bytes, m.w->panel_bytes, cols, m.block0, count);
+  const uint8_t* first = m.w->data + panel * m.w->panel_bytes;
+  chunk.unpack_meta(first, m.w->panel_bytes, m.block0, count);
+  chunk.unpack_codes(first + F::codes_start(cols) + m.block0 * F::kCodeBytes, m.w->panel_bytes, count);
   for (int64_t row = m.row0; row < m.row1; row += kTile) {
     const uint8_t* tile = m.x + row / kTile * bytes;
     const int64_t tokens = m.row1 - row < kTile ? m.row1 - row : kTile;
@@ -217,10 +240,12 @@ void matmul_panels(const Matmul& m, int64_t panel, int64_t column) {
   }
 }
 
-// ---- Few tokens: as in decode, weights are read once, in streams; as in prefill, they are decoded once for
-// all tokens, whose sums stay in the first-level cache.
+// ---- Few tokens: as in decode, weights are read once, in streams; their scales, and beyond a tile or two
+// their codes too, are decoded once for all tokens, whose sums stay in the first-level cache.
 
 constexpr int kFewTiles = kFewRows / kTile;
+constexpr int kPackedTiles = kLanes == 16 ? 2 : 1;  // up to so many, codes are decoded for each: cheaper than
+                                                    // to keep them
 constexpr int kFewBlocks = 8;  // decoded at a time: those of a record of scales of a K-quant
 
 // The panels at `panel` and, where n is 2, `stride` bytes after it; their products go to y and y + ldp.
@@ -236,13 +261,19 @@ void multiply_few(const PackedMatrix* w, const uint8_t* panel, int64_t stride, c
   }
   for (int64_t block = 0; block < n_blocks; block += kFewBlocks) {
     const int64_t count = n_blocks - block < kFewBlocks ? n_blocks - block : kFewBlocks;
-    const uint8_t* ahead = panel + F::codes_start(w->cols) + block * F::kCodeBytes + kAhead;
+    const uint8_t* codes = panel + F::codes_start(w->cols) + block * F::kCodeBytes;
     for (int64_t k = 0; k < count * F::kCodeBytes; k += 64) {
-      for (int p = 0; p < n; p++) prefetch_l2(ahead + p * stride + k);
+      for (int p = 0; p < n; p++) prefetch_l2(codes + kAhead + p * stride + k);
     }
-    chunk.unpack(panel, stride, w->cols, block, count);
+    chunk.unpack_meta(panel, stride, block, count);
+    if (tiles > kPackedTiles) chunk.unpack_codes(codes, stride, count);
     for (int64_t t = 0; t < tiles; t++) {
-      chunk.multiply(count, x + t * bytes + block * kActBlockBytes<kTile>, sums[t]);
+      const uint8_t* tile = x + t * bytes + block * kActBlockBytes<kTile>;
+      if (tiles > kPackedTiles) {
+        chunk.multiply(count, tile, sums[t]);
+      } else {
+        chunk.multiply_packed(codes, stride, count, tile, sums[t]);
+      }
     }
   }
   for (int64_t t = 0; t < tiles; t++) {
