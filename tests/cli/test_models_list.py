@@ -10,7 +10,7 @@ from hotset.architectures.listing import families, markdown
 from hotset.architectures.table import ARCHITECTURES
 from hotset.cli.app import run_command
 
-PAGE = Path(__file__).parents[2] / "docs/models.md"
+PAGE = Path(__file__).parents[2] / "docs/guide/models.md"
 TABLE = re.compile(r"(<!-- models.*?-->\n)(.*?)(\n<!-- end of models -->)", re.DOTALL)
 
 

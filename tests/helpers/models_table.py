@@ -1,11 +1,11 @@
-"""Writes the table of docs/models.md anew: run it after a change of the rows."""
+"""Writes the table of docs/guide/models.md anew: run it after a change of the rows."""
 
 import re
 from pathlib import Path
 
 from hotset.architectures.listing import markdown
 
-PAGE = Path(__file__).parents[2] / "docs/models.md"
+PAGE = Path(__file__).parents[2] / "docs/guide/models.md"
 TABLE = re.compile(r"(<!-- models.*?-->\n)(.*?)(\n<!-- end of models -->)", re.DOTALL)
 
 if __name__ == "__main__":

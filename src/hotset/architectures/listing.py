@@ -1,4 +1,4 @@
-"""The families that run, as a list for people: what `hotset models` prints and docs/models.md has."""
+"""The families that run, as a list for people: what `hotset models` prints and docs/guide/models.md has."""
 
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ def cells(family: Family) -> tuple[str, ...]:
 
 
 def markdown() -> str:
-    """The table for docs/models.md."""
+    """The table for docs/guide/models.md."""
     rows = [HEADER, tuple("---" for _ in HEADER), *map(cells, families())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -98,7 +98,7 @@ def serve(
     ] = 15.0,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No line for each request.")] = False,
 ) -> None:
-    """Answer over HTTP as the APIs of OpenAI, Anthropic and Ollama (docs/serve.md)."""
+    """Answer over HTTP as the APIs of OpenAI, Anthropic and Ollama (docs/guide/serve.md)."""
     check_extra("serve")
     import asyncio
 

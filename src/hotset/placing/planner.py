@@ -1,7 +1,7 @@
 """What of a model lies on the GPU, within a budget of its memory, and how fast that is reckoned to be.
 
 The tables of `hotset.placing.costs` go into the solvers of `hotset.placing.solve`; a `Plan` is what comes
-out, in bytes and milliseconds. docs/plan.md explains the reckoning.
+out, in bytes and milliseconds. docs/how/plan.md explains the reckoning.
 """
 
 import math

@@ -29,7 +29,7 @@ class Request:
     """Marks that stand in the text even where they are control tokens: those of a parser of the reply."""
     speculate: bool = True
     """Several tokens may be computed at once where the request's own text says how it may go on; the answer
-    is the same (docs/engine.md)."""
+    is the same (docs/how/engine.md)."""
 
     def __post_init__(self) -> None:
         """Check every value, but for what the model knows."""
