@@ -59,11 +59,12 @@ def bytes_per_token(model: Path, way: str, density: float) -> float:
     """Bytes of weights that one token reads, every layer computing the share `density` of its neurons."""
     from hotset.core.config import Way
     from hotset.formats import open_checkpoint
-    from hotset.model.reading import traffic
+    from hotset.model.reading import Neurons, traffic
     from hotset.serve.load import with_plan
 
     found = traffic(with_plan(open_checkpoint(model), None if way == "predictor" else Way(way)))
-    return found.bytes_per_token([density * found.ffn_size] * len(found.by_neuron))
+    computed = density * found.ffn_size
+    return found.bytes_per_token([Neurons(computed, computed)] * len(found.by_neuron))
 
 
 def main() -> int:
