@@ -83,6 +83,7 @@ void Head::forward(const float* x, float* logits, int64_t rows) const {
 
 void LayerInput::forward(const float* x, const float* e, float* out, int64_t rows) const {
   Session session(runtime->pool);
+  const Zone zone(runtime->zones, ZoneName::kLayerInput);
   const int64_t width = gate->rows();
   auto* h = session.allocate<float>(rows * width);
   const Activations read = pack(session, *runtime, x, rows, nullptr, {gate.get()});

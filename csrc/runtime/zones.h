@@ -21,6 +21,7 @@ enum class ZoneName : int32_t {
   kRecurrentInput,
   kRecurrentStates,
   kRecurrentOutput,
+  kLayerInput,
   kHead,
   kCount
 };
@@ -39,6 +40,7 @@ constexpr std::array<const char*, static_cast<size_t>(ZoneName::kCount)> kZoneNa
     "recurrent layer: input",
     "recurrent layer: states",
     "recurrent layer: output",
+    "a layer's own input",
     "head"};
 
 // Each moment belongs to the innermost zone. Off, a zone costs a branch. For one thread at a time.
