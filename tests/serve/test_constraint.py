@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.drafts import draft_as_usual
 from helpers.small_tokenizers import byte_level, from_metadata, small_byte_level, small_sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -275,8 +276,9 @@ def test_others_beside_it_have_the_same_answers(demo_engine):
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, seed=2, frequency_penalty=0.2)])
 @pytest.mark.parametrize("ruled", [True, False])
-def test_drafts_keep_to_the_rule_and_change_nothing(demo_engine, sampling, ruled):
+def test_drafts_keep_to_the_rule_and_change_nothing(demo_engine, sampling, ruled, monkeypatch):
     """Alone and beside others, of an answer that says again what stands in its prompt."""
+    draft_as_usual(monkeypatch)
     said = '{"name": "Ada", "age": 36, "tags": ["a", "b"]}'
     text = f"Write exactly this, three times, and nothing else: {said}\n{said}\n{said}"
     constraint = Constraint.json_schema(PERSON) if ruled else None

@@ -26,7 +26,9 @@ FIELDS = {
     "/tokenize": ("content", "add_special", "with_pieces"),
     "/detokenize": ("tokens",),
     "/apply-template": ("messages", "tools", "chat_template_kwargs"),
-    "/v1/embeddings": ("input",),
+    "/v1/embeddings": ("input", "dimensions", "encoding_format"),
+    "/api/embed": ("input", "dimensions"),
+    "/infill": ("input_prefix", "input_suffix", "input_extra", "prompt", "n_predict"),
 }
 SHARED = ("model", "stream", "seed", "temperature", "top_p", "top_k", "min_p", "stream_options", "logprobs")
 WORDS = st.sampled_from(

@@ -5,6 +5,7 @@ import logging
 import httpx
 import openai
 import pytest
+from helpers.drafts import draft_as_usual
 
 from hotset.server.app import Limits
 
@@ -147,7 +148,9 @@ def test_errors_of_the_router_have_the_paths_shape(server):
     assert wrong.json()["error"]["message"]
 
 
-def test_metrics_count(server):
+def test_metrics_count(server, monkeypatch):
+    draft_as_usual(monkeypatch)
+
     def value(name):
         lines = server.http.get("/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))

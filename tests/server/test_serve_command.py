@@ -85,6 +85,8 @@ def test_what_cannot_be_served_is_one_line(start, model, tmp_path):
             ((str(tmp_path / "none.gguf"),), ("none.gguf",)),
             (("--port", "0", "--context", "999999"), ("999999",)),
             (("--ram", "much"), ("much",)),
+            (("--ram", "100MB"), ("SmolLM2", "100 MB", "--ram")),
+            (("--cors-origin", "localhost"), ("--cors-origin localhost", "http://localhost:3000")),
         ):
             process = start(*arguments)
             error = process.stderr.read()

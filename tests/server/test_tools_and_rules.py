@@ -6,6 +6,7 @@ import anthropic
 import ollama
 import openai
 import pytest
+from helpers.drafts import draft_as_usual
 from helpers.running_server import Running
 from scripted import say, scripted_engine
 
@@ -282,6 +283,80 @@ def test_a_choice_that_cannot_be_is_refused(server, fields):
     answer = server.http.post("/v1/chat/completions", json={"messages": ASK, "max_tokens": 3} | fields)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("tool_choice")
+
+
+BOTH = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+GENERIC = '{"name": "weather", "arguments": {"city": "Nice"}}'
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("text", "called"), [(GENERIC, True), ('{"city": "Lyon"}', False)])
+def test_a_schema_beside_tools_leaves_an_answer_or_a_call(hermes, qwen, stream, text, called):
+    for server, before in ((hermes, ""), (qwen, "I think.</think>")):
+        say(server, before + text)
+        answer = chat(server, response_format=BOTH, stream=stream)
+        if stream:
+            deltas = [chunk.choices[0].delta for chunk in answer if chunk.choices]
+            calls = [call for delta in deltas for call in delta.tool_calls or []]
+            content = "".join(delta.content or "" for delta in deltas)
+            arguments = "".join(call.function.arguments for call in calls)
+        else:
+            message = answer.choices[0].message
+            content = message.content or ""
+            arguments = "".join(call.function.arguments for call in message.tool_calls or [])
+        assert json.loads(arguments if called else content) == {"city": "Nice" if called else "Lyon"}
+        assert not (content if called else arguments)
+
+
+def test_beside_tools_neither_other_text_nor_other_rules_can_be(hermes):
+    say(hermes, "No JSON at all, and then some more of it.")
+    answer = chat(hermes, response_format=BOTH, max_tokens=40)
+    message = answer.choices[0].message
+    assert message.tool_calls or (message.content or "").startswith("{")
+    with pytest.raises(openai.BadRequestError, match="leaves no room"):
+        chat(hermes, extra_body={"guided_regex": "a+"})
+
+
+def test_schemas_of_tools_may_refer_to_their_own_parts(server):
+    city = {"type": "string", "enum": ["Nice", "Lyon"]}
+    parameters = {
+        "type": "object",
+        "properties": {"from": {"$ref": "#/$defs/city"}, "to": {"$ref": "#/$defs/city"}},
+        "required": ["from", "to"],
+        "additionalProperties": False,
+        "$defs": {"city": city},
+    }
+    tools = [{"type": "function", "function": {"name": "route", "parameters": parameters}}]
+    route = {"type": "function", "function": {"name": "route"}}
+    for more in ([], TOOLS):
+        answer = chat(server, tools=[*more, *tools], tool_choice=route)
+        found = json.loads(answer.choices[0].message.tool_calls[0].function.arguments)
+        assert set(found.values()) <= {"Nice", "Lyon"}
+
+
+def test_fault_33_drafts_within_calls_and_schemas(run_server, monkeypatch):
+    """Each position of a draft is checked, so the same text comes with drafts and without."""
+    draft_as_usual(monkeypatch)
+    array = {"type": "array", "items": {"enum": ["Nice", "Lyon"]}, "minItems": 12, "maxItems": 12}
+    schema = {"type": "object", "properties": {"cities": array}, "required": ["cities"]}
+    schema["additionalProperties"] = False
+    tool = {"type": "function", "function": {"name": "travel", "parameters": schema}}
+    form = {"type": "json_schema", "json_schema": {"name": "cities", "schema": schema}}
+    said = " ".join(f"city {i}: Nice, Lyon;" for i in range(20))
+    common = {"messages": [{"role": "user", "content": f"{said} Repeat the cities."}], "max_tokens": 200}
+    said_by = {}
+    for speculate in (True, False):
+        server = run_server(engine={"speculate": speculate})
+        call = chat(server, tools=[tool], tool_choice="required", **common)
+        text = chat(server, tools=[], response_format=form, **common)
+        said_by[speculate] = (
+            call.choices[0].message.tool_calls[0].function.arguments,
+            text.choices[0].message.content,
+        )
+        drafts = [answer.usage.completion_tokens_details for answer in (call, text)]
+        assert all((one.accepted_prediction_tokens > 0) == speculate for one in drafts)
+    assert said_by[True] == said_by[False]
+    assert all(len(json.loads(answer)["cities"]) == 12 for answer in said_by[True])
 
 
 def test_fault_24_bytes_that_are_no_text(hermes):

@@ -1,14 +1,16 @@
 """`hotset batch`: answer the lines of a file."""
 
 import sys
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hotset.cli import options
 from hotset.cli.serve import check_extra, known_model
-from hotset.core.errors import RequestError
+from hotset.core.errors import HotsetError, RequestError
 
 
 def batch(
@@ -29,10 +31,27 @@ def batch(
     threads: options.Threads = None,
     vram: options.Vram = None,
     override: options.Override = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Answer by a Ray cluster: its address, auto for the one that this machine belongs to, local "
+            "for processes of this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, help="Models in the cluster; one a machine if not given.", show_default=False),
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only errors.")] = False,
 ) -> None:
     """Answer the lines of a file; interrupted, it goes on where it was when run again."""
     check_extra("batch")
+    if ray and find_spec("ray") is None:
+        raise HotsetError("hotset batch --ray needs ray: pip install 'hotset[ray]'")
+    if replicas and not ray:
+        raise RequestError("--replicas belongs to a cluster: name one (--ray)")
     import asyncio
 
     from hotset.cli.console import progress
@@ -46,22 +65,26 @@ def batch(
     lines = read_lines(requests)
     done = resume(output)
     left = {id: line for id, line in lines.items() if id not in done}
-    gpu, overrides = options.vram_bytes(vram), options.overrides(override)
+    overrides = options.overrides(override)
+    known = known_model(model, context, kv_type, None, overrides)
+    load: dict[str, Any] = {
+        "threads": threads,
+        "context": context,
+        "kv_type": kv_type,
+        "vram": options.vram_bytes(vram),
+        "parallel": parallel,
+        "overrides": overrides,
+    }
+    with output.open("ab", buffering=0) as out, progress("Answering") as bar:
+        told = None if quiet else bar
+        if ray:
+            from hotset.cluster.batch import answer_lines as answer_by_cluster
 
-    def load(known: object) -> Engine:
-        return Engine.load(
-            model,
-            threads=threads,
-            context=context,
-            kv_type=kv_type,
-            vram=gpu,
-            parallel=parallel,
-            overrides=overrides,
-        )
-
-    server = Server(Models([known_model(model, context, kv_type, None, overrides)], load))
-    with output.open("ab") as out, progress("Answering") as bar:
-        failed = asyncio.run(answer_lines(server, left, out, parallel, None if quiet else bar))
+            known = replace(known, source=model)
+            failed = answer_by_cluster(left, out, known, load, address=ray, replicas=replicas, progress=told)
+        else:
+            server = Server(Models([known], lambda known: Engine.load(model, **load)))
+            failed = asyncio.run(answer_lines(server, left, out, parallel, told))
     if not quiet:
         kept = f", {len(done)} were there" if done else ""
         print(f"{len(left)} answered{kept}, {failed} of them with an error: {output}", file=sys.stderr)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hotset.server.models import Known
 
 _PARTS = ("starlette", "uvicorn", "llguidance", "prometheus_client")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/]+")
 _NAMED = re.compile(r"([\w][\w.:/-]*)=(.+)")
 
 
@@ -126,6 +127,14 @@ def serve(
     known = [known_model(model, context, kv_type, room) for model in models or (None,)]
     if twice := {model.name for model in known if [other.name for other in known].count(model.name) > 1}:
         raise RequestError(f"two models are named {min(twice)}: give names as NAME=MODEL")
+    if budget is not None and (large := [model for model in known if model.bytes > budget]):
+        raise RequestError(
+            f"{large[0].name} takes {large[0].bytes / 1e6:.0f} MB with keys and values, but all models may "
+            f"take {budget / 1e6:.0f} MB: give more (--ram) or a smaller --cache-ram or --context"
+        )
+    for origin in cors_origin or ():
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise RequestError(f"--cors-origin {origin}: expected a site such as http://localhost:3000, or *")
     bound = bind(host, port)
     address = f"[{host}]" if ":" in host else host
     _log(quiet)

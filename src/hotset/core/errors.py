@@ -13,6 +13,10 @@ class CheckpointError(HotsetError):
     """A model file that cannot be read, or a model that cannot be run."""
 
 
+class NoMemoryError(HotsetError, MemoryError):
+    """No main memory for a sequence; there may be some once others are over."""
+
+
 class RequestError(HotsetError):
     """A prompt or a sampling parameter that cannot be served, such as one longer than the context."""
 

@@ -6,6 +6,7 @@ const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`
 
 const marked = new Marked({
   gfm: true,
+  breaks: true, // a poem keeps its lines
   renderer: {
     html({ text }) { return /^<br\s*\/?>$/i.test(text.trim()) ? "<br>" : escape(text); },
     image({ href, text }) { return `<a href="${escape(href)}">${escape(text || href)}</a>`; },

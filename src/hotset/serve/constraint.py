@@ -28,6 +28,9 @@ Allowed = NDArray[np.bool_]
 _JSON = {"lenient": False, "whitespace_pattern": r"(\n {0,24}| )"}
 """Keywords that are not known are refused; a weak model cannot write spaces for ever."""
 
+_VALUES = ("const", "enum", "default", "examples")
+"""Keywords of JSON schemas that hold no schemas."""
+
 _TAIL = 32
 """Tokens of a prompt's end that say whether it ends within reasoning."""
 
@@ -80,26 +83,44 @@ class Constraint:
             raise ConstraintError(f"the grammar cannot be read: {_line(error)}") from None
 
     @classmethod
-    def call(cls, tools: Sequence[Tool], *, reasoning: bool = True) -> "Constraint":
-        """One call of one of these tools, as ``{"name": NAME, "arguments": {…}}``.
+    def call(
+        cls, tools: Sequence[Tool], *, otherwise: Mapping[str, Any] | None = None, reasoning: bool = True
+    ) -> "Constraint":
+        """One call of one of these tools, as ``{"name": NAME, "arguments": {…}}``, or JSON by another schema.
 
         `hotset.replies.forced_parser_for` reads it.
         """
-        if not tools:
+        choices = [_call(tool) for tool in tools] + ([otherwise] if otherwise is not None else [])
+        if not choices:
             raise ConstraintError("a call is asked for, but there are no tools")
-        calls = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.name},
-                    "arguments": {"type": "object", **tool.parameters},
-                },
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
-        return cls.json_schema(calls[0] if len(calls) == 1 else {"anyOf": calls}, reasoning=reasoning)
+        if len(choices) == 1:
+            return cls.json_schema(choices[0], reasoning=reasoning)
+        placed = [_placed(schema, f"/anyOf/{i}") for i, schema in enumerate(choices)]
+        return cls.json_schema({"anyOf": placed}, reasoning=reasoning)
+
+
+def _call(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's call."""
+    arguments = {"type": "object", **_placed(tool.parameters, "/properties/arguments")}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _placed(schema: Any, place: str) -> Any:
+    """A schema as a part of another one, whose references to its own parts begin there."""
+    if isinstance(schema, list):
+        return [_placed(part, place) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    made = {key: part if key in _VALUES else _placed(part, place) for key, part in schema.items()}
+    reference = made.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        made["$ref"] = f"#{place}{reference[1:]}"
+    return made
 
 
 class Enforcer:

@@ -44,8 +44,8 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
             kv_room = min(kv_room, int(_SHARE_OF_MEMORY * memory.free))
     elif kv_room < whole:
         raise RequestError(
-            f"kv_room is {kv_room} bytes: a context of {capacity} tokens takes {whole}; give more room or "
-            "ask for a smaller context"
+            f"keys and values may take {kv_room / 1e6:.1f} MB, but a context of {capacity} tokens takes "
+            f"{whole / 1e6:.1f} MB: give more room (--cache-ram) or ask for a smaller --context"
         )
 
     def bytes_at(positions: int) -> int:

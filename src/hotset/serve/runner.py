@@ -166,15 +166,33 @@ class Runner:
 
     def _work(self) -> None:
         """Step as long as there are jobs that go on by themselves."""
+        try:
+            self._work_on()
+        except BaseException:  # this thread is being ended: others would wait for it for ever
+            with self._changed:
+                jobs = (*self._waiting, *self._running)
+                for job in jobs:
+                    self._end(job, ModelError("the engine's thread was ended: ask again"), keep=False)
+                self._leave()
+            for job in jobs:
+                if job.notify:
+                    self._notify(job, job.notify)
+            raise
+
+    def _leave(self) -> None:
+        """The runner's own thread goes; under the lock."""
+        self._thread = None
+        atexit.unregister(self.close)
+        self._tell()
+
+    def _work_on(self) -> None:
         while True:
             with self._changed:
                 while self._stepping or not (self._news or self._closed):
                     self._changed.wait()
                 lasting = any(job.lasting and not job.done for job in (*self._waiting, *self._running))
                 if self._closed or not lasting:
-                    self._thread = None
-                    atexit.unregister(self.close)
-                    self._tell()
+                    self._leave()
                     return
                 self._stepping = True
             self._step()
@@ -186,8 +204,8 @@ class Runner:
         served: list[Job] = []
         try:
             if self._waiting:
-                self._admit(start + _LONGEST_ADMITTING)
-            served = self._compute(start)
+                served = self._admit(start + _LONGEST_ADMITTING)
+            served += self._compute(start)
         except (
             Exception
         ) as error:  # no fault of the model's, which `_compute` takes: nobody may wait for ever
@@ -234,11 +252,15 @@ class Runner:
             job.error = error
             job.done = True
 
-    def _admit(self, until: float) -> None:
-        """Begin the jobs that waited longest, as far as there is room; prefixes take time to copy."""
+    def _admit(self, until: float) -> list[Job]:
+        """Begin the jobs that waited longest, as far as there is room; prefixes take time to copy.
+
+        Those for which there will never be room are over, and returned.
+        """
+        refused: list[Job] = []
         for job in tuple(self._waiting):
             if len(self._running) >= self._parallel or time.perf_counter() > until:
-                return
+                break
             if job.cancelled or (job.reuse and self._pool.is_coming(job.tokens)):
                 continue
             positions = min(job.positions, len(job.tokens) + _ROOM_FOR_ANSWER)
@@ -246,14 +268,16 @@ class Runner:
                 slot = self._pool.take(job.tokens, prompt=job.prompt, positions=positions, reuse=job.reuse)
             except MemoryError as error:
                 self._end(job, RequestError(f"no memory for a sequence, ask for a smaller context: {error}"))
+                refused.append(job)
                 continue
             if slot is None:
-                return
+                break
             job.slot, job.cached = slot, min(slot.length, job.prompt)
             job.read = max(job.read, job.cached)
             with self._changed:
                 self._waiting.remove(job)
                 self._running.append(job)
+        return refused
 
     def _compute(self, start: float) -> list[Job]:
         """Compute one batch, of a step that began at `start`; the jobs that were in it."""

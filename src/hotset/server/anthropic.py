@@ -13,7 +13,7 @@ from hotset.server.conversation import check_function, part_text, text_of, token
 from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
-from hotset.server.rules import tool_choice
+from hotset.server.rules import flat_format, one_rule, tool_choice
 from hotset.server.streams import SSE, event, streamed
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def read_ask(fields: Fields) -> Ask:
     conversation = read_conversation(fields)
     choice = tool_choice(fields, conversation.tools)
     chosen = fields.fields("tool_choice")
+    output = fields.fields("output_config")
+    format = flat_format(fields, "output_format") or (flat_format(output, "format") if output else None)
     return Ask(
         model=fields.text("model"),
         prompts=[replace(conversation, tools=choice.tools)],
@@ -34,7 +36,7 @@ def read_ask(fields: Fields) -> Ask:
         max_tokens=most_tokens(fields, "max_tokens"),
         stop=fields.stops("stop_sequences"),
         stream=fields.flag("stream"),
-        rule=choice.rule,
+        rule=one_rule(format, choice),
         one_call=chosen is not None and chosen.flag("disable_parallel_tool_use"),
     )
 
@@ -60,6 +62,10 @@ def read_conversation(fields: Fields) -> Conversation:
     thinking = fields.fields("thinking")
     if thinking is not None:
         variables["enable_thinking"] = thinking.get("type") != "disabled"
+    output = fields.fields("output_config")
+    effort = output.text("effort") if output else None
+    if effort is not None:
+        variables["reasoning_effort"] = effort
     return Conversation(messages, tools, variables)
 
 

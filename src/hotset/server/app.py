@@ -18,6 +18,7 @@ from hotset.serve.request import Request
 from hotset.server import (
     anthropic,
     embeddings,
+    infill,
     ollama,
     openai_chat,
     openai_completions,
@@ -126,6 +127,7 @@ def make_app(
         *anthropic.ROUTES,
         *ollama.ROUTES,
         *embeddings.ROUTES,
+        *infill.ROUTES,
     ]
     middleware = [Middleware(Access, count=server.metrics.request)]
     if origins:

@@ -32,8 +32,18 @@ class Conversation:
 Text = str | tuple[int, ...]
 """A text, or its token ids."""
 
-Prompt = Conversation | Text
-"""A conversation to be answered, or a text to be continued."""
+
+@dataclass(frozen=True)
+class Gap:
+    """Two texts, between which something is to be filled in, and other files, names and texts."""
+
+    before: str
+    after: str
+    files: Sequence[tuple[str, str]] = ()
+
+
+Prompt = Conversation | Gap | Text
+"""A conversation to be answered, a gap to be filled in, or a text to be continued."""
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,25 @@ import asyncio
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from hotset.core.errors import RequestError
+from hotset.core.errors import HotsetError, RequestError
 from hotset.server.app import Server, make_app
 from hotset.server.call import dump
+
+Lines = dict[str, tuple[str, bytes]]
+"""Each line's path and body by its ``custom_id``."""
 
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 
 
-def read_lines(path: Path) -> dict[str, tuple[str, bytes]]:
-    """Each line's path and body by its ``custom_id``. Raises `RequestError` that names a wrong line."""
-    found: dict[str, tuple[str, bytes]] = {}
+def read_lines(path: Path) -> Lines:
+    """The lines of a batch. Raises `RequestError` that names a wrong one."""
+    found: Lines = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         if not line.strip():
             continue
@@ -56,8 +60,8 @@ def resume(path: Path) -> set[str]:
 
 async def answer_lines(
     server: Server,
-    lines: dict[str, tuple[str, bytes]],
-    out: BinaryIO,
+    lines: Lines,
+    out: FileIO,
     parallel: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
@@ -69,18 +73,10 @@ async def answer_lines(
     async def work() -> None:
         nonlocal done, failed
         for id, (path, body) in left:
-            status, answer = await _post(app, path, body)
-            response = {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": answer}
-            line = {
-                "id": f"batch_req_{uuid.uuid4().hex}",
-                "custom_id": id,
-                "response": response,
-                "error": None,
-            }
-            out.write(dump(line) + b"\n")
-            out.flush()
+            line, answered = await answer(app, id, path, body)
+            write_line(out, line)
             done += 1
-            failed += status != 200
+            failed += not answered
             if progress:
                 progress(done, len(lines))
 
@@ -94,6 +90,26 @@ async def answer_lines(
     finally:
         await server.models.close()
     return failed
+
+
+def write_line(out: FileIO, line: bytes) -> None:
+    """Append an answer. Raises `HotsetError` where that cannot be, as on a full disk."""
+    data = line + b"\n"
+    try:
+        while data:
+            data = data[out.write(data) :]
+    except OSError as error:
+        raise HotsetError(
+            f"{out.name} cannot be written: {error.strerror}; with more room, run it again: it goes on there"
+        ) from None
+
+
+async def answer(app: ASGIApp, id: str, path: str, body: bytes) -> tuple[bytes, bool]:
+    """The line of the output for one of the input, and whether it is no error."""
+    status, answer = await _post(app, path, body)
+    response = {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": answer}
+    line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": id, "response": response, "error": None}
+    return dump(line), status == 200
 
 
 async def _post(app: ASGIApp, path: str, body: bytes) -> tuple[int, Any]:

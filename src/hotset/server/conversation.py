@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from hotset.core.errors import RequestError
 from hotset.serve.engine import Engine
-from hotset.server.ask import Conversation, Prompt
+from hotset.server.ask import Conversation, Gap, Prompt
 from hotset.server.errors import ApiError, wrong
 from hotset.server.fields import Fields, shown
 
@@ -113,6 +113,8 @@ def token_ids(engine: Engine, prompt: Prompt) -> tuple[int, ...]:
         return prompt
     if isinstance(prompt, str):
         return tuple(engine.tokenizer.encode(prompt))
+    if isinstance(prompt, Gap):
+        return tuple(engine.tokenizer.encode_gap(prompt.before, prompt.after, prompt.files))
     return tuple(_as_it_can(engine.tokenizer.encode_chat, prompt))
 
 

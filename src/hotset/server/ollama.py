@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from hotset.server.answers import Answer, Piece
-from hotset.server.ask import Ask, Conversation, Prompt, sampling
+from hotset.server.ask import Ask, Conversation, Gap, Prompt, sampling
 from hotset.server.call import Call, Handler, Reply, Streamed, dump, fields_of
 from hotset.server.conversation import check_messages, check_tools
 from hotset.server.errors import ApiError
@@ -83,12 +83,11 @@ async def generate(server: "Server", call: Call) -> Reply:
     text = fields.text("prompt")
     if not text:
         return await _only_load(server, call, fields, {"response": ""})
-    if fields.text("suffix"):
-        raise fields.wrong("suffix", "nothing: this server does not fill in the middle")
+    suffix = fields.text("suffix")
     system = fields.text("system")
     opening = [{"role": "system", "content": system}] if system else []
-    prompt: Prompt = text
-    if not fields.flag("raw"):
+    prompt: Prompt = Gap(text, suffix) if suffix else text
+    if not suffix and not fields.flag("raw"):
         prompt = Conversation([*opening, {"role": "user", "content": text}], (), _variables(fields))
 
     def body(content: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

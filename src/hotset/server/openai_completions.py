@@ -12,7 +12,7 @@ from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
 from hotset.server.openai_chat import FINGERPRINT, usage_body
-from hotset.server.prompts import read_prompts
+from hotset.server.prompts import around, read_prompts
 from hotset.server.rules import response_format
 from hotset.server.streams import DONE, SSE, event, streamed
 
@@ -28,14 +28,15 @@ def read_ask(fields: Fields) -> Ask:
     choices = fields.integer("n", 1, MOST_CHOICES) or 1
     if (fields.integer("best_of", 1) or choices) != choices:
         raise fields.wrong("best_of", "the same as n")
-    if fields.text("suffix"):
-        raise fields.wrong("suffix", "nothing: this server does not fill in the middle")
+    texts, suffix = read_prompts(fields, "prompt", _MOST_PROMPTS), fields.text("suffix")
     logprobs = fields.integer("logprobs", 0, 20)
+    if suffix and fields.flag("echo"):
+        raise fields.wrong("echo", "false, as suffix is given")
     if fields.flag("echo") and logprobs is not None:
         raise fields.wrong("logprobs", "nothing beside echo: prompts have no log-probabilities here")
     return Ask(
         model=fields.text("model"),
-        prompts=read_prompts(fields, "prompt", _MOST_PROMPTS),
+        prompts=around(fields, texts, suffix) if suffix else texts,
         sampling=sampling(fields, logprobs=logprobs),
         max_tokens=most_tokens(fields, "max_tokens", "max_completion_tokens", "n_predict"),
         stop=fields.stops("stop"),

@@ -11,7 +11,7 @@ from hotset.server.conversation import check_function, text_of
 from hotset.server.errors import ApiError, wrong
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
-from hotset.server.rules import Rule, one_rule, response_format, tool_choice
+from hotset.server.rules import flat_format, one_rule, tool_choice
 from hotset.server.streams import SSE, event, streamed
 
 if TYPE_CHECKING:
@@ -36,17 +36,9 @@ def read_ask(fields: Fields) -> Ask:
         sampling=sampling(fields),
         max_tokens=most_tokens(fields, "max_output_tokens"),
         stream=fields.flag("stream"),
-        rule=one_rule(_format(text) if text else None, choice),
+        rule=one_rule(flat_format(text, "format") if text else None, choice),
         one_call=not fields.flag("parallel_tool_calls", True),
     )
-
-
-def _format(text: Fields) -> Rule | None:
-    """The form of the text, which is flat here: the schema stands beside its type."""
-    format = text.fields("format")
-    if format is not None and format.get("type") == "json_schema" and format.fields("schema") is None:
-        raise format.wrong("schema", "a JSON schema")
-    return response_format(text, "format")
 
 
 def _variables(fields: Fields) -> dict[str, Any]:

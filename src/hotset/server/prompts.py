@@ -1,8 +1,9 @@
 """Texts, or their token ids, that are no conversations."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from hotset.server.ask import Text
+from hotset.server.ask import Gap, Prompt, Text
 from hotset.server.fields import Fields
 
 
@@ -14,6 +15,13 @@ def read_prompts(fields: Fields, name: str, most: int) -> list[Text]:
     if len(prompts) > most:
         raise fields.wrong(name, f"at most {most} of them")
     return [_prompt(fields, name, prompt) for prompt in prompts]
+
+
+def around(fields: Fields, prompts: Sequence[Text], suffix: str) -> list[Prompt]:
+    """Texts with what comes after a gap."""
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise fields.wrong("prompt", "texts, as suffix is given")
+    return [Gap(str(prompt), suffix) for prompt in prompts]
 
 
 def _prompt(fields: Fields, name: str, prompt: Any) -> Text:

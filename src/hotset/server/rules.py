@@ -7,7 +7,7 @@ from typing import Any
 from hotset.core.errors import ConstraintError
 from hotset.replies import Tool
 from hotset.serve.constraint import Constraint
-from hotset.server.errors import ApiError, wrong
+from hotset.server.errors import wrong
 from hotset.server.fields import Fields, shown
 
 _MOST_TEXT = 1 << 18
@@ -22,7 +22,9 @@ class Rule:
     """The field that asks for it."""
     make: Callable[[], Constraint]
     call: bool = False
-    """It asks for a call of a tool."""
+    """It asks for a call of a tool, in one form for all models."""
+    schema: Mapping[str, Any] | None = None
+    """It is this JSON schema."""
 
     def constraint(self) -> Constraint:
         """The constraint; `ApiError` 400 where it cannot be kept."""
@@ -40,7 +42,7 @@ class Choice:
     rule: Rule | None = None
 
 
-def response_format(fields: Fields, name: str = "response_format") -> Rule | None:
+def response_format(fields: Fields) -> Rule | None:
     """JSON, or JSON by a schema; also the fields ``grammar``, ``guided_regex`` and ``json_schema``."""
     if fields.text("grammar"):
         grammar = _short(fields, "grammar")
@@ -48,10 +50,20 @@ def response_format(fields: Fields, name: str = "response_format") -> Rule | Non
     if fields.text("guided_regex"):
         pattern = _short(fields, "guided_regex")
         return Rule("guided_regex", lambda: Constraint.regex(pattern))
-    if name == "response_format" and (given := fields.fields("json_schema")) is not None:
+    if (given := fields.fields("json_schema")) is not None:
         return _schema("json_schema", given.all)
-    format = fields.fields(name)
+    format = fields.fields("response_format")
     return None if format is None else _by_type(format)
+
+
+def flat_format(fields: Fields, name: str) -> Rule | None:
+    """The same where the schema stands beside its type, as in OpenAI's responses and Anthropic's messages."""
+    format = fields.fields(name)
+    if format is None:
+        return None
+    if format.get("type") == "json_schema" and format.fields("schema") is None:
+        raise format.wrong("schema", "a JSON schema")
+    return _by_type(format)
 
 
 def _by_type(format: Fields) -> Rule | None:
@@ -65,7 +77,7 @@ def _by_type(format: Fields) -> Rule | None:
     if schema is not None:
         return _schema(schema.place, schema.all)
     if kind == "json_object":
-        return Rule(format.name("type"), Constraint.json_object)
+        return _schema(format.name("type"), {"type": "object"})
     raise (
         format.wrong("json_schema", "an object with a schema")
         if inner is format
@@ -79,7 +91,7 @@ def schema_of(fields: Fields, name: str) -> Rule | None:
     if given in (None, ""):
         return None
     if given == "json":
-        return Rule(name, Constraint.json_object)
+        return _schema(name, {"type": "object"})
     if not isinstance(given, dict):
         raise fields.wrong(name, "json or a JSON schema")
     return _schema(name, given)
@@ -110,18 +122,25 @@ def tool_choice(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Choice:
 
 
 def one_rule(format: Rule | None, choice: Choice) -> Rule | None:
-    """The one rule for an answer: a call that is asked for counts, and goes before a form of the text."""
-    if format and choice.tools and not choice.rule:
-        raise ApiError(
-            400,
-            f"{format.param} leaves no room for calls of tools: give tool_choice none or required beside it",
-            param=format.param,
+    """The one rule for an answer: a call where one is asked for, or text of a form, or of either.
+
+    Where a form stands beside tools, the answer is JSON by the form's schema, or a call.
+    """
+    if choice.rule or not format or not choice.tools:
+        return choice.rule or format
+    schema = format.schema
+    if schema is None:
+        raise wrong(
+            format.param,
+            f"{format.param} leaves no room for calls of tools: give a JSON schema, or tool_choice none or "
+            "required beside it",
         )
-    return choice.rule or format
+    tools = [Tool.from_schema(tool) for tool in choice.tools]
+    return Rule(format.param, lambda: Constraint.call(tools, otherwise=schema), call=True)
 
 
 def _schema(param: str, schema: Mapping[str, Any]) -> Rule:
-    return Rule(param, lambda: Constraint.json_schema(schema))
+    return Rule(param, lambda: Constraint.json_schema(schema), schema=schema)
 
 
 def _short(fields: Fields, name: str) -> str:

@@ -18,6 +18,10 @@ from hotset.server.errors import ApiError
 _PATIENCE = 60
 """Seconds that answers have to come to their ends once the server is told to stop."""
 
+_IDLE = 120
+"""Seconds after which an idle connection is closed: later than clients close theirs, most after 4 to 90 s, or
+a request may be on its way just then."""
+
 log = logging.getLogger("hotset.server")
 
 
@@ -84,6 +88,7 @@ async def serve(
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=_PATIENCE,
+        timeout_keep_alive=_IDLE,
     )
     listener = _Uvicorn(config, server)
     server.ready = False

@@ -8,6 +8,7 @@ from hotset.core.errors import RequestError
 from hotset.formats.as_gguf import TOKENIZER
 from hotset.formats.checkpoint import Checkpoint
 from hotset.tokenizer.chat_template import ChatTemplate
+from hotset.tokenizer.fill_in import fill_in
 from hotset.tokenizer.gguf import read_metadata
 from hotset.tokenizer.huggingface import directory_files, embedded_files, read_files
 from hotset.tokenizer.streaming import StreamDecoder
@@ -92,6 +93,18 @@ class Tokenizer:
             messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
         )
         return self._encoder.encode(_unicode(text), partial(template_wrote, text))
+
+    def encode_gap(self, before: str, after: str, files: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids that ask for what stands between two texts; `files` are names and texts of others.
+
+        Raises `UnsupportedError` for models without marks for that (`hotset.tokenizer.fill_in`).
+        """
+
+        def encode(text: str) -> list[int]:
+            return self._encoder.encode(_unicode(text), False)
+
+        ids = fill_in(self._vocabulary.control, encode, before, after, files)
+        return [*self._vocabulary.prefix, *ids]
 
     def token_bytes(self, id: int) -> bytes:
         """The exact bytes of one token: a part of a character perhaps, or a control token's name."""

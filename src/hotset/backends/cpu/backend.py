@@ -39,7 +39,7 @@ from hotset.backends.cpu.recurrent import CpuRecurrent, build_recurrent, native_
 from hotset.backends.cpu.state import CpuSequence, CpuView
 from hotset.core.batch import Batch
 from hotset.core.config import Activation, NormKind, Score, Way
-from hotset.core.errors import CheckpointError, HotsetError
+from hotset.core.errors import CheckpointError, HotsetError, NoMemoryError
 from hotset.core.limits import available_cores, physical_cores
 from hotset.formats.tensor import Tensor
 
@@ -347,7 +347,7 @@ class CpuBackend(Packing):
                 [native_shape(layer) for layer in shape.recurrent],
             )
         except MemoryError:
-            raise HotsetError(
+            raise NoMemoryError(
                 f"KV cache: no memory for {capacity} positions of {shape.n_layers} layers; "
                 "ask for a smaller context"
             ) from None

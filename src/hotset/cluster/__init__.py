@@ -1,0 +1,1 @@
+"""Several machines, by Ray: batches and the server. Nothing else needs it."""
