@@ -50,11 +50,15 @@ def test_whole_layers_within_a_budget() -> None:
     from gpu_suite_models import by_layers, weight_bytes
     from helpers.random_checkpoint import random_checkpoint
 
+    from hotset.placing.costs import model_parts
+    from hotset.placing.planner import working_bytes
+
     checkpoint = random_checkpoint(windows=(None,) * 4)
     whole = weight_bytes(checkpoint)
     counts = []
+    working = working_bytes(model_parts(checkpoint))  # the same for both
     for budget in (0, whole // 2, 2 * whole + 10_000):
-        placement = by_layers(checkpoint, budget, context=8)
+        placement = by_layers(checkpoint, working + budget, context=8)
         assert placement.fits(checkpoint.config)
         counts.append(sum(layer.attention for layer in placement.layers))
         assert all(layer.hot == (28 if layer.attention else 0) for layer in placement.layers)
