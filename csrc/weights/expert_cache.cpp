@@ -9,6 +9,9 @@ namespace {
 constexpr size_t kBlockBytes = size_t{64} << 20;
 constexpr int64_t kPage = 4096;
 
+// So far around a page that is read may a system map others.
+constexpr int64_t kAround = 64 << 10;
+
 // Rows after which an expert that was not used counts half.
 constexpr float kHalfLife = 512;
 
@@ -242,7 +245,12 @@ void ExpertBank::need(Session& session, const int32_t* experts, const int64_t* r
   cache.counts_.packs += missing;
   for (int64_t i = 0; i < job.n; ++i) {
     const ExpertMatrix& m = *packings[i].matrix;
-    if (m.from_file) release_file_pages(packings[i].from, static_cast<size_t>(m.expert_bytes()));
+    if (!m.from_file) continue;
+    // The system has mapped pages around those that were read, too.
+    const uint8_t* first = std::max(m.data, packings[i].from - kAround);
+    const uint8_t* last =
+        std::min(m.data + m.experts * m.expert_bytes(), packings[i].from + m.expert_bytes() + kAround);
+    release_file_pages(first, static_cast<size_t>(last - first));
   }
 }
 
