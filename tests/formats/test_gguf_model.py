@@ -61,6 +61,13 @@ def test_gemma_windows_and_scales(opened: Any) -> None:
     assert config.attention_scale == (8 / 2) ** -0.5  # the 27B model's
 
 
+def test_granite_without_positions_is_refused(opened: Any) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"granite\.rope\.scaling\.finetuned: expected True, found False"
+    ):
+        opened(tiny_model(BY_NAME["granite"], granite__rope__scaling__finetuned=False))
+
+
 def test_rope_factors_of_llama_3(opened: Any) -> None:
     file = tiny_llama()
     file.tensors.append(TensorLine("rope_freqs.weight", (2,), np.float32([1, 8]).tobytes()))

@@ -131,7 +131,8 @@ def test_gguf_factors_divide_and_attention_factors_multiply() -> None:
     assert gguf_rope(factors).inverse_frequencies == tuple((plain_frequencies(1e4, HEAD) / factors).tolist())
     assert gguf_rope(type="none", attn_factor=0.5).magnitude == 0.5
     yarn = {"type": "yarn", "factor": 4.0}
-    assert gguf_rope(**yarn, yarn_attn_factor=0.5).magnitude == gguf_rope(**yarn).magnitude / 2
+    assert gguf_rope(**yarn, attn_factor=0.5).magnitude == gguf_rope(**yarn).magnitude / 2
+    assert gguf_rope(**yarn, yarn_attn_factor=0.5).magnitude == 0.5
     assert gguf_rope(**yarn, yarn_log_multiplier=1.0).magnitude == 1
 
 

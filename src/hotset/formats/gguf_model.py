@@ -404,6 +404,8 @@ def _ropes(
     """RoPE of fully attending layers and of windowed ones."""
     if not architecture.rotary:
         return None, None
+    if architecture.multipliers:
+        keys.require({"rope.scaling.finetuned": True})  # else attention is told no positions
     dim = keys.integer("rope.dimension_count", sizes.rope_dim, low=2, high=max(sizes.rope_dim, 2))
     if dim % 2:
         raise keys.refuse("rope.dimension_count", "an even number", dim)

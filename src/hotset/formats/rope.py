@@ -192,7 +192,8 @@ def rope_from_gguf(
         frequencies = yarn_frequencies(
             theta, dim, factor, context, beta_fast=fast, beta_slow=slow, truncate=rounded
         )
-        magnitude *= keys.number("rope.scaling.yarn_attn_factor", 1.0) * yarn_magnitude(factor)
+        # config.json's attention_factor, as converters write it; llama.cpp takes the usual one all the same.
+        magnitude *= keys.number("rope.scaling.yarn_attn_factor", yarn_magnitude(factor))
         if multiplier := keys.number("rope.scaling.yarn_log_multiplier", 0.0, high=1e3):
             magnitude /= yarn_magnitude(factor, 1.0 if scored else multiplier)
     else:
