@@ -16,12 +16,12 @@ from typing import Any
 import gguf  # noqa: F401 - not to be counted when an error message needs it
 import numpy as np
 import pytest
-from helpers.gguf_bytes import ABSENT, by_neuron, shape_of, split, tiny_model
+from helpers.gguf_bytes import by_neuron, lacks, shape_of, split, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from hotset.architectures.row import OF_DENSE, Architecture
+from hotset.architectures.row import Architecture
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.errors import CheckpointError, RequestError
 from hotset.formats import Overrides, open_checkpoint
@@ -227,6 +227,18 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 EXPERTS = {"num_experts": 3, "num_experts_per_tok": 2}
+LATENT = {
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 5,
+    "shared_expert_intermediate_size": 7,
+    "first_k_dense_replace": 0,
+    "kv_lora_rank": 4,
+    "q_lora_rank": 5,
+    "qk_nope_head_dim": 2,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 3,
+}
 FAMILY: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 12, "multi_query": True},
     "opt": {"ffn_dim": 12, "num_key_value_heads": 1},
@@ -237,7 +249,17 @@ FAMILY: dict[str, dict[str, Any]] = {
     "qwen2_moe": EXPERTS | {"moe_intermediate_size": 5, "shared_expert_intermediate_size": 7},
     "qwen3_moe": EXPERTS | {"moe_intermediate_size": 5},
     "mellum": EXPERTS | {"moe_intermediate_size": 5},
-    "granitemoe": EXPERTS | {"intermediate_size": 5},
+    "granitemoe": EXPERTS | {"intermediate_size": 5, "shared_intermediate_size": 7},
+    "laguna": EXPERTS
+    | {"moe_intermediate_size": 5, "shared_expert_intermediate_size": 7, "first_k_dense_replace": 0},
+    "cohere2_moe": EXPERTS
+    | {"intermediate_size": 5, "shared_expert_intermediate_size": 7}
+    | {"prefix_dense_intermediate_size": 12},
+    "smallthinker": {"moe_num_primary_experts": 3, "moe_num_active_primary_experts": 2}
+    | {"moe_ffn_hidden_size": 5, "moe_layer_layout": [1], "rope_layout": [1], "sliding_window_layout": [0]},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT | {"n_group": 1, "topk_group": 1},
+    "glm4_moe_lite": LATENT,
     "glm4_moe": {
         "use_qk_norm": True,
         "n_routed_experts": 3,
@@ -287,9 +309,7 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
     """config.json and model.safetensors of a one-layer model."""
     tensors = {}
     for part, modules in architecture.tensors.items():
-        if part in ABSENT or (part == "attn_qkv" and "attn_q" in architecture.tensors):
-            continue
-        if architecture.experts and part in OF_DENSE and not architecture.experts.beside:
+        if lacks(architecture, part) or (part == "attn_qkv" and "attn_q" in architecture.tensors):
             continue
         shape = shape_of(architecture, part)
         if part.endswith("_exps") and architecture.experts and architecture.experts.hf_turned:

@@ -17,7 +17,7 @@ from hotset.core.config import Gating
 from hotset.core.errors import CheckpointError
 from hotset.formats import Checkpoint, open_checkpoint
 
-MIXTURES = {row.name: row for row in ARCHITECTURES if row.experts and not row.latent}
+MIXTURES = {row.name: row for row in ARCHITECTURES if row.experts}
 
 
 @pytest.fixture

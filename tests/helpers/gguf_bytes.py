@@ -100,6 +100,16 @@ ABSENT = ("output", "attn_norm_2", "ffn_gate_up_exps", "ffn_gate_up", "ssm_in", 
 """What may be absent."""
 DELTA_NET = {"G": 16, "B": 4, "T": 2, "Z": 8, "C": 16, "W": 3}
 SHORT_CONV = {"U": 24, "C": 8, "W": 3}
+LATENT = {"r": 5, "q": 12, "k": 8, "c": 4, "n": 2, "v": 3, "o": 6}
+LATENT_KEYS = {
+    "attention.key_length": 8,
+    "attention.value_length": 4,
+    "attention.key_length_mla": 6,
+    "attention.value_length_mla": 3,
+    "attention.kv_lora_rank": 4,
+    "attention.q_lora_rank": 5,
+    "rope.dimension_count": 4,
+}
 MAMBA = {"I": 34, "C": 24, "W": 3, "T": 2, "Z": 8}
 DELTA_NET_KEYS = {"time_step_rank": 2, "group_count": 1, "state_size": 4, "conv_kernel": 3, "inner_size": 8}
 
@@ -109,11 +119,21 @@ def shape_of(architecture: Architecture, part: str) -> tuple[int, ...]:
     if part == "attn_qkv":
         return 16, 8
     own = SHORT_CONV if architecture.short_conv else MAMBA if architecture.mamba else DELTA_NET
-    return tuple((SIZES | own)[letter] for letter in {**SHAPES, **architecture.shapes}[part])
+    return tuple((SIZES | LATENT | own)[letter] for letter in {**SHAPES, **architecture.shapes}[part])
 
 
-def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
-    """One layer, two heads of four; `changes` replace key-values (None: leave out), their dots as ``__``."""
+def lacks(architecture: Architecture, part: str) -> bool:
+    """Whether a tiny model has no tensor of that kind, though the family's models may have."""
+    experts = architecture.experts
+    if part in (*ABSENT, "ffn_gate_up_shexp") or (architecture.latent and part in ("attn_q", "attn_kv_b")):
+        return True
+    if experts and experts.averaged and part == "ffn_gate_inp_shexp":
+        return True
+    return bool(experts and part in OF_DENSE and not experts.beside)
+
+
+def _keys(architecture: Architecture) -> dict[str, Any]:
+    """A tiny model's key-values."""
     name = architecture.name
     keys = {
         "general.architecture": name,
@@ -140,20 +160,28 @@ def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
         own = {"attention.head_count_kv": [int(not architecture.single)], "feed_forward_length": [size]}
         keys |= {f"{name}.{key}": value for key, value in own.items()}
     if architecture.by_layer:
-        keys |= {f"{name}.attention.key_length": 4, f"{name}.embedding_length_per_layer_input": 3}
+        keys[f"{name}.attention.key_length"] = 4
+    if "inp_gate" in architecture.tensors:
+        keys[f"{name}.embedding_length_per_layer_input"] = 3
+    if architecture.latent:
+        keys |= {f"{name}.{key}": value for key, value in LATENT_KEYS.items()}
+    return keys
+
+
+def tiny_model(architecture: Architecture, **changes: Any) -> GGUFBytes:
+    """One layer, two heads of four; `changes` replace key-values (None: leave out), their dots as ``__``."""
+    keys = _keys(architecture)
     keys |= {key.replace("__", "."): value for key, value in changes.items()}
     rng = np.random.default_rng(0)
     tensors = []
     recurrent = architecture.delta_net or architecture.short_conv or architecture.mamba
     for part in architecture.tensors:
-        if part in ABSENT or (part == "attn_qkv" and "attn_q" in architecture.tensors and not recurrent):
+        if part == "attn_qkv" and "attn_q" in architecture.tensors and not recurrent:
             continue
         without = architecture.delta_net or architecture.short_conv or architecture.single
-        if (without and part in OF_ATTENTION) or part in ("ffn_gate_up", "ffn_gate_up_shexp"):
+        if (without and part in OF_ATTENTION) or lacks(architecture, part):
             continue
         if architecture.mamba and part in OF_RECURRENT:
-            continue
-        if architecture.experts and part in OF_DENSE and not architecture.experts.beside:
             continue
         place = part if is_global(part) else f"blk.0.{part}"
         shape = shape_of(architecture, part)

@@ -45,6 +45,10 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "gemma4-shared": gemma4_shared,
         "gemma4-beside": gemma4_beside,
         "laguna": laguna,
+        "cohere2moe": cohere2_moe,
+        "cohere2moe-softmax": lambda: cohere2_moe(
+            expert_selection_fn="softmax", num_shared_experts=0, rms_norm_eps=0.02
+        ),
         "deepseek-v2": deepseek_v2,
         "deepseek-v2-low-rank": lambda: deepseek_v2(q_lora_rank=19),
         "deepseek-v3": deepseek_v3,
@@ -325,3 +329,25 @@ def laguna(**options: Any) -> Model:
         },
     }
     return _build("Laguna", SIZES, _HEADS, _EXPERTS, own, options)
+
+
+def cohere2_moe(**options: Any) -> Model:
+    """A dense layer with RoPE that attends to all, then windows and one layer without positions."""
+    kinds = ("full", "sliding", "sliding", "full", "sliding")
+    own = {
+        "num_hidden_layers": 5,
+        "layer_types": [f"{kind}_attention" for kind in kinds],
+        "mlp_layer_types": ["dense"] + ["sparse"] * 4,
+        "sliding_window": 7,
+        "intermediate_size": 23,
+        "prefix_dense_intermediate_size": 41,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "num_shared_experts": 2,
+        "expert_selection_fn": "sigmoid",
+        "layer_norm_eps": 0.02,
+        "rms_norm_eps": None,
+        "logit_scale": 0.4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 600.0},
+    }
+    return _build("Cohere2Moe", SIZES, _HEADS, own, options)

@@ -35,6 +35,7 @@ _TITLES = {
     "ernie4_5_moe": "ERNIE 4.5 mixtures",
     "mellum": "Mellum 2",
     "laguna": "Laguna XS and S",
+    "cohere2_moe": "North-Mini-Code",
     "mixtral": "Mixtral",
     "qwen3_moe": "Qwen3 mixtures, Qwen3-Coder",
     "qwen2_moe": "Qwen1.5 and Qwen2 mixtures",

@@ -7,7 +7,8 @@ from typing import Any
 from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
 from hotset.architectures.mixtures import QWEN_EXPERTS, WITHOUT_FFN
 from hotset.architectures.row import Architecture, Mixture, Windows
-from hotset.core.config import Activation, Gating
+from hotset.core.config import Activation, Gating, NormKind
+from hotset.core.errors import CheckpointError
 
 _LAYER = "model.layers.{}."
 SHARED = {
@@ -46,6 +47,22 @@ def _of_laguna(config: Mapping[str, Any]) -> Mapping[str, Any]:
         config = {**config, "num_attention_heads_per_layer": [heads] * layers}
     gating = config.get("gating", True)
     return with_dense_layers({**config, "gating": gating == "per-head" or gating})
+
+
+def _of_cohere(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The shared experts' size, the epsilon of whichever norms there are, and which layers have windows."""
+    eps = config.get("rms_norm_eps")
+    adapted = with_dense_layers(
+        {
+            **config,
+            "moe_intermediate_size": config.get("intermediate_size", 22528),
+            "n_shared_experts": config.get("num_shared_experts", 0),
+            "norm_eps": config.get("layer_norm_eps", 1e-5) if eps is None else eps,
+        }
+    )
+    if adapted.get("layer_types") is None and adapted.get("first_k_dense_replace"):
+        raise CheckpointError("layer_types is missing, and some of the layers are dense")
+    return adapted
 
 
 MORE_MIXTURES: tuple[Architecture, ...] = (
@@ -198,5 +215,54 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             "moe_router_logit_softcapping": 0.0,
         },
         hf_adapt=_of_laguna,
+    ),
+    Architecture(
+        name="cohere2moe",
+        model_types=("cohere2_moe",),
+        activation=Activation.SILU,
+        tensors={
+            **{name: module for name, module in LLAMA_TENSORS.items() if name != "ffn_norm"},
+            **QWEN_EXPERTS,
+            **SHARED,
+            "ffn_gate_inp_shexp": _LAYER + "mlp.shared_experts.switch",
+        },
+        experts=Mixture(gating=Gating.SIGMOID, normalised=False, averaged=True, maybe_shared=True),
+        norm=NormKind.LAYER,
+        norm_biases=False,
+        rms_where_stated=True,
+        parallel=True,
+        logit_factor=True,
+        windows=Windows.PATTERN,
+        window_period=4,
+        full_without_rope=True,
+        gguf_rope_interleaved=True,
+        hf_rope_interleaved=True,
+        default_pre={"": "cohere2moe"},
+        hf_keys={
+            "intermediate_size": "prefix_dense_intermediate_size",
+            "moe_intermediate_size": "intermediate_size",
+            "norm_eps": "norm_eps",
+            "scoring_func": "expert_selection_fn",
+        },
+        hf_defaults={
+            "first_k_dense_replace": 0,
+            "head_dim": 128,
+            "logit_scale": 0.0625,
+            "max_position_embeddings": 8192,
+            "norm_topk_prob": True,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "scoring_func": "softmax",
+            "sliding_window": 4096,
+            "tie_word_embeddings": True,
+        },
+        hf_required={
+            "attention_bias": False,
+            "mlp_layer_types": None,
+            "norm_topk_prob": True,
+            "prefix_dense_sliding_window_pattern": 1,
+            "shared_expert_combination_strategy": "average",
+        },
+        hf_adapt=_of_cohere,
     ),
 )

@@ -135,6 +135,8 @@ class Mixture:
     normalised: bool = True
     gating_if_biased: Gating | None = None
     """That of files whose experts are selected with a bias, where it is another."""
+    averaged: bool = False
+    """The shared expert's result and the others' are averaged instead of added (Cohere)."""
     maybe_shared: bool = False
     """Some of the family's models have an expert that every token uses, others none."""
     early: bool = False
@@ -165,6 +167,10 @@ class Architecture:
     """Tensors whose shape is another than `SHAPES` says."""
     activations: Mapping[str, Activation] = field(default_factory=lambda: ACTIVATIONS)
     norm: NormKind = NormKind.RMS
+    norm_biases: bool = True
+    """LayerNorms have a bias."""
+    rms_where_stated: bool = False
+    """Norms are RMS where files state an epsilon of such, whatever `norm` says."""
     parallel: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """config.json's flag -> linear layers that then have a bias."""
@@ -186,6 +192,8 @@ class Architecture:
     """Files state factors of embedding, residuals and attention, and a divisor of logits (Granite)."""
     growing_queries: bool = False
     """Files may state a `QueryGrowth` (Ministral 3)."""
+    logit_factor: bool = False
+    """Files state a factor on logits (Cohere)."""
     soft_caps: bool = False
     """Files may state soft caps of attention's scores and of logits (Gemma 2)."""
     positions: bool = True
@@ -294,7 +302,7 @@ class Architecture:
     @property
     def always_biased(self) -> frozenset[str]:
         """Tensors that have a bias in every model of the family: LayerNorms, and what is so by default."""
-        layer_norms = self.norm is NormKind.LAYER
+        layer_norms = self.norm is NormKind.LAYER and self.norm_biases
         norms = [name for name in self.tensors if layer_norms and SHAPES.get(name) == "D"]
         flags = [flag for flag in self.biases if self.hf_defaults.get(flag)]
         return frozenset([*norms, *(name for flag in flags for name in self.biases[flag])])

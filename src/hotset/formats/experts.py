@@ -1,8 +1,11 @@
 """Mixtures of experts in model files: what keys say of them, and all experts' tensors made of the files'."""
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,12 @@ from hotset.architectures.row import Architecture
 from hotset.core.config import ExpertsConfig, Gating
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import REQUIRED, Keys
-from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
 from hotset.formats.tensor_table import Sizes, TensorTable
 
 _GATING = {1: Gating.SOFTMAX, 2: Gating.SIGMOID, 3: Gating.SELECTED}
 """GGUF's ``expert_gating_func``."""
+_SINGLE_EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight")
 
 
 def experts_from_gguf(
@@ -61,7 +65,7 @@ def experts_from_gguf(
         raise keys.refuse(
             "expert_group_count", f"groups of {count} experts with room for {experts.used}", groups
         )
-    return experts
+    return _averaged(architecture, experts)
 
 
 def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig | None:
@@ -73,7 +77,7 @@ def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig
     gating = keys.text("scoring_func", row.gating.value)
     if gating not in list(Gating):
         raise keys.refuse("scoring_func", "one of " + ", ".join(Gating), gating)
-    return ExpertsConfig(
+    experts = ExpertsConfig(
         count=count,
         used=keys.integer("num_experts_per_tok", high=count),
         size=keys.integer("moe_intermediate_size"),
@@ -85,6 +89,33 @@ def experts_from_config(keys: Keys, architecture: Architecture) -> ExpertsConfig
         groups_used=keys.integer("topk_group", 1, high=groups),
         early=row.early,
     )
+    return _averaged(architecture, experts)
+
+
+def add_even_switches(table: TensorTable, architecture: Architecture, sizes: Sizes) -> None:
+    """Where the shared expert's result and the others' are averaged: a switch of zeros is always half on.
+
+    The others' weights are halved by `ExpertsConfig.scale`.
+    """
+    if architecture.experts and architecture.experts.averaged and sizes.experts and sizes.experts.shared_size:
+        for layer in range(sizes.dense_layers, sizes.layers):
+            name = f"blk.{layer}.ffn_gate_inp_shexp.weight"
+            table.add(name, tensor_from_array(name, np.zeros((1, sizes.hidden), np.float32)))
+
+
+def _averaged(architecture: Architecture, experts: ExpertsConfig) -> ExpertsConfig:
+    """With half the weights, where the shared expert has the other half."""
+    halved = architecture.experts and architecture.experts.averaged and experts.shared_size
+    return replace(experts, scale=experts.scale / 2) if halved else experts
+
+
+def refuse_single_experts(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse files from before experts were stacked."""
+    for name in filter(_SINGLE_EXPERT.fullmatch, tensors):
+        raise CheckpointError(
+            f"{path}: tensor {name} is of a single expert, as in files from before spring 2024: "
+            "get the model as a newer file"
+        )
 
 
 def dense_layers(keys: Keys, key: str, architecture: Architecture, layers: int) -> int:

@@ -1,6 +1,5 @@
 """GGUF models: what a file's key-values and tensors mean, after llama.cpp's conventions."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,13 @@ from hotset.core.heads import QueryGrowth
 from hotset.formats import by_layer, delta_net, recurrent
 from hotset.formats import latent as latent_attention
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
-from hotset.formats.experts import add_gate_up, dense_layers, experts_from_gguf
+from hotset.formats.experts import (
+    add_even_switches,
+    add_gate_up,
+    dense_layers,
+    experts_from_gguf,
+    refuse_single_experts,
+)
 from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
 from hotset.formats.keys import REQUIRED, Keys
@@ -43,7 +48,6 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _PERIODIC = (Windows.PATTERN, Windows.FIRST_FULL)
 _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
-_SINGLE_EXPERT = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight")
 
 
 def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -53,6 +57,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     architecture, keys = _architecture(file, path)
     check_overrides(overrides or {}, keys.name("").removesuffix("."))  # which may be an alias
     able = (_SOFT_CAPS if architecture.soft_caps else ()) + (_MULTIPLIERS if architecture.multipliers else ())
+    able += ("logit_scale",) if architecture.logit_factor else ()
     keys.require({key: neutral for key, neutral in _NEUTRAL.items() if key not in able})
     tensors = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(_NO_TEXT)}
     notes = [*_name_pre_tokenizer(file.metadata, architecture)]
@@ -60,7 +65,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         notes.append(without_images(left_out))
     tensors = with_scales(str(path), tensors, architecture.gguf_names)
     factors = _read_factors(path, tensors)
-    _check_experts(path, tensors)
+    refuse_single_experts(path, tensors)
     sizes = _sizes(keys, architecture, tensors, path)
     predicting = {name for name in tensors if _predicts(name, sizes.layers, keys)}
     if predicting:
@@ -70,6 +75,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     if file.powerinfer and context == sizes.positions:  # its OPT files count the rows before position 0, too
         context -= architecture.position_offset
     table = _table(path, tensors, sizes, architecture)
+    add_even_switches(table, architecture, sizes)
     table.check(architecture, sizes)
     if "tokenizer.ggml.tokens" in file.metadata:
         tokens = file.metadata.length("tokenizer.ggml.tokens")
@@ -95,7 +101,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         layers=tuple(replace(layer, ffn=plan) for layer, plan in zip(layers, plans, strict=True)),
         activation=activation,
         gated=architecture.gated,
-        norm=architecture.norm,
+        norm=_norm_kind(keys, architecture),
         norm_eps=_norm_eps(keys, architecture, file),
         parallel=architecture.parallel,
         attention_scale=_attention_scale(keys, architecture, sizes),
@@ -103,7 +109,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         gated_attention=architecture.gated_attention,
         position_offset=sizes.positions - context if sizes.positions else 0,
         residual_scale=_multiplier(keys, architecture, "residual_scale"),
-        logit_scale=1 / _multiplier(keys, architecture, "logit_scale"),
+        logit_scale=_logit_scale(keys, architecture),
         logit_soft_cap=_soft_cap(keys, architecture, "final_logit_softcapping"),
         attention_soft_cap=_soft_cap(keys, architecture, "attn_logit_softcapping"),
         query_growth=_query_growth(keys, architecture, context),
@@ -161,14 +167,6 @@ def _name_pre_tokenizer(metadata: Metadata, architecture: Architecture) -> list[
         "the file does not say how its tokenizer cuts text into words (tokenizer.ggml.pre): default is taken "
         "and may make answers worse; if you know the name, add --override tokenizer.ggml.pre=NAME"
     ]
-
-
-def _check_experts(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    for name in filter(_SINGLE_EXPERT.fullmatch, tensors):
-        raise CheckpointError(
-            f"{path}: tensor {name} is of a single expert, as in files from before spring 2024: "
-            "get the model as a newer file"
-        )
 
 
 def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor], path: Path) -> Sizes:
@@ -306,8 +304,13 @@ def _activation(file: GGUFFile, path: Path, architecture: Architecture) -> Activ
     return Activation(name)
 
 
+def _norm_kind(keys: Keys, architecture: Architecture) -> NormKind:
+    stated = keys.get("attention.layer_norm_rms_epsilon") is not None
+    return NormKind.RMS if architecture.rms_where_stated and stated else architecture.norm
+
+
 def _norm_eps(keys: Keys, architecture: Architecture, file: GGUFFile) -> float:
-    kind = "rms_" if architecture.norm is NormKind.RMS else ""
+    kind = "rms_" if _norm_kind(keys, architecture) is NormKind.RMS else ""
     if architecture.mamba and keys.get("attention.layer_norm_rms_epsilon") is None:
         kind = ""
     # PowerInfer's OPT files do not say it.
@@ -326,6 +329,12 @@ def _attention_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> fl
 
 def _multiplier(keys: Keys, architecture: Architecture, key: str) -> float:
     return (keys.number(key, 1.0, high=1e6) or 1.0) if architecture.multipliers else 1.0
+
+
+def _logit_scale(keys: Keys, architecture: Architecture) -> float:
+    if architecture.logit_factor:
+        return keys.number("logit_scale", 0.0, high=1e6) or 1.0
+    return 1 / _multiplier(keys, architecture, "logit_scale")
 
 
 def _embedding_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> float:
@@ -372,12 +381,13 @@ def _layers(
     full, local = _ropes(keys, architecture, sizes, factors)
     window = keys.integer("attention.sliding_window", 0, low=0)
     sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
-    if architecture.full_without_rope and window:
-        full = None
+    last = None if architecture.full_without_rope and window else full  # but of dense layers before mixtures
     turned = rotated(architecture, sizes.layers)
     layers = tuple(
         LayerConfig(
-            (local if s else full) if turns else None, window if s else None, experts=sizes.experts_of(i)
+            (local if s else full if i < sizes.dense_layers else last) if turns else None,
+            window if s else None,
+            experts=sizes.experts_of(i),
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from hotset.architectures.row import Architecture, Windows
 from hotset.architectures.single_parts import layer_kinds
 from hotset.architectures.table import ARCHITECTURES
-from hotset.core.config import Activation, LayerConfig, ModelConfig, RopeConfig
+from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.core.heads import QueryGrowth
 from hotset.formats import by_layer, recurrent
 from hotset.formats import latent as latent_attention
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
-from hotset.formats.experts import dense_layers, experts_from_config
+from hotset.formats.experts import add_even_switches, dense_layers, experts_from_config
 from hotset.formats.huggingface_names import final_names
 from hotset.formats.keys import Keys, shown
 from hotset.formats.mapped import read_bytes
@@ -99,6 +99,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         notes.append(
             "config.json says tie_word_embeddings, but lm_head.weight is another matrix: that one is used"
         )
+    add_even_switches(table, architecture, sizes)
     table.check(architecture, sizes)
     _check_flags(keys, architecture, table)
     by_layer.check_factors(str(directory), table, sizes.layers)
@@ -117,7 +118,9 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         layers=by_layer.with_scales(_layers(keys, architecture, sizes), table),
         activation=_activation(keys, architecture),
         gated=architecture.gated,
-        norm=architecture.norm,
+        norm=NormKind.RMS
+        if architecture.rms_where_stated and keys.get("rms_norm_eps") is not None
+        else architecture.norm,
         norm_eps=keys.number("norm_eps", 1e-6, high=1.0),
         parallel=architecture.parallel,
         attention_scale=latent_attention.scale_from_config(_rope_table(keys, architecture), sizes.latent)
@@ -127,7 +130,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         gated_attention=architecture.gated_attention,
         position_offset=architecture.position_offset,
         residual_scale=multipliers[1],
-        logit_scale=1 / multipliers[2],
+        logit_scale=keys.number("logit_scale", high=1e6) if architecture.logit_factor else 1 / multipliers[2],
         attention_soft_cap=caps[0],
         logit_soft_cap=caps[1],
         query_growth=_query_growth(keys, architecture),
@@ -304,12 +307,13 @@ def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[Layer
     full, local = _ropes(keys, architecture, sizes)
     window = _window(keys, architecture)
     sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
-    if architecture.full_without_rope and window:
-        full = None
+    last = None if architecture.full_without_rope and window else full  # but of dense layers before mixtures
     turned = _rotated(keys, architecture, sizes.layers)
     layers = tuple(
         LayerConfig(
-            (local if s else full) if turns else None, window if s else None, experts=sizes.experts_of(i)
+            (local if s else full if i < sizes.dense_layers else last) if turns else None,
+            window if s else None,
+            experts=sizes.experts_of(i),
         )
         for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
     )
@@ -392,7 +396,8 @@ def _ropes(
             table.section(kind, table.get(kind)) for kind in ("full_attention", "sliding_attention")
         )
         theta = keys.get("rope_theta")
-        if sizes.own and (kind := full.text("rope_type")) != "proportional":
+        unequal = len({own.heads.head_dim for own in sizes.own}) > 1
+        if unequal and (kind := full.text("rope_type")) != "proportional":
             raise full.refuse("rope_type", "proportional", kind)
         sliding = _sliding(keys, architecture, sizes.layers)
         whole = [own.heads.head_dim for own, s in zip(sizes.own, sliding, strict=False) if not s]

@@ -45,7 +45,7 @@ class GpuAttention:
                 f"{spec.q.weight.name}: the GPU backend has no attention with shared keys or values, a "
                 "norm of values, a soft cap, queries scaled by position or two sets of RoPE frequencies yet"
             )
-        if spec.gated or spec.sinks is not None:
+        if spec.gated or spec.head_gate or spec.sinks is not None:
             raise HotsetError(
                 f"{spec.q.weight.name}: the GPU backend has no attention with gates or sinks yet"
             )
