@@ -35,7 +35,7 @@ def compare(
             for name, engine in engines.items()
         }
         for worker in workers.values():
-            worker.ask("decode", tokens=8)
+            worker.ask("decode", tokens=tokens)  # which packs experts
         for number in range(rounds):
             for name in list(workers) if number % 2 == 0 else list(workers)[::-1]:
                 found.setdefault(name, []).append(workers[name].ask("decode", tokens=tokens))
