@@ -21,7 +21,7 @@ _TEXTS = {"model": "", "name": "", "api_key": ""}
 
 
 def app(given: Mapping[str, str]) -> serve.Application:
-    """The app; see `docs/guide/serve.md` for what may be given. Raises `RequestError` for anything else."""
+    """The app; see `docs/guide/cluster.md` for what may be given. Raises `RequestError` for anything else."""
     if unknown := set(given) - {*_NUMBERS, *_TEXTS}:
         raise RequestError(f"{min(unknown)}: expected {', '.join((*_TEXTS, *_NUMBERS))}")
     texts = {**_TEXTS, **{key: str(given[key]) for key in _TEXTS if key in given}}

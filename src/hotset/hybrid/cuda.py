@@ -1,6 +1,6 @@
 """A GPU: pinned memory, two streams, packets, and a step as a graph; NVIDIA's, or AMD's by torch for ROCm.
 
-It has run on an H100 (`benchmarks/results/gpu-suite-h100.md`), but not with packets; what it shares with the
+It has run on an H100 (`benchmarks/results/h100`), but not with packets; what it shares with the
 stand-in devices is tested there.
 """
 
