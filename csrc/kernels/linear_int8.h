@@ -131,25 +131,37 @@ struct Chunk {
 
   // Adds the products with a tile of activations, at its first block here, to sums[token][panel].
   [[gnu::noinline]] void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
-    multiply_with(n_blocks, x, sums, [&](int64_t b, auto quad, auto p) HOTSET_INLINED {
-      return load_i32(codes[b][quad.value][p.value]);
-    });
+    multiply_with(
+        n_blocks, x, sums, [](int64_t) HOTSET_INLINED {},
+        [&](int64_t b, auto quad, auto p) HOTSET_INLINED { return load_i32(codes[b][quad.value][p.value]); });
   }
 
-  // The same, of codes that are not unpacked but lie at `source`, as for unpack_codes().
+  // The same, of codes that are not unpacked but lie at `source`, as for unpack_codes(). With each block, one
+  // further on is fetched.
+  template <bool fetch>
   [[gnu::noinline]] void multiply_packed(const uint8_t* source, int64_t panel_bytes, int64_t n_blocks,
                                          const uint8_t* x, F32* sums) const {
-    multiply_with(n_blocks, x, sums, [&](int64_t b, auto quad, auto p) HOTSET_INLINED {
-      return F::Codes::template code<quad.value>(source + p.value * panel_bytes + b * F::kCodeBytes);
-    });
+    const auto codes_of = [&](int64_t b, int p)
+                              HOTSET_INLINED { return source + p * panel_bytes + b * F::kCodeBytes; };
+    multiply_with(
+        n_blocks, x, sums,
+        [&](int64_t b) HOTSET_INLINED {
+          for (int p = 0; p < n; p++) {
+            for (int k = 0; fetch && k < F::kCodeBytes; k += 64) prefetch_l2(codes_of(b, p) + kAhead + k);
+          }
+        },
+        [&](int64_t b, auto quad, auto p)
+            HOTSET_INLINED { return F::Codes::template code<quad.value>(codes_of(b, p.value)); });
   }
 
-  // code(b, Int<quad>, Int<p>): a quad of block b of panel p.
-  template <class Code>
-  HOTSET_INLINE void multiply_with(int64_t n_blocks, const uint8_t* x, F32* sums_of, Code code) const {
+  // begin(b) comes before block b; code(b, Int<quad>, Int<p>) is a quad of panel p of it.
+  template <class Begin, class Code>
+  HOTSET_INLINE void multiply_with(int64_t n_blocks, const uint8_t* x, F32* sums_of, Begin begin,
+                                   Code code) const {
     F32 sums[kTile * n];
     for (int i = 0; i < kTile * n; i++) sums[i] = sums_of[i];
     for (int64_t b = 0; b < n_blocks; b++, x += kActBlockBytes<kTile>) {
+      begin(b);
       typename F::Dot dots[2][kTile * n];
       unroll<2>([&](auto half) HOTSET_INLINED {
         unroll<kTile * n>([&](auto i) HOTSET_INLINED {
@@ -262,17 +274,18 @@ void multiply_few(const PackedMatrix* w, const uint8_t* panel, int64_t stride, c
   for (int64_t block = 0; block < n_blocks; block += kFewBlocks) {
     const int64_t count = n_blocks - block < kFewBlocks ? n_blocks - block : kFewBlocks;
     const uint8_t* codes = panel + F::codes_start(w->cols) + block * F::kCodeBytes;
-    for (int64_t k = 0; k < count * F::kCodeBytes; k += 64) {
-      for (int p = 0; p < n; p++) prefetch_l2(codes + kAhead + p * stride + k);
-    }
     chunk.unpack_meta(panel, stride, block, count);
-    if (tiles > kPackedTiles) chunk.unpack_codes(codes, stride, count);
-    for (int64_t t = 0; t < tiles; t++) {
-      const uint8_t* tile = x + t * bytes + block * kActBlockBytes<kTile>;
-      if (tiles > kPackedTiles) {
-        chunk.multiply(count, tile, sums[t]);
-      } else {
-        chunk.multiply_packed(codes, stride, count, tile, sums[t]);
+    const auto tile = [&](int64_t t) { return x + t * bytes + block * kActBlockBytes<kTile>; };
+    if (tiles > kPackedTiles) {
+      for (int64_t k = 0; k < count * F::kCodeBytes; k += 64) {
+        for (int p = 0; p < n; p++) prefetch_l2(codes + kAhead + p * stride + k);
+      }
+      chunk.unpack_codes(codes, stride, count);
+      for (int64_t t = 0; t < tiles; t++) chunk.multiply(count, tile(t), sums[t]);
+    } else {
+      chunk.template multiply_packed<true>(codes, stride, count, tile(0), sums[0]);
+      for (int64_t t = 1; t < tiles; t++) {
+        chunk.template multiply_packed<false>(codes, stride, count, tile(t), sums[t]);
       }
     }
   }
