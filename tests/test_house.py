@@ -1,6 +1,8 @@
 """The house is in order: rooms with one purpose, files of a size to read, and a map that is true."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,30 @@ def test_the_maps_name_files_that_exist(name: str, most: int) -> None:
     )
     for file in files:
         assert (ROOT / file).is_file(), file
+
+
+def methods(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from (m for m in node.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+@pytest.mark.skipif(not NATIVE.exists(), reason="needs the sources, not an installed package")
+def test_a_public_method_has_a_docstring_or_is_one_that_a_contract_has_explained() -> None:
+    trees = {file: ast.parse(file.read_text()) for file in sources(PACKAGE) if file.suffix == ".py"}
+    explained = {m.name for tree in trees.values() for m in methods(tree) if ast.get_docstring(m)}
+    fields = (node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.AnnAssign))
+    explained |= {field.target.id for field in fields if isinstance(field.target, ast.Name)} | set(dir(str))
+    missing = [
+        f"{file.relative_to(PACKAGE)}:{method.lineno} {method.name}"
+        for file, tree in trees.items()
+        for method in methods(tree)
+        if not method.name.startswith("_") and not ast.get_docstring(method) and method.name not in explained
+    ]
+    assert missing == []
+
+
+@pytest.mark.skipif(not NATIVE.exists(), reason="needs the sources, not an installed package")
+def test_no_docstring_only_points_elsewhere() -> None:
+    found = [str(file) for file in sources(PACKAGE) if re.search(r'"""See `[\w.]+`\."""', file.read_text())]
+    assert found == []

@@ -140,9 +140,9 @@ class Mixture:
     maybe_shared: bool = False
     """Some of the family's models have an expert that every token uses, others none."""
     early: bool = False
-    """See `ExpertsConfig.early`."""
+    """The router reads before attention, as `ExpertsConfig.early` says."""
     beside: bool = False
-    """See `LayerConfig.beside`; Hugging Face's config.json has ``enable_moe_block``."""
+    """Hugging Face's config.json has ``enable_moe_block``."""
     hf_turned: bool = False
     """Hugging Face's stacks of experts are (E, in, out), and columns of gate and up alternate; or they are in
     MXFP4, and rows alternate (gpt-oss)."""
@@ -201,7 +201,7 @@ class Architecture:
     attention_scale: float = 0.0
     """Factor on q.k where files state none; 0: ``head_dim ** -0.5``."""
     value_norm: bool = False
-    """See `ModelConfig.value_norm`."""
+    """Values are normalised, as `ModelConfig.value_norm` says."""
     by_layer: bool = False
     """Heads, their size and the FFN's may be another in each layer, and layers may share keys and values."""
     position_offset: int = 0

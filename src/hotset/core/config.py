@@ -196,7 +196,7 @@ class DeltaNetConfig:
 
     @property
     def sums(self) -> SumsShape:
-        """See `SumsShape`."""
+        """Shape of what a sequence keeps of this layer beside its convolution's inputs."""
         return SumsShape(self.n_key_heads, self.n_value_heads, self.head_dim, self.head_dim)
 
     @property
@@ -216,7 +216,7 @@ class ShortConvConfig:
 
     @property
     def sums(self) -> SumsShape:
-        """See `SumsShape`: none."""
+        """Shape of what a sequence keeps of this layer beside its convolution's inputs."""
         return SumsShape()
 
     @property
@@ -252,7 +252,7 @@ class MambaConfig:
 
     @property
     def sums(self) -> SumsShape:
-        """See `SumsShape`."""
+        """Shape of what a sequence keeps of this layer beside its convolution's inputs."""
         return SumsShape(self.n_groups, self.n_heads, self.state_dim, self.head_dim)
 
     @property

@@ -21,7 +21,7 @@ class LayerSizes:
     heads: HeadsConfig
     ffn: int
     kv_from: int | None = None
-    """See `LayerConfig`."""
+    """Index of the layer whose keys and values this one reads; None: its own (as `LayerConfig`)."""
     without_values: bool = False
     """Values are the keys, before their norm."""
 

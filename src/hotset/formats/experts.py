@@ -246,11 +246,9 @@ class Stack(Tensor):
 
     @property
     def nbytes(self) -> int:
-        """See `Tensor`."""
         return prod(self.shape) // self.type.block_size * self.type.block_bytes
 
     def part(self, index: int) -> Tensor:
-        """See `Tensor`."""
         make: Callable[[int], Tensor] = self._make  # type: ignore[attr-defined]
         return make(index)
 

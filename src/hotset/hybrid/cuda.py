@@ -48,18 +48,15 @@ class _StagedPackets:
         self._awaited: dict[tuple[int, ...], NDArray[np.int64]] = {}
 
     def begin(self, control: Any) -> None:
-        """See `Packets`."""
         self._control = control.data_ptr()
         self._packets.begin(control)
 
     def send(self, x: Any, packet: Any) -> None:
-        """See `Packets`."""
         room = self._staging(packet)
         self._packets.send(x, room)
         packet.copy_(room, non_blocking=True)
 
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:
-        """See `Packets`."""
         what = packet.data_ptr(), packet.shape[1], self._control
         numbers = self._awaited.setdefault(what, np.array(what, np.int64))
         function = ctypes.c_void_p(_native.await_function())
@@ -117,12 +114,11 @@ class CudaDevice(TorchArrays):
                 self.packets = _StagedPackets(self.packets, self.torch_device)
 
     def free_bytes(self) -> int:
-        """See `Device`: what the system has left, and what torch keeps for later."""
+        """What the system has left, and what torch keeps for later."""
         free, _ = torch.cuda.mem_get_info()
         return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See `Device`."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         try:
             memory = torch.zeros(max(nbytes, 1), dtype=torch.uint8, pin_memory=True)
@@ -167,27 +163,22 @@ class CudaDevice(TorchArrays):
         return True
 
     def synchronize(self) -> None:
-        """See `Device`."""
         for stream in (self._stream, self._copies):
             _TorchEvent(stream).wait()
 
     def mark(self, *, spin: bool = False) -> Event:
-        """See `Device`."""
         return _TorchEvent(spin=spin)
 
     def follow(self, event: Event) -> None:
-        """See `Device`."""
         if isinstance(event, _TorchEvent):
             torch.cuda.current_stream().wait_event(event.event)
 
     def aside(self) -> AbstractContextManager[None]:
-        """See `Device`."""
         context: AbstractContextManager[None] = torch.cuda.stream(self._copies)
         return context
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """See `Device`."""
         try:
             with torch.cuda.stream(self._stream):
                 yield
@@ -201,7 +192,7 @@ class CudaDevice(TorchArrays):
             ) from error
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """See `Device`: a CUDA graph, made when the step has been done a few times."""
+        """A CUDA graph, made when the step has been done a few times."""
         return _RecordedStep(step)
 
 

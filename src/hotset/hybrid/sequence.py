@@ -22,21 +22,17 @@ class HybridSequence:
 
     @property
     def length(self) -> int:
-        """See `Sequence`."""
         return self._length
 
     @property
     def capacity(self) -> int:
-        """See `Sequence`."""
         return self.on_host.capacity
 
     @property
     def choosers(self) -> ListOf[Chooser | None]:
-        """See `Sequence`."""
         return self.on_host.choosers
 
     def reusable(self, length: int) -> int:
-        """See `Sequence`."""
         length = min(length, self._length)
         while True:  # until both halves can
             both = min(half.reusable(length) for half in (self.on_device, self.on_host))
@@ -46,44 +42,36 @@ class HybridSequence:
 
     @property
     def undoable(self) -> int:
-        """See `Sequence`."""
         return min(self.on_device.undoable, self.on_host.undoable)
 
     def rewind(self, length: int) -> None:
-        """See `Sequence`."""
         for half in (self.on_device, self.on_host):
             half.rewind(min(length, half.length))
         self._length = length
 
     def save(self) -> bool:
-        """See `Sequence`."""
         saved = [half.save() for half in (self.on_device, self.on_host)]
         return any(saved)
 
     def forget(self, length: int) -> None:
-        """See `Sequence`."""
         self.on_device.forget(length)
         self.on_host.forget(length)
 
     @property
     def saved_bytes(self) -> int:
-        """See `Sequence`."""
         return self.on_device.saved_bytes + self.on_host.saved_bytes
 
     def limit_saved(self, nbytes: int) -> None:
-        """See `Sequence`."""
         total = self.saved_bytes
         for half in (self.on_device, self.on_host):
             half.limit_saved(nbytes * half.saved_bytes // max(total, 1))
 
     def fork(self) -> "HybridSequence":
-        """See `Sequence`."""
         self.settle()
         with self._device.guard():
             return HybridSequence(self._device, self.on_device.fork(), self.on_host.fork())
 
     def advance(self, count: int) -> None:
-        """See `Sequence`."""
         self.on_device.advance(count)
         self.on_host.advance(count)
         self._length += count

@@ -54,84 +54,65 @@ class TorchArrays(ABC):
         self.packets: Packets = GpuPackets(self._gpu.gpu, as_tensor(self._told), MOST_LOOKS)
 
     @abstractmethod
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See `Device`."""
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]: ...
 
     @abstractmethod
-    def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """See `Device`."""
+    def record(self, step: Callable[[], None]) -> Callable[[], None]: ...
 
     def empty(self, shape: tuple[int, ...]) -> Array:
-        """See `Device`."""
         return torch.empty(shape, dtype=torch.float32, device=self.torch_device)
 
     def upload(self, x: F32, out: Array) -> None:
-        """See `Device`."""
         out.copy_(torch.from_numpy(x), non_blocking=True)
 
     def download(self, x: Array, out: F32) -> None:
-        """See `Device`."""
         torch.from_numpy(out).copy_(x, non_blocking=True)
 
     def assign(self, x: Array, out: Array) -> None:
-        """See `Device`."""
         out.copy_(x)
 
     def zero(self, out: Array) -> None:
-        """See `Device`."""
         out.zero_()
 
     def add(self, x: Array, out: Array) -> None:
-        """See `Device`."""
         out.add_(x)
 
     def scale(self, x: Array, factor: float) -> None:
-        """See `Device`."""
         x.mul_(factor)
 
     def begin(self, control: NDArray[np.uint32]) -> None:
-        """See `Device`."""
         self.packets.begin(as_tensor(control))
 
     def send(self, x: Array, to: Packet) -> None:
-        """See `Device`."""
         self.packets.send(x, as_tensor(to))
 
     def receive(self, x: Packet, out: Array, *, add: bool) -> None:
-        """See `Device`."""
         self.packets.receive(as_tensor(x), out, add=add)
 
     def gave_up(self, number: int) -> bool:
-        """See `Device`."""
         return int(self._told[0]) == number
 
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
-        """See `Device`."""
         return self._gpu.resident_experts(spec, experts)
 
     def logits(self, head: Head, x: Array) -> Array:
-        """See `Device`."""
         if not isinstance(head, GpuHead):
             raise TypeError("the head is another backend's")
         return head.logits(x)
 
     def normed_adder(self, norm: Norm) -> AddNormed:
-        """See `Device`."""
         part = self._gpu.norm(norm)
         return lambda x, out: part.forward(x, out, add=True)
 
     def predictor(self, spec: NeuronFFNSpec) -> Predict:
-        """See `Device`."""
         scores: Predict = self._gpu.predictor(spec).scores
         return scores
 
     def slot(self) -> Slot:
-        """See `Device`."""
         gpu_slot = self._gpu.slot()
         return lambda spec, index: gpu_slot.fill(spec)
 
     def record_batches(self, tell: Callable[[int, GpuView], None]) -> Callable[[Batch], None]:
-        """See `Device`."""
         return RecordedBatches(self, tell)
 
 

@@ -96,7 +96,7 @@ class HybridTransformer(Transformer):
             self._executor = Executor(self.step, device)
 
     def sequence(self, capacity: int, kv_type: str = "f16") -> HybridSequence:
-        """See `Transformer`; each layer's keys and values lie where its attention is computed."""
+        """Each layer's keys and values lie where its attention is computed."""
         on_device, on_host = (self._half(place) for place in (OnDevice, OnHost))
         with self.device.guard():
             half = self.device.backend.sequence(on_device, capacity, kv_type)
@@ -111,12 +111,11 @@ class HybridTransformer(Transformer):
         return replace(self.state_shape, n_layers=len(kept), recurrent=states, own=own)
 
     def forward(self, batch: Batch) -> F32:
-        """See `Transformer`."""
         with self._lock, self.device.guard():
             return super().forward(batch)
 
     def not_finite(self, batch: Batch) -> HotsetError:
-        """See `Transformer`; the device's parts are not looked into."""
+        """The device's parts are not looked into."""
         return not_finite(batch)
 
     def close(self) -> None:

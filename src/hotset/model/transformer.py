@@ -72,10 +72,10 @@ class Absent:
     """The part that a layer has not: it adds nothing."""
 
     def forward(self, x: Array, out: Array, view: BatchView) -> None:
-        """See `Mixer` and `FFN`."""
+        """Add nothing."""
 
     def neurons(self, x: Array, gate: F32, h: F32) -> None:
-        """See `FFN`: none fires."""
+        """None fires."""
         gate[:], h[:] = 0, 0
 
 

@@ -78,7 +78,6 @@ class Arguments(Reader):
         self._json = JSONText()
 
     def push(self, c: str) -> list[Event]:
-        """See `Reader`."""
         if self.open is None and c != "{":
             self.wrong = not c.isspace()
             return []
@@ -108,7 +107,6 @@ class NamedJSON(Reader):
         self._streamed = False
 
     def push(self, c: str) -> list[Event]:
-        """See `Reader`."""
         if self._json is not None:
             return self._inside(self._json, c)
         if c == "{" and not self._comma:
@@ -178,7 +176,6 @@ class Mistral(Reader):
         self._inner: Reader | None = None
 
     def push(self, c: str) -> list[Event]:
-        """See `Reader`."""
         if self._inner is None:
             if c in "[{" and not self._head.strip():
                 self._inner = NamedJSON(self.calls)
@@ -217,7 +214,6 @@ class Whole(Reader):
         self._tail = ""
 
     def push(self, c: str) -> list[Event]:
-        """See `Reader`."""
         self._text.append(c)
         self._tail = (self._tail + c)[-64:]
         if self._tail.endswith(self._begin_mark):
@@ -227,7 +223,6 @@ class Whole(Reader):
         return []
 
     def end(self) -> list[Event]:
-        """See `Reader`."""
         if self._close is None:
             return self._finish("".join(self._text))
         return super().end()
@@ -249,7 +244,6 @@ class ByFirst(Reader):
         self._inner: Reader | None = None
 
     def push(self, c: str) -> list[Event]:
-        """See `Reader`."""
         if self._inner is None:
             if c.isspace():
                 return []
@@ -261,7 +255,6 @@ class ByFirst(Reader):
         return self._after(self._inner, self._inner.push(c))
 
     def end(self) -> list[Event]:
-        """See `Reader`."""
         return self._after(self._inner, self._inner.end()) if self._inner else super().end()
 
     def _after(self, inner: Reader, events: list[Event]) -> list[Event]:

@@ -43,7 +43,6 @@ class Tagged(Reader):
         self._started = False  # something of it was given, or a first line end left out
 
     def push(self, c: str) -> list[Event]:
-        """See `Reader`."""
         self._text += c
         match self._at:
             case "before the name":

@@ -39,17 +39,14 @@ class Embed(Job):
         self._hidden = np.empty((1 if self.reuse else len(tokens), size), np.float32)
 
     def logits(self, rows: int) -> int:
-        """See `Job`."""
         return 0
 
     def hidden(self, start: int, rows: int) -> F32 | None:
-        """See `Job`."""
         if self.reuse:
             return self._hidden if start + rows == self.prompt else None
         return self._hidden[start : start + rows]
 
     def accept(self, logits: F32) -> bool:
-        """See `Job`."""
         return self.slot is None or self.slot.left == 0
 
     @property

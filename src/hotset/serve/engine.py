@@ -53,7 +53,7 @@ class Engine:
         queue: int = QUEUE,
         speculate: bool = True,
     ) -> None:
-        """See `load`; `queue` requests may wait for their turn. Raises `RequestError`."""
+        """As for `load`; `queue` requests may wait for their turn. Raises `RequestError`."""
         self.model = model
         self.tokenizer = model.tokenizer
         # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.

@@ -136,11 +136,10 @@ class Answer(Job):
         self._drafter = Drafter() if speculate else None
 
     def logits(self, rows: int) -> int:
-        """See `Job`: those after the last known token, and after each of a draft."""
+        """Those after the last known token, and after each of a draft."""
         return 0 if self.slot is None else max(0, rows - self.slot.left + 1)
 
     def chances(self) -> list[float]:
-        """See `Job`."""
         slot = self.slot
         if self._drafter is None or slot is None:
             return []
@@ -149,18 +148,16 @@ class Answer(Job):
         return self._drafter.chances(slot.tokens[: slot.known], most)
 
     def draft(self, count: int) -> None:
-        """See `Job`."""
         if self._drafter and self.slot:
             self.slot.draft(self._drafter.draft(self.slot.tokens[: self.slot.known], count))
             self.drafted += count
 
     def stop_drafting(self) -> bool:
-        """See `Job`."""
         drafted, self._drafter = self._drafter is not None, None
         return drafted
 
     def accept(self, logits: F32) -> bool:
-        """See `Job`. The rows after the first are a draft's, and count as far as that is what is chosen."""
+        """The rows after the first are a draft's, and count as far as that is what is chosen."""
         for i, row in enumerate(logits):
             self.accepted += i > 0
             if self._choose(row):
@@ -200,11 +197,9 @@ class Score(Job):
         """(T, V), filled from the front."""
 
     def logits(self, rows: int) -> int:
-        """See `Job`."""
         return rows
 
     def accept(self, logits: F32) -> bool:
-        """See `Job`."""
         slot = self.slot
         if slot is None:
             return True

@@ -14,11 +14,9 @@ class PlainText:
     marks = ()
 
     def feed(self, text: str) -> list[Event]:
-        """See `Parser`."""
         return [Content(text)] if text else []
 
     def end(self) -> list[Event]:
-        """See `Parser`."""
         return []
 
 

@@ -25,7 +25,7 @@ _BLOCK = 32
 _MARGIN = 0.15
 """Of what may be lost, kept back when a cut-off is set: other text is a little different."""
 _PRICE = 0.2
-"""See `fine_tune`; hardly matters, as the cut-off is set afterwards."""
+"""Hardly matters, as the cut-off is set afterwards."""
 _BINS = 1 << 17
 _GAIN = 0.99
 """A larger rank must bring the bytes down to this."""

@@ -45,11 +45,9 @@ class TrialFFN:
         return self._kept / self._seen if self._seen else 1.0
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        """See `FFN`."""
         self.ffn.neurons(x, gate, h)
 
     def forward(self, x: F32, out: F32, view: BatchView = None) -> None:
-        """See `FFN`."""
         spec = self.spec
         gate = np.empty((len(x), len(self.down_t)), np.float32)
         h = np.empty_like(gate)

@@ -52,30 +52,23 @@ class HostStream:
         self.pinned_memory = Memory(1 << 62)
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See `Device`."""
         array = np.zeros(shape, dtype)
         self.pinned_memory.hold(array, array.nbytes)
         return array
 
-    def synchronize(self) -> None:
-        """See `Device`."""
+    def synchronize(self) -> None: ...
 
     def mark(self, *, spin: bool = False) -> Event:
-        """See `Device`."""
         return _Past()
 
     def follow(self, event: Event) -> None:
-        """See `Device`."""
         event.wait()
 
     def aside(self) -> AbstractContextManager[None]:
-        """See `Device`."""
         return nullcontext()
 
     def guard(self) -> AbstractContextManager[None]:
-        """See `Device`."""
         return nullcontext()
 
     def record(self, step: Callable[[], None]) -> Callable[[], None]:
-        """See `Device`."""
         return step

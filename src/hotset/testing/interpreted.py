@@ -14,5 +14,5 @@ class InterpretedDevice(HostStream, TorchArrays):
         TorchArrays.__init__(self, "cpu")
 
     def free_bytes(self) -> int:
-        """See `Device`; as good as endless."""
+        """As good as endless."""
         return 1 << 62

@@ -122,7 +122,6 @@ class _End:
         stream.tell(self._past.set)
 
     def wait(self) -> None:
-        """See `Event`."""
         if not self._past.wait(_HANG_SECONDS):
             raise TimeoutError("a late stream hangs")
         self._stream.check()
@@ -147,11 +146,9 @@ class _LatePart:
         self._device, self._part = device, part
 
     def forward(self, x: F32, out: F32, view: BatchView = None) -> None:
-        """See `FFN` and `Attention`."""
         self._device.tell(lambda: self._part().forward(x, out, view))
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        """See `FFN`."""
         raise NotImplementedError
 
 
@@ -163,23 +160,19 @@ class _LateExperts:
         self.resident = list(part.resident)
 
     def select(self, x: F32) -> F32:
-        """See `ResidentExperts`."""
         late = self._device.empty((len(x), self._count))
         self._device.tell(lambda: np.copyto(late, self._part.select(x)))
         return late
 
     def add(self, x: F32, out: F32, weights: F32) -> None:
-        """See `ResidentExperts`."""
         self._device.tell(lambda: self._part.add(x, out, weights))
 
     def for_host(self, weights: F32) -> F32:
-        """See `ResidentExperts`."""
         late = self._device.empty(weights.shape)
         self._device.tell(lambda: np.copyto(late, self._part.for_host(weights)))
         return late
 
     def swap(self, leaving: int, coming: int) -> None:
-        """See `ResidentExperts`."""
         self.resident[self.resident.index(leaving)] = coming
         self._device.tell(lambda: self._part.swap(leaving, coming))
 
@@ -189,12 +182,10 @@ class _LateHead:
         self._device, self.head, self.vocab_size = device, head, vocab_size
 
     def forward(self, x: F32) -> F32:
-        """See `Head`."""
         self._device.synchronize()
         return self.head.forward(x)
 
     def normed(self, x: F32) -> F32:
-        """See `Head`."""
         self._device.synchronize()
         return self.head.normed(x)
 
@@ -216,47 +207,38 @@ class _LateBackend:
         return getattr(self._backend, name)
 
     def attention(self, spec: AttentionSpec, index: int = 0) -> _LatePart:
-        """See `Backend`."""
         part = self._backend.attention(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def ffn(self, spec: FFNSpec) -> _LatePart:
-        """See `Backend`."""
         part = self._backend.ffn(spec)
         return _LatePart(self._device, lambda: part)
 
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0) -> _LatePart:
-        """See `Backend`."""
         part = self._backend.neuron_ffn(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def latent_attention(self, spec: LatentSpec, index: int = 0) -> _LatePart:
-        """See `Backend`."""
         part = self._backend.latent_attention(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> _LatePart:
-        """See `Backend`."""
         part = self._backend.recurrent(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> Any:
-        """See `Backend`."""
         part = self._backend.experts(spec, index)
         return _LatePart(self._device, lambda: part)
 
     def head(self, spec: HeadSpec) -> _LateHead:
-        """See `Backend`."""
         return _LateHead(self._device, self._backend.head(spec), spec.output.weight.shape[0])
 
     def copy(self, x: F32) -> F32:
-        """See `Backend`."""
         copy = np.full_like(x, np.nan)
         self._device.assign(x, copy)
         return copy
 
     def rows(self, x: F32, rows: NDArray[np.intp]) -> F32:
-        """See `Backend`."""
         picked = np.full((len(rows), x.shape[1]), np.nan, np.float32)
         self._device.tell(lambda: np.copyto(picked, x[rows]))
         return picked
@@ -284,7 +266,6 @@ class LateStandIn(StandInDevice):
         return self.copies if getattr(self._aside, "now", False) else self.stream
 
     def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """See `Device`."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = np.zeros(nbytes + 64, np.uint8)
         self._memory.append(memory)
@@ -293,42 +274,33 @@ class LateStandIn(StandInDevice):
         return array
 
     def empty(self, shape: tuple[int, ...]) -> F32:
-        """See `Device`."""
         return np.full(shape, np.nan, np.float32)
 
     def upload(self, x: F32, out: F32) -> None:
-        """See `Device`."""
         x = _raw(x)
         self.tell(lambda: np.copyto(out, x))
 
     def download(self, x: F32, out: F32) -> None:
-        """See `Device`."""
         out = _raw(out)
         self.tell(lambda: np.copyto(out, x))
 
     def assign(self, x: F32, out: F32) -> None:
-        """See `Device`."""
         self.tell(lambda: np.copyto(out, x))
 
     def zero(self, out: F32) -> None:
-        """See `Device`."""
         self.tell(lambda: out.fill(0))
 
     def add(self, x: F32, out: F32) -> None:
-        """See `Device`."""
         self.tell(lambda: np.add(out, x, out=out))
 
     def scale(self, x: F32, factor: float) -> None:
-        """See `Device`."""
         self.tell(lambda: super(LateStandIn, self).scale(x, factor))
 
     def normed_adder(self, norm: Norm) -> AddNormed:
-        """See `Device`."""
         add = super().normed_adder(norm)
         return lambda x, out: self.tell(lambda: add(x, out))
 
     def predictor(self, spec: NeuronFFNSpec) -> Predict:
-        """See `Device`."""
         predict = super().predictor(spec)
 
         def scores(x: F32) -> F32:
@@ -339,7 +311,6 @@ class LateStandIn(StandInDevice):
         return scores
 
     def logits(self, head: Head, x: Array) -> Array:
-        """See `Device`."""
         if not isinstance(head, _LateHead):
             raise TypeError("the head is another backend's")
         late = self.empty((len(x), head.vocab_size))
@@ -347,16 +318,13 @@ class LateStandIn(StandInDevice):
         return late
 
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
-        """See `Device`."""
         return _LateExperts(self, super().resident_experts(spec, experts), spec.shape.count)
 
     def begin(self, control: NDArray[np.uint32]) -> None:
-        """See `Device`."""
         control = _raw(control)
         self.tell(lambda: super(LateStandIn, self).begin(control))
 
     def send(self, x: F32, to: Packet) -> None:
-        """See `Device`."""
         to = _raw(to)
 
         def store() -> None:
@@ -367,12 +335,11 @@ class LateStandIn(StandInDevice):
         self.tell(store)
 
     def receive(self, x: Packet, out: F32, *, add: bool) -> None:
-        """See `Device`."""
         x = _raw(x)
         self.tell(lambda: super(LateStandIn, self).receive(x, out, add=add))
 
     def slot(self) -> Slot:
-        """See `Device`; a piece is built from its staged bytes when its copy comes."""
+        """A piece is built from its staged bytes when its copy comes."""
         held: list[FFN] = []
 
         def fill(spec: FFNSpec | NeuronFFNSpec, index: int) -> FFN:
@@ -389,20 +356,16 @@ class LateStandIn(StandInDevice):
         return fill
 
     def synchronize(self) -> None:
-        """See `Device`."""
         for stream in (self.stream, self.copies):
             _End(stream).wait()
 
     def mark(self, *, spin: bool = False) -> Event:
-        """See `Device`."""
         return _End(self.present())
 
     def follow(self, event: Event) -> None:
-        """See `Device`."""
         self.tell(event.wait)
 
     def aside(self) -> AbstractContextManager[None]:
-        """See `Device`."""
         return self._speak_aside()
 
     @contextmanager

@@ -9,7 +9,7 @@ from hotset.backends.cpu import CpuExperts
 
 
 class StandInExperts:
-    """See `hotset.hybrid.device.ResidentExperts`: a CPU's part, of which only those experts are used."""
+    """A CPU's part, of which only those experts are used."""
 
     def __init__(self, part: CpuExperts, count: int, experts: Sequence[int]) -> None:
         self._part = part
@@ -18,18 +18,14 @@ class StandInExperts:
         self._here[self.resident] = True
 
     def select(self, x: F32) -> F32:
-        """See `ResidentExperts`."""
         return self._part.select(x)
 
     def add(self, x: F32, out: F32, weights: F32) -> None:
-        """See `ResidentExperts`."""
         self._part.add(x, out, np.where(self._here, weights, np.float32(0)))
 
     def for_host(self, weights: F32) -> F32:
-        """See `ResidentExperts`."""
         return np.where(self._here, -weights, weights)
 
     def swap(self, leaving: int, coming: int) -> None:
-        """See `ResidentExperts`."""
         self.resident[self.resident.index(leaving)] = coming
         self._here[leaving], self._here[coming] = False, True

@@ -65,33 +65,27 @@ class _MeteredBackend(CpuBackend):
         self._memory = memory
 
     def attention(self, spec: AttentionSpec, index: int = 0) -> CpuAttention:
-        """See `CpuBackend`."""
         build = partial(super().attention, index=index)
         return self._built("attention", build, spec, (spec.q, spec.k, spec.v, spec.output))
 
     def ffn(self, spec: FFNSpec) -> CpuFFN:
-        """See `CpuBackend`."""
         return self._built("an FFN", super().ffn, spec, (spec.gate, spec.up, spec.down))
 
     def neuron_ffn(self, spec: NeuronFFNSpec, index: int = 0, *, scores_given: bool = False) -> CpuNeuronFFN:
-        """See `CpuBackend`."""
         build = partial(super().neuron_ffn, index=index)
         return self._built("an FFN", build, spec, (spec.gate, spec.up, spec.down_t))
 
     def latent_attention(self, spec: LatentSpec, index: int = 0) -> CpuAttention:
-        """See `CpuBackend`."""
         build = partial(super().latent_attention, index=index)
         parts = (spec.q_a, spec.q, spec.kv_a, Linear(spec.k_b), Linear(spec.v_b), spec.output)
         return self._built("attention", build, spec, parts)
 
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> CpuRecurrent:
-        """See `CpuBackend`."""
         build = partial(super().recurrent, index=index)
         linears = (spec.qkv, spec.z) if isinstance(spec, DeltaNetSpec) else (spec.input,)
         return self._built("a recurrent layer", build, spec, (*linears, spec.output))
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> CpuExperts:
-        """See `CpuBackend`."""
         build = partial(super().experts, index=index)
         return self._built("experts", build, spec, (spec.gate, spec.up, spec.down))
 
@@ -105,11 +99,9 @@ class _MeteredBackend(CpuBackend):
         return part
 
     def head(self, spec: HeadSpec) -> CpuHead:
-        """See `CpuBackend`."""
         return self._built("the head", super().head, spec, (spec.output,))
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> CpuSequence:
-        """See `CpuBackend`."""
         numbers = capacity * sum(kept.numbers for kept in shape.kv)
         nbytes = int(numbers * _NUMBER_BYTES.get(kv_type, 0))
         self._memory.check("the KV cache", nbytes)
@@ -141,34 +133,27 @@ class StandInDevice(HostStream):
         self.backend: Backend = self._metered
 
     def free_bytes(self) -> int:
-        """See `Device`."""
         return self.memory.capacity - self.memory.used
 
     def empty(self, shape: tuple[int, ...]) -> F32:
-        """See `Device`."""
         return np.empty(shape, np.float32)
 
     def upload(self, x: F32, out: F32) -> None:
-        """See `Device`."""
         np.copyto(out, x)
 
     download = upload
     assign = upload
 
     def zero(self, out: F32) -> None:
-        """See `Device`."""
         out.fill(0)
 
     def add(self, x: F32, out: F32) -> None:
-        """See `Device`."""
         out += x
 
     def scale(self, x: F32, factor: float) -> None:
-        """See `Device`."""
         x *= np.float32(factor)
 
     def normed_adder(self, norm: Norm) -> Callable[[F32, F32], None]:
-        """See `Device`."""
 
         def add(x: F32, out: F32) -> None:
             out += normalise(x, norm)
@@ -176,34 +161,28 @@ class StandInDevice(HostStream):
         return add
 
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
-        """See `Device`."""
         return self._metered.resident_experts(spec, experts)
 
     def logits(self, head: Head, x: F32) -> F32:
-        """See `Device`."""
         return head.forward(x)
 
     def begin(self, control: NDArray[np.uint32]) -> None:
-        """See `Device`."""
         self.number, self.rows = map(int, control)
 
     def send(self, x: F32, to: Packet) -> None:
-        """See `Device`."""
         _native.write_packet(x[: self.rows], to[: self.rows], self.number)
 
     def receive(self, x: Packet, out: F32, *, add: bool) -> None:
-        """See `Device`."""
         arrived, rows = np.empty_like(out[: self.rows]), out[: self.rows]
         while not _native.take_packet(x[: self.rows], self.number, arrived, _LOOK_SECONDS):
             pass
         np.copyto(rows, rows + arrived if add else arrived)
 
     def gave_up(self, number: int) -> bool:
-        """See `Device`."""
         return False
 
     def slot(self) -> Slot:
-        """See `Device`: whatever it was filled with before is given back."""
+        """Whatever it was filled with before is given back."""
         held: list[FFN] = []
 
         def fill(spec: FFNSpec | NeuronFFNSpec, index: int) -> FFN:
@@ -214,11 +193,10 @@ class StandInDevice(HostStream):
         return fill
 
     def record_batches(self, tell: Callable[[int, BatchView], None]) -> Callable[[Batch], None]:
-        """See `Device`: nothing is recorded, so each batch is told as it is."""
+        """Nothing is recorded, so each batch is told as it is."""
         return lambda batch: tell(len(batch.tokens), self.backend.view(batch))
 
     def predictor(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
-        """See `Device`."""
         matrices, rectified = predictor_matrices(spec), spec.plan.score is Score.LOW_RANK_RELU
 
         def scores(x: F32) -> F32:

@@ -43,7 +43,6 @@ class FastEncoder:
         self._lock = Lock()
 
     def encode(self, text: str, control: bool | Allowed) -> list[int]:
-        """See `Encoder`."""
         # Whether special tokens are found in text is a state of the Rust object, hence the lock.
         with rust_errors(RequestError, "the text cannot be tokenised"), self._lock:
             if isinstance(control, bool):

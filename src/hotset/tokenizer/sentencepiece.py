@@ -57,7 +57,6 @@ class SentencePieceEncoder:
         self._words: dict[str, list[int]] = {}
 
     def encode(self, text: str, control: bool | Allowed) -> list[int]:
-        """See `Encoder`."""
         special_tokens = self._all_special if control else self._user_defined
         allowed = None if isinstance(control, bool) else self._or_user_defined(control)
         ids: list[int] = []

@@ -1,4 +1,3 @@
-# ruff: noqa: D102 (methods of str, as Python documents them)
 """Text that knows who wrote it.
 
 A chat template mixes its own words with what users and tools say. Which characters of the result are the

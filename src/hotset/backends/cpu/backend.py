@@ -145,17 +145,14 @@ class CpuBackend(Packing):
             self._runtime.measure_zones(False)
 
     def copy(self, x: F32) -> F32:
-        """See `Backend`."""
         y: F32 = x.copy()
         return y
 
     def rows(self, x: F32, rows: NDArray[np.intp]) -> F32:
-        """See `Backend`."""
         y: F32 = x[rows]
         return y
 
     def view(self, batch: Batch) -> CpuView:
-        """See `Backend`."""
         return CpuView.of(batch)
 
     def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:

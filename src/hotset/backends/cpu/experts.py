@@ -32,33 +32,29 @@ class CpuExperts:
         return self.native.uses
 
     def route(self, x: F32) -> F32:
-        """See `Experts`."""
         logits = np.empty((len(x), self._count), np.float32)
         self.native.route(x, logits)
         return logits
 
     def forward(self, x: F32, out: F32, view: CpuView | None = None, logits: F32 | None = None) -> None:
-        """See `Experts`."""
         self.native.forward(x, out, logits, view.native if view else None)
 
     def select(self, x: F32, logits: F32 | None = None) -> F32:
-        """See `Experts`."""
         weights = np.empty((len(x), self._count), np.float32)
         self.native.select(x, logits, weights)
         return weights
 
     def add(self, x: F32, out: F32, weights: F32) -> None:
-        """See `Experts`; all rows are lossless."""
+        """All rows are lossless."""
         self.native.add(x, out, weights)
 
     def fired(self, x: F32, weights: F32) -> F32:
-        """See `CountsFired`."""
         counts = np.empty((len(x), self._count), np.float32)
         self.native.fired(x, weights, counts)
         return counts
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        """See `FFN`: of all experts (T, E F), zeros for those that a row does not use."""
+        """Of all experts (T, E F), zeros for those that a row does not use."""
         self.native.neurons(x, gate, h)
 
 

@@ -26,7 +26,6 @@ class CpuEmbedding:
         self._position_offset = spec.position_offset
 
     def forward(self, tokens: I32, positions: I32) -> F32:
-        """See `Embedding`."""
         try:
             x = dequantise(self._tokens, tokens)
         except IndexError as error:
@@ -55,13 +54,11 @@ class CpuHead:
         self._norm = norm
 
     def forward(self, x: F32) -> F32:
-        """See `Head`."""
         logits = np.empty((len(x), self._vocab_size), np.float32)
         self._native.forward(x, logits)
         return logits
 
     def normed(self, x: F32) -> F32:
-        """See `Head`."""
         return normalise(x, self._norm)
 
 
@@ -73,7 +70,6 @@ class CpuLayerInputs:
         self._project = project
 
     def forward(self, tokens: I32, x: F32) -> F32:
-        """See `LayerInputs`."""
         return layer_inputs(self._spec, dequantise(self._spec.rows, tokens), self._project.forward(x))
 
 
@@ -84,7 +80,6 @@ class CpuLayerInput:
         self.native = native
 
     def forward(self, x: F32, e: F32, out: F32) -> None:
-        """See `LayerInput`."""
         self.native.forward(x, np.ascontiguousarray(e), out)
 
 
@@ -95,7 +90,6 @@ class CpuAttention:
         self.native = native
 
     def forward(self, x: F32, out: F32, view: CpuView) -> None:
-        """See `Mixer`."""
         self.native.forward(x, out, view.native)
 
 
@@ -107,7 +101,6 @@ class CpuFFN:
         self.neurons = native.neurons
 
     def forward(self, x: F32, out: F32, view: CpuView | None = None) -> None:
-        """See `FFN`."""
         self.native.forward(x, out)
 
 
@@ -136,5 +129,5 @@ class CpuNeuronFFN:
         return Tally(*self.native.tally)
 
     def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
-        """See `FFN`; `scores` (T, F), where the predictor's are given. Without a view all is lossless."""
+        """`scores` (T, F), where the predictor's are given. Without a view all is lossless."""
         self.native.forward(x, out, view.native if view else None, scores)

@@ -26,7 +26,6 @@ class CpuRecurrent:
         self.native = native
 
     def forward(self, x: F32, out: F32, view: CpuView) -> None:
-        """See `Mixer`."""
         self.native.forward(x, out, view.native)
 
 

@@ -8,14 +8,13 @@ from hotset.core.batch import Batch, Work
 
 
 class CpuChooser:
-    """See `hotset.core.batch.Chooser`."""
+    """One layer's cut-off and counts, kept by the native core."""
 
     def __init__(self, native: _native.Chooser) -> None:
         self._native = native
 
     @property
     def cutoff(self) -> float:
-        """See `Chooser`."""
         return self._native.cutoff
 
     @cutoff.setter
@@ -24,12 +23,11 @@ class CpuChooser:
 
     @property
     def work(self) -> Work:
-        """See `Chooser`."""
         return Work(*self._native.work)
 
 
 class CpuSequence:
-    """See `hotset.core.batch.Sequence`."""
+    """A sequence of the native core."""
 
     def __init__(self, native: _native.Sequence) -> None:
         self.native = native
@@ -39,50 +37,40 @@ class CpuSequence:
 
     @property
     def length(self) -> int:
-        """See `Sequence`."""
         return self.native.length
 
     @property
     def capacity(self) -> int:
-        """See `Sequence`."""
         return self.native.capacity
 
     def reusable(self, length: int) -> int:
-        """See `Sequence`."""
         return self.native.reusable(length)
 
     @property
     def undoable(self) -> int:
-        """See `Sequence`."""
         return self.native.undoable
 
     def rewind(self, length: int) -> None:
-        """See `Sequence`."""
         self.native.rewind(length)
 
     def save(self) -> bool:
-        """See `Sequence`."""
         return self.native.save()
 
     def forget(self, length: int) -> None:
-        """See `Sequence`."""
         self.native.forget(length)
 
     @property
     def saved_bytes(self) -> int:
-        """See `Sequence`."""
         return self.native.saved_bytes
 
     def limit_saved(self, nbytes: int) -> None:
-        """See `Sequence`."""
         self.native.limit_saved(nbytes)
 
     def fork(self) -> "CpuSequence":
-        """See `Sequence`; what is filled is copied."""
+        """What is filled is copied."""
         return CpuSequence(self.native.fork())
 
     def advance(self, count: int) -> None:
-        """See `Sequence`."""
         self.native.advance(count)
 
 

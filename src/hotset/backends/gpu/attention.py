@@ -79,7 +79,6 @@ class GpuAttention:
         self.turns = gpu.upload(_turns(spec.rope))
 
     def forward(self, x: Any, out: Any, view: GpuView) -> None:
-        """See `Attention`."""
         for block in view.blocks:
             self._forward(x[block.rows], out[block.rows], block.spans, view.dtype)
 

@@ -47,7 +47,6 @@ class GpuEmbedding:
         self._rows = CpuEmbedding(spec)
 
     def forward(self, tokens: I32, positions: I32) -> Any:
-        """See `Embedding`."""
         return self._gpu.upload(self._rows.forward(tokens, positions))
 
 
@@ -70,12 +69,10 @@ class GpuHead:
         return logits
 
     def forward(self, x: Any) -> F32:
-        """See `Head`."""
         logits: F32 = self.logits(x).cpu().numpy()
         return logits.copy() if self._gpu.device.type == "cpu" else logits
 
     def normed(self, x: Any) -> F32:
-        """See `Head`."""
         return normalise(x.cpu().numpy(), self._host_norm)
 
 
@@ -95,15 +92,12 @@ class GpuBackend:
         self.gpu = Gpu(device)
 
     def copy(self, x: Any) -> Any:
-        """See `Backend`."""
         return x.clone()
 
     def rows(self, x: Any, rows: NDArray[np.intp]) -> Any:
-        """See `Backend`."""
         return x[torch.from_numpy(rows).to(x.device)]
 
     def view(self, batch: Batch) -> GpuView:
-        """See `Backend`."""
         return GpuView.of(self.gpu, batch)
 
     def embedding(self, spec: EmbeddingSpec) -> GpuEmbedding:

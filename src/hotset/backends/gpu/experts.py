@@ -24,7 +24,7 @@ _FEW_ROWS = 8
 
 
 class GpuExperts:
-    """See `hotset.backends.contract.Experts`; `resident` experts are here, at least one: all, if None.
+    """`resident` experts are here, at least one: all, if None.
 
     Each lies in a slot and another may take its place (`swap`). Decoding is a fixed list of kernels, whatever
     is selected: for a slot that no row selects nothing is read.
@@ -53,13 +53,11 @@ class GpuExperts:
         self._expert, self._slot = gpu.upload(held), gpu.upload(where)
 
     def route(self, x: Any) -> Any:
-        """See `Experts`."""
         logits = self.gpu.scratch("router", len(x), self.spec.shape.count)
         self.router.times(x, logits)
         return logits
 
     def select(self, x: Any, logits: Any = None) -> Any:
-        """See `Experts`."""
         shape = self.spec.shape
         if logits is None:
             logits = self.route(self.norm.input(x).numbers)
@@ -73,11 +71,10 @@ class GpuExperts:
         return weights
 
     def forward(self, x: Any, out: Any, view: object = None, logits: Any = None) -> None:
-        """See `Experts`."""
         self.add(x, out, self.select(x, logits))
 
     def add(self, x: Any, out: Any, weights: Any) -> None:
-        """See `Experts`: those that are here, and the shared one."""
+        """Those that are here, and the shared one."""
         y = out
         if self.post_norm or self._shared:
             y = self.gpu.scratch("y", *x.shape)
@@ -95,7 +92,7 @@ class GpuExperts:
             out += y
 
     def neurons(self, x: Any, gate: F32, h: F32) -> None:
-        """See `FFN`: of all experts (T, E F); zeros for those that a row does not select."""
+        """Of all experts (T, E F); zeros for those that a row does not select."""
         size = self.spec.shape.size
         weights = self.select(x)
         n = self.norm.input(x).numbers

@@ -99,7 +99,7 @@ class GpuFFN:
         return build_matrix(self.gpu, down, hidden, size)
 
     def forward(self, x: Any, out: Any, view: object = None) -> None:
-        """See `FFN`; every neuron is computed, whatever the batch is."""
+        """Every neuron is computed, whatever the batch is."""
         for rows in blocks_of(len(x)):
             self._forward(x[rows], out[rows])
 
@@ -113,7 +113,6 @@ class GpuFFN:
             self.post_norm.forward(y, out, add=True)
 
     def neurons(self, x: Any, gate: F32, h: F32) -> None:
-        """See `FFN`."""
         n = self.norm.input(x)
         before = self.gpu.empty(len(x), self.size)
         (self.gate or self.up).times(n, before)

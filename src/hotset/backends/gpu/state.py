@@ -62,46 +62,41 @@ class GpuSequence:
 
     @property
     def length(self) -> int:
-        """See `Sequence`."""
         return self._length
 
     @property
     def capacity(self) -> int:
-        """See `Sequence`."""
         return int(self.keys.shape[2])
 
     def reusable(self, length: int) -> int:
-        """See `Sequence`: every prefix is."""
+        """Every prefix is."""
         return min(length, self._length)
 
     @property
     def undoable(self) -> int:
-        """See `Sequence`."""
         return self.capacity - self._length
 
     def rewind(self, length: int) -> None:
-        """See `Sequence`."""
         if not 0 <= length <= self._length:
             raise ValueError(f"length: expected 0 to {self._length}, found {length}")
         self._length = length
 
     def save(self) -> bool:
-        """See `Sequence`: every layer can go back by itself."""
+        """Every layer can go back by itself."""
         return False
 
     def forget(self, length: int) -> None:
-        """See `Sequence`: nothing is saved."""
+        """Nothing is saved."""
 
     @property
     def saved_bytes(self) -> int:
-        """See `Sequence`."""
         return 0
 
     def limit_saved(self, nbytes: int) -> None:
-        """See `Sequence`: nothing is saved."""
+        """Nothing is saved."""
 
     def fork(self) -> "GpuSequence":
-        """See `Sequence`; what is filled is copied."""
+        """What is filled is copied."""
         try:
             copy = GpuSequence(torch.zeros_like(self.keys), torch.zeros_like(self.values), len(self.choosers))
         except RuntimeError as error:
@@ -112,7 +107,6 @@ class GpuSequence:
         return copy
 
     def advance(self, count: int) -> None:
-        """See `Sequence`."""
         if not 0 <= count <= self.capacity - self._length:
             raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
         self._length += count

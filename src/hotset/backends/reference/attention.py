@@ -23,7 +23,6 @@ class ReferenceAttention:
         self.output = ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `Attention`."""
         s = self.spec
         n = normalise(x, s.norm)
         q = self.q(n).reshape(-1, s.n_heads, (1 + s.gated) * s.head_dim)

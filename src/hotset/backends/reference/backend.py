@@ -49,7 +49,6 @@ class ReferenceEmbedding:
         self.position_offset = spec.position_offset
 
     def forward(self, tokens: I32, positions: I32) -> F32:
-        """See `Embedding`."""
         x: F32 = self.tokens[tokens] * self.scale
         if self.positions is not None:
             x += self.positions[positions + self.position_offset]
@@ -65,11 +64,9 @@ class ReferenceHead:
         self.soft_cap = spec.soft_cap
 
     def forward(self, x: F32) -> F32:
-        """See `Head`."""
         return soft_cap(self.output(self.normed(x)), self.soft_cap)
 
     def normed(self, x: F32) -> F32:
-        """See `Head`."""
         return normalise(x, self.norm)
 
 
@@ -82,7 +79,6 @@ class ReferenceLayerInputs:
         self.project = ReferenceLinear(spec.project)
 
     def forward(self, tokens: I32, x: F32) -> F32:
-        """See `LayerInputs`."""
         return layer_inputs(self.spec, dequantise(self.rows, tokens), self.project(x))
 
 
@@ -94,7 +90,6 @@ class ReferenceLayerInput:
         self.gate, self.up = ReferenceLinear(spec.gate), ReferenceLinear(spec.up)
 
     def forward(self, x: F32, e: F32, out: F32) -> None:
-        """See `LayerInput`."""
         out += normalise(self.up(gelu_tanh(self.gate(x)) * e), self.spec.post_norm)
 
 
@@ -104,17 +99,14 @@ class ReferenceBackend:
     name = "reference"
 
     def copy(self, x: F32) -> F32:
-        """See `Backend`."""
         y: F32 = x.copy()
         return y
 
     def rows(self, x: F32, rows: NDArray[np.intp]) -> F32:
-        """See `Backend`."""
         y: F32 = x[rows]
         return y
 
     def view(self, batch: Batch) -> Batch:
-        """See `Backend`."""
         return batch
 
     def embedding(self, spec: EmbeddingSpec) -> ReferenceEmbedding:

@@ -10,7 +10,7 @@ from hotset.core.batch import Batch
 
 
 class ReferenceDeltaNet:
-    """See `DeltaNetSpec`."""
+    """A gated delta net in NumPy."""
 
     def __init__(self, spec: DeltaNetSpec, index: int = 0) -> None:
         self.spec = spec
@@ -20,7 +20,6 @@ class ReferenceDeltaNet:
         self._output = ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `Mixer`."""
         spec, shape = self.spec, self.spec.shape
         n = normalise(x, spec.norm)
         u = self._qkv(n)

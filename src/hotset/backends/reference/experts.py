@@ -24,15 +24,12 @@ class ReferenceExperts:
         self._beside = ReferenceFFN(spec.beside) if spec.beside else None
 
     def route(self, x: F32) -> F32:
-        """See `Experts`."""
         return self._router(x)
 
     def forward(self, x: F32, out: F32, view: Batch | None = None, logits: F32 | None = None) -> None:
-        """See `Experts`."""
         self.add(x, out, self.select(x, logits))
 
     def select(self, x: F32, logits: F32 | None = None) -> F32:
-        """See `Experts`."""
         spec = self.spec
         if logits is None:
             logits = self._router(normalise(x, spec.router_norm or spec.norm))
@@ -44,7 +41,6 @@ class ReferenceExperts:
         return selected
 
     def add(self, x: F32, out: F32, weights: F32) -> None:
-        """See `Experts`."""
         spec = self.spec
         n = normalise(x, spec.norm)
         y = np.zeros_like(n)
@@ -66,7 +62,7 @@ class ReferenceExperts:
         out += y
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        """See `FFN`: of all experts (T, E F), the neurons of those that a row does not select being zero."""
+        """Of all experts (T, E F), the neurons of those that a row does not select being zero."""
         spec = self.spec
         weights = self.select(x)
         n = normalise(x, spec.norm)
@@ -78,7 +74,6 @@ class ReferenceExperts:
             gate[rows, own], h[rows, own] = self._hidden(n[rows], expert)
 
     def fired(self, x: F32, weights: F32) -> F32:
-        """See `CountsFired`."""
         n = normalise(x, self.spec.norm)
         counts = np.zeros_like(weights)
         selected = ~(weights <= 0)

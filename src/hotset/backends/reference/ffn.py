@@ -27,12 +27,10 @@ class ReferenceFFN:
         self.down = ReferenceLinear(spec.down)
 
     def forward(self, x: F32, out: F32, view: Batch | None = None) -> None:
-        """See `FFN`."""
         y = self.down(self.hidden(normalise(x, self.norm))[1])
         out += normalise(y, self.post_norm) if self.post_norm else y
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.norm))
 
 
@@ -45,7 +43,6 @@ class ReferenceNeurons:
         self.up = ReferenceLinear(spec.up)
 
     def __call__(self, n: F32) -> tuple[F32, F32]:
-        """See the class."""
         up = self.up(n)
         gate = self.gate(n) if self.gate else None
         return up if gate is None else gate, neurons(self.activation, gate, up)
@@ -63,11 +60,10 @@ class ReferenceNeuronFFN:
         self._matrices = predictor_matrices(spec)
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        """See `FFN`."""
         gate[:], h[:] = self.hidden(normalise(x, self.spec.norm))
 
     def forward(self, x: F32, out: F32, view: Batch | None) -> None:
-        """See `FFN`; without a view the rows are lossless."""
+        """Without a view the rows are lossless."""
         spec = self.spec
         gate, h = self.hidden(normalise(x, spec.norm))
         for span, rows in view.rows() if view else ():

@@ -10,7 +10,7 @@ from hotset.core.batch import Batch
 
 
 class ReferenceLatentAttention:
-    """See `LatentSpec`; what is kept of a position is l, normalised, and k, rotated."""
+    """What is kept of a position is l, normalised, and k, rotated."""
 
     def __init__(self, spec: LatentSpec, index: int = 0) -> None:
         self.spec = spec
@@ -21,7 +21,6 @@ class ReferenceLatentAttention:
         self.output = ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `Mixer`."""
         s = self.spec
         n = normalise(x, s.norm)
         latent, turned = np.split(self.kv_a(n), [s.shape.rank], axis=1)

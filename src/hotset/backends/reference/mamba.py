@@ -12,7 +12,7 @@ from hotset.core.batch import Batch
 
 
 class ReferenceMamba:
-    """See `MambaSpec`."""
+    """A Mamba-2 mixer in NumPy."""
 
     def __init__(self, spec: MambaSpec, index: int = 0) -> None:
         self.spec = spec
@@ -20,7 +20,6 @@ class ReferenceMamba:
         self._input, self._output = ReferenceLinear(spec.input), ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `Mixer`."""
         spec, shape = self.spec, self.spec.shape
         values = shape.values
         z, u, steps = np.split(

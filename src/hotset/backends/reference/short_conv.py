@@ -10,7 +10,7 @@ from hotset.core.batch import Batch
 
 
 class ReferenceShortConv:
-    """See `ShortConvSpec`."""
+    """A gated short convolution in NumPy."""
 
     def __init__(self, spec: ShortConvSpec, index: int = 0) -> None:
         self.spec = spec
@@ -18,7 +18,6 @@ class ReferenceShortConv:
         self._input, self._output = ReferenceLinear(spec.input), ReferenceLinear(spec.output)
 
     def forward(self, x: F32, out: F32, view: Batch) -> None:
-        """See `Mixer`."""
         before, after, inputs = np.split(self._input(normalise(x, self.spec.norm)), 3, axis=1)
         inputs = before * inputs
         y = np.empty_like(inputs)

@@ -12,7 +12,7 @@ from hotset.core.config import Recurrent
 
 
 class ReferenceChooser:
-    """See `hotset.core.batch.Chooser`."""
+    """The chooser of one layer: its cut-off, and what was computed."""
 
     def __init__(self, place: Cutoff) -> None:
         self.place = place
@@ -20,7 +20,6 @@ class ReferenceChooser:
 
     @property
     def cutoff(self) -> float:
-        """See `Chooser`."""
         return self.place.value
 
     @cutoff.setter
@@ -70,18 +69,15 @@ class ReferenceSequence:
         """By length."""
 
     def reusable(self, length: int) -> int:
-        """See `Sequence`."""
         if not self.states or length >= self.length:
             return min(length, self.length)
         return max(at for at in self.saved if at <= length)
 
     @property
     def undoable(self) -> int:
-        """See `Sequence`."""
         return 0 if self.states else self.capacity - self.length
 
     def rewind(self, length: int) -> None:
-        """See `Sequence`."""
         if self.states and length < self.length:
             self.states = self.saved[length]
             self.saved = {at: states for at, states in self.saved.items() if at <= length}
@@ -91,31 +87,27 @@ class ReferenceSequence:
             chooser.place.rewind(length)
 
     def save(self) -> bool:
-        """See `Sequence`."""
         if not self.states or self.length in self.saved:
             return False
         self.saved[self.length] = self.states
         return True
 
     def forget(self, length: int) -> None:
-        """See `Sequence`."""
         if length:
             self.saved.pop(length, None)
 
     @property
     def saved_bytes(self) -> int:
-        """See `Sequence`."""
         kept = (states for at, states in self.saved.items() if at)
         return sum(state.sums.nbytes + state.inputs.nbytes for states in kept for state in states)
 
     def limit_saved(self, nbytes: int) -> None:
-        """See `Sequence`; the oldest first."""
+        """The oldest first."""
         for at in sorted(self.saved)[1:]:
             if self.saved_bytes > nbytes:
                 del self.saved[at]
 
     def fork(self) -> "ReferenceSequence":
-        """See `Sequence`."""
         keys, values = ([kept.copy() for kept in all] for all in (self.keys, self.values))
         forked = ReferenceSequence(keys, values, self.capacity)
         forked.length = self.length
@@ -126,7 +118,6 @@ class ReferenceSequence:
         return forked
 
     def advance(self, count: int) -> None:
-        """See `Sequence`."""
         self.length += count
         self.states = self.next_states
         self.next_states = list(self.states)
