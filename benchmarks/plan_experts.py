@@ -2,9 +2,9 @@
 
 Published is a community's measurement of Qwen3.5-122B-A10B (Q4_K_L) with llama.cpp and a fork of it on an
 RTX 4090 and a Ryzen 9 7950X, context 131,072: all experts on the processor, those of 8 of 48 layers on the
-GPU, and the 44 hottest of each layer. The planner reckons these placements twice: with llama.cpp's loss for
+GPU, and the 44 hottest of each layer. The planner predicts these placements twice: with llama.cpp's loss for
 each layer that goes through the processor (`PEER_LAYER_US`), and as Hotset would run them, and chooses one.
-Shapes have no weights; every speed but the published ones is predicted. Gated delta nets are reckoned on the
+Shapes have no weights; every speed but the published ones is predicted. Gated delta nets are predicted on the
 GPU, where Hotset does not run them yet.
 
     python benchmarks/plan_experts.py --json results/plan-experts.json
@@ -149,7 +149,7 @@ def predictions(machine_name: str = "rtx-4090-7950x") -> list[dict[str, Any]]:
     for engine, of in (("llama.cpp", with_handshake(machine, PEER_LAYER_US)), ("Hotset", machine)):
         planner = Planner(checkpoint, of, context=CONTEXT, prompt=PROMPT, frequency=frequency())
         for name, placement in placements().items():
-            rows.append(row(name, engine, planner.reckoned(placement)))
+            rows.append(row(name, engine, planner.predicted(placement)))
     rows.append(row("the planner's, 22.6 GB", "Hotset", planner.plan(22_600_000_000)))
     return rows
 
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures with versions here")
     args = parser.parse_args()
     rows = predictions()
-    print("| placement | reckoned for | **predicted** tokens/s | published tokens/s | GPU, GB |")
+    print("| placement | predicted for | **predicted** tokens/s | published tokens/s | GPU, GB |")
     print("| --- | --- | --- | --- | --- |")
     for line in rows:
         published = line["published_tokens_per_second"] or "–"

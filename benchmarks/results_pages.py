@@ -8,6 +8,7 @@ claim, one table. The same files give the same bytes, and a test holds the commi
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def pages(results: Path) -> dict[str, str]:
     ]
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
         documents = {file.name: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-        index.append(f"- [{folder.name}]({folder.name}.md): {_machine(documents)}")
+        index += [f"- [{folder.name}]({folder.name}.md):", f"  {_machine(documents)}"]
         made |= _machine_pages(folder.name, documents)
     made["index.md"] = "\n".join([*index, ""])
     return made
@@ -49,7 +50,8 @@ def _machine_pages(name: str, documents: dict[str, Any]) -> dict[str, str]:
     ]
     others = sorted(file for file, document in documents.items() if document["benchmark"] not in READERS)
     claims = list(dict.fromkeys(row.claim for row in rows if row.claim))
-    lines = [f"# {name}", "", f"{_machine(documents)}. {_caveat(documents)}", ""]
+    trust = textwrap.fill(f"{_machine(documents)}. {_caveat(documents)}", 100)
+    lines = [f"# {name}", "", trust, ""]
     made: dict[str, str] = {}
     for number, claim in enumerate(claims, 1):
         file = f"{name}-{number}.svg"

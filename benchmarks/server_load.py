@@ -1,4 +1,4 @@
-"""The server under load: for an hour with clients of all kinds, or beside llama.cpp's on the same file.
+"""The server under load: for an hour with clients of all kinds, or against llama.cpp's on the same file.
 
 ``endure`` keeps all places busy, over all APIs, with prompts of all lengths and clients that leave, and says
 what memory the server takes, minute by minute. ``compare`` measures, in turn, how much four clients gain over

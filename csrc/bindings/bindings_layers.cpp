@@ -267,7 +267,7 @@ void bind_layers(nb::module_& m) {
           "bytes"_a, "repeats"_a, "Bytes a second at which all threads together read memory.")
       .def(
           "measure_zones", [](Runtime& runtime, bool on) { runtime.zones.measure(on); }, "on"_a,
-          "Start to time the zones anew, or stop.")
+          "Start to time the zones again, or stop.")
       .def(
           "zone_seconds",
           [](Runtime& runtime) {

@@ -1,6 +1,6 @@
 // Sums of single rows of weights, each times a number: downs of the neurons of a list.
 //
-// In whole numbers, but for half-precision weights: a neuron's value times a block's scale is rounded to
+// In integers, but for half-precision weights: a neuron's value times a block's scale is rounded to
 // sixteen bits, in units that the largest such product of the list sets for each block, and multiplies the
 // block's codes, of two rows in one instruction. The list's sums, of 32 bits, are exact, and become floats as
 // they are added to those before. Codes are meant less their offset, which the sums start from.

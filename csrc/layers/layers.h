@@ -77,7 +77,7 @@ struct Head {
   void forward(const float* x, float* logits, int64_t rows) const;
 };
 
-// Turns `count` numbers of a tensor into floats, exactly as GGUF defines them; a whole number of blocks.
+// Turns `count` numbers of a tensor into floats, exactly as GGUF defines them; whole blocks.
 void dequantise(Type type, const uint8_t* data, int64_t count, float* out);
 
 // The rate in bytes a second at which the pool's threads together read `bytes` of memory: the best of

@@ -48,7 +48,7 @@ class Zones {
  public:
   using Seconds = std::array<double, kZoneNames.size()>;
 
-  // Starts anew, outside; or stops.
+  // Starts again, outside; or stops.
   void measure(bool on) {
     on_ = on;
     current_ = ZoneName::kOutside;

@@ -4,7 +4,7 @@
 // the device writes, does its work, and answers with another, which the device waits for. The step's number,
 // that all of its packets carry, is all that changes from one step to the next, so that a device can replay
 // its side. When a task fails, or the step is given up, the worker answers whatever is left without data:
-// nobody waits for ever.
+// nobody waits forever.
 #pragma once
 
 #include <atomic>

@@ -164,7 +164,7 @@ def test_forks_and_going_back(backend: CpuBackend) -> None:
     assert after != then
     assert fork.choosers[0].cutoff == then
     assert fork.choosers[0].work == Work()
-    # What is computed anew from there, in either, is the same.
+    # What is computed again from there, in either, is the same.
     layer.sequence.rewind(100)
     assert layer.cutoff == then
     assert np.array_equal(run(layer, x[100:], list(range(1, 100))), last)

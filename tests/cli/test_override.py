@@ -115,7 +115,7 @@ def test_overrides_that_are_wrong(hotset: Any, unnamed: Path) -> None:
     for override, message in {
         "x": "'x': expected KEY=VALUE (--override)",
         "falcon.block_count=2": "nothing reads this key of a model of architecture llama",
-        "llama.block_count=x": "llama.block_count: expected a whole number",
+        "llama.block_count=x": "llama.block_count: expected an integer",
         "tokenizer.ggml.pre=nonsense": "tokenizer.ggml.pre: expected one of",
     }.items():
         code, _, err = hotset("run", unnamed, "--raw", "-p", "hello", "--override", override)

@@ -138,7 +138,7 @@ def test_what_the_app_may_be_given():
 
     with pytest.raises(RequestError, match="modle"):
         app({"modle": "m.gguf"})
-    with pytest.raises(RequestError, match="whole number"):
+    with pytest.raises(RequestError, match="integer"):
         app({"replicas": "two"})
 
 

@@ -174,7 +174,7 @@ def test_predictors_move_with_their_neurons(relu: Checkpoint, tmp_path: Path) ->
     assert list(predictors) == [0]
     assert np.array_equal(predictors[0][0].to_float32(), fc1.to_float32())
     assert np.array_equal(predictors[0][1].to_float32(), fc2.to_float32()[profile.order[0]])
-    # Another order, the same neurons chosen: a file stored by neuron is sorted anew without loss.
+    # Another order, the same neurons chosen: a file stored by neuron is sorted again without loss.
     again = convert(converted, tmp_path / "p.gguf", random_profile(converted, seed=1))
     assert again.plans == (plan, EXACT)
     assert again.down_error == (0, 0)

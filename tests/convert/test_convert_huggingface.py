@@ -82,7 +82,7 @@ def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "the fires"}]
     assert found.encode_chat(messages) == expected.encode_chat(messages)
 
-    # A file stored by neuron that is sorted anew keeps it.
+    # A file stored by neuron that is sorted again keeps it.
     converted = open_checkpoint(tmp_path / "o.gguf")
     convert(converted, tmp_path / "p.gguf", random_profile(converted, seed=1))
     assert Tokenizer.from_checkpoint(open_checkpoint(tmp_path / "p.gguf")).encode(text) == ids

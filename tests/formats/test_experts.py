@@ -105,19 +105,19 @@ def test_gpt_oss_of_ollama(opened: Any) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("qwen3moe", {"expert_count": 0}, r"qwen3moe.expert_count: expected a whole number from 1 .* found 0"),
+    ("qwen3moe", {"expert_count": 0}, r"qwen3moe.expert_count: expected an integer from 1 .* found 0"),
     ("qwen3moe", {"expert_count": None}, r"qwen3moe.expert_count is missing"),
-    ("qwen3moe", {"expert_count": 2**31 - 1}, r"expert_count: expected a whole number from 1 to 65536"),
+    ("qwen3moe", {"expert_count": 2**31 - 1}, r"expert_count: expected an integer from 1 to 65536"),
     ("qwen3moe", {"expert_count": 4}, r"ffn_gate_inp.weight: expected shape \[4, 8\], found \[3, 8\]"),
     (
         "qwen3moe",
         {"expert_used_count": 0},
-        r"expert_used_count: expected a whole number from 1 to 3, found 0",
+        r"expert_used_count: expected an integer from 1 to 3, found 0",
     ),
     (
         "qwen3moe",
         {"expert_used_count": 4},
-        r"expert_used_count: expected a whole number from 1 to 3, found 4",
+        r"expert_used_count: expected an integer from 1 to 3, found 4",
     ),
     ("qwen3moe", {"expert_used_count": None}, r"expert_used_count is missing"),
     (
@@ -125,12 +125,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"expert_feed_forward_length": 6},
         r"ffn_gate_exps.weight: expected shape \[3, 6, 8\], found \[3, 5, 8\]",
     ),
-    ("qwen3moe", {"expert_gating_func": 4}, r"expert_gating_func: expected a whole number .* found 4"),
-    ("qwen3moe", {"expert_gating_func": []}, r"expert_gating_func: expected a whole number from 0 to 3"),
+    ("qwen3moe", {"expert_gating_func": 4}, r"expert_gating_func: expected an integer .* found 4"),
+    ("qwen3moe", {"expert_gating_func": []}, r"expert_gating_func: expected an integer from 0 to 3"),
     ("qwen3moe", {"expert_group_count": 2}, r"expert_group_count: expected groups of 3 experts with room"),
     ("qwen3moe", {"expert_group_count": 3}, r"expert_group_count: expected groups of 3 experts with room"),
     ("qwen3moe", {"leading_dense_block_count": 1}, r"leading_dense_block_count: expected 0, found 1"),
-    ("qwen3moe", {"interleave_moe_layer_step": 2}, r"interleave_moe_layer_step: expected a whole number"),
+    ("qwen3moe", {"interleave_moe_layer_step": 2}, r"interleave_moe_layer_step: expected an integer"),
     (
         "qwen2moe",
         {"expert_shared_feed_forward_length": 8},
@@ -223,7 +223,7 @@ HF_REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (
         qwen3moe,
         {"num_experts_per_tok": 7},
-        r"num_experts_per_tok: expected a whole number from 1 to 6, found 7",
+        r"num_experts_per_tok: expected an integer from 1 to 6, found 7",
     ),
     (qwen2moe, {"shared_expert_intermediate_size": 36}, r"ffn_gate_shexp.weight: expected shape \[36, 48\]"),
     (mixtral, {"num_local_experts": 9}, r"ffn_gate_inp.weight: expected shape \[9, 45\]"),

@@ -137,7 +137,7 @@ REFUSED = [
     ("llama", {"model_type": "ABSENT"}, r"model_type: expected one of .*; found None"),
     ("llama", {"hidden_size": "ABSENT"}, r"config.json: hidden_size is missing"),
     ("llama", {"hidden_size": 44}, r"token_embd.weight: expected shape \[101, 44\], found \[101, 45\]"),
-    ("llama", {"vocab_size": -1}, r"vocab_size: expected a whole number from 1 to 2147483647, found -1"),
+    ("llama", {"vocab_size": -1}, r"vocab_size: expected an integer from 1 to 2147483647, found -1"),
     ("llama", {"num_hidden_layers": 10**9}, r"num_hidden_layers: expected at most \d+, .* found 1000000000"),
     ("llama", {"num_hidden_layers": 4}, r"blk.3.attn_norm.weight is missing"),
     ("llama", {"num_hidden_layers": 2}, r"'model.layers.2.input_layernorm.weight' is unexpected .* 2 layers"),

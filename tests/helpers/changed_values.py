@@ -1,4 +1,4 @@
-"""Values in the place of those that a model's file has: near ones, other types, nothing."""
+"""Values in place of those that a model's file has: near ones, other types, nothing."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ _TEXTS = ["", "x", 3, "relu", "silu", "gelu", "gelu_new", "linear", "yarn", "lla
 
 
 def others(value: Any) -> list[Any]:
-    """What could stand in the place of a value, by its type; not None, which stands for an absent one."""
+    """What could stand in place of a value, by its type; not None, which stands for an absent one."""
     if isinstance(value, bool):
         found: list[Any] = [not value, int(not value), str(value)]
     elif isinstance(value, int):

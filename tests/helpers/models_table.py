@@ -1,4 +1,4 @@
-"""Writes the table of docs/guide/models.md anew: run it after a change of the rows."""
+"""Writes the table of docs/guide/models.md again: run it after a change of the rows."""
 
 import re
 from pathlib import Path

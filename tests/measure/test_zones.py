@@ -35,6 +35,6 @@ def test_zones_add_up_to_the_time(plan: FFNPlan | None) -> None:
     assert entered >= {"attention: scores and sums", "head", *(() if plan else DENSE)}
     assert ("FFN: chosen neurons" in entered) == (plan is not None)
 
-    with backend.zones() as zones:  # anew
+    with backend.zones() as zones:  # again
         pass
     assert sum(seconds for name, seconds in zones.items() if not name.startswith("outside")) == 0

@@ -34,7 +34,7 @@ OF_TWO_NAMES = {("ernie4_5-moe", "num_experts_per_tok")}
 
 @dataclass(frozen=True)
 class Saved:
-    """A tiny model in a directory of which config.json is written anew for each case."""
+    """A tiny model in a directory of which config.json is written again for each case."""
 
     name: str
     directory: Path
@@ -134,7 +134,7 @@ def test_some_values(name: str, saved: Callable[[str], Saved]) -> None:
         ("lfm2", ["block_ffn_dim_multiplier"], float("nan"), "expected a number over 0, found nan"),
         ("lfm2moe", ["use_expert_bias"], False, "use_expert_bias: expected true, as the tensors have it"),
         ("nemotron-h", ["layers_block_type"], [], "layers_block_type: expected each layer's kind"),
-        ("nemotron-h-moe", ["topk_group"], 0, "topk_group: expected a whole number from 1 to 1, found 0"),
+        ("nemotron-h-moe", ["topk_group"], 0, "topk_group: expected an integer from 1 to 1, found 0"),
         ("gemma4-shared", ["hidden_activation"], "relu", "hidden_activation: expected 'gelu_pytorch_tanh'"),
         ("glm4moe", ["use_qk_norm"], False, "use_qk_norm: expected true, as the tensors have it"),
         ("granite-hybrid", ["time_step_limit"], [0.0, 1.0], "time_step_limit: expected 0 to infinity"),

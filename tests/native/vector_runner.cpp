@@ -1,5 +1,5 @@
 // Runs one level's vector kernels on requests from standard input, where no Python module of that level can
-// be loaded (see test_vector_other_levels.py). A request is a letter, its whole numbers as int64 and its
+// be loaded (see test_vector_other_levels.py). A request is a letter, its integers as int64 and its
 // arrays as floats; the answer is an array of floats.
 //   n layer size biased | eps x weight [bias]   -> y
 //   a kind size gated | gate [up]               -> h

@@ -87,7 +87,7 @@ def test_a_plan_keeps_its_budget(planner: Planner, share: float) -> None:
     assert plan.device_bytes <= plan.budget
     assert plan.device_bytes - plan.working_bytes == on_device(planner, plan)
     assert plan.placement.fits(planner.parts.config)
-    again = planner.reckoned(plan.placement)
+    again = planner.predicted(plan.placement)
     assert again.ms == pytest.approx(plan.ms) and again.device_bytes == plan.device_bytes
 
 
@@ -107,7 +107,7 @@ def test_hot_experts_pay_by_how_often_they_are_selected() -> None:
         planner = Planner(checkpoint, machine(), context=128, prompt=64, frequency=frequency)
         layers = planner.plan(planner.everything).placement.layers
         none, some = (
-            planner.reckoned(replace(placement, layers=tuple(replace(layer, hot=hot) for layer in layers)))
+            planner.predicted(replace(placement, layers=tuple(replace(layer, hot=hot) for layer in layers)))
             for placement, hot in ((planner.plan(planner.everything).placement, n) for n in (0, 8))
         )
         return (none.times.ffn - some.times.ffn) / none.times.ffn

@@ -71,7 +71,7 @@ L numbers of a layer's own embedding of a token, J of all layers'.
 OF_ATTENTION = frozenset({"attn_q", "attn_k", "attn_v", "attn_output", "attn_q_norm", "attn_k_norm"})
 """Tensors of layers with attention, where others have none."""
 OF_LOW_RANK = frozenset({"attn_q_a", "attn_q_a_norm", "attn_q_b"})
-"""Those in the place of ``attn_q`` where queries are made from fewer numbers."""
+"""Those in place of ``attn_q`` where queries are made from fewer numbers."""
 OF_RECURRENT = frozenset(
     {
         *("attn_qkv", "attn_gate", "ssm_beta", "ssm_alpha", "ssm_conv1d"),

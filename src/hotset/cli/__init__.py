@@ -10,7 +10,7 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
-    0: done; 1: nobody reads stdout any more; 2: something the user can mend, one line says what; 130: Ctrl-C;
+    0: done; 1: nobody reads stdout any more; 2: to be corrected by the user, one line says what; 130: Ctrl-C;
     128 + n: ended from outside by signal n (SIGTERM, SIGHUP).
     """
     for number in _ENDING:

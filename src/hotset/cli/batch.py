@@ -46,7 +46,7 @@ def batch(
     ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, only errors.")] = False,
 ) -> None:
-    """Answer the lines of a file; interrupted, it goes on where it was when run again."""
+    """Answer the lines of a file; after an interruption, run it again to continue."""
     check_extra("batch")
     if ray and find_spec("ray") is None:
         raise HotsetError("hotset batch --ray needs ray: pip install 'hotset[ray]'")

@@ -24,7 +24,7 @@ TEMPERATURE, TOP_P = 0.7, 0.95
 _COMMANDS = {
     "/help": "show this",
     "/system": "TEXT: tell the model TEXT before the conversation, from now on; alone: show it",
-    "/regenerate": "answer the last message anew",
+    "/regenerate": "answer the last message again",
     "/save": "FILE: write the conversation to a new file, as JSON if it ends in .json, else as text",
     "/clear": "forget the conversation",
     "/exit": "leave; so does Ctrl-D",
@@ -129,7 +129,7 @@ class Conversation:
 
     def _regenerate(self) -> None:
         if not self._turns:
-            raise RequestError("there is no answer yet that could be given anew")
+            raise RequestError("there is no answer yet that could be given again")
         sampling = self._speaker.sampling
         self._regenerated += 1
         if sampling.seed is not None:  # the same draws would be the same answer
@@ -153,7 +153,7 @@ class Conversation:
         """The ids of the prompt and its first turn, such that a quarter of the context is left to answer.
 
         When there is too little, oldest turns go until half is: the prompt's rest changes its place then and
-        is read anew, which should be seldom.
+        is read again, which should be seldom.
         """
         context, limit = self._speaker.engine.context, self._speaker.max_tokens
         first = min(self._first, len(turns) - 1)

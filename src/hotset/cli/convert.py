@@ -45,7 +45,7 @@ def convert(
     ] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="UTF-8 text on which to measure what storing down anew has changed."),
+        typer.Option(help="UTF-8 text on which to measure what storing down again has changed."),
     ] = None,
     threads: options.Threads = None,
     override: options.Override = None,
@@ -126,10 +126,10 @@ def _print(checkpoint: "Checkpoint", out: Path, conversion: "Conversion") -> Non
     ]
     if conversion.changed:
         types = ", ".join(f"{old.name} as {new.name}" for old, new in conversion.changed)
-        rows.append(("neurons rounded anew", types))
+        rows.append(("neurons rounded again", types))
     if any(conversion.down_error):
         rows.append(
-            ("error of down, stored anew", f"{max(conversion.down_error):.2%} (relative, largest layer)")
+            ("error of down, stored again", f"{max(conversion.down_error):.2%} (relative, largest layer)")
         )
     if conversion.kl is not None:
         rows.append(("KL divergence from the model", f"{conversion.kl:.6f} nats"))

@@ -30,11 +30,11 @@ _NAMES = {
 
 def doctor(
     again: Annotated[
-        bool, typer.Option("--again", help="Measure anew, even if that was done before.")
+        bool, typer.Option("--again", help="Measure again, even if that was done before.")
     ] = False,
     as_json: options.AsJSON = False,
 ) -> None:
-    """Measure this machine's memories and the bus between them, once; `hotset plan` reckons with it."""
+    """Measure this machine's memories and the bus between them, once; `hotset plan` uses it."""
     from hotset.cli.console import progress, table
     from hotset.placing.doctor import cache_path, no_gpu, this_machine
 

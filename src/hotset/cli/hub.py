@@ -52,7 +52,7 @@ def list_models(*, as_json: options.AsJSON = False) -> None:
 
 
 def pull(name: Name, *, as_json: options.AsJSON = False) -> None:
-    """Download a model; interrupted, it goes on where it was when run again."""
+    """Download a model; after an interruption, run it again to continue."""
     from hotset.cli.console import size, table
     from hotset.formats.hub import Hub
     from hotset.formats.hub_cache import cached_models

@@ -176,7 +176,9 @@ def _neuron_rows(neurons: dict[str, Any], n_layers: int) -> list[tuple[str, str]
     if "profile.tokens" in neurons:
         rows.append(("profile", f"{neurons['profile.tokens']} tokens of {neurons['profile.corpus']}"))
     if "convert.down_error" in neurons:
-        rows.append(("error of down, stored anew", f"at most {neurons['convert.down_error']:.2%} in a layer"))
+        rows.append(
+            ("error of down, stored again", f"at most {neurons['convert.down_error']:.2%} in a layer")
+        )
     if "convert.kl" in neurons:
         rows.append(("KL divergence from the source", f"{neurons['convert.kl']:.6f} nats"))
     return rows

@@ -36,7 +36,7 @@ Override = Annotated[
     typer.Option(
         "--override",
         metavar="KEY=VALUE",
-        help="Put a value in the place of what the model's file says, such as tokenizer.ggml.pre=falcon "
+        help="Put a value in place of what the model's file says, such as tokenizer.ggml.pre=falcon "
         "(config.json's keys for a directory); may be repeated.",
         show_default=False,
     ),

@@ -1,4 +1,4 @@
-"""`hotset plan`: what of a model would lie on the GPU, and how fast that is reckoned to be."""
+"""`hotset plan`: which parts of a model would lie on the GPU, and how fast that is predicted to be."""
 
 import dataclasses
 import json

@@ -64,7 +64,7 @@ def profile(
 ) -> None:
     """Count how often each neuron fires, or each expert of a mixture is selected, on a text.
 
-    Interrupted, it goes on where it was when run again.
+    After an interruption, run it again to continue.
 
     `hotset convert` sorts a model's neurons by the profile.
     """

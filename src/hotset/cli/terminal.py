@@ -105,12 +105,12 @@ def _history() -> "History":
         """A file that only its owner reads; where it cannot be written, lines are remembered for this run."""
 
         def load_history_strings(self) -> Iterable[str]:
-        """The lines kept, the newest first."""
+            """The lines kept, the newest first."""
             with suppress(OSError):
                 yield from super().load_history_strings()
 
         def store_string(self, string: str) -> None:
-        """Append one line to the file."""
+            """Append one line to the file."""
             with suppress(OSError):
                 super().store_string(string)
 

@@ -28,7 +28,7 @@ def app(given: Mapping[str, str]) -> serve.Application:
     try:
         numbers = {key: int(given.get(key, default)) for key, default in _NUMBERS.items()}
     except ValueError as error:
-        raise RequestError(f"expected a whole number: {error}") from None
+        raise RequestError(f"expected an integer: {error}") from None
     source = texts["model"] or None
     name = texts["name"] or (source or "demo").rsplit("/", 1)[-1].removesuffix(".gguf")
 

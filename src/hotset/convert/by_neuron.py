@@ -1,7 +1,7 @@
 """Writes a model stored by neuron: hottest first, down transposed, with plan, profile and predictors.
 
 What can stay as it is stays: rows of gate and up are moved byte for byte, and so are those of a down that
-lies by neuron already. Only a down that lies by output is dequantised, turned and stored anew, since its
+lies by neuron already. Only a down that lies by output is dequantised, turned and stored again, since its
 blocks run along the other axis; by how much that changes it is measured and written into the file.
 """
 
@@ -54,8 +54,8 @@ class Conversion:
     kl: float | None
     """Mean KL divergence of the file, all neurons computed, from its source; None where not measured."""
     changed: tuple[tuple[TensorType, TensorType], ...] = ()
-    """Types of rows that were rounded anew (single neurons of these cannot be computed, or the user asked for
-    another type), each with the one that took its place."""
+    """Types of rows that were rounded again (single neurons of these cannot be computed, or the user
+    asked for another type), each with the one that took its place."""
 
 
 def convert(
@@ -255,7 +255,7 @@ class _Layer:
     def _down(
         self, source: str, kind: TensorType, rows: Callable[[], Iterator[NDArray[np.float32]]]
     ) -> NewTensor:
-        """Down by neuron, rounded anew, and by how much that changed it; `source` names it in errors."""
+        """Down by neuron, rounded again, and by how much that changed it; `source` names it in errors."""
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
             error = total = 0.0

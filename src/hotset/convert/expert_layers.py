@@ -1,6 +1,6 @@
 """Mixtures of experts stored by neuron: experts hottest first, each one's down transposed.
 
-Only what single rows are read of is stored anew: up where there is a gate, and down. An expert's neurons stay
+What single rows are read of is stored again: up where there is a gate, and down. An expert's neurons stay
 in their order. The router's rows, and what is added when it selects, follow the experts.
 """
 
@@ -102,7 +102,7 @@ class ExpertsLayer:
         return NewTensor(tensor.name, tensor.shape, kind, chunks)
 
     def _down(self, tensor: Tensor, kind: TensorType, *, turned: bool) -> NewTensor:
-        """Down (E, F, D), rounded anew where its type or its axes change, and by how much that changed it."""
+        """Down (E, F, D), rounded again where its type or its axes change, and by how much it changed."""
         if kind is tensor.type and not turned:
             return self._sorted(tensor, kind)
 

@@ -418,7 +418,7 @@ class LayerPlacement:
 
 @dataclass(frozen=True)
 class Placement:
-    """What of a model lies on the device (GPU or stand-in). The token embedding is always the host's."""
+    """What lies on the device (GPU or stand-in). The token embedding is always the host's."""
 
     layers: tuple[LayerPlacement, ...]
     head: bool

@@ -2,7 +2,7 @@
 
 
 class HotsetError(Exception):
-    """Something the user can mend: a file, a flag, a shape or a request.
+    """Something the user can correct: a file, a flag, a shape or a request.
 
     The message is one line that names the thing, what was expected and what was found, and the remedy. The
     command line prints it and exits with 2; a server answers with a 4xx.

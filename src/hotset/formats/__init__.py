@@ -15,7 +15,7 @@ __all__ = ["Checkpoint", "Overrides", "Tensor", "TensorType", "locate", "open_ch
 
 
 def open_checkpoint(path: Path, overrides: Overrides | None = None) -> Checkpoint:
-    """Open a GGUF file or a Hugging Face directory, these `overrides` in the place of its metadata.
+    """Open a GGUF file or a Hugging Face directory, these `overrides` in place of its metadata.
 
     Raises `CheckpointError`, one line, for whatever cannot be read or run, and `RequestError` for an override
     that cannot be made.

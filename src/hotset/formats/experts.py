@@ -155,7 +155,7 @@ class Stacks:
         self._single: dict[tuple[str, str], dict[int, Tensor]] = {}
 
     def take(self, target: str, pattern: str, expert: int, tensor: Tensor) -> bool:
-        """Take in an expert's part of `target`; `pattern` is its name, ``*`` in the place of its number.
+        """Take in an expert's part of `target`; `pattern` is its name, ``*`` in place of its number.
 
         False: there are not so many experts.
         """

@@ -2,7 +2,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. An own reader beside the `gguf` library's,
 which trusts the header and builds an object for every token of the vocabulary. Here nothing is allocated by a
-count that the file's size does not bear out, and long arrays are decoded when they are looked up.
+count that the file's size does not support, and long arrays are decoded when they are looked up.
 """
 
 import re
@@ -87,7 +87,7 @@ class Metadata(Mapping[str, Any]):
         return self._spans[key]
 
     def change(self, key: str, value: Any) -> None:
-        """Put a value in the place of the file's, or add it."""
+        """Put a value in place of the file's, or add it."""
         self._values[key] = self.changed[key] = value
 
     def insert(self, key: str, value: Any, start: int, end: int) -> None:

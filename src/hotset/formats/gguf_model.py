@@ -51,7 +51,7 @@ _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one fi
 
 
 def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
-    """Open a GGUF file, or all parts of a split one, these `overrides` in the place of its metadata."""
+    """Open a GGUF file, or all parts of a split one, these `overrides` in place of its metadata."""
     file = read_gguf(path)
     override_metadata(file.metadata, overrides or {})
     architecture, keys = _architecture(file, path)

@@ -1,7 +1,7 @@
 """Models from the Hugging Face hub, through huggingface_hub and into its cache.
 
 The library forgets a partial file when its process ends. Here it stays beside the cache's blobs, and the next
-attempt goes on where the last one stopped.
+attempt continues where the last one stopped.
 """
 
 import errno

@@ -67,12 +67,12 @@ class Keys:
         return CheckpointError(f"{self._where}: {self.name(key)}: expected {expected}, found {shown(found)}")
 
     def integer(self, key: str, default: Any = REQUIRED, *, low: int = 1, high: int = LARGEST) -> int:
-        """Return a whole number in [low, high]; a list with one for each layer must have equal entries."""
+        """Return an integer in [low, high]; a list with one for each layer must have equal entries."""
         value = self.get(key, default)
         if isinstance(value, np.ndarray | list) and len(value) and all(v == value[0] for v in value):
             value = value[0]
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or not low <= value <= high:
-            raise self.refuse(key, f"a whole number from {low} to {high}", value)
+            raise self.refuse(key, f"an integer from {low} to {high}", value)
         return int(value)
 
     def number(self, key: str, default: Any = REQUIRED, *, low: float = 0.0, high: float = 1e30) -> float:

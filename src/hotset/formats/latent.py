@@ -76,7 +76,7 @@ def scale_from_config(table: Keys, latent: LatentConfig) -> float:
 
 
 def add_fused(table: TensorTable, layer: int, fused: Tensor, sizes: Sizes) -> None:
-    """Take `FUSED` (H (p + v), c) in as its halves: (H, c, p), where rounded numbers are rounded anew, to 8
+    """Take `FUSED` (H (p + v), c) in as its halves: (H, c, p), where rounded numbers are rounded again, to 8
     bits, as blocks lie along the other axis; and (H, v, c)."""
     heads, rank, plain, value = sizes.dimensions("Acnv")
     expected = (heads * (plain + value), rank)

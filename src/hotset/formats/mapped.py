@@ -16,7 +16,7 @@ def map_file(path: Path) -> NDArray[np.uint8]:
     """Map a regular file's bytes, read-only; the mapping lives as long as a view of it does."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise CheckpointError(f"{path}: expected a file, found something else")
         if status.st_size == 0:
             raise CheckpointError(f"{path}: the file is empty")

@@ -1,4 +1,4 @@
-"""Files that Hotset writes: whole or not at all, and never in the place of something that is read.
+"""Files that Hotset writes: whole or not at all, and never in place of something that is read.
 
 A file is written under a temporary name beside its own, ``NAME.hotset-XXXXXXXX.partial``, and renamed when it
 is whole. Two writers of one file have a temporary file each; the last one to be renamed stays. Each is locked

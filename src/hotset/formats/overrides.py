@@ -1,4 +1,4 @@
-"""Metadata that the user puts in the place of what a file says (``--override KEY=VALUE``)."""
+"""Metadata that the user puts in place of what a file says (``--override KEY=VALUE``)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -100,7 +100,7 @@ def kv_heads(keys: Keys, heads: int, kinds: LayerKinds) -> int:
 
 
 def with_kinds(layers: tuple[LayerConfig, ...], sizes: Sizes) -> tuple[LayerConfig, ...]:
-    """Put recurrent layers in the place of attention where they are, and leave out what layers have not."""
+    """Put recurrent layers in place of attention where they are, and leave out what layers have not."""
     kinds = sizes.kinds
     if not kinds.recurrent:
         return layers
@@ -123,7 +123,7 @@ def _stated(keys: Keys, key: str, layers: int) -> tuple[bool, ...]:
     """Read for which layers a number is not 0."""
     stated = keys.get(key)
     if not isinstance(stated, np.ndarray) or stated.shape != (layers,) or stated.dtype.kind not in "iu":
-        raise keys.refuse(key, f"a whole number for each of {layers} layers", stated)
+        raise keys.refuse(key, f"an integer for each of {layers} layers", stated)
     return tuple(bool(number != 0) for number in stated)
 
 

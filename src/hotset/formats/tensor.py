@@ -39,7 +39,7 @@ class TensorType(IntEnum):
 
     @property
     def block_size(self) -> int:
-        """Elements in one block; a row holds a whole number of blocks."""
+        """Elements in one block; a row holds whole blocks."""
         return _BLOCKS[self][0]
 
     @property

@@ -169,7 +169,7 @@ class Sizes:
 
 
 class TensorTable(Mapping[str, Tensor]):
-    """Names to tensors. Renamed tensors are views; split and shifted ones are made anew at each look-up."""
+    """Names to tensors. Renamed tensors are views; split and shifted ones are made again at each look-up."""
 
     def __init__(self, where: str) -> None:
         self.where = where

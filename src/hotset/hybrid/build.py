@@ -54,14 +54,14 @@ def build_hybrid(
         raise ValueError("the placement is another model's")
     if any(layer.experts and layer.experts.early for layer in config.layers):
         raise HotsetError(
-            f"{checkpoint.path}: routers that read before attention run on the CPU alone as yet; "
+            f"{checkpoint.path}: routers that read before attention run on the CPU alone so far; "
             "leave out --vram"
         )
 
     if config.layer_input or any(layer.kv_from is not None for layer in config.layers):
         raise HotsetError(
             f"{checkpoint.path}: models whose layers have inputs of their own, or share keys and values, "
-            "run on the CPU alone as yet; leave out --vram"
+            "run on the CPU alone so far; leave out --vram"
         )
 
     def done(parts: int) -> None:

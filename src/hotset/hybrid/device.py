@@ -42,7 +42,7 @@ Predict: TypeAlias = Callable[[Array], Array]
 
 
 Slot: TypeAlias = Callable[[FFNSpec | NeuronFFNSpec, int], FFN]
-"""Memory of the device's that FFNs take turns in: builds one, with the choosers of a number, in the place of
+"""Memory of the device's that FFNs take turns in: builds one, with the choosers of a number, in place of
 the one before, in stream order."""
 
 
@@ -62,7 +62,7 @@ class ResidentExperts(Protocol):
         """The weights with those of resident experts negated, (T, E): the host does the positive ones."""
 
     def swap(self, leaving: int, coming: int) -> None:
-        """Put an expert in the place of another, in stream order."""
+        """Put an expert in place of another, in stream order."""
 
 
 class DeviceMemoryError(HotsetError, MemoryError):

@@ -108,7 +108,7 @@ class Executor:
             self._recover()
             raise HotsetError(f"the CPU's part of the model failed: {error}; ask again")
         if self._device.gave_up(number):
-            raise HotsetError(f"the {self._device.name} waited in vain for the CPU's part: ask again")
+            raise HotsetError(f"the {self._device.name} waited too long for the CPU's part: ask again")
         self._unfinished = False
         logits = None if step.logits is None else self._arrays[step.logits][:rows]
         return self._arrays[step.last][:rows], logits

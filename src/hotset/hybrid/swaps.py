@@ -36,7 +36,7 @@ class Swap:
 
 
 class Counts:
-    """How often the experts of each mixture were selected lately (mixtures, experts)."""
+    """How often the experts of each mixture were selected recently (mixtures, experts)."""
 
     def __init__(self, mixtures: int, experts: int) -> None:
         self.counts = np.zeros((mixtures, experts), np.float64)

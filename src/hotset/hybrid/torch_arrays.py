@@ -117,7 +117,7 @@ class TorchArrays(ABC):
 
 
 def as_tensor(array: NDArray[Any]) -> Any:
-    """The same memory as a tensor of signed whole numbers, of which torch has more than of unsigned ones."""
+    """The same memory as a tensor of signed integers, of which torch has more than of unsigned ones."""
     return torch.from_numpy(array.view(f"i{array.itemsize}"))
 
 
@@ -126,7 +126,7 @@ class RecordedBatches:
 
     The kernels find a batch's sequences, the addresses of their keys and values among them, in a table on the
     device. It always lies in the same place, and the step begins with copying it from pinned memory, where it
-    is written anew for each batch. Each row is a span of its own, so that only the number of rows matters;
+    is written again for each batch. Each row is a span of its own, so that only the number of rows matters;
     those that are left over are spans without rows.
 
     What is launched depends on two more things: the type of the keys and values, and the largest capacity,

@@ -128,7 +128,7 @@ def neurons_per_token(before: list[Work | None], after: list[Work | None]) -> li
 def density(model: Model, computed: list[Neurons]) -> float | None:
     """Share of neurons computed in the layers that choose them; None where none does.
 
-    A neuron whose gate is read in vain counts, since its predictor has chosen it.
+    A neuron whose gate is read needlessly counts, since its predictor has chosen it.
     """
     layers = zip(model.config.layers, computed, strict=True)
     choosing = [n.chosen for layer, n in layers if layer.ffn]

@@ -129,7 +129,7 @@ def rounding_notes(checkpoint: Checkpoint) -> list[str]:
         return []
     return [
         f"single neurons are computed in other types than the file's ({', '.join(sorted(rounded))}), rounded "
-        "anew at each start: hotset convert stores them so"
+        "again at each start: hotset convert stores them so"
     ]
 
 

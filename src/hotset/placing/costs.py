@@ -13,9 +13,9 @@ are of one token decoded after `filled` others:
 - a recurrent layer reads and writes its state;
 - a hand-shake is paid where a layer is split, or where its FFN lies wholly across from its attention.
 
-A layer is split for want of memory only. With few neurons that fire, a split layer can be reckoned faster
-than one that lies wholly on the GPU, whose dense slice reads them all; but a prompt needs every neuron, and
-would pay for it. Such options are left out.
+A layer is split for want of memory only. With few neurons that fire, a split layer can be predicted
+to be faster than one that lies wholly on the GPU, whose dense slice reads them all; but a prompt needs every
+neuron, and would pay for it. Such options are left out.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Measures the machine that it runs on, once: what `hotset plan` reckons with.
+"""Measures the machine that it runs on, once: what `hotset plan` uses.
 
 The processor's part is in `hotset.placing.doctor_cpu`, the GPU's in `hotset.placing.doctor_gpu`. The
 profile is kept in the user's cache directory until the machine or Hotset's version changes, or it is
@@ -25,13 +25,13 @@ Progress = Callable[[int, int], None]
 
 
 def this_machine(*, again: bool = False, progress: Progress | None = None) -> MachineProfile:
-    """This machine's profile, measured if there is none yet or it is wanted anew.
+    """This machine's profile, measured if there is none yet or it is wanted again.
 
     It is kept at `cache_path` where that can be written.
     """
     path = cache_path()
     if not again and path.is_file():
-        with contextlib.suppress(HotsetError):  # of another version, or damaged: measured anew
+        with contextlib.suppress(HotsetError):  # of another version, or damaged: measured again
             return load_machine(path)
     profile = measure_machine(progress)
     with contextlib.suppress(HotsetError, OSError):  # it is measured again the next time

@@ -86,7 +86,7 @@ class CpuBench:
         return self._dense_bytes / _seconds(self._dense, self._inputs) / 1e9
 
     def part_us(self) -> float:
-        """Microseconds of an FFN of next to no weights."""
+        """Microseconds of an FFN of almost no weights."""
         rng = np.random.default_rng(1)
         matrix = Linear(random_weights(TensorType.F16, 64, 64, rng))
         norm = Norm(NormKind.RMS, 1e-5, np.ones(64, np.float32))

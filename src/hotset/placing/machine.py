@@ -1,4 +1,4 @@
-"""What a machine can do, in the numbers that a placement is reckoned from; a JSON file.
+"""What a machine can do, in the numbers that a placement is computed from; a JSON file.
 
 Every number is stored with its unit and with where it comes from: ``measured …``, ``published …`` or
 ``assumed …``. `hotset doctor` measures a profile of the machine it runs on; those of some PCs, from published

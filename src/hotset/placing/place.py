@@ -1,4 +1,4 @@
-"""A model on a device and the CPU: planned, built, and planned anew where it does not fit."""
+"""A model on a device and the CPU: planned, built, and planned again where it does not fit."""
 
 import gc
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What of a model lies on the GPU, within a budget of its memory, and how fast that is reckoned to be.
+"""Which parts of a model lie on the GPU, within a budget of its memory, and how fast that is predicted to be.
 
 The tables of `hotset.placing.costs` go into the solvers of `hotset.placing.solve`; a `Plan` is what comes
-out, in bytes and milliseconds. docs/how/plan.md explains the reckoning.
+out, in bytes and milliseconds. docs/how/plan.md explains how.
 """
 
 import math
@@ -62,7 +62,7 @@ class PartTimes:
 
 @dataclass(frozen=True)
 class Plan:
-    """A placement with what it takes and what it is reckoned to give. All times and speeds are predicted."""
+    """A placement with what it takes and what it is predicted to give. All times and speeds are predicted."""
 
     placement: Placement
     budget: int
@@ -80,7 +80,7 @@ class Plan:
     ms: float
     """Of one decoded token."""
     bound_ms: float
-    """No placement within the budget is reckoned faster than this."""
+    """No placement within the budget is predicted to be faster than this."""
     cold_prefill: ColdPrefill
     """What becomes of cold neurons while such a prompt is read."""
     stream_from: int | None
@@ -143,12 +143,12 @@ class Planner:
         return self.working_bytes + self.problem.most_bytes
 
     def plan(self, budget: int) -> Plan:
-        """The plan for a budget of so many bytes. A larger budget is never reckoned slower."""
+        """The plan for a budget of so many bytes. A larger budget is never predicted to be slower."""
         if budget < 0:
             raise RequestError(f"budget is {budget} bytes: expected 0 or more (--vram)")
         return self.described(tabulated(self.problem, max(0, budget - self.working_bytes)), budget)
 
-    def reckoned(self, placement: Placement) -> Plan:
+    def predicted(self, placement: Placement) -> Plan:
         """The plan that has this placement, for comparison; its hot counts must be among the options."""
         homes = [DEVICE if layer.attention else HOST for layer in placement.layers]
         homes.append(DEVICE if placement.head else HOST)
@@ -250,7 +250,7 @@ def working_bytes(parts: ModelParts) -> int:
     rows at a time: their norm, and queries, keys, values twice with what attention gives, which has two sums
     a row on the way; or gate and up and, in halves, one of them. Mixtures take all rows. A piece of cold
     weights is in two slots; to lay out one of its matrices, a third of it, takes five times its size, itself
-    and four more, as reckoned from its intermediate tensors.
+    and four more, as predicted from its intermediate tensors.
     """
     config = parts.config
     hidden, of_layers = config.hidden_size, [config.heads(i) for i in range(config.n_layers)]

@@ -90,7 +90,7 @@ class Problem:
     def least_within(self, budget: int, fits: "Choice", exceeds: "Choice") -> F64:
         """(N, 2, K): a lower bound on the time of any choice within the budget that has that option.
 
-        `fits` and `exceeds` are those of `lower_bound`, at whose price this is reckoned.
+        `fits` and `exceeds` are those of `lower_bound`, at whose price this is predicted.
         """
         price = (fits.ms - exceeds.ms) / max(exceeds.bytes - fits.bytes, 1)
         costs = self._ms + price * self._bytes

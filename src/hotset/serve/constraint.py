@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Allowed = NDArray[np.bool_]
 
 _JSON = {"lenient": False, "whitespace_pattern": r"(\n {0,24}| )"}
-"""Keywords that are not known are refused; a weak model cannot write spaces for ever."""
+"""Keywords that are not known are refused; a weak model cannot write spaces forever."""
 
 _VALUES = ("const", "enum", "default", "examples")
 """Keywords of JSON schemas that hold no schemas."""

@@ -6,7 +6,7 @@ The text's end is looked for earlier in the text; what followed there is the dra
     ^^^^^^^^^^^ was here, so this follows  ^^^^^^^^^
 
 How likely a draft is depends on how long a text is the same before it, and on how such drafts of this
-request have fared lately. Drafts are compared with what is chosen even where nobody computes them. Pure:
+request have fared recently. Drafts are compared with what is chosen even where nobody computes them. Pure:
 knows nothing of models.
 """
 

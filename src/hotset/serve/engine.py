@@ -38,7 +38,7 @@ class Engine:
     """A model, room for its sequences, and the requests that it answers at the same time.
 
     Each request has the same answer whatever runs beside it or ran before. What its prompt has in common with
-    the beginning of others, of now or lately, is copied and not computed again. Any thread may ask; an engine
+    the beginning of others, now or recently, is copied and not computed again. Any thread may ask; an engine
     computes in one of the threads that wait for it, or where requests were submitted, in one of its own.
     """
 
@@ -94,7 +94,7 @@ class Engine:
         way; None: as many as `parallel` contexts, but no more than half of the free memory, and one context.
         `speculate` lets a step compute several tokens of an answer, where the request's own text says how it
         may go on; answers are the same, and with `vram` there is none of it.
-        `overrides` are values to put in the place of the file's metadata (`hotset.serve.load.open_model`).
+        `overrides` are values to put in place of the file's metadata (`hotset.serve.load.open_model`).
         `progress(done, total)` is told of the model's parts. Raises `HotsetError`.
         """
         check_load(

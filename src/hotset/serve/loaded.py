@@ -31,7 +31,7 @@ class Model:
     backend: "CpuBackend"
     traffic: Traffic
     plan: "Plan | None" = None
-    """What lies on a device, and how fast that is reckoned to be; None where all is the CPU's."""
+    """What lies on a device, and how fast that is predicted to be; None where all is the CPU's."""
     pooling: Pooling | None = None
     """How it makes embeddings; None: it was not made for that."""
     notes: tuple[str, ...] = ()

@@ -168,7 +168,7 @@ class Runner:
         """Step as long as there are jobs that go on by themselves."""
         try:
             self._work_on()
-        except BaseException:  # this thread is being ended: others would wait for it for ever
+        except BaseException:  # this thread is being ended: others would wait for it forever
             with self._changed:
                 jobs = (*self._waiting, *self._running)
                 for job in jobs:
@@ -206,9 +206,7 @@ class Runner:
             if self._waiting:
                 served = self._admit(start + _LONGEST_ADMITTING)
             served += self._compute(start)
-        except (
-            Exception
-        ) as error:  # no fault of the model's, which `_compute` takes: nobody may wait for ever
+        except Exception as error:  # no fault of the model's, which `_compute` takes: nobody may wait forever
             served = [*self._waiting, *self._running]
             for job in served:
                 self._end(job, _failure(error), keep=False)

@@ -227,4 +227,4 @@ def _check_number(name: str, value: Any, low: float = -math.inf, high: float = m
 
 def _check_integer(name: str, value: Any, low: int) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
-        raise RequestError(f"{name} is {value!r}: expected a whole number of {low} or more")
+        raise RequestError(f"{name} is {value!r}: expected an integer of {low} or more")

@@ -96,7 +96,7 @@ class Server:
         return generation
 
     def log_failure(self, error: Exception) -> None:
-        """Put what no client can mend into the log."""
+        """Put what no client can correct into the log."""
         log.error("a request failed", exc_info=error)
 
     def _over(self, call: Call, generation: Generation) -> None:

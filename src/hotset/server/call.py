@@ -76,7 +76,7 @@ class Call:
             try:
                 message: Message = await asyncio.wait_for(self.receive(), _BODY_SECONDS)
             except asyncio.TimeoutError:
-                raise ApiError(408, "the body did not come to its end") from None
+                raise ApiError(408, "the body did not end") from None
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
             parts.append(message.get("body", b""))

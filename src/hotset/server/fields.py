@@ -89,7 +89,7 @@ class Fields:
         return None if value is None else Fields(value, self.name(field))
 
     def integer(self, field: str, low: int | None = None, high: int | None = None) -> int | None:
-        """A whole number, in bounds; 3.0 is one."""
+        """An integer, in bounds; 3.0 is one."""
         value = self.all.get(field)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -97,7 +97,7 @@ class Fields:
             return None
         fits = isinstance(value, int) and not isinstance(value, bool)
         if not fits or (low is not None and value < low) or (high is not None and value > high):
-            raise self.wrong(field, f"a whole number{_bounds(low, high)}")
+            raise self.wrong(field, f"an integer{_bounds(low, high)}")
         return int(value)
 
     def number(self, field: str, low: float | None = None, high: float | None = None) -> float | None:

@@ -16,7 +16,7 @@ from hotset.server.app import Server, make_app
 from hotset.server.errors import ApiError
 
 _PATIENCE = 60
-"""Seconds that answers have to come to their ends once the server is told to stop."""
+"""Seconds that answers have to end once the server is told to stop."""
 
 _IDLE = 120
 """Seconds after which an idle connection is closed: later than clients close theirs, most after 4 to 90 s, or

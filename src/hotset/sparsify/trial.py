@@ -131,7 +131,7 @@ class Trial:
         return self.run([*self._dense[:layer], ffn, *self._dense[layer + 1 :]], first=layer)
 
     def _layer(self, index: int, ffn: FFN, x: F32, sequence: State) -> tuple[F32, F32]:
-        """What leaves a layer, and what its FFN read. The sequence does not advance: it is written anew."""
+        """What leaves a layer, and what its FFN read. The sequence does not advance: it is written again."""
         out = x.copy()
         batch = Batch.of(sequence, np.zeros(len(x), np.int32), lossless=True)
         view = self._transformer.backend.view(batch)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-# No text can have it: drawn anew in every process, 128 bits between private-use characters.
+# No text can have it: drawn again in every process, 128 bits between private-use characters.
 _ALIAS = f"\ue000{token_hex(16)}\ue000"
 
 

@@ -33,9 +33,9 @@ class GpuExperts:
     def __init__(self, gpu: Gpu, spec: ExpertsSpec, resident: Sequence[int] | None = None) -> None:
         shape, hidden = spec.shape, spec.norm.weight.size
         if shape.groups > 1:
-            raise HotsetError(f"{spec.router.weight.name}: groups of experts run on the CPU alone as yet")
+            raise HotsetError(f"{spec.router.weight.name}: groups of experts run on the CPU alone so far")
         if spec.beside or spec.router_norm or spec.factors is not None:
-            raise HotsetError(f"{spec.router.weight.name}: experts beside an FFN run on the CPU alone as yet")
+            raise HotsetError(f"{spec.router.weight.name}: experts beside an FFN run on the CPU alone so far")
         self.gpu, self.spec, self.hidden = gpu, spec, hidden
         self.resident = list(range(shape.count)) if resident is None else list(resident)
         self.norm = GpuNorm(gpu, spec.norm, hidden)

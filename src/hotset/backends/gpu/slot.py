@@ -21,7 +21,7 @@ class GpuSlot:
         self._rooms: list[Any] = []
 
     def fill(self, spec: FFNSpec | NeuronFFNSpec) -> GpuFFN:
-        """Build an FFN in the place of the one before."""
+        """Build an FFN in place of the one before."""
         taken = 0
 
         def place(part: Placed) -> Placed:

@@ -1,4 +1,4 @@
-"""Multi-head latent attention, every head's keys and values made anew from what is kept."""
+"""Multi-head latent attention, every head's keys and values made again from what is kept."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""One token's activations as 8-bit codes, for products in whole numbers with quantised matrices.
+"""One token's activations as 8-bit codes, for products in integers with quantised matrices.
 
 As on the CPU, a block of 32 numbers has one scale, its largest magnitude over 127. A token of C numbers is
 one array of int32: C / 4 words of codes; C / 32 scales, float32; and the codes' sums over each 16, float32,
