@@ -312,7 +312,7 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
         if lacks(architecture, part) or (part == "attn_qkv" and "attn_q" in architecture.tensors):
             continue
         shape = shape_of(architecture, part)
-        if part.endswith("_exps") and architecture.experts and architecture.experts.hf_turned:
+        if part.endswith("_exps") and architecture.experts and architecture.experts.hf_transposed:
             shape = (shape[0], shape[2], shape[1])
         name = modules.split("|", maxsplit=1)[0].format(0)
         for number in range(shape[0]) if "*" in name else [0]:

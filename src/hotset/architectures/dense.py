@@ -9,7 +9,7 @@ from hotset.core.config import Activation, NormKind
 
 QKV = ("attn_q", "attn_k", "attn_v")
 ATTENTION = (*QKV, "attn_output")
-_FFN = ("ffn_gate", "ffn_up", "ffn_down")
+FFN = ("ffn_gate", "ffn_up", "ffn_down")
 
 LLAMA_TENSORS = {
     "token_embd": "model.embed_tokens",
@@ -80,7 +80,7 @@ LLAMA = Architecture(
     model_types=("llama",),
     activation=Activation.SILU,
     tensors=LLAMA_TENSORS,
-    biases={"attention_bias": ATTENTION, "mlp_bias": _FFN},
+    biases={"attention_bias": ATTENTION, "mlp_bias": FFN},
     gguf_rope_interleaved=True,
     default_pre={"<|begin_of_text|>": "llama-bpe"},
 )

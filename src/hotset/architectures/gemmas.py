@@ -1,4 +1,4 @@
-"""The rows of Gemma 2 and Gemma 4; Gemma 3 is one of `dense`."""
+"""The rows of Gemma 2 and Gemma 4, which differ from Gemma 3 (`dense`) in more than sizes."""
 
 from dataclasses import replace
 

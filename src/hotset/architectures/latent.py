@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from hotset.architectures.dense import LLAMA_TENSORS
+from hotset.architectures.leading_dense import SHARED_EXPERTS, with_dense_layers, with_shared_size
 from hotset.architectures.mixtures import QWEN_EXPERTS
-from hotset.architectures.more_mixtures import SHARED, with_dense_layers, with_shared_size
 from hotset.architectures.row import Architecture, Mixture
 from hotset.core.config import Activation, Gating
 
@@ -20,7 +20,7 @@ _TENSORS = {
     "attn_k_b": _ATTENTION + "k_b_proj",
     "attn_v_b": _ATTENTION + "v_b_proj",
     **QWEN_EXPERTS,
-    **SHARED,
+    **SHARED_EXPERTS,
     "exp_probs_b": "model.layers.{}.mlp.gate.e_score_correction_bias",
 }
 _SIZES = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}

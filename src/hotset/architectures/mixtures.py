@@ -1,14 +1,12 @@
-"""The rows of families whose layers are mixtures of experts."""
+"""The rows of families of which every layer has attention and a mixture of experts."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
+from hotset.architectures.dense import ATTENTION, FFN, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
 from hotset.architectures.row import Architecture, Mixture, Windows
 from hotset.core.config import Activation, Gating
-
-_DENSE_FFN = ("ffn_gate", "ffn_up", "ffn_down")
 
 
 def expert_tensors(block: str, gate: str, up: str, down: str) -> Mapping[str, str]:
@@ -29,8 +27,19 @@ SHARED_EXPERT = {
     "ffn_up_shexp": "model.layers.{}.mlp.shared_expert.up_proj",
     "ffn_down_shexp": "model.layers.{}.mlp.shared_expert.down_proj",
 }
-WITHOUT_FFN = {name: module for name, module in LLAMA_TENSORS.items() if name not in _DENSE_FFN}
+WITHOUT_FFN = {name: module for name, module in LLAMA_TENSORS.items() if name not in FFN}
 QWEN_EXPERTS = expert_tensors("mlp", "gate_proj", "up_proj", "down_proj")
+GRANITE_EXPERTS = {
+    "ffn_gate_inp": "model.layers.{}.block_sparse_moe.router.layer",
+    "ffn_gate_exps": "model.layers.{}.block_sparse_moe.gate",
+    "ffn_up_exps": "model.layers.{}.block_sparse_moe.up",
+    "ffn_gate_up_exps": "model.layers.{}.block_sparse_moe.input_linear",
+    "ffn_down_exps": "model.layers.{}.block_sparse_moe.output_linear",
+    "ffn_gate_up_shexp": "model.layers.{}.shared_mlp.input_linear",
+    "ffn_gate_shexp": "model.layers.{}.shared_mlp.gate",
+    "ffn_up_shexp": "model.layers.{}.shared_mlp.up",
+    "ffn_down_shexp": "model.layers.{}.shared_mlp.output_linear",
+}
 NO_DENSE_LAYERS = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
 _EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -118,7 +127,7 @@ MIXTURES: tuple[Architecture, ...] = (
         activation=Activation.SWIGLU_CLAMPED,
         activations={"silu": Activation.SWIGLU_CLAMPED},
         tensors={**WITHOUT_FFN, **_GPT_OSS_TENSORS},
-        experts=Mixture(gating=Gating.SELECTED, normalised=False, hf_turned=True),
+        experts=Mixture(gating=Gating.SELECTED, normalised=False, hf_transposed=True),
         biases={"attention_bias": ATTENTION, "mlp_bias": (*_EXPERTS, "ffn_gate_inp")},
         gguf_aliases=("gptoss",),
         gguf_names={"attn_out": "attn_output", "attn_sinks": "attn_sinks", "post_attention_norm": "ffn_norm"},
@@ -174,5 +183,43 @@ MIXTURES: tuple[Architecture, ...] = (
             "rope_layout": None,
         },
         hf_adapt=_of_smallthinker,
+    ),
+    Architecture(
+        name="mellum",
+        model_types=("mellum",),
+        activation=Activation.SILU,
+        tensors={**WITHOUT_FFN, **QK_NORMS, **QWEN_EXPERTS},
+        experts=Mixture(),
+        biases={"attention_bias": ATTENTION},
+        windows=Windows.PATTERN,
+        window_period=4,
+        local_rope_plain=True,
+        default_pre={"": "mellum2"},
+        hf_defaults={
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "norm_topk_prob": True,
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 5e5},
+                "sliding_attention": {"rope_theta": 1e4},
+            },
+            "sliding_window": 1024,
+            "sliding_window_pattern": 1,
+        },
+    ),
+    replace(
+        LLAMA,
+        name="granitemoe",
+        model_types=("granitemoe", "granitemoeshared"),
+        tensors={**WITHOUT_FFN, **GRANITE_EXPERTS},
+        experts=Mixture(maybe_shared=True),
+        biases={"attention_bias": ATTENTION},
+        multipliers=True,
+        default_pre={"": "refact"},
+        hf_keys={
+            "moe_intermediate_size": "intermediate_size",
+            "shared_expert_intermediate_size": "shared_intermediate_size",
+        },
+        hf_defaults={"num_experts": 8, "num_experts_per_tok": 2},
     ),
 )

@@ -143,7 +143,7 @@ class Mixture:
     """The router reads before attention, as `ExpertsConfig.early` says."""
     beside: bool = False
     """Hugging Face's config.json has ``enable_moe_block``."""
-    hf_turned: bool = False
+    hf_transposed: bool = False
     """Hugging Face's stacks of experts are (E, in, out), and columns of gate and up alternate; or they are in
     MXFP4, and rows alternate (gpt-oss)."""
 

@@ -7,24 +7,22 @@ nothing of how files are read: `hotset.formats` does that, and refuses whatever 
 from hotset.architectures.delta_nets import DELTA_NETS
 from hotset.architectures.dense import DENSE
 from hotset.architectures.gemmas import GEMMAS
-from hotset.architectures.granite_hybrids import GRANITE_HYBRIDS
 from hotset.architectures.latent import LATENT
-from hotset.architectures.likenesses import LIKENESSES
+from hotset.architectures.leading_dense import LEADING_DENSE
+from hotset.architectures.llama_variants import LLAMA_VARIANTS
+from hotset.architectures.mamba import MAMBA
 from hotset.architectures.mixtures import MIXTURES
-from hotset.architectures.more_mixtures import MORE_MIXTURES
 from hotset.architectures.row import Architecture
 from hotset.architectures.short_convs import SHORT_CONVS
-from hotset.architectures.single_parts import SINGLE_PARTS
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     *DENSE,
-    *LIKENESSES,
+    *LLAMA_VARIANTS,
     *GEMMAS,
     *MIXTURES,
-    *MORE_MIXTURES,
+    *LEADING_DENSE,
     *LATENT,
     *DELTA_NETS,
     *SHORT_CONVS,
-    *SINGLE_PARTS,
-    *GRANITE_HYBRIDS,
+    *MAMBA,
 )

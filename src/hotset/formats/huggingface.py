@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.architectures.mamba import layer_kinds
 from hotset.architectures.row import Architecture, Windows
-from hotset.architectures.single_parts import layer_kinds
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
@@ -158,7 +158,7 @@ def _in_mxfp4(keys: Keys, architecture: Architecture) -> bool:
     if stated is None:
         return False
     method = stated.get("quant_method") if isinstance(stated, dict) else None
-    if method != "mxfp4" or not (architecture.experts and architecture.experts.hf_turned):
+    if method != "mxfp4" or not (architecture.experts and architecture.experts.hf_transposed):
         raise keys.refuse("quantization_config", "None", stated)
     return True
 

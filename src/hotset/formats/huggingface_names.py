@@ -86,7 +86,7 @@ def _add(
     table: TensorTable, target: _Target, tensor: Tensor, architecture: Architecture, sizes: Sizes
 ) -> None:
     part, layer, suffix = target.part, target.layer, target.suffix
-    turned = bool(architecture.experts and architecture.experts.hf_turned)
+    turned = bool(architecture.experts and architecture.experts.hf_transposed)
     if part in delta_net.FUSED and isinstance(sizes.kinds.recurrent, DeltaNetConfig):
         delta_net.add_fused(table, layer, part, tensor, sizes.kinds.recurrent)
     elif part in delta_net.VECTORS:

@@ -1,13 +1,20 @@
-"""The rows of families whose layers are of one part each: Mamba-2, attention, an FFN or a mixture."""
+"""The rows of families of which most layers are Mamba-2.
+
+Nemotron-H's layers are of one part each: Mamba-2, attention, an FFN or a mixture. Granite 4's have Mamba-2 or
+attention without positions, and then an FFN or a mixture.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS
+from hotset.architectures.mixtures import GRANITE_EXPERTS, WITHOUT_FFN
 from hotset.architectures.row import Architecture, Mixture
 from hotset.core.config import Activation, Gating
 from hotset.core.errors import CheckpointError
 
+_LAYER = "model.layers.{}."
 _KINDS = {
     **{"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"},
     **{"linear_attention": "mamba", "full_attention": "attention"},
@@ -52,7 +59,7 @@ _TENSORS = {
     "ssm_norm": _module("mixer.norm"),
     "ssm_out": _module("mixer.out_proj"),
 }
-MAMBA_SHAPES = {
+_SHAPES = {
     # I rows of Mamba's input, C channels, W kernel, T heads, Z their values.
     "ssm_in": "ID",
     "ssm_conv1d": "CW",
@@ -67,7 +74,7 @@ _NEMOTRON_H = Architecture(
     model_types=("nemotron_h",),
     activation=Activation.RELU2,
     tensors={**_TENSORS, "ffn_up": _module("mixer.up_proj"), "ffn_down": _module("mixer.down_proj")},
-    shapes=MAMBA_SHAPES,
+    shapes=_SHAPES,
     biases={"use_conv_bias": ("ssm_conv1d",)},
     positions=False,
     default_pre={"": "pixtral"},
@@ -93,8 +100,59 @@ _NEMOTRON_H = Architecture(
     },
     hf_adapt=_with_kinds,
 )
+_GRANITE_MAMBA = {
+    "ssm_in": _LAYER + "mamba.in_proj",
+    "ssm_conv1d": _LAYER + "mamba.conv1d",
+    "ssm_dt": _LAYER + "mamba.dt_bias",
+    "ssm_a": _LAYER + "mamba.A_log",
+    "ssm_d": _LAYER + "mamba.D",
+    "ssm_norm": _LAYER + "mamba.norm",
+    "ssm_out": _LAYER + "mamba.out_proj",
+}
 
-SINGLE_PARTS: tuple[Architecture, ...] = (
+
+def _as_nemotron(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Mamba-2's numbers by Nemotron-H's names."""
+    heads, head = config.get("mamba_n_heads", 128), config.get("mamba_d_head", "auto")
+    hidden, expand = config.get("hidden_size", 4096), config.get("mamba_expand", 2)
+    if head == "auto" and isinstance(heads, int) and isinstance(hidden, int) and isinstance(expand, int):
+        head = expand * hidden // max(heads, 1)
+    if config.get("num_local_experts") == 0:
+        config = {key: value for key, value in config.items() if key != "num_local_experts"}
+    return {
+        **config,
+        "conv_kernel": config.get("mamba_d_conv", 4),
+        "layers_block_type": layer_kinds({"layers_block_type": config.get("layer_types")}),
+        "mamba_head_dim": head,
+        "mamba_num_heads": heads,
+        "n_groups": config.get("mamba_n_groups", 1),
+        "ssm_state_size": config.get("mamba_d_state", 256),
+        "use_conv_bias": config.get("mamba_conv_bias", True),
+    }
+
+
+_GRANITE = replace(
+    LLAMA,
+    name="granitehybrid",
+    model_types=("granitemoehybrid",),
+    tensors={
+        **LLAMA_TENSORS,
+        **_GRANITE_MAMBA,
+        "ffn_gate_up": _LAYER + "shared_mlp.input_linear",
+        "ffn_down": _LAYER + "shared_mlp.output_linear",
+    },
+    shapes=_SHAPES,
+    biases={"attention_bias": ATTENTION, "use_conv_bias": ("ssm_conv1d",)},
+    positions=False,
+    multipliers=True,
+    default_pre={"": "refact"},
+    hf_keys={"intermediate_size": "shared_intermediate_size"},
+    hf_defaults={"use_conv_bias": True},
+    hf_required={"hidden_act": "silu", "mamba_proj_bias": False, "position_embedding_type": "nope"},
+    hf_adapt=_as_nemotron,
+)
+
+MAMBA: tuple[Architecture, ...] = (
     _NEMOTRON_H,
     replace(
         _NEMOTRON_H,
@@ -115,5 +173,16 @@ SINGLE_PARTS: tuple[Architecture, ...] = (
             "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
         },
         hf_required={**_NEMOTRON_H.hf_required, "n_shared_experts": 1},
+    ),
+    _GRANITE,
+    replace(
+        _GRANITE,
+        tensors={**WITHOUT_FFN, **_GRANITE_MAMBA, **GRANITE_EXPERTS},
+        experts=Mixture(),
+        hf_keys={
+            "moe_intermediate_size": "intermediate_size",
+            "shared_expert_intermediate_size": "shared_intermediate_size",
+        },
+        hf_defaults={**_GRANITE.hf_defaults, "num_experts": 8, "num_experts_per_tok": 2},
     ),
 )

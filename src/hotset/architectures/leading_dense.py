@@ -1,17 +1,16 @@
-"""The rows of mixtures that differ from those of `mixtures` in windows, factors or leading dense layers."""
+"""The rows of families whose first layers have one FFN, and the others a mixture of experts."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
-from hotset.architectures.mixtures import QWEN_EXPERTS, WITHOUT_FFN
+from hotset.architectures.dense import ATTENTION, FFN, LLAMA_TENSORS, QK_NORMS, QKV
+from hotset.architectures.mixtures import QWEN_EXPERTS
 from hotset.architectures.row import Architecture, Mixture, Windows
 from hotset.core.config import Activation, Gating, NormKind
 from hotset.core.errors import CheckpointError
 
 _LAYER = "model.layers.{}."
-SHARED = {
+SHARED_EXPERTS = {
     "ffn_gate_shexp": _LAYER + "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": _LAYER + "mlp.shared_experts.up_proj",
     "ffn_down_shexp": _LAYER + "mlp.shared_experts.down_proj",
@@ -65,56 +64,7 @@ def _of_cohere(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return adapted
 
 
-MORE_MIXTURES: tuple[Architecture, ...] = (
-    Architecture(
-        name="mellum",
-        model_types=("mellum",),
-        activation=Activation.SILU,
-        tensors={**WITHOUT_FFN, **QK_NORMS, **QWEN_EXPERTS},
-        experts=Mixture(),
-        biases={"attention_bias": ATTENTION},
-        windows=Windows.PATTERN,
-        window_period=4,
-        local_rope_plain=True,
-        default_pre={"": "mellum2"},
-        hf_defaults={
-            "head_dim": 128,
-            "max_position_embeddings": 131072,
-            "norm_topk_prob": True,
-            "rope_parameters": {
-                "full_attention": {"rope_theta": 5e5},
-                "sliding_attention": {"rope_theta": 1e4},
-            },
-            "sliding_window": 1024,
-            "sliding_window_pattern": 1,
-        },
-    ),
-    replace(
-        LLAMA,
-        name="granitemoe",
-        model_types=("granitemoe", "granitemoeshared"),
-        tensors={
-            **WITHOUT_FFN,
-            "ffn_gate_inp": _LAYER + "block_sparse_moe.router.layer",
-            "ffn_gate_exps": _LAYER + "block_sparse_moe.gate",
-            "ffn_up_exps": _LAYER + "block_sparse_moe.up",
-            "ffn_gate_up_exps": _LAYER + "block_sparse_moe.input_linear",
-            "ffn_down_exps": _LAYER + "block_sparse_moe.output_linear",
-            "ffn_gate_up_shexp": _LAYER + "shared_mlp.input_linear",
-            "ffn_gate_shexp": _LAYER + "shared_mlp.gate",
-            "ffn_up_shexp": _LAYER + "shared_mlp.up",
-            "ffn_down_shexp": _LAYER + "shared_mlp.output_linear",
-        },
-        experts=Mixture(maybe_shared=True),
-        biases={"attention_bias": ATTENTION},
-        multipliers=True,
-        default_pre={"": "refact"},
-        hf_keys={
-            "moe_intermediate_size": "intermediate_size",
-            "shared_expert_intermediate_size": "shared_intermediate_size",
-        },
-        hf_defaults={"num_experts": 8, "num_experts_per_tok": 2},
-    ),
+LEADING_DENSE: tuple[Architecture, ...] = (
     Architecture(
         name="glm4moe",
         model_types=("glm4_moe",),
@@ -123,7 +73,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             **LLAMA_TENSORS,
             **QK_NORMS,
             **QWEN_EXPERTS,
-            **SHARED,
+            **SHARED_EXPERTS,
             "exp_probs_b": _LAYER + "mlp.gate.e_score_correction_bias",
         },
         experts=Mixture(gating=Gating.SIGMOID),
@@ -151,11 +101,11 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
         tensors={
             **LLAMA_TENSORS,
             **QWEN_EXPERTS,
-            **SHARED,
+            **SHARED_EXPERTS,
             "exp_probs_b": _LAYER + "mlp.moe_statics.e_score_correction_bias",
         },
         experts=Mixture(),
-        biases={"use_bias": (*ATTENTION, "ffn_gate", "ffn_up", "ffn_down")},
+        biases={"use_bias": (*ATTENTION, *FFN)},
         optional=frozenset({"output", "exp_probs_b"}),
         gguf_rope_interleaved=True,
         hf_rope_interleaved=True,
@@ -183,7 +133,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
             **LLAMA_TENSORS,
             **QK_NORMS,
             **QWEN_EXPERTS,
-            **{name: module.replace("experts", "expert") for name, module in SHARED.items()},
+            **{name: module.replace("experts", "expert") for name, module in SHARED_EXPERTS.items()},
             "attn_gate": _LAYER + "self_attn.g_proj",
             "exp_probs_b": _LAYER + "mlp.experts.e_score_correction_bias",
         },
@@ -223,7 +173,7 @@ MORE_MIXTURES: tuple[Architecture, ...] = (
         tensors={
             **{name: module for name, module in LLAMA_TENSORS.items() if name != "ffn_norm"},
             **QWEN_EXPERTS,
-            **SHARED,
+            **SHARED_EXPERTS,
             "ffn_gate_inp_shexp": _LAYER + "mlp.shared_experts.switch",
         },
         experts=Mixture(gating=Gating.SIGMOID, normalised=False, averaged=True, maybe_shared=True),

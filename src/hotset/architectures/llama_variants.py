@@ -1,22 +1,21 @@
-"""The rows of families that differ from Llama in little: where norms stand, what RoPE turns, factors."""
+"""The rows of variants of Llama: other places of norms, fused matrices, layers without RoPE, factors."""
 
 from dataclasses import replace
 
-from hotset.architectures.dense import ATTENTION, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
+from hotset.architectures.dense import ATTENTION, FFN, LLAMA, LLAMA_TENSORS, QK_NORMS, QKV
 from hotset.architectures.row import Architecture, Windows
 from hotset.core.config import Activation
 
-FFN = ("ffn_gate", "ffn_up", "ffn_down")
 _LAYER = "model.layers.{}"
 
 # Norms after attention and FFN, none before.
-NORMS_AFTER = {
+_NORMS_AFTER = {
     **{name: module for name, module in LLAMA_TENSORS.items() if name not in ("attn_norm", "ffn_norm")},
     **QK_NORMS,
     "post_attention_norm": f"{_LAYER}.post_attention_layernorm",
     "post_ffw_norm": f"{_LAYER}.post_feedforward_layernorm",
 }
-FUSED = {
+_FUSED = {
     **LLAMA_TENSORS,
     "attn_qkv": f"{_LAYER}.self_attn.qkv_proj",
     "ffn_gate_up": f"{_LAYER}.mlp.gate_up_proj",
@@ -25,7 +24,7 @@ _OLMO2 = Architecture(
     name="olmo2",
     model_types=("olmo2",),
     activation=Activation.SILU,
-    tensors=NORMS_AFTER,
+    tensors=_NORMS_AFTER,
     shapes={"attn_q_norm": "Q", "attn_k_norm": "K"},
     biases={"attention_bias": ATTENTION},
     gguf_aliases=("olmo3",),  # Ollama's
@@ -37,7 +36,7 @@ _OLMO2 = Architecture(
     hf_required={"sliding_window": None},
 )
 
-LIKENESSES: tuple[Architecture, ...] = (
+LLAMA_VARIANTS: tuple[Architecture, ...] = (
     replace(
         LLAMA,
         name="smollm3",
@@ -56,7 +55,7 @@ LIKENESSES: tuple[Architecture, ...] = (
         name="phi3",
         model_types=("phi3",),
         activation=Activation.SILU,
-        tensors=FUSED,
+        tensors=_FUSED,
         fused_qkv=True,
         fused_gate_up=True,
         windows=Windows.ALL,
@@ -123,7 +122,7 @@ LIKENESSES: tuple[Architecture, ...] = (
         name="exaone4",
         model_types=("exaone4",),
         activation=Activation.SILU,
-        tensors=NORMS_AFTER,
+        tensors=_NORMS_AFTER,
         windows=Windows.PATTERN,
         window_period=4,
         full_without_rope=True,
