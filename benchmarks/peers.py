@@ -6,11 +6,9 @@ before all else: seconds from the start of the process, with the file in the pag
 after a prompt of 32; and at the end the largest memory that each process has had, mapped files included.
 
     python benchmarks/peers.py --model model-Q4_0.gguf --threads 2 --threads 1 --json result.json
-    python benchmarks/peers.py --table peers-*.json > table.md
 """
 
 import argparse
-import json
 import sys
 import time
 from contextlib import ExitStack
@@ -55,32 +53,11 @@ def compare(
     return results
 
 
-def table(files: list[Path]) -> str:
-    """The figures of such results as a table in Markdown, a line a model, Hotset's before llama.cpp's."""
-    lines = [
-        "| model | decode, tok/s | ratio | prompts, tok/s | ratio | first token, s | memory, GB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for result in (r for file in files for r in json.loads(file.read_text())["results"]):
-
-        def pair(figures: dict[str, Any], form: str) -> str:
-            return "; ".join(form.format(figures[name]) for name in PEERS)
-
-        cells = [result["model"]["name"].removeprefix("synthetic random weights, ")]
-        for test in ("decode", "prefill"):
-            medians = {name: result[test][name]["median"] for name in PEERS}
-            cells += [pair(medians, "{:.1f}"), span(result[test]["ratio"], 2)]
-        gigabytes = {name: result["peak_bytes"][name] / 1e9 for name in PEERS}
-        cells += [pair(result["first_token_seconds"], "{:.1f}"), pair(gigabytes, "{:.1f}")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure Hotset and llama.cpp in turn on the same files.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", type=Path, action="append", help="GGUF file; may be repeated")
-    what.add_argument("--table", type=Path, nargs="+", help="print these results of both engines as a table")
+    parser.add_argument(
+        "--model", type=Path, action="append", required=True, help="GGUF file; may be repeated"
+    )
     parser.add_argument("--threads", type=int, action="append", help="may be repeated (default: 2)")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--prefill", type=int, default=512, help="prompt tokens; 0: no such test")
@@ -88,9 +65,6 @@ def main() -> int:
     parser.add_argument("--only", choices=PEERS, help="measure one engine alone")
     parser.add_argument("--json", type=Path, help="write the figures with hardware and versions here")
     args = parser.parse_args()
-    if args.table:
-        print(table(args.table))
-        return 0
     names = (args.only,) if args.only else PEERS
     tests = {"decode": args.decode, "prefill": args.prefill}
     tests = {name: tokens for name, tokens in tests.items() if tokens > 0}

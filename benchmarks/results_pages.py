@@ -29,7 +29,7 @@ def pages(results: Path) -> dict[str, str]:
         "",
         "Each page is a machine, made by `benchmarks/results_pages.py` from the JSON files of",
         "`benchmarks/results`. They hold every value, the versions and the model files' SHA-256.",
-        "[The log](../LOG.md) tells what was tried; `benchmarks/README.md` how to measure.",
+        "[The log](../log/2026-11.md) tells what was tried; `benchmarks/README.md` how to measure.",
         "",
     ]
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):

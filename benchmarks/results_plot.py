@@ -28,10 +28,11 @@ def plot(title: str, rows: list[Row]) -> str:
         STYLE,
         f'<text class="title" x="8" y="18">{escape(title)}</text>',
     ]
+    others = {row.other for row in shown}
     for place, row in enumerate(shown):
         y = TOP + STEP * place
         ratio = row.ratio or 0
-        lines.append(f'<text x="8" y="{y + 11}">{escape(_label(row))}</text>')
+        lines.append(f'<text x="8" y="{y + 11}">{escape(_label(row, len(others) > 1))}</text>')
         lines.append(f'<rect class="bar" x="{LEFT}" y="{y}" width="{ratio * scale:.1f}" height="14"/>')
         end = LEFT + ratio * scale
         if row.low is not None and row.high is not None:
@@ -44,6 +45,8 @@ def plot(title: str, rows: list[Row]) -> str:
     return "\n".join([*lines, "</svg>", ""])
 
 
-def _label(row: Row) -> str:
-    label = f"{row.model}, {row.test.removeprefix('decode, ').removeprefix('prefill, ')}"
+def _label(row: Row, named: bool) -> str:
+    """Model and test; and what it is compared with, where that is `named`, as rows of a plot differ in it."""
+    test = row.test.removeprefix("decode, ").removeprefix("prefill, ")
+    label = f"{test}; {row.other}" if named else f"{row.model}, {test}"
     return label if len(label) <= 68 else label[:67] + "…"

@@ -95,7 +95,7 @@ def _text_decode(file: str, document: dict[str, Any]) -> Iterator[Row]:
         ratio = figures["over plain"]
         yield Row(
             claim="Real text, neurons left out, over the ordinary file",
-            test=f"decode of text, {way}, {figures['density']:.0%} of the neurons",
+            test=f"real text, {way}, {figures['density']:.0%} of neurons",
             model=str(first).removesuffix(".gguf"),
             synthetic=False,
             unit="tokens/s",
@@ -130,7 +130,7 @@ def _quantise(file: str, document: dict[str, Any]) -> Iterator[Row]:
             yield _single(
                 document,
                 file,
-                f"KL of a Q4_0 file from its source, {text}",
+                f"KL of Q4_0, {text.removesuffix('.txt')}",
                 results["source"],
                 "nats",
                 ours,

@@ -21,7 +21,7 @@ WIDTH = 100
 def prose() -> list[Path]:
     """The pages that a person reads; those made from results by a script have tables alone."""
     pages = [*ROOT.glob("*.md"), *(ROOT / "csrc").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
-    return sorted({*pages, *(ROOT / "docs").rglob("*.md")} - {ROOT / "docs/LOG.md"})
+    return sorted([*pages, *(ROOT / "docs").rglob("*.md")])
 
 
 def sources() -> list[Path]:

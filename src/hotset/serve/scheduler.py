@@ -22,7 +22,7 @@ _STEADY_ROWS = 8
 
 
 _COSTS = (0.0, 0.6, 0.7, 0.8, 1.15, 1.25, 1.4, 1.5, 1.75, 1.75, 1.75, 1.75, 2.1, 2.2, 2.3, 2.4)
-"""What a step of 1, 2, 3 … rows takes more than one of one row, as a share of that (docs/LOG.md)."""
+"""What a step of 1, 2, 3 … rows takes more than one of one row, as a share of that (docs/log/2026-11.md)."""
 
 FEW_ROWS = 8
 """Rows of a step, with those of drafts, where several answer: others wait no longer than for a full batch."""
