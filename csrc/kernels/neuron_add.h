@@ -164,8 +164,9 @@ void neuron_add(const NeuronList* list, const float* h, float* sums) {
   if (w->type == kF16) {
     const int64_t cols = float_cols(w->cols);
     add(cols / (4 * kLanes), [&](auto rows) HOTSET_INLINED {
+      constexpr int kRows = decltype(rows)::value;
       return [&, cols](Rows data, const float* factors, Ahead* ahead)
-                 HOTSET_INLINED { add_half_rows<rows.value>(data, cols, factors, sums, ahead); };
+                 HOTSET_INLINED { add_half_rows<kRows>(data, cols, factors, sums, ahead); };
     });
     return;
   }
@@ -173,8 +174,9 @@ void neuron_add(const NeuronList* list, const float* h, float* sums) {
     using R = decltype(r);
     const Layout<R> layout(w->cols);
     add(layout.groups, [&](auto rows) HOTSET_INLINED {
+      constexpr int kRows = decltype(rows)::value;
       return [&](Rows data, const float* factors, Ahead* ahead)
-                 HOTSET_INLINED { add_rows<R, rows.value>(data, layout, factors, sums, ahead); };
+                 HOTSET_INLINED { add_rows<R, kRows>(data, layout, factors, sums, ahead); };
     });
   });
 }

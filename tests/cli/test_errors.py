@@ -3,11 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from hotset.core.errors import HotsetError
+from hotset.core.version import __version__, commit
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,18 @@ def test_what_loading_may_raise(hotset, monkeypatch, raised, code, message):
 
 
 def test_version_and_help(hotset):
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    version = re.search(r'^version = "(.+)"$', project, re.MULTILINE)[1]
-    assert hotset("--version") == (0, f"hotset {version}\n", "")
+    told = f"hotset {__version__}" + (f" ({commit()})" if commit() else "")
+    assert hotset("--version") == (0, f"{told}\n", "")
     for arguments in ([], ["--help"], ["-h"]):
         code, out, err = hotset(*arguments)
         assert (code, err) == (0, "")
         assert all(command in out for command in ("run", "chat", "bench", "eval", "inspect", "profile"))
+
+
+def test_the_version_names_the_commit_of_the_build(tmp_path):
+    assert commit(tmp_path) == ""
+    (tmp_path / "commit.txt").write_text("0123456789ab-dirty\n")
+    assert commit(tmp_path) == "0123456789ab-dirty"
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():

@@ -147,6 +147,20 @@ def test_a_command_ended_from_outside_leaves_nothing_behind(start, demo, tmp_pat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="fakes Windows's signal")
+def test_a_closed_console_of_windows_ends_a_command_in_order():
+    script = (
+        "import os, signal\n"
+        "signal.SIGBREAK = signal.SIGUSR1\n"
+        "from hotset.cli import main\n"
+        "try:\n"
+        "    main(['--version'])\n"
+        "except SystemExit:\n"
+        "    os.kill(os.getpid(), signal.SIGBREAK)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 128 + signal.SIGUSR1
+
+
 def test_nohup_is_respected():
     script = (
         "import os, signal\n"

@@ -1,6 +1,7 @@
 """Standard streams that are closed, full or left by their reader."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import gguf
 import pytest
 from helpers.random_gguf import random_model, write_plain
+
+from hotset.cli import streams
+from hotset.core.errors import HotsetError
 
 COMMAND = f'{sys.executable} -c "from hotset.cli import main; main()"'
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -53,3 +57,26 @@ def test_closed_standard_input(demo):
 def test_a_reader_that_leaves(demo):
     code, _, err = shell(f'{{ {COMMAND} run -p "Write a long story." -n 40; echo $? >&2; }} | head -c 1')
     assert (code, err) == (0, "1\n")
+
+
+def test_a_console_of_windows_keeps_its_own_streams(monkeypatch):
+    """Python writes there in UTF-16; bytes of UTF-8 would be shown in the console's code page."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "isatty", lambda number: number == 1)
+    with open(os.devnull, "w") as own, open(os.devnull, "w") as other:  # noqa: PTH123
+        for name, stream in (("stdout", own), ("stderr", other)):
+            monkeypatch.setattr(sys, name, stream)
+            monkeypatch.setattr(sys, f"__{name}__", stream)
+        streams.prepare_streams()
+        assert sys.stdout is own and sys.stdout.errors == "replace"
+        assert sys.stderr is not other
+
+
+@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="needs a file that takes no single byte")
+def test_windows_calls_a_reader_that_has_gone_an_invalid_argument(monkeypatch):
+    output = streams._Output(os.eventfd(0), "w")
+    with pytest.raises(HotsetError, match="Invalid argument"):
+        output.write(b"x")
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(BrokenPipeError):
+        output.write(b"x")

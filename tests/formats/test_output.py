@@ -11,6 +11,7 @@ import pytest
 from helpers.small_disk import small_disk
 
 from hotset.core.errors import HotsetError
+from hotset.formats import output
 from hotset.formats.output import check_output, scratch, written
 
 WRITER = """
@@ -186,3 +187,36 @@ def test_leftovers_of_a_killed_run_are_removed_those_of_a_running_one_not(tmp_pa
     process.communicate()
     write(path, "whole")
     assert set(tmp_path.iterdir()) == {*foreign, path}
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `os` has there, and no fcntl."""
+    monkeypatch.setattr(output, "fcntl", None)
+    for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "fchmod"):
+        monkeypatch.delattr(os, name, raising=False)
+
+
+def test_files_are_written_on_windows(windows, tmp_path):
+    path = tmp_path / "out"
+    for text in ("first", "second"):
+        write(path, text)
+        assert path.read_text() == text
+    with scratch(path) as folder:
+        (folder / "inside").write_text("half")
+    with pytest.raises(KeyboardInterrupt), written(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("out", "second")]
+
+
+def test_a_file_that_windows_holds_open_is_not_replaced(windows, monkeypatch, tmp_path):
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    path = tmp_path / "out"
+    path.write_text("mapped")
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(HotsetError, match="out is open in a program, perhaps this one: end that first"):
+        write(path, "new")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mapped"]

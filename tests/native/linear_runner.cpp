@@ -9,6 +9,7 @@
 #include <new>
 #include <vector>
 
+#include "binary_streams.h"
 #include "kernels/kernels.h"
 
 #define JOIN2(a, b) a##b
@@ -77,6 +78,7 @@ void run(int64_t type_number, int64_t rows, int64_t cols, int64_t tokens, int64_
 }  // namespace
 
 int main() {
+  use_binary_streams();
   int64_t header[5];
   while (fread(header, sizeof(int64_t), 5, stdin) == 5)
     run(header[0], header[1], header[2], header[3], header[4]);

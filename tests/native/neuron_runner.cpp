@@ -12,6 +12,7 @@
 #include <new>
 #include <vector>
 
+#include "binary_streams.h"
 #include "kernels/kernels.h"
 
 #define JOIN2(a, b) a##b
@@ -135,6 +136,7 @@ void run(const std::vector<int64_t>& header) {
 }  // namespace
 
 int main() {
+  use_binary_streams();
   std::vector<int64_t> header(6);
   while (fread(header.data(), sizeof(int64_t), 6, stdin) == 6) run(header);
 }

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "binary_streams.h"
 #include "bindings/attention_arrays.h"
 
 #define JOIN2(a, b) a##b
@@ -84,6 +85,7 @@ std::vector<float> attention() {
 }  // namespace
 
 int main() {
+  use_binary_streams();
   for (int request = getchar(); request != EOF; request = getchar()) {
     const std::vector<float> answer = request == 'n'   ? norm()
                                       : request == 'a' ? activate()

@@ -120,3 +120,10 @@ def test_names_of_models(tmp_path, model):
 def test_addresses_that_are_not_of_this_machine(host):
     with pytest.raises(HotsetError, match="--host"):
         bind(host, 0)
+
+
+def test_no_port_is_taken_over_on_windows(monkeypatch):
+    """There SO_REUSEADDR would do so."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    with bind("127.0.0.1", 0) as bound:
+        assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0

@@ -4,14 +4,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit.
 
     0: done; 1: nobody reads stdout any more; 2: to be corrected by the user, one line says what; 130: Ctrl-C;
-    128 + n: ended from outside by signal n (SIGTERM, SIGHUP).
+    128 + n: ended from outside by signal n (SIGTERM, SIGHUP; on Windows SIGBREAK, also of a closed console).
     """
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for

@@ -25,7 +25,7 @@ from hotset.cli import (
     train_predictor,
 )
 from hotset.core.errors import HotsetError
-from hotset.core.version import __version__
+from hotset.core.version import __version__, commit
 
 app = typer.Typer(
     name="hotset",
@@ -71,7 +71,7 @@ def run_command(arguments: list[str]) -> int:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"hotset {__version__}")
+        print(f"hotset {__version__}" + (f" ({commit()})" if commit() else ""))
         raise typer.Exit
 
 

@@ -1,6 +1,7 @@
 """Standard streams that are closed or full: a line or silence, never a traceback."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -22,9 +23,9 @@ def prepare_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
-    if sys.stdout is None or sys.stdout is sys.__stdout__:  # else a test's
+    if sys.stdout is None or (sys.stdout is sys.__stdout__ and not _is_console(1)):  # else a test's
         sys.stdout = _text(_Output(1, "w", closefd=False), sys.__stdout__)
-    if sys.stderr is None or sys.stderr is sys.__stderr__:
+    if sys.stderr is None or (sys.stderr is sys.__stderr__ and not _is_console(2)):
         sys.stderr = _text(_Messages(2, "w", closefd=False), sys.__stderr__)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -40,6 +41,11 @@ def abandon_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _is_console(number: int) -> bool:
+    """Whether this is a console of Windows, whose own stream alone writes every character."""
+    return sys.platform == "win32" and os.isatty(number)
+
+
 class _Output(io.FileIO):
     def write(self, data: Any) -> int:
         try:
@@ -47,6 +53,8 @@ class _Output(io.FileIO):
         except BrokenPipeError:
             raise
         except OSError as error:
+            if sys.platform == "win32" and error.errno == errno.EINVAL:
+                raise BrokenPipeError from None  # what Windows calls it
             raise HotsetError(f"standard output cannot be written: {error.strerror}") from None
 
 

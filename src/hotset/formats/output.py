@@ -4,6 +4,9 @@ A file is written under a temporary name beside its own, ``NAME.hotset-XXXXXXXX.
 is whole. Two writers of one file have a temporary file each; the last one to be renamed stays. Each is locked
 while it is written, so that the next writer can tell what a killed one has left behind, and removes it.
 
+Windows renames and removes no file that is open, so that nothing is locked there, and what killed ones leave
+behind stays.
+
 A symbolic link is followed: the file that it leads to is replaced, the link stays.
 """
 
@@ -19,6 +22,11 @@ from pathlib import Path
 
 from hotset.core.errors import HotsetError
 from hotset.formats.mapped import check_whole
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _MARK = re.compile(r"\.hotset-[0-9a-f]{8}\.partial")
 _LONGEST_NAME = 200
@@ -68,7 +76,7 @@ def written(path: Path) -> Iterator[Path]:
     try:
         with _temporary(_target(path)) as temporary:
             yield temporary
-            temporary.replace(_target(path))
+            _replace(_target(path), temporary)
     except OSError as error:
         check_whole()  # a write of what a mapped file no longer has fails as a bad address
         raise HotsetError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -82,6 +90,15 @@ def scratch(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise HotsetError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _replace(target: Path, temporary: Path) -> None:
+    try:
+        temporary.replace(target)
+    except PermissionError:
+        if fcntl is None and target.exists():
+            raise HotsetError(f"{target} is open in a program, perhaps this one: end that first") from None
+        raise
 
 
 def _target(path: Path) -> Path:
@@ -124,31 +141,21 @@ def _temporary(target: Path, *, directory: bool = False) -> Iterator[Path]:
     descriptor = -1
     temporary = target
     try:
-        while descriptor < 0:
+        while temporary == target or not os.path.lexists(temporary):  # another writer took it for a leftover
+            _close(descriptor)
             temporary = target.with_name(f"{stem}.hotset-{secrets.token_hex(4)}.partial")
-            descriptor = _made(temporary, directory)
+            if directory:
+                temporary.mkdir(mode=0o700)
+            else:
+                temporary.touch(exist_ok=False)
+            descriptor = _locked(temporary, wait=True)
         if not directory and target.exists():
-            os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode))
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
     finally:
         if temporary != target:  # also where a signal came between making it and knowing its descriptor
             _remove(temporary)
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-def _made(path: Path, directory: bool) -> int:
-    """A descriptor of a new file or directory, locked; -1 if another writer has taken it for a leftover."""
-    if directory:
-        path.mkdir(mode=0o700)
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    else:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    _lock(descriptor, wait=True)
-    if os.path.lexists(path):
-        return descriptor
-    os.close(descriptor)
-    return -1
+        _close(descriptor)
 
 
 def _remove_leftovers(folder: Path, stem: str) -> None:
@@ -159,13 +166,10 @@ def _remove_leftovers(folder: Path, stem: str) -> None:
     for entry in entries:
         if not (entry.name.startswith(stem) and _MARK.fullmatch(entry.name, len(stem))):
             continue
-        with contextlib.suppress(OSError):
-            descriptor = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                if _lock(descriptor, wait=False):
-                    _remove(entry)
-            finally:
-                os.close(descriptor)
+        descriptor = _locked(entry, wait=False)
+        if descriptor >= 0:
+            _remove(entry)
+            _close(descriptor)
 
 
 def _remove(path: Path) -> None:
@@ -176,12 +180,20 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Lock an open file for as long as it is open; False where that is not to be had."""
+def _locked(path: Path, *, wait: bool) -> int:
+    """A descriptor of a file or directory, locked while it is open; -1 where that is not to be had."""
+    if fcntl is None:
+        return -1
+    descriptor = -1
     try:
-        import fcntl
-
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (OSError, ImportError):
-        return False
-    return True
+    except OSError:
+        _close(descriptor)
+        return -1
+    return descriptor
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

@@ -1,9 +1,11 @@
 """Runs a server until it is told to stop."""
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -32,13 +34,16 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise RequestError(f"{host} is no address of this machine: {error.strerror} (--host)") from None
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform != "win32":  # where it would take the port from the program that listens there
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
     except OSError as error:
         bound.close()
         remedy = (
-            "another program uses it, take another --port" if "in use" in str(error) else "see --host, --port"
+            "another program uses it, take another --port"
+            if error.errno == errno.EADDRINUSE
+            else "see --host, --port"
         )
         raise RequestError(f"cannot listen at {host}:{port}: {error.strerror}; {remedy}") from None
     bound.listen(2048)

@@ -1,0 +1,12 @@
+# Cross compilation with PyPI's ziglang for the target in $ZIG_TARGET (see c++ beside this file).
+string(REGEX MATCH "^([a-z0-9_]+)-(linux|macos|windows)" _ "$ENV{ZIG_TARGET}")
+if(NOT CMAKE_MATCH_2)
+  message(FATAL_ERROR "ZIG_TARGET: expected such a target as x86_64-windows-gnu, found '$ENV{ZIG_TARGET}'")
+endif()
+set(CMAKE_SYSTEM_PROCESSOR ${CMAKE_MATCH_1})
+string(REPLACE "linux" "Linux" CMAKE_SYSTEM_NAME ${CMAKE_MATCH_2})
+string(REPLACE "macos" "Darwin" CMAKE_SYSTEM_NAME ${CMAKE_SYSTEM_NAME})
+string(REPLACE "windows" "Windows" CMAKE_SYSTEM_NAME ${CMAKE_SYSTEM_NAME})
+set(CMAKE_CXX_COMPILER ${CMAKE_CURRENT_LIST_DIR}/c++)
+set(CMAKE_AR ${CMAKE_CURRENT_LIST_DIR}/ar)
+set(CMAKE_RANLIB ${CMAKE_CURRENT_LIST_DIR}/ranlib)
