@@ -1,5 +1,6 @@
 """Plain words: none that DESIGN.md lists, British spelling, and lines of prose short enough to read."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_no_word_of_the_list_is_used() -> None:
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources, not an installed package")
 def test_prose_is_spelt_as_in_britain() -> None:
     assert found(re.compile(rf"\b({AMERICAN})\b", re.I), prose(), CODE) == []
+
+
+@pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources, not an installed package")
+def test_docstrings_are_spelt_as_in_britain() -> None:
+    american = re.compile(rf"\b({AMERICAN}|color|colors)\b", re.I)
+    wrong = [
+        f"{file.relative_to(ROOT)}: {match[0]}"
+        for file in sources()
+        if file.suffix == ".py"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        for match in american.finditer(CODE.sub("", ast.get_docstring(node) or ""))
+    ]
+    assert wrong == []
 
 
 @pytest.mark.skipif(not (ROOT / "csrc").exists(), reason="needs the sources, not an installed package")
