@@ -1,4 +1,4 @@
-"""Plain words: none that DESIGN.md lists, British spelling, and lines of prose short enough to read."""
+"""Plain words: none that CONTRIBUTING.md lists, British spelling, and lines of prose short enough to read."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DESIGN = (ROOT / "docs/DESIGN.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 TABLE = re.compile(r"<!-- words.*?-->(.*?)<!-- end of words -->", re.DOTALL)
 AMERICAN = (
     "behavior|analyze|analyzed|canceled|canceling|catalog|center|centered|favor|favorite|gray|initialize|"
@@ -31,7 +31,7 @@ def sources() -> list[Path]:
 
 
 def listed() -> re.Pattern[str]:
-    table = TABLE.search(DESIGN)
+    table = TABLE.search(CONTRIBUTING)
     assert table
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \|$", table[1], re.MULTILINE)[1:]
     words = [word for row in rows for word in row.split(", ") if not word.startswith("-")]
