@@ -1,4 +1,4 @@
-"""Decode speed beside other programs: what share of its quiet speed each engine keeps.
+"""Decode speed while other programs run: what share of its quiet speed each engine keeps.
 
 Quiet and busy measurements alternate, for both engines. Busy means that many processes that only compute, one
 thread each. With as many of them as cores, a fair share of the processor is half.
@@ -37,7 +37,7 @@ def busy_processes(count: int, seconds: float) -> Iterator[None]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Decode speed with busy processes beside it.")
+    parser = argparse.ArgumentParser(description="Decode speed with busy processes running.")
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--busy", type=int, default=2, help="busy processes")

@@ -4,7 +4,7 @@
 2. Every kernel's share of the bandwidth of a copy within the GPU's memory.
 3. The hand-shake of the device and the CPU's worker, in microseconds.
 4. Decoding and prompts of synthetic ReGLU Q4_0 models (7B; 13B and 40B with fewer layers), one neuron in ten
-   firing, over VRAM budgets, beside offloading by whole layers: Hotset's own, and llama.cpp's where a build
+   firing, over VRAM budgets, against offloading by whole layers: Hotset's own, and llama.cpp's where a build
    for GPUs is at hand. A budget under what the GPU has is simulated, and labelled so.
 
 Each part has its time; what fails is reported, and the next part goes on. `--stand-in` runs the same with

@@ -1,4 +1,4 @@
-"""The GPU suite's first part: every kernel beside its oracle and the GPU's copy bandwidth."""
+"""The GPU suite's first part: every kernel against its oracle and the GPU's copy bandwidth."""
 
 import math
 import time

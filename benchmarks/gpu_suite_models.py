@@ -1,4 +1,4 @@
-"""The GPU suite's second part: decoding and prompts over VRAM budgets, beside offloading by layers."""
+"""The GPU suite's second part: decoding and prompts over VRAM budgets, against offloading by layers."""
 
 import gc
 import math

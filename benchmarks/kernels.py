@@ -1,4 +1,4 @@
-"""How fast the linear kernels are: decode in GB/s beside the memory bandwidth, prefill in GMAC/s.
+"""How fast the linear kernels are: decode in GB/s against the memory bandwidth, prefill in GMAC/s.
 
 Weights of each type are larger than the last cache; every thread has its own. A decode step is timed just
 after a pass that only reads memory, with as many threads, and their ratio is taken.

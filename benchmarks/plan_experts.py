@@ -1,4 +1,4 @@
-"""What the planner predicts for a mixture of experts on a published machine, beside what was measured there.
+"""What the planner predicts for a mixture of experts on a published machine, against what was measured there.
 
 Published is a community's measurement of Qwen3.5-122B-A10B (Q4_K_L) with llama.cpp and a fork of it on an
 RTX 4090 and a Ryzen 9 7950X, context 131,072: all experts on the processor, those of 8 of 48 layers on the

@@ -1,4 +1,4 @@
-"""What the planner predicts for the machines of PowerInfer's paper, beside what the paper measured.
+"""What the planner predicts for the machines of PowerInfer's paper, against what the paper measured.
 
 Machines are files of published and assumed figures that come with Hotset (``hotset plan --machine``). Models
 are shapes without weights, whose neurons fire by a clipped power law with the paper's figures for sparsity

@@ -95,7 +95,7 @@ def _machine(documents: dict[str, Any]) -> str:
     hardware = next(iter(documents.values()))["hardware"]
     family = hardware["cpu_family_model"]
     device = next(iter(documents.values()))["results"]
-    gpu = device["device"]["name"] + " beside " if isinstance(device, dict) and "device" in device else ""
+    gpu = device["device"]["name"] + " with " if isinstance(device, dict) and "device" in device else ""
     return (
         f"{gpu}{hardware['cpu']} (family and model {family}), {hardware['cores_usable']} cores, "
         f"{hardware['memory_bytes'] / 1e9:.0f} GB"

@@ -143,7 +143,7 @@ def _quantise(file: str, document: dict[str, Any]) -> Iterator[Row]:
 def _contention(file: str, document: dict[str, Any]) -> Iterator[Row]:
     results = document["results"]
     shares = {name: results["engines"][name]["share_kept"]["median"] for name in ("hotset", PEER)}
-    test = f"share of decode kept beside {document['arguments']['busy']} busy processes"
+    test = f"share of decode kept with {document['arguments']['busy']} busy processes"
     yield _single(document, file, test, results["model"], "share", shares["hotset"], PEER, shares[PEER])
 
 

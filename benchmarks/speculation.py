@@ -1,7 +1,7 @@
 """What speculation without a second model gains: decode speed with and without drafts, in turn; texts equal.
 
 Answers that edit code repeat most of a file that stands in the prompt; prose repeats nothing. First, what a
-step of several rows of one sequence takes beside one of a single row: it bounds what drafts can gain.
+step of several rows of one sequence takes against one of a single row: it bounds what drafts can gain.
 
     python benchmarks/speculation.py --model qwen2.5-coder-1.5b.gguf --json result.json
 """

@@ -1,4 +1,4 @@
-"""Decoding a mixture of experts whose experts have less memory than they take, beside all of them in memory.
+"""Decoding a mixture of experts whose experts have less memory than they take, against all of them in memory.
 
 Every measurement is a fresh process: it loads the model, decodes random tokens once, so that memory holds
 what it may, and then the same tokens again, timed. Budgets alternate, with the file in the page cache as far

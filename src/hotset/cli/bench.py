@@ -74,7 +74,7 @@ def bench(
     ] = None,
     as_json: options.AsJSON = False,
 ) -> None:
-    """Time a prompt of 512 tokens and 128 single tokens; medians of three, beside the memory bandwidth."""
+    """Time a prompt of 512 tokens and 128 single tokens; medians of three, and the memory bandwidth."""
     sizes = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats}
     sizes_given = {name: size for name, size in sizes.items() if size is not None}
     if (sizes_given or parallel) and (sweep or trace):

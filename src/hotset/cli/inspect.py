@@ -119,9 +119,7 @@ def _expert_rows(experts: dict[str, Any]) -> list[tuple[str, str]]:
         what = "the model" if share == 1 else f"what all tokens use and {share:.0%} of the experts"
         if share == 0:
             what = "not even what all tokens use"
-        rows.append(
-            ("free memory", f"{size(experts['free_memory_bytes'])}: holds {what}, beside an f16 cache")
-        )
+        rows.append(("free memory", f"{size(experts['free_memory_bytes'])}: holds {what}, with an f16 cache"))
     return rows
 
 
