@@ -46,59 +46,34 @@ def build_hybrid(
 
     Prompts of at least `stream_from` tokens have the cold neurons streamed through the device; None: never.
     Experts are swapped at `swap_rate` bytes a second at most; 0: they stay where they are placed.
-    Raises `DeviceMemoryError` where the device cannot hold its part, and `ValueError` for a placement of
-    another model.
+    Raises `DeviceMemoryError` where the device cannot hold its part, `HotsetError` for models that the CPU
+    alone computes, and `ValueError` for a placement of another model.
     """
-    config = checkpoint.config
-    if not placement.fits(config):
+    if not placement.fits(checkpoint.config):
         raise ValueError("the placement is another model's")
-    if any(layer.experts and layer.experts.early for layer in config.layers):
-        raise HotsetError(
-            f"{checkpoint.path}: routers that read before attention run on the CPU alone so far; "
-            "leave out --vram"
-        )
-
-    if config.layer_input or any(layer.kv_from is not None for layer in config.layers):
-        raise HotsetError(
-            f"{checkpoint.path}: models whose layers have inputs of their own, or share keys and values, "
-            "run on the CPU alone so far; leave out --vram"
-        )
+    _check_supported(checkpoint)
+    n_layers = checkpoint.config.n_layers
 
     def done(parts: int) -> None:
         if progress:
-            progress(parts, config.n_layers + 2)
+            progress(parts, n_layers + 2)
 
     embedding = host.embedding(embedding_spec(checkpoint))
     done(1)
     with device.guard():
-        layers: list[HybridLayer] = []
-        cold: list[ColdLayer] = []
-        # Keys and values, and states, are numbered on each side.
-        numbers: defaultdict[tuple[bool, bool], Iterator[int]] = defaultdict(count)
+        builder = _LayerBuilder(checkpoint, device, host, streams=stream_from is not None)
+        layers = []
         for i, place in enumerate(placement.layers):
-            layer = config.layers[i]
-            mixer, ffn, streamed = None, None, None
-            if layer.attention or layer.recurrent:
-                index = next(numbers[place.attention, layer.recurrent is not None])
-                mixer = _mixer(checkpoint, i, place.attention, index, device, host)
-            if layer.experts:
-                ffn = _experts(checkpoint, i, place, device, host)
-            elif layer.feeds:
-                spec = any_ffn_spec(checkpoint, i)
-                ffn = dense = _ffn(spec, place.hot, device, host, i)
-                if stream_from is not None and isinstance(dense, OnHost | Split):
-                    cold.append(ColdLayer(partial(any_ffn_spec, checkpoint, i), place.hot, i))
-                    streamed = _streamed(dense, spec, device)
-            layers.append(HybridLayer(mixer, ffn, streamed, layer.scale))
+            layers.append(builder.layer(i, place))
             done(i + 2)
-        spec_of_head = head_spec(checkpoint)
+        spec = head_spec(checkpoint)
         head: OnHost[Head] | OnDevice[Head] = (
-            OnDevice(device.backend.head(spec_of_head)) if placement.head else OnHost(host.head(spec_of_head))
+            OnDevice(device.backend.head(spec)) if placement.head else OnHost(host.head(spec))
         )
-        stream = ColdStream(device, cold) if cold else None
-    done(config.n_layers + 2)
+        stream = ColdStream(device, builder.cold) if builder.cold else None
+    done(n_layers + 2)
     return HybridTransformer(
-        config,
+        checkpoint.config,
         host,
         device,
         embedding,
@@ -110,39 +85,75 @@ def build_hybrid(
     )
 
 
-def _mixer(
-    checkpoint: Checkpoint, layer: int, on_device: bool, index: int, device: Device, host: CpuBackend
-) -> AnyMixer:
-    if checkpoint.config.layers[layer].recurrent:
-        spec = recurrent_spec(checkpoint, layer)
-        return (
-            OnDevice(device.backend.recurrent(spec, index))
-            if on_device
-            else OnHost(host.recurrent(spec, index))
-        )
-    if checkpoint.config.latent:
-        latent = latent_spec(checkpoint, layer)
-        return (
-            OnDevice(device.backend.latent_attention(latent, index))
-            if on_device
-            else OnHost(host.latent_attention(latent, index))
-        )
-    attention = attention_spec(checkpoint, layer)
-    if on_device:
-        return OnDevice(device.backend.attention(attention, index))
-    return OnHost(host.attention(attention, index))
+def _check_supported(checkpoint: Checkpoint) -> None:
+    """Raise `HotsetError` for models that the CPU alone computes."""
+    config = checkpoint.config
+    reason = None
+    if any(layer.experts and layer.experts.early for layer in config.layers):
+        reason = "routers that read before attention"
+    elif config.layer_input or any(layer.kv_from is not None for layer in config.layers):
+        reason = "models whose layers have inputs of their own, or share keys and values,"
+    if reason:
+        raise HotsetError(f"{checkpoint.path}: {reason} run on the CPU alone so far; leave out --vram")
 
 
-def _experts(
-    checkpoint: Checkpoint, layer: int, place: LayerPlacement, device: Device, host: CpuBackend
-) -> AnyFFN:
-    spec = experts_spec(checkpoint, layer)
-    if place.hot == 0:
-        return OnHost(host.experts(spec, layer))
-    if place.hot == spec.shape.count:
-        return OnDevice(device.backend.experts(spec, layer))
-    resident = range(place.hot) if place.experts is None else place.experts
-    return build_split_experts(spec, resident, device, host, layer)
+class _LayerBuilder:
+    """Builds the layers in their order, each part in its place."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device, host: CpuBackend, *, streams: bool) -> None:
+        """With `streams`, cold neurons may be streamed through the device."""
+        self.cold: list[ColdLayer] = []
+        """The layers whose cold neurons are."""
+        self._checkpoint, self._device, self._host = checkpoint, device, host
+        self._streams = streams
+        # Keys and values, and states, are numbered on each side.
+        self._numbers: defaultdict[tuple[bool, bool], Iterator[int]] = defaultdict(count)
+
+    def layer(self, i: int, place: LayerPlacement) -> HybridLayer:
+        """Build layer `i`."""
+        layer = self._checkpoint.config.layers[i]
+        mixer: AnyMixer | None = None
+        ffn: AnyFFN | None = None
+        streamed = None
+        if layer.attention or layer.recurrent:
+            mixer = self._mixer(i, place.attention)
+        if layer.experts:
+            ffn = self._experts(i, place)
+        elif layer.feeds:
+            spec = any_ffn_spec(self._checkpoint, i)
+            ffn = dense = _ffn(spec, place.hot, self._device, self._host, i)
+            if self._streams and isinstance(dense, OnHost | Split):
+                self.cold.append(ColdLayer(partial(any_ffn_spec, self._checkpoint, i), place.hot, i))
+                streamed = _streamed(dense, spec, self._device)
+        return HybridLayer(mixer, ffn, streamed, layer.scale)
+
+    def _mixer(self, i: int, on_device: bool) -> AnyMixer:
+        checkpoint = self._checkpoint
+        recurrent = checkpoint.config.layers[i].recurrent is not None
+        index = next(self._numbers[on_device, recurrent])
+        if recurrent:
+            state = recurrent_spec(checkpoint, i)
+            if on_device:
+                return OnDevice(self._device.backend.recurrent(state, index))
+            return OnHost(self._host.recurrent(state, index))
+        if checkpoint.config.latent:
+            latent = latent_spec(checkpoint, i)
+            if on_device:
+                return OnDevice(self._device.backend.latent_attention(latent, index))
+            return OnHost(self._host.latent_attention(latent, index))
+        attention = attention_spec(checkpoint, i)
+        if on_device:
+            return OnDevice(self._device.backend.attention(attention, index))
+        return OnHost(self._host.attention(attention, index))
+
+    def _experts(self, i: int, place: LayerPlacement) -> AnyFFN:
+        spec = experts_spec(self._checkpoint, i)
+        if place.hot == 0:
+            return OnHost(self._host.experts(spec, i))
+        if place.hot == spec.shape.count:
+            return OnDevice(self._device.backend.experts(spec, i))
+        resident = range(place.hot) if place.experts is None else place.experts
+        return build_split_experts(spec, resident, self._device, self._host, i)
 
 
 def _ffn(spec: Spec, hot: int, device: Device, host: CpuBackend, index: int) -> AnyFFN:

@@ -173,6 +173,13 @@ class Device(Protocol):
         """
 
 
+def zeros(device: Device, shape: tuple[int, ...]) -> Array:
+    """Zeros on the device."""
+    array = device.empty(tuple(shape))
+    device.zero(array)
+    return array
+
+
 def to_device(device: Device, x: F32) -> Array:
     """A copy of x (T, D) on the device; x may change at once."""
     out = device.empty(x.shape)

@@ -16,7 +16,7 @@ from hotset.backends.contract import F32, Array, BatchView
 from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent, CpuView
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
-from hotset.hybrid.device import Device
+from hotset.hybrid.device import Device, zeros
 from hotset.hybrid.step import (
     MOST_ROWS,
     AddNorm,
@@ -213,6 +213,4 @@ def _room(device: Device, vector: Vector, step: Step) -> Array:
             return device.pinned(shape, np.float32)
         case Where.HOST:
             return np.zeros(shape, np.float32)
-    array = device.empty(shape)
-    device.zero(array)  # rows beyond a batch's are computed too, of whatever they hold
-    return array
+    return zeros(device, shape)  # rows beyond a batch's are computed too, of whatever they hold

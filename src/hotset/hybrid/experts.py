@@ -7,7 +7,7 @@ import numpy as np
 
 from hotset.backends.contract import Array, ExpertsSpec
 from hotset.backends.cpu import CpuBackend
-from hotset.hybrid.device import AddNormed, Device, to_device
+from hotset.hybrid.device import AddNormed, Device, to_device, zeros
 from hotset.hybrid.parts import SplitExperts
 
 
@@ -35,8 +35,7 @@ def _adder(spec: ExpertsSpec, device: Device) -> AddNormed | None:
 
     def add(total: Array, out: Array) -> None:
         """`out` is still what the mixture has read."""
-        both = device.empty(tuple(total.shape))
-        device.zero(both)
+        both = zeros(device, total.shape)
         (own or device.add)(total, both)
         ffn.forward(out, both, None)
         add_joined(both, out)
@@ -52,10 +51,7 @@ def add_split_experts(split: SplitExperts, device: Device, x: Array, out: Array)
     device.download(x, asked)
     device.download(split.resident.for_host(weights), selection)
     sent = device.mark()
-    total = out
-    if split.add_normed:
-        total = device.empty(tuple(x.shape))
-        device.zero(total)
+    total = zeros(device, x.shape) if split.add_normed else out
     split.resident.add(x, total, weights)
     sent.wait()
     answer = device.pinned(tuple(x.shape), np.float32)

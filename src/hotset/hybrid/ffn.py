@@ -8,7 +8,7 @@ from hotset.backends.building import Backend
 from hotset.backends.contract import F32, FFN, Array, BatchView, NeuronFFNSpec
 from hotset.backends.cpu import CpuBackend, CpuNeuronFFN
 from hotset.core.config import Way
-from hotset.hybrid.device import Device, to_device
+from hotset.hybrid.device import Device, to_device, zeros
 from hotset.hybrid.parts import HostFFN, Split
 from hotset.hybrid.slices import Spec, cold_slice, hot_slice
 
@@ -67,7 +67,7 @@ def add_split(split: Split, device: Device, x: Array, out: Array, views: Views) 
         return to_device(device, _cold_sum(split.cold, asked, scores, views.on_host, device))
 
     add = split.add_normed
-    total = out if add is None else zeros(device, x)
+    total = out if add is None else zeros(device, x.shape)
     split.hot.forward(x, total, views.on_device)
     device.add(cold(), total)
     if add:
@@ -81,11 +81,4 @@ def _cold_sum(cold: HostFFN, x: F32, scores: F32 | None, view: BatchView, device
             cold.forward(x, total, view, scores)
         case _:
             cold.forward(x, total, view)
-    return total
-
-
-def zeros(device: Device, x: Array) -> Array:
-    """Zeros of the shape of x, on the device."""
-    total = device.empty(tuple(x.shape))
-    device.zero(total)
     return total

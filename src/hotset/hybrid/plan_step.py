@@ -4,9 +4,11 @@ Parts that follow one another on the host are one task; the hidden vectors cross
 task has packets of its own for what it takes and for what it answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from hotset.backends.contract import Head
+from hotset.hybrid.device import AddNormed
 from hotset.hybrid.parts import AnyFFN, AnyMixer, HybridLayer, OnDevice, OnHost, Split, SplitExperts
 from hotset.hybrid.step import (
     AddNorm,
@@ -233,7 +235,9 @@ class _Plan:
             scores = Vector(f"{task}.cold", split.n_cold, Where.HOST)
             self._tell(SendScores(layer, split.predict, x, sent))
             self._work(Take(sent, scores))
-        return self._finish(task, asked, lambda x, to: HostFeed(layer, split.cold, x, to, scores))
+        return self._finish(
+            task, asked, lambda given, total: HostFeed(layer, split.cold, given, total, scores)
+        )
 
     def _add_experts(self, layer: int, split: SplitExperts, x: Vector, to: Vector) -> None:
         weights = Vector("weights", split.count, Where.DEVICE)
@@ -244,24 +248,27 @@ class _Plan:
         here = Vector(f"{task}.experts", split.count, Where.HOST)
         self._tell(SendSelection(layer, split.resident, weights, sent))
         self._work(Take(sent, here))
-        answer = self._finish(task, asked, lambda x, to: HostFeedExperts(layer, split.cold, x, here, to))
-        total = to
-        if split.add_normed:
-            total = self._on_device("sum")
-            self._tell(Zero(total))
-        self._tell(FeedExperts(layer, split.resident, x, weights, total))
-        self._tell(Receive(answer, total, add=True))
-        if split.add_normed:
-            self._tell(AddNorm(layer, split.add_normed, total, to))
+        answer = self._finish(
+            task, asked, lambda given, total: HostFeedExperts(layer, split.cold, given, here, total)
+        )
+        with self._sum_for(layer, split.add_normed, to) as total:
+            self._tell(FeedExperts(layer, split.resident, x, weights, total))
+            self._tell(Receive(answer, total, add=True))
 
     def _add_split(self, layer: int, split: Split, answer: Vector, x: Vector, to: Vector) -> None:
-        total = to
-        if split.add_normed:
-            total = self._on_device("sum")
-            self._tell(Zero(total))
-        self._tell(Feed(layer, split.hot, x, total), Receive(answer, total, add=True))
-        if split.add_normed:
-            self._tell(AddNorm(layer, split.add_normed, total, to))
+        with self._sum_for(layer, split.add_normed, to) as total:
+            self._tell(Feed(layer, split.hot, x, total), Receive(answer, total, add=True))
+
+    @contextmanager
+    def _sum_for(self, layer: int, add_normed: AddNormed | None, to: Vector) -> Iterator[Vector]:
+        """Where both sides add: `to` itself or, where there is a norm of the sum, a vector from zero."""
+        if add_normed is None:
+            yield to
+            return
+        total = self._on_device("sum")
+        self._tell(Zero(total))
+        yield total
+        self._tell(AddNorm(layer, add_normed, total, to))
 
     def _task(self) -> int:
         self._tasks.append([])

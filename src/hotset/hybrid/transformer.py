@@ -18,10 +18,10 @@ from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
 from hotset.core.config import ModelConfig
 from hotset.core.errors import HotsetError
-from hotset.hybrid.device import Device, DeviceMemoryError, to_device
+from hotset.hybrid.device import Device, DeviceMemoryError, to_device, zeros
 from hotset.hybrid.executor import Executor
 from hotset.hybrid.experts import add_split_experts
-from hotset.hybrid.ffn import Views, add_split, zeros
+from hotset.hybrid.ffn import Views, add_split
 from hotset.hybrid.parts import (
     AnyFFN,
     AnyMixer,
@@ -205,7 +205,7 @@ class HybridTransformer(Transformer):
     def _stream_ffn(self, ffn: Streamed, hidden: _Hidden, views: Views, walk: Walk) -> _Hidden:
         """Add the next layer's FFN; nothing is added where `DeviceMemoryError` is raised."""
         at = self._bring(hidden, on_device=True)
-        total = zeros(self.device, at.x)
+        total = zeros(self.device, at.x.shape)
         walk.add(at.x, total, views.on_device)
         if ffn.hot:
             ffn.hot.forward(at.x, total, views.on_device)
