@@ -89,9 +89,9 @@ def test_most_are_limited():
     assert [len(Drafter().chances(text, most)) for most in (-1, 0, 1, 5, 100)] == [0, 0, 1, 5, MOST]
 
 
-@given(chances=CHANCES, dearness=st.floats(0, 4))
-def test_rows_are_shared(chances, dearness):
-    counts = share(chances, dearness)
+@given(chances=CHANCES, cost_ratio=st.floats(0, 4))
+def test_rows_are_shared(chances, cost_ratio):
+    counts = share(chances, cost_ratio)
     assert len(counts) == len(chances)
     assert all(0 <= n <= len(row) for n, row in zip(counts, chances, strict=True))
     if len(chances) > 1 and sum(counts):
@@ -121,10 +121,10 @@ def test_rows_that_turn_out_dear_are_not_drafted_until_later():
     for _ in range(10):
         pace.observe(1, 0, 0.1)
     likely = [[0.8**i for i in range(1, MOST + 1)]]
-    assert share(likely, pace.dearness)[0] > 0
+    assert share(likely, pace.cost_ratio)[0] > 0
     for _ in range(40):
         pace.observe(4, 0, 0.4)
-    assert share(likely, pace.dearness) == [0]
+    assert share(likely, pace.cost_ratio) == [0]
     for _ in range(300):
         pace.observe(1, 0, 0.1)
-    assert share(likely, pace.dearness)[0] > 0
+    assert share(likely, pace.cost_ratio)[0] > 0

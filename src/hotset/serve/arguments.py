@@ -13,10 +13,12 @@ _SHOWN = 60
 """Characters of a wrong value that are shown."""
 
 
-def check_integer(name: str, value: Any, low: int | None = None) -> None:
-    """Raise `RequestError` unless a value is None or an integer of at least `low`."""
+def check_integer(name: str, value: Any, low: int | None = None, *, optional: bool = False) -> None:
+    """Raise `RequestError` unless a value is an integer of at least `low` or, if `optional`, None."""
+    if optional and value is None:
+        return
     wrong = not isinstance(value, int | np.integer) or isinstance(value, bool)
-    if value is not None and (wrong or (low is not None and value < low)):
+    if wrong or (low is not None and value < low):
         raise _wrong(name, value, "an integer" + ("" if low is None else f" of {low} or more"))
 
 
@@ -34,7 +36,7 @@ def check_load(model: Any, *, kv_type: Any, ffn: Any, **integers: Any) -> None:
     if ffn is not None:
         check_type("ffn", ffn, (Way, FFNPlan), "Way.DENSE or Way.EXACT")
     for name, value in integers.items():
-        check_integer(name, value, 1 if name in ("threads", "parallel") else None)
+        check_integer(name, value, 1 if name in ("threads", "parallel", "ram") else None, optional=True)
 
 
 def token_ids(prompt: Any) -> tuple[int, ...]:
@@ -44,7 +46,7 @@ def token_ids(prompt: Any) -> tuple[int, ...]:
     tokens = tuple(prompt)
     for token in tokens:
         if not isinstance(token, int | np.integer) or isinstance(token, bool):
-            raise RequestError(f"the prompt holds {_shown(token)}: expected token ids, which are integers")
+            raise RequestError(f"the prompt holds {shown(token)}: expected token ids, which are integers")
     return tuple(map(int, tokens))
 
 
@@ -55,21 +57,22 @@ def check_messages(messages: Any, tools: Any, template_variables: Any) -> None:
             raise _wrong(name, entries, "a list of mappings")
         for entry in entries:
             if not isinstance(entry, Mapping):
-                raise RequestError(f"{name} hold {_shown(entry)}: expected mappings")
+                raise RequestError(f"{name} hold {shown(entry)}: expected mappings")
     for message in messages:
         if not isinstance(message.get("role"), str):
-            raise RequestError(f"messages hold {_shown(message)}: expected each to have a role, such as user")
+            raise RequestError(f"messages hold {shown(message)}: expected each to have a role, such as user")
         if not isinstance(message.get("content"), str | list | None):
-            raise RequestError(f"messages hold {_shown(message)}: expected the content to be a text")
+            raise RequestError(f"messages hold {shown(message)}: expected the content to be a text")
     variables = template_variables or {}
     if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
         raise _wrong("template_variables", variables, "a mapping of names to values")
 
 
 def _wrong(name: str, value: Any, expected: str) -> RequestError:
-    return RequestError(f"{name} is {_shown(value)}: expected {expected}")
+    return RequestError(f"{name} is {shown(value)}: expected {expected}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for an error's message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

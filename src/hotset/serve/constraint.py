@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hotset.core.errors import ConstraintError, ModelError
 from hotset.replies import Content, Parser, Tool, parser_for, starts_inside
+from hotset.serve.reply import prompt_end
 
 if TYPE_CHECKING:
     import llguidance
@@ -30,9 +31,6 @@ _JSON = {"lenient": False, "whitespace_pattern": r"(\n {0,24}| )"}
 
 _VALUES = ("const", "enum", "default", "examples")
 """Keywords of JSON schemas that hold no schemas."""
-
-_TAIL = 32
-"""Tokens of a prompt's end that say whether it ends within reasoning."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class Enforcer:
 
     def _begin(self, template: str, prompt: Sequence[int]) -> None:
         """Whether the answer begins with reasoning, or may."""
-        tail = self._tokenizer.decode(prompt[-_TAIL:], skip_special=False)
+        tail = prompt_end(self._tokenizer, prompt)
         parser = parser_for(template, starts_inside=starts_inside(template, tail))
         self._decoder = self._tokenizer.stream(parser.marks)
         if not parser.answering:

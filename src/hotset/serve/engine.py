@@ -104,6 +104,7 @@ class Engine:
             threads=threads,
             context=context,
             vram=vram,
+            ram=ram,
             parallel=parallel,
             kv_room=kv_room,
         )

@@ -1,4 +1,4 @@
-"""Who fires in a model that is answering, and where its weights lie: for who looks on."""
+"""What fires in a model that answers requests, and where its weights lie: for the server's page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from hotset.backends.cpu.experts import CpuExperts
 from hotset.backends.cpu.parts import COUNTED
 from hotset.core.config import ExpertsConfig, Way
 from hotset.hybrid.parts import OnDevice, OnHost, Split, SplitExperts
+from hotset.hybrid.transformer import HybridTransformer
 from hotset.serve.load import open_model
 from hotset.serve.loaded import Model
 
@@ -65,10 +66,12 @@ def heat(model: Model) -> Heat:
     """What a model has done so far. Any thread may ask, at any time; reads the file the first time."""
     profiles = _profiles(model.path)
     transformer = model.transformer
-    layers = getattr(transformer, "parts", None) or transformer.layers
+    if isinstance(transformer, HybridTransformer):
+        ffns: list[object] = [layer.ffn for layer in transformer.parts]
+    else:
+        ffns = [layer.ffn for layer in transformer.layers]
     told = tuple(
-        _layer(model, i, layer.ffn, profile)
-        for i, (layer, profile) in enumerate(zip(layers, profiles, strict=True))
+        _layer(model, i, ffn, profile) for i, (ffn, profile) in enumerate(zip(ffns, profiles, strict=True))
     )
     device = 0
     if model.plan:

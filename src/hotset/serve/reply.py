@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hotset.replies import Event, Parser, Tool, parser_for, starts_inside
-from hotset.serve.request import Token
 
 if TYPE_CHECKING:
+    from hotset.serve.request import Token
     from hotset.tokenizer import Tokenizer
 
-_TAIL = 32
-"""Tokens of a prompt's end that say whether it ends within reasoning."""
+_END = 32
+"""Tokens of a prompt's end."""
 
 _SWITCHES = ("enable_thinking", "reasoning_effort", "thinking")
 """What templates call the variable that turns reasoning on and off; the first that one knows counts."""
@@ -26,11 +26,11 @@ def reply_parser(tokenizer: "Tokenizer", prompt: Sequence[int], tools: Sequence[
 
 
 def prompt_end(tokenizer: "Tokenizer", prompt: Sequence[int]) -> str:
-    """The last words of a prompt, control tokens among them."""
-    return tokenizer.decode(prompt[-_TAIL:], skip_special=False)
+    """The end of a prompt's text, with control tokens: it says whether the prompt ends within reasoning."""
+    return tokenizer.decode(prompt[-_END:], skip_special=False)
 
 
-def parts(tokens: Iterator[Token], parser: Parser) -> Iterator[tuple[Token, list[Event]]]:
+def parts(tokens: "Iterator[Token]", parser: Parser) -> "Iterator[tuple[Token, list[Event]]]":
     """An answer's tokens as they come, each with the parts of the reply that are sure with it."""
     for token in tokens:
         events = parser.feed(token.text)

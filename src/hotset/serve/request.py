@@ -33,7 +33,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check every value, but for what the model knows."""
-        check_integer("max_tokens", self.max_tokens)
+        check_integer("max_tokens", self.max_tokens, optional=True)
         check_type("sampling", self.sampling, Sampling, "a Sampling")
         check_stop(self.stop)
         check_type("speculate", self.speculate, bool, "True or False")

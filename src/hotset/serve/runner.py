@@ -319,7 +319,7 @@ class Runner:
         answering = [i for i, want in enumerate(wants) if not want.prompt]
         if len(answering) >= FEW_ROWS:
             return
-        counts = share([jobs[i].chances() for i in answering], self._pace.dearness)
+        counts = share([jobs[i].chances() for i in answering], self._pace.cost_ratio)
         for i, count in zip(answering, counts, strict=True):
             slot = jobs[i].slot
             if count and slot and self._pool.grow(slot, slot.known + count):

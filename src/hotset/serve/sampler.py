@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.errors import RequestError
+from hotset.serve.arguments import check_integer
 
 _F32 = NDArray[np.float32]
 _I64 = NDArray[np.int64]
@@ -56,7 +57,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Check every value."""
         _check_number("temperature", self.temperature, 0)
-        _check_integer("top_k", self.top_k, 0)
+        check_integer("top_k", self.top_k, 0)
         _check_number("top_p", self.top_p, 0, 1)
         _check_number("min_p", self.min_p, 0, 1)
         _check_number("repetition_penalty", self.repetition_penalty)
@@ -64,14 +65,12 @@ class Sampling:
             raise RequestError(f"repetition_penalty is {self.repetition_penalty}: expected a number over 0")
         _check_number("presence_penalty", self.presence_penalty)
         _check_number("frequency_penalty", self.frequency_penalty)
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0)
-        if self.logprobs is not None:
-            _check_integer("logprobs", self.logprobs, 0)
+        check_integer("seed", self.seed, 0, optional=True)
+        check_integer("logprobs", self.logprobs, 0, optional=True)
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError(f"logit_bias is {self.logit_bias!r}: expected token ids with a number each")
         for token, bias in self.logit_bias.items():
-            _check_integer("a token id in logit_bias", token, 0)
+            check_integer("a token id in logit_bias", token, 0)
             _check_number(f"logit_bias of token {token}", bias)
 
 
@@ -223,8 +222,3 @@ def _check_number(name: str, value: Any, low: float = -math.inf, high: float = m
     else:
         expected = f"a number of {low:g} or more" if math.isfinite(low) else "a finite number"
     raise RequestError(f"{name} is {value!r}: expected {expected}")
-
-
-def _check_integer(name: str, value: Any, low: int) -> None:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < low:
-        raise RequestError(f"{name} is {value!r}: expected an integer of {low} or more")

@@ -56,11 +56,11 @@ def schedule(wants: Sequence[Want], *, prompt_rows: int, most_rows: int) -> list
     return taken
 
 
-def share(chances: Sequence[Sequence[float]], dearness: float = 1.0) -> list[int]:
+def share(chances: Sequence[Sequence[float]], cost_ratio: float = 1.0) -> list[int]:
     """How many tokens of each answer's draft to verify, so that a step gives the most tokens a second.
 
     `chances` has, for each answer, how likely the first, the first two … tokens of its draft are all right.
-    More rows take `dearness` times as long as they usually do (`Pace`).
+    More rows take `cost_ratio` times as long as they usually do (`Pace`).
     """
     answers = len(chances)
     if not any(chances) or answers >= FEW_ROWS:
@@ -69,10 +69,10 @@ def share(chances: Sequence[Sequence[float]], dearness: float = 1.0) -> list[int
     most_rows = len(_COSTS) if answers == 1 else FEW_ROWS
     drafts = sorted((-chance, i) for i, of_answer in enumerate(chances) for chance in of_answer)
     tokens = float(answers)
-    best, most = 0, tokens / (1 + dearness * _COSTS[answers - 1])
+    best, most = 0, tokens / (1 + cost_ratio * _COSTS[answers - 1])
     for count, (chance, _) in enumerate(drafts[: most_rows - answers], 1):
         tokens -= chance
-        rate = tokens / (1 + dearness * _COSTS[answers + count - 1])
+        rate = tokens / (1 + cost_ratio * _COSTS[answers + count - 1])
         if rate > most:
             best, most = count, rate
     counts = [0] * answers
@@ -91,7 +91,7 @@ class Pace:
     """Seconds a row of a step with prompts."""
     single: float | None = None
     """Seconds of a step of one row."""
-    dearness: float = 1.0
+    cost_ratio: float = 1.0
     """By how much a step of a few rows takes longer than that, as a share of what it usually does."""
 
     def observe(self, answers: int, prompts: int, seconds: float) -> None:
@@ -100,10 +100,10 @@ class Pace:
             self.token = _mean(self.token, seconds)
             if answers == 1:
                 self.single = _mean(self.single, seconds, 8)
-                self.dearness = _mean(self.dearness, 1.0, 64)  # what was dear once is tried again
+                self.cost_ratio = _mean(self.cost_ratio, 1.0, 64)  # what took long once is tried again
             elif self.single and answers <= len(_COSTS):
-                dearness = (seconds / self.single - 1) / _COSTS[answers - 1]
-                self.dearness = _mean(self.dearness, min(max(dearness, 0.0), 4.0), 8)
+                cost_ratio = (seconds / self.single - 1) / _COSTS[answers - 1]
+                self.cost_ratio = _mean(self.cost_ratio, min(max(cost_ratio, 0.0), 4.0), 8)
         elif answers + prompts >= _STEADY_ROWS:
             self.row = _mean(self.row, seconds / (answers + prompts))
 

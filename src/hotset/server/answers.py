@@ -1,7 +1,9 @@
 """One answer as it is made of tokens: blocks of reasoning, content and calls of tools."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from hotset.replies import CallArguments, CallBegin, CallEnd, Content, Event, Parser, Reasoning
 from hotset.serve.request import Token
@@ -16,6 +18,15 @@ class Block:
     text: str = ""
     id: str = ""
     name: str = ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """A call's arguments as an object; of a call that was cut off, none."""
+        try:
+            value = json.loads(self.text)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
 
 
 @dataclass

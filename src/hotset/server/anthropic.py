@@ -1,7 +1,6 @@
 """Anthropic's messages, as Claude Code sends them."""
 
 import asyncio
-import json
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,21 +42,20 @@ def read_ask(fields: Fields) -> Ask:
 
 def read_conversation(fields: Fields) -> Conversation:
     """Messages and tools in OpenAI's form."""
-    given = fields.list("messages")
+    given = fields.objects("messages")
     if not given:
         raise fields.wrong("messages", "a list of at least one message")
     system = text_of(fields, "system")
     messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-    for i, message in enumerate(given):
-        messages += _messages(Fields(message, f"messages[{i}]"))
+    for message in given:
+        messages += _messages(message)
     tools = []
-    for i, tool in enumerate(fields.list("tools") or []):
-        one = Fields(tool, f"tools[{i}]")
-        if one.get("type") in (None, "custom"):  # others are run by Anthropic alone
-            schema = one.fields("input_schema")
-            function = {"name": one.get("name"), "description": one.get("description") or ""}
+    for tool in fields.objects("tools"):
+        if tool.get("type") in (None, "custom"):  # others are run by Anthropic alone
+            schema = tool.fields("input_schema")
+            function = {"name": tool.get("name"), "description": tool.get("description") or ""}
             function["parameters"] = schema.all if schema else {}
-            tools.append(check_function(one, Fields(function, one.place)))
+            tools.append(check_function(tool, Fields(function, tool.place)))
     variables: dict[str, Any] = {}
     thinking = fields.fields("thinking")
     if thinking is not None:
@@ -74,16 +72,14 @@ def _messages(message: Fields) -> list[dict[str, Any]]:
     role = message.choice("role", ("user", "assistant", "system"))
     if role is None:
         raise message.wrong("role", "user or assistant")
-    content = message.get("content")
-    if not isinstance(content, list):
+    if not isinstance(message.get("content"), list):
         text = message.need_text("content")
         return [{"role": role, "content": text}]
     results: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     texts: list[str] = []
     thoughts: list[str] = []
-    for i, part in enumerate(content):
-        block = Fields(part, f"{message.name('content')}[{i}]")
+    for block in message.objects("content"):
         match block.get("type"):
             case "tool_result":
                 results.append(_result(block))
@@ -148,16 +144,7 @@ def _block(block: Block, *, whole: bool) -> dict[str, Any]:
         return {"type": "text", "text": text}
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": text, "signature": ""}
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": _arguments(text)}
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    """A call's arguments as an object; of a call that was cut off, none."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": block.arguments if whole else {}}
 
 
 def _ending(answer: Answer) -> dict[str, Any]:

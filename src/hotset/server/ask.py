@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hotset.serve.arguments import shown
 from hotset.serve.sampler import Sampling
 from hotset.server.errors import wrong
-from hotset.server.fields import Fields, shown
+from hotset.server.fields import Fields
 from hotset.server.rules import Rule
 
 TEMPERATURE, TOP_P = 0.7, 0.95

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message
 from hotset.core.errors import HotsetError, RequestError
 from hotset.server.app import Server, make_app
 from hotset.server.call import dump
+from hotset.server.parallel import for_each
 
 Lines = dict[str, tuple[str, bytes]]
 """Each line's path and body by its ``custom_id``."""
@@ -67,26 +68,20 @@ async def answer_lines(
 ) -> int:
     """Answer lines, `parallel` at a time, and write each answer when it is there; how many failed."""
     app = make_app(server)
-    left: Iterator[tuple[str, tuple[str, bytes]]] = iter(lines.items())
     done = failed = 0
 
-    async def work() -> None:
+    async def work(item: tuple[str, tuple[str, bytes]]) -> None:
         nonlocal done, failed
-        for id, (path, body) in left:
-            line, answered = await answer(app, id, path, body)
-            write_line(out, line)
-            done += 1
-            failed += not answered
-            if progress:
-                progress(done, len(lines))
+        id, (path, body) = item
+        line, answered = await answer(app, id, path, body)
+        write_line(out, line)
+        done += 1
+        failed += not answered
+        if progress:
+            progress(done, len(lines))
 
     try:
-        workers = [asyncio.create_task(work()) for _ in range(parallel)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
+        await for_each(lines.items(), work, parallel)
     finally:
         await server.models.close()
     return failed

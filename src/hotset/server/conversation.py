@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hotset.core.errors import RequestError
+from hotset.serve.arguments import shown
 from hotset.serve.engine import Engine
 from hotset.server.ask import Conversation, Gap, Prompt
 from hotset.server.errors import ApiError, wrong
-from hotset.server.fields import Fields, shown
+from hotset.server.fields import Fields
 
 T = TypeVar("T")
 
@@ -19,10 +20,10 @@ _VOLATILE = re.compile(r"x-anthropic-billing-header:[^\n]*\n?")
 
 def check_messages(fields: Fields, name: str = "messages") -> list[dict[str, Any]]:
     """The messages of a body in OpenAI's form, with their texts in one piece."""
-    messages = fields.list(name)
+    messages = fields.objects(name)
     if not messages:
         raise fields.wrong(name, "a list of at least one message")
-    return [_message(Fields(message, f"{fields.name(name)}[{i}]")) for i, message in enumerate(messages)]
+    return [_message(message) for message in messages]
 
 
 def _message(message: Fields) -> dict[str, Any]:
@@ -31,12 +32,9 @@ def _message(message: Fields) -> dict[str, Any]:
         raise message.wrong("role", f"one of {', '.join(_ROLES)}")
     made = {**message.all, "role": "system" if role == "developer" else role}
     made["content"] = text_of(message, "content")
-    calls = message.list("tool_calls") if role == "assistant" else None
-    if calls is not None:
-        made["tool_calls"] = [
-            _tool_call(Fields(call, f"{message.name('tool_calls')}[{i}]")) for i, call in enumerate(calls)
-        ]
-    if made["content"] is None and not calls and role != "assistant":
+    if role == "assistant" and "tool_calls" in message:
+        made["tool_calls"] = [_tool_call(call) for call in message.objects("tool_calls")]
+    if made["content"] is None and role != "assistant":
         raise message.wrong("content", "a text or a list of parts")
     return made
 
@@ -59,7 +57,7 @@ def text_of(fields: Fields, name: str) -> str | None:
         return content
     if not isinstance(content, list):
         raise fields.wrong(name, "a text or a list of parts")
-    return "\n".join(part_text(Fields(part, f"{fields.name(name)}[{i}]")) for i, part in enumerate(content))
+    return "\n".join(part_text(part) for part in fields.objects(name))
 
 
 def part_text(part: Fields) -> str:
@@ -74,12 +72,11 @@ def part_text(part: Fields) -> str:
 
 def check_tools(fields: Fields) -> list[dict[str, Any]]:
     """Functions that the model may call. Tools of other types, which only their vendors run, are left out."""
-    tools = []
-    for i, tool in enumerate(fields.list("tools") or []):
-        one = Fields(tool, f"{fields.name('tools')}[{i}]")
-        if one.get("type") in (None, "function"):
-            tools.append(check_function(one, one.fields("function")))
-    return tools
+    return [
+        check_function(tool, tool.fields("function"))
+        for tool in fields.objects("tools")
+        if tool.get("type") in (None, "function")
+    ]
 
 
 def check_function(tool: Fields, function: Fields | None) -> dict[str, Any]:
@@ -98,13 +95,17 @@ def template_variables(fields: Fields) -> dict[str, Any]:
     variables = {} if given is None else dict(given.all)
     for name in ("messages", "tools", "add_generation_prompt", "continue_last"):
         variables.pop(name, None)
-    effort = fields.text("reasoning_effort")
-    if effort is not None:
-        variables.setdefault("reasoning_effort", effort)
-        variables.setdefault("enable_thinking", effort not in ("none", "minimal"))
+    variables = effort_variables(fields.text("reasoning_effort")) | variables
     if "enable_thinking" in fields:
         variables["enable_thinking"] = fields.flag("enable_thinking")
     return variables
+
+
+def effort_variables(effort: str | None) -> dict[str, Any]:
+    """How much to think, by both names that chat templates have for it; None: they decide."""
+    if effort is None:
+        return {}
+    return {"reasoning_effort": effort, "enable_thinking": effort not in ("none", "minimal")}
 
 
 def token_ids(engine: Engine, prompt: Prompt) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from hotset.server.ask import Text
 from hotset.server.call import Call, Handler, Reply, fields_of
 from hotset.server.fields import Fields
 from hotset.server.models import Held
+from hotset.server.parallel import for_each
 from hotset.server.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -73,22 +74,16 @@ async def _vectors(
         raise fields.wrong("dimensions", f"1 to {size}")
     found: dict[int, F32] = {}
     tokens = 0
-    left: Iterator[tuple[int, Text]] = iter(enumerate(texts))
 
-    async def work() -> None:
+    async def work(item: tuple[int, Text]) -> None:
         nonlocal tokens
-        for i, text in left:
-            with closing(await asyncio.to_thread(engine.embed, text)) as embedding:
-                found[i] = await embedding.wait()
-            tokens += embedding.prompt_tokens
-            server.metrics.tokens(prompt=embedding.prompt_tokens, cached=embedding.cached_tokens)
+        i, text = item
+        with closing(await asyncio.to_thread(engine.embed, text)) as embedding:
+            found[i] = await embedding.wait()
+        tokens += embedding.prompt_tokens
+        server.metrics.tokens(prompt=embedding.prompt_tokens, cached=embedding.cached_tokens)
 
-    workers = [asyncio.create_task(work()) for _ in range(min(_AT_A_TIME, len(texts)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
+    await for_each(enumerate(texts), work, _AT_A_TIME)
     call.facts["prompt"] = tokens
     return held, [_shortened(found[i], dimensions) for i in range(len(texts))], tokens
 

@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from hotset.serve.arguments import shown
 from hotset.server.errors import ApiError, wrong
 
 T = TypeVar("T")
-
-_SHOWN = 60
-"""Characters of a wrong value that are shown."""
 
 
 def parse(body: bytes) -> "Fields":
@@ -26,12 +24,6 @@ def parse(body: bytes) -> "Fields":
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def shown(value: Any) -> str:
-    """A value for an error's message."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 class Fields:
@@ -82,6 +74,10 @@ class Fields:
     def list(self, field: str) -> list[Any] | None:
         """A list."""
         return self._typed(field, list, "a list")
+
+    def objects(self, field: str) -> "Sequence[Fields]":
+        """The objects of a list; none where there is no list."""
+        return [Fields(value, f"{self.name(field)}[{i}]") for i, value in enumerate(self.list(field) or [])]
 
     def fields(self, field: str) -> "Fields | None":
         """An object."""

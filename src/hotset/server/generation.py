@@ -16,7 +16,7 @@ _CADENCE = 0.01
 
 
 class Wake:
-    """Lets any thread wake one coroutine; costs next to nothing while that does not wait."""
+    """Lets any thread wake one coroutine; costs almost nothing while that does not wait."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -18,13 +18,10 @@ _MOST_FILES = 64
 
 def read_ask(fields: Fields) -> Ask:
     """What a body asks for; ``prompt`` follows on the prefix."""
-    files = []
-    given = fields.list("input_extra") or []
+    given = fields.objects("input_extra")
     if len(given) > _MOST_FILES:
         raise fields.wrong("input_extra", f"at most {_MOST_FILES} files")
-    for i, extra in enumerate(given):
-        file = Fields(extra, f"input_extra[{i}]")
-        files.append((file.text("filename") or "file", file.need_text("text")))
+    files = [(file.text("filename") or "file", file.need_text("text")) for file in given]
     before = (fields.text("input_prefix") or "") + (fields.text("prompt") or "")
     return Ask(
         model=fields.text("model"),

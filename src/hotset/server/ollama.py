@@ -1,12 +1,11 @@
 """Ollama's API: a JSON object a line, and durations in nanoseconds."""
 
-import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from hotset.server.answers import Answer, Piece
+from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, Gap, Prompt, sampling
 from hotset.server.call import Call, Handler, Reply, Streamed, dump, fields_of
 from hotset.server.conversation import check_messages, check_tools
@@ -61,8 +60,8 @@ async def chat(server: "Server", call: Call) -> Reply:
     fields = fields_of(call)
     if fields.get("messages") in (None, []):
         return await _only_load(server, call, fields, {"message": {"role": "assistant", "content": ""}})
-    for i, message in enumerate(fields.list("messages") or []):
-        _no_pictures(Fields(message, f"messages[{i}]"))
+    for message in fields.objects("messages"):
+        _no_pictures(message)
     prompt = Conversation(check_messages(fields), check_tools(fields), _variables(fields))
 
     def body(content: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,7 +107,7 @@ async def _answer(server: "Server", call: Call, ask: Ask, body: _Body) -> Reply:
     if ask.stream:
         return streamed(generation, form, None)
     (answer,) = await generation.whole()
-    calls = [_call(block.name, block.text) for block in answer.calls]
+    calls = [_call(block) for block in answer.calls]
     return form.line(body(answer.content, answer.reasoning, calls)) | form.ending(generation)
 
 
@@ -161,7 +160,7 @@ class _Lines:
             elif piece.block.kind == "reasoning":
                 lines.append(self._body("", piece.text, []))
         if answer.finish_reason and answer.calls:
-            lines.append(self._body("", "", [_call(block.name, block.text) for block in answer.calls]))
+            lines.append(self._body("", "", [_call(block) for block in answer.calls]))
         return b"".join([dump(self.line(line)) + b"\n" for line in lines])
 
     def end(self, generation: Generation) -> bytes:
@@ -188,12 +187,8 @@ class _Lines:
         }
 
 
-def _call(name: str, arguments: str) -> dict[str, Any]:
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        value = {}
-    return {"function": {"name": name, "arguments": value if isinstance(value, dict) else {}}}
+def _call(block: Block) -> dict[str, Any]:
+    return {"function": {"name": block.name, "arguments": block.arguments}}
 
 
 def _now() -> str:

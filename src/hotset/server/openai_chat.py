@@ -59,7 +59,7 @@ async def chat(server: "Server", call: Call) -> Reply:
     }
     engine = held.engine
     if ask.stream:
-        form = Chunks({**head, "object": "chat.completion.chunk"}, engine, with_usage)
+        form = _Chunks({**head, "object": "chat.completion.chunk"}, engine, with_usage)
         return streamed(generation, form, server.limits.keep_alive)
     answers = await generation.whole()
     return {
@@ -88,17 +88,29 @@ def _choice(answer: Answer, engine: "Engine", logprobs: bool) -> dict[str, Any]:
     }
 
 
-class Chunks:
-    """A stream's chunks."""
+class ChunkForm:
+    """What OpenAI's two streams of chunks have in common: a comment as a sign of life, and their end."""
 
     media_type = SSE
     alive = b":\n\n"
-    """A comment, which clients pass over."""
 
     def __init__(self, head: dict[str, Any], engine: "Engine", with_usage: bool) -> None:
         self._head = head
         self._engine = engine
         self._with_usage = with_usage
+
+    def end(self, generation: Generation) -> bytes:
+        """What comes after all answers."""
+        last = {**self._head, "choices": [], "usage": usage_body(generation.usage)}
+        return event(last) + DONE if self._with_usage else DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """An error, which OpenAI's package raises."""
+        return event(error_body("", error)) + DONE
+
+
+class _Chunks(ChunkForm):
+    """A chat's chunks."""
 
     def begin(self, generation: Generation) -> bytes:
         """The role, before anything else."""
@@ -111,15 +123,6 @@ class Chunks:
         if answer.finish_reason:
             chunks.append(self._chunk(answer, {}, finish=answer.finish_reason))
         return b"".join(chunks)
-
-    def end(self, generation: Generation) -> bytes:
-        """What comes after all answers."""
-        last = {**self._head, "choices": [], "usage": usage_body(generation.usage)}
-        return event(last) + DONE if self._with_usage else DONE
-
-    def failed(self, error: ApiError) -> bytes:
-        """An error, which OpenAI's package raises."""
-        return event(error_body("", error)) + DONE
 
     def _chunk(
         self,

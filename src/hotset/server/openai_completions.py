@@ -8,13 +8,12 @@ from hotset.serve.request import Token
 from hotset.server.answers import Answer, Piece
 from hotset.server.ask import MOST_CHOICES, Ask, most_tokens, sampling
 from hotset.server.call import Call, Handler, Reply, fields_of
-from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
-from hotset.server.openai_chat import FINGERPRINT, usage_body
+from hotset.server.openai_chat import FINGERPRINT, ChunkForm, usage_body
 from hotset.server.prompts import around, read_prompts
 from hotset.server.rules import response_format
-from hotset.server.streams import DONE, SSE, event, streamed
+from hotset.server.streams import event, streamed
 
 if TYPE_CHECKING:
     from hotset.serve.engine import Engine
@@ -81,18 +80,13 @@ async def complete(server: "Server", call: Call) -> Reply:
     return {**head, "choices": choices, "usage": usage_body(generation.usage)}
 
 
-class _Chunks:
-    """A stream's chunks."""
-
-    media_type = SSE
-    alive = b":\n\n"
+class _Chunks(ChunkForm):
+    """Chunks of texts that are continued."""
 
     def __init__(self, head: dict[str, Any], engine: "Engine", echoes: list[str], with_usage: bool) -> None:
-        self._head = head
-        self._engine = engine
+        super().__init__(head, engine, with_usage)
         self._echoes = echoes
         self._offsets = [len(text) for text in echoes]
-        self._with_usage = with_usage
 
     def begin(self, generation: Generation) -> bytes:
         """The prompts, where they were asked for."""
@@ -104,15 +98,6 @@ class _Chunks:
         if answer.finish_reason:
             chunks.append(self._chunk(answer.index, "", finish=answer.finish_reason))
         return b"".join(chunks)
-
-    def end(self, generation: Generation) -> bytes:
-        """What comes after all answers."""
-        last = {**self._head, "choices": [], "usage": usage_body(generation.usage)}
-        return event(last) + DONE if self._with_usage else DONE
-
-    def failed(self, error: ApiError) -> bytes:
-        """An error, which OpenAI's package raises."""
-        return event(error_body("", error)) + DONE
 
     def _chunk(
         self, index: int, text: str, tokens: list[Token] | None = None, finish: str | None = None

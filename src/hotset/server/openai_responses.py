@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, most_tokens, sampling
 from hotset.server.call import Call, Handler, Reply, fields_of
-from hotset.server.conversation import check_function, text_of
+from hotset.server.conversation import check_function, effort_variables, text_of
 from hotset.server.errors import ApiError, wrong
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
@@ -43,21 +43,17 @@ def read_ask(fields: Fields) -> Ask:
 
 def _variables(fields: Fields) -> dict[str, Any]:
     reasoning = fields.fields("reasoning")
-    effort = None if reasoning is None else reasoning.text("effort")
-    if effort is None:
-        return {}
-    return {"reasoning_effort": effort, "enable_thinking": effort not in ("none", "minimal")}
+    return effort_variables(reasoning.text("effort") if reasoning else None)
 
 
 def _tools(fields: Fields) -> list[dict[str, Any]]:
     """Functions; tools that only OpenAI runs, and those of Codex's own kinds, are left out."""
     tools = []
-    for i, tool in enumerate(fields.list("tools") or []):
-        one = Fields(tool, f"tools[{i}]")
-        if one.get("type") == "function":
+    for tool in fields.objects("tools"):
+        if tool.get("type") == "function":
             names = ("name", "description", "parameters", "strict")
-            function = {name: one.get(name) for name in names if name in one}
-            tools.append(check_function(one, Fields(function, one.place)))
+            function = {name: tool.get(name) for name in names if name in tool}
+            tools.append(check_function(tool, Fields(function, tool.place)))
     return tools
 
 
@@ -67,8 +63,8 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     given = fields.get("input")
     if isinstance(given, str):
         return [*messages, {"role": "user", "content": given}]
-    for i, item in enumerate(fields.list("input") or []):
-        _add_item(Fields(item, f"input[{i}]"), messages)
+    for item in fields.objects("input"):
+        _add_item(item, messages)
     if not any(message["role"] != "system" for message in messages):
         messages.append({"role": "user", "content": ""})  # Codex asks so whether a server is there
     return messages

@@ -2,10 +2,8 @@
 
 from hotset.replies import Content, Event, Parser, Tool, forced_parser_for, parser_for, starts_inside
 from hotset.serve.engine import Engine
+from hotset.serve.reply import prompt_end
 from hotset.server.ask import Conversation, Prompt
-
-_LAST = 16
-"""Tokens in which a prompt can begin reasoning."""
 
 
 class PlainText:
@@ -26,7 +24,7 @@ def parser_of(engine: Engine, prompt: Prompt, ids: tuple[int, ...], *, forced: b
     if template is None or not isinstance(prompt, Conversation):
         return PlainText()
     source = (template.tool_use if prompt.tools else None) or template.source
-    end = engine.tokenizer.decode(ids[-_LAST:], skip_special=False)
+    end = prompt_end(engine.tokenizer, ids)
     tools = [Tool.from_schema(tool) for tool in prompt.tools]
     make = forced_parser_for if forced else parser_for
     return make(source, starts_inside=starts_inside(source, end), tools=tools)

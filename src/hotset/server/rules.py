@@ -6,9 +6,10 @@ from typing import Any
 
 from hotset.core.errors import ConstraintError
 from hotset.replies import Tool
+from hotset.serve.arguments import shown
 from hotset.serve.constraint import Constraint
 from hotset.server.errors import wrong
-from hotset.server.fields import Fields, shown
+from hotset.server.fields import Fields
 
 _MOST_TEXT = 1 << 18
 """Characters of an expression or a grammar."""
