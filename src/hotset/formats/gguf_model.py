@@ -25,10 +25,19 @@ from hotset.formats.experts import (
 from hotset.formats.ffn_plan import plan_notes, read_plans
 from hotset.formats.gguf_file import GGUFFile, Metadata, read_gguf
 from hotset.formats.keys import REQUIRED, Keys
+from hotset.formats.layers import layer_configs
 from hotset.formats.overrides import Overrides, check_overrides, override_metadata
-from hotset.formats.rope import F32, plain_frequencies, rope, rope_from_gguf, rotated
+from hotset.formats.rope import (
+    F32,
+    ROPE_FACTORS,
+    plain_frequencies,
+    read_factors,
+    rope,
+    rope_from_gguf,
+    rotated,
+)
 from hotset.formats.scales import with_scales
-from hotset.formats.tensor import Tensor, TensorType
+from hotset.formats.tensor import Tensor
 from hotset.formats.tensor_table import Sizes, TensorTable, check_layer_count, split_name
 
 # Keys that change the computation in ways that Hotset does not run, with their neutral value.
@@ -44,14 +53,15 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _MULTIPLIERS = ("logit_scale", "residual_scale", "embedding_scale")
-_ROPE_FACTORS = "rope_freqs.weight"
-_LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _PERIODIC = (Windows.PATTERN, Windows.FIRST_FULL)
 _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
 
 
 def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
-    """Open a GGUF file, or all parts of a split one, these `overrides` in place of its metadata."""
+    """Open a GGUF file, or all parts of a split one, these `overrides` in place of its metadata.
+
+    Raises `CheckpointError` for what cannot be read, and for what changes a model in unknown ways.
+    """
     file = read_gguf(path)
     override_metadata(file.metadata, overrides or {})
     architecture, keys = _architecture(file, path)
@@ -64,7 +74,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     if left_out := len(file.tensors) - len(tensors):
         notes.append(without_images(left_out))
     tensors = with_scales(str(path), tensors, architecture.gguf_names)
-    factors = _read_factors(path, tensors)
+    factors = read_factors(path, tensors)
     refuse_single_experts(path, tensors)
     sizes = _sizes(keys, architecture, tensors, path)
     predicting = {name for name in tensors if _predicts(name, sizes.layers, keys)}
@@ -77,13 +87,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     table = _table(path, tensors, sizes, architecture)
     add_even_switches(table, architecture, sizes)
     table.check(architecture, sizes)
-    if "tokenizer.ggml.tokens" in file.metadata:
-        tokens = file.metadata.length("tokenizer.ggml.tokens")
-        if tokens > sizes.vocab:
-            raise CheckpointError(
-                f"{path}: the vocabulary has {tokens} tokens, token_embd.weight only {sizes.vocab}"
-            )
-
+    _check_vocabulary(file, path, sizes)
     activation = _activation(file, path, architecture)
     by_layer.check_factors(str(path), table, sizes.layers)
     plans = read_plans(file, path, activation, table, sizes.layers)
@@ -122,6 +126,16 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
             "context_length", f"{sizes.positions} as in position_embd.weight, or 2 less", context
         )
     return Checkpoint(path, config, table, file.metadata, tuple(notes))
+
+
+def _check_vocabulary(file: GGUFFile, path: Path, sizes: Sizes) -> None:
+    if "tokenizer.ggml.tokens" not in file.metadata:
+        return
+    tokens = file.metadata.length("tokenizer.ggml.tokens")
+    if tokens > sizes.vocab:
+        raise CheckpointError(
+            f"{path}: the vocabulary has {tokens} tokens, token_embd.weight only {sizes.vocab}"
+        )
 
 
 def _architecture(file: GGUFFile, path: Path) -> tuple[Architecture, Keys]:
@@ -356,42 +370,17 @@ def _query_growth(keys: Keys, architecture: Architecture, context: int) -> Query
     return QueryGrowth(factor, keys.integer("rope.scaling.original_context_length", context))
 
 
-def _read_factors(path: Path, tensors: dict[str, Tensor]) -> tuple[F32, ...]:
-    """Take out divisors of RoPE's frequencies: Llama 3's scaling as one tensor, or short and long ones."""
-    short, long = (tensors.pop(name, None) for name in _LONG_FACTORS)
-    if (short is None) != (long is None):
-        missing = _LONG_FACTORS[0] if short is None else _LONG_FACTORS[1]
-        raise CheckpointError(f"{path}: tensor {missing} is missing: the file is incomplete")
-    found = (tensors.pop(_ROPE_FACTORS, None), short, long)
-    return tuple(_factors(path, tensor) for tensor in found if tensor)
-
-
-def _factors(path: Path, tensor: Tensor) -> F32:
-    values = tensor.data.view(np.float32) if tensor.type is TensorType.F32 else np.zeros(1, np.float32)
-    if not np.all((values > 1e-6) & (values < 2e30)):  # 1e30: a frequency of 0
-        raise CheckpointError(
-            f"{path}: tensor {tensor.name}: expected positive numbers of type F32, found others"
-        )
-    return values
-
-
 def _layers(
     keys: Keys, architecture: Architecture, sizes: Sizes, factors: tuple[F32, ...]
 ) -> tuple[LayerConfig, ...]:
-    full, local = _ropes(keys, architecture, sizes, factors)
-    window = keys.integer("attention.sliding_window", 0, low=0)
-    sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
-    last = None if architecture.full_without_rope and window else full  # but of dense layers before mixtures
-    turned = rotated(architecture, sizes.layers)
-    layers = tuple(
-        LayerConfig(
-            (local if s else full if i < sizes.dense_layers else last) if turns else None,
-            window if s else None,
-            experts=sizes.experts_of(i),
-        )
-        for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
+    return layer_configs(
+        architecture,
+        sizes,
+        _ropes(keys, architecture, sizes, factors),
+        keys.integer("attention.sliding_window", 0, low=0),
+        _sliding(keys, architecture, sizes.layers),
+        rotated(architecture, sizes.layers),
     )
-    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, sizes.beside), sizes)
 
 
 def _sliding(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
@@ -421,7 +410,7 @@ def _ropes(
         raise keys.refuse("rope.dimension_count", "an even number", dim)
     for own in factors:
         if own.shape != (dim // 2,):
-            raise keys.refuse("rope.dimension_count", f"{2 * len(own)} as in {_ROPE_FACTORS}", dim)
+            raise keys.refuse("rope.dimension_count", f"{2 * len(own)} as in {ROPE_FACTORS}", dim)
     theta = keys.number("rope.freq_base", 1e4, low=1.001, high=1e12)
     interleaved = architecture.gguf_rope_interleaved
     context = keys.integer("context_length")

@@ -20,6 +20,7 @@ from hotset.formats.checkpoint import Checkpoint, without_images, without_predic
 from hotset.formats.experts import add_even_switches, dense_layers, experts_from_config
 from hotset.formats.huggingface_names import final_names
 from hotset.formats.keys import Keys, shown
+from hotset.formats.layers import layer_configs
 from hotset.formats.mapped import read_bytes
 from hotset.formats.mxfp4 import add_mxfp4
 from hotset.formats.overrides import Overrides, override_config
@@ -54,35 +55,14 @@ _NO_TEXT = ("vision_tower.", "visual.", "vision_model.", "multi_modal_projector.
 def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Checkpoint:
     """Open a directory with config.json and model.safetensors or its index.
 
-    `overrides` take the place of values in config.json. Of a multimodal model the text part is taken.
+    `overrides` take the place of values in config.json. Of a multimodal model the text part is taken. Raises
+    `CheckpointError` for what cannot be read, and for what changes a model in unknown ways.
     """
-    path = directory / "config.json"
-    if not path.exists():
-        models = sorted(file.name for file in directory.glob("*.gguf"))
-        hint = f"; name the file to open {models[0]}" if models else ""
-        raise CheckpointError(f"{directory}: expected a model's directory with config.json, found none{hint}")
-    raw = parse_json(read_bytes(path), str(path))
-    multimodal = isinstance(raw.get("text_config"), dict)
-    if multimodal:
-        raw = {**raw, **raw.pop("text_config")}
-    override_config(raw, overrides or {})
-    architecture = _architecture(raw, path)
-    try:
-        adapted = architecture.hf_adapt(raw)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    foreign = _OF_SOME - architecture.hf_defaults.keys() - architecture.hf_required.keys()
-    adapted = {key: value for key, value in adapted.items() if key not in foreign}
-    names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
-    keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
-    able = _SOFT_CAPS if architecture.soft_caps else ()
-    neutral = {key: value for key, value in _NEUTRAL.items() if key not in able}
-    free = architecture.experts or architecture.by_layer
-    keys.require(neutral if free else {**neutral, **_NO_MIXTURE})
-    keys.require(architecture.hf_required)
+    raw, multimodal = _read_config(directory, overrides)
+    architecture, keys = _keys(raw, directory / "config.json")
     packed: dict[str, NDArray[np.uint8]] | None = {} if _in_mxfp4(keys, architecture) else None
     files = _read_tensors(directory, packed)
-    sizes = _sizes(str(path), keys, architecture, len(files))
+    sizes = _sizes(str(directory / "config.json"), keys, architecture, len(files))
     notes = []
     if multimodal:
         text = {name: tensor for name, tensor in files.items() if not _is_for_images(name)}
@@ -105,7 +85,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     by_layer.check_factors(str(directory), table, sizes.layers)
 
     multipliers = _multipliers(keys, architecture)
-    caps = [keys.number(key, 0.0, high=1e6) if able else 0.0 for key in _SOFT_CAPS]
+    caps = [keys.number(key, 0.0, high=1e6) if architecture.soft_caps else 0.0 for key in _SOFT_CAPS]
     config = ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
@@ -139,6 +119,40 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         latent=sizes.latent,
     )
     return Checkpoint(directory, config, table, raw, tuple(notes))
+
+
+def _read_config(directory: Path, overrides: Overrides | None) -> tuple[dict[str, Any], bool]:
+    """The text part of config.json, and whether there are other parts."""
+    path = directory / "config.json"
+    if not path.exists():
+        models = sorted(file.name for file in directory.glob("*.gguf"))
+        hint = f"; name the file to open {models[0]}" if models else ""
+        raise CheckpointError(f"{directory}: expected a model's directory with config.json, found none{hint}")
+    raw = parse_json(read_bytes(path), str(path))
+    multimodal = isinstance(raw.get("text_config"), dict)
+    if multimodal:
+        raw = {**raw, **raw.pop("text_config")}
+    override_config(raw, overrides or {})
+    return raw, multimodal
+
+
+def _keys(raw: Mapping[str, Any], path: Path) -> tuple[Architecture, Keys]:
+    """The family's row, and config.json's values by Llama's names; refuses what changes the computation."""
+    architecture = _architecture(raw, path)
+    try:
+        adapted = architecture.hf_adapt(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    foreign = _OF_SOME - architecture.hf_defaults.keys() - architecture.hf_required.keys()
+    adapted = {key: value for key, value in adapted.items() if key not in foreign}
+    names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
+    keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
+    able = _SOFT_CAPS if architecture.soft_caps else ()
+    neutral = {key: value for key, value in _NEUTRAL.items() if key not in able}
+    free = architecture.experts or architecture.by_layer
+    keys.require(neutral if free else {**neutral, **_NO_MIXTURE})
+    keys.require(architecture.hf_required)
+    return architecture, keys
 
 
 def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
@@ -304,20 +318,14 @@ def _rotated(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
 
 
 def _layers(keys: Keys, architecture: Architecture, sizes: Sizes) -> tuple[LayerConfig, ...]:
-    full, local = _ropes(keys, architecture, sizes)
-    window = _window(keys, architecture)
-    sliding = [bool(window) and s for s in _sliding(keys, architecture, sizes.layers)]
-    last = None if architecture.full_without_rope and window else full  # but of dense layers before mixtures
-    turned = _rotated(keys, architecture, sizes.layers)
-    layers = tuple(
-        LayerConfig(
-            (local if s else full if i < sizes.dense_layers else last) if turns else None,
-            window if s else None,
-            experts=sizes.experts_of(i),
-        )
-        for i, (s, turns) in enumerate(zip(sliding, turned, strict=True))
+    return layer_configs(
+        architecture,
+        sizes,
+        _ropes(keys, architecture, sizes),
+        _window(keys, architecture),
+        _sliding(keys, architecture, sizes.layers),
+        _rotated(keys, architecture, sizes.layers),
     )
-    return recurrent.with_kinds(by_layer.with_sizes(layers, sizes.own, sizes.beside), sizes)
 
 
 def _window(keys: Keys, architecture: Architecture) -> int:

@@ -6,16 +6,22 @@ Scalings: linear (position interpolation, arXiv 2306.15595), Llama 3 (Meta's ``a
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotset.architectures.row import Architecture
 from hotset.core.config import RopeConfig
+from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys
+from hotset.formats.tensor import Tensor, TensorType
 
 F32 = NDArray[np.float32]
 _LEAST_FACTOR = 1e-3
+ROPE_FACTORS = "rope_freqs.weight"
+"""GGUF's tensor of Llama 3's divisors of frequencies."""
+_LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 
 
 def rope(dim: int, interleaved: bool, frequencies: F32, magnitude: float = 1.0) -> RopeConfig:
@@ -212,3 +218,26 @@ def rotated(architecture: Architecture, layers: int) -> list[bool]:
     """Which layers have RoPE, as far as the family says."""
     period = architecture.rope_period
     return [not period or (layer + 1) % period != 0 for layer in range(layers)]
+
+
+def read_factors(path: Path, tensors: dict[str, Tensor]) -> tuple[F32, ...]:
+    """Take out of a GGUF file's tensors the divisors of RoPE's frequencies, (dim / 2,) each.
+
+    Llama 3's scaling is one tensor; LongRoPE has two, for short contexts and for long ones. Raises
+    `CheckpointError` for one alone of these, and for others than positive numbers.
+    """
+    short, long = (tensors.pop(name, None) for name in _LONG_FACTORS)
+    if (short is None) != (long is None):
+        missing = _LONG_FACTORS[0] if short is None else _LONG_FACTORS[1]
+        raise CheckpointError(f"{path}: tensor {missing} is missing: the file is incomplete")
+    found = (tensors.pop(ROPE_FACTORS, None), short, long)
+    return tuple(_factors(path, tensor) for tensor in found if tensor)
+
+
+def _factors(path: Path, tensor: Tensor) -> F32:
+    values = tensor.data.view(np.float32) if tensor.type is TensorType.F32 else np.zeros(1, np.float32)
+    if not np.all((values > 1e-6) & (values < 2e30)):  # 1e30: a frequency of 0
+        raise CheckpointError(
+            f"{path}: tensor {tensor.name}: expected positive numbers of type F32, found others"
+        )
+    return values
