@@ -33,7 +33,9 @@ def pages(results: Path) -> dict[str, str]:
         "",
     ]
     for folder in sorted(path for path in results.iterdir() if path.is_dir()):
-        documents = {file.name: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        documents = {
+            file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+        }
         index += [f"- [{folder.name}]({folder.name}.md):", f"  {_machine(documents)}"]
         made |= _machine_pages(folder.name, documents)
     made["index.md"] = "\n".join([*index, ""])
@@ -118,7 +120,7 @@ def main() -> int:
         if file.name not in made:
             file.unlink()
     for name, text in made.items():
-        (PAGES / name).write_text(text, encoding="utf-8")
+        (PAGES / name).write_bytes(text.encode())
     return 0
 
 

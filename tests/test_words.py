@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 TABLE = re.compile(r"<!-- words.*?-->(.*?)<!-- end of words -->", re.DOTALL)
 AMERICAN = (
     "behavior|analyze|analyzed|canceled|canceling|catalog|center|centered|favor|favorite|gray|initialize|"
@@ -42,7 +42,7 @@ def found(pattern: re.Pattern[str], files: list[Path], without: re.Pattern[str])
     return [
         f"{file.relative_to(ROOT)}: {match[0]}"
         for file in files
-        for match in pattern.finditer(without.sub("", file.read_text()))
+        for match in pattern.finditer(without.sub("", file.read_text(encoding="utf-8")))
     ]
 
 
@@ -63,7 +63,7 @@ def test_docstrings_are_spelt_as_in_britain() -> None:
         f"{file.relative_to(ROOT)}: {match[0]}"
         for file in sources()
         if file.suffix == ".py"
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         for match in american.finditer(CODE.sub("", ast.get_docstring(node) or ""))
     ]
@@ -75,7 +75,7 @@ def test_no_line_of_prose_is_longer_than_a_hundred_columns() -> None:
     longer = [
         f"{page.relative_to(ROOT)}: {line[:60]}"
         for page in prose()
-        for line in FENCED.sub("", page.read_text()).splitlines()
+        for line in FENCED.sub("", page.read_text(encoding="utf-8")).splitlines()
         if len(line) > WIDTH and not line.lstrip().startswith("|") and " " in line[:WIDTH].strip()
     ]
     assert longer == []
