@@ -54,9 +54,9 @@ def test_every_program_is_one_of_its_system(built: tuple[str, Path]) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("host_worker_stress", "steps", "3000"),
+        ("host_worker_stress", "steps", "300"),
         ("host_worker_stress", "failures", "1000"),
-        ("host_worker_stress", "interruptions", "500"),
+        ("host_worker_stress", "interruptions", "50"),
         ("pool_stress", "random", "2", "100"),
         ("pool_stress", "random", "4", "100"),
     ],
