@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType
@@ -162,6 +163,20 @@ def test_eval(hotset, demo, tmp_path):
     code, out, _ = hotset("eval", *options)
     assert code == 0
     assert f"{result['perplexity']:.4f}" in out
+
+
+def test_eval_of_multiple_choice(hotset, demo):
+    facts = Path(__file__).parents[1] / "measure" / "facts.jsonl"
+    code, out, err = hotset("eval", "--choices", facts, "--against", demo, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert (result["questions"], result["same_choice"]) == (20, 1)
+    assert 0.5 < result["acc"] < 1, "far from the quarter that chance gives"
+    assert result["acc_stderr"] == pytest.approx((result["acc"] * (1 - result["acc"]) / 19) ** 0.5)
+    assert result["reference"] == {name: result[name] for name in result["reference"]}
+    code, out, _ = hotset("eval", demo, "--choices", facts)
+    assert code == 0
+    assert f"{result['acc']:.1%} ± {result['acc_stderr']:.1%}" in out
 
 
 def test_inspect(hotset, demo):

@@ -100,11 +100,8 @@ def evaluate(
         token for token in model.tokenizer.encode("", add_special=True) if token == model.tokenizer.bos_id
     ]
     states = [m.sequence(window, kv_type) for m in models]
-    # What chooses neurons does so for few tokens at a time only; a reference keeps the same step.
-    step = max(1, _LOGITS_AT_ONCE // max(m.config.vocab_size for m in models))
-    if any(m.chooses_neurons for m in models):
-        step = 1
-    before = _neurons_read(model, states[0])
+    step = min(tokens_at_once(m) for m in models)  # a reference keeps the same step
+    before = neurons_read(model, states[0])
     starts = range(0, len(ids) - window + 1, window)
     log_likelihoods: list[NDArray[np.float64]] = []
     reference_log_likelihoods: list[NDArray[np.float64]] = []
@@ -114,8 +111,10 @@ def evaluate(
         tokens = np.array(ids[start : start + window], np.int32)
         if opening:
             tokens[0] = opening[0]
+        for state in states:
+            state.rewind(0)
         readers = zip(models, states, strict=True)
-        pairs = zip(*(_predictions(m, state, tokens, step) for m, state in readers), strict=True)
+        pairs = zip(*(predictions(m, state, tokens, window // 2, step) for m, state in readers), strict=True)
         for (targets, logs), *reference in pairs:
             rows = np.arange(len(targets))
             log_likelihoods.append(logs[rows, targets].astype(np.float64))
@@ -127,7 +126,7 @@ def evaluate(
                 agreements.append(reference_logs.argmax(axis=1) == logs.argmax(axis=1))
         if progress:
             progress((count + 1) * window, len(starts) * window)
-    read, of = (now - then for now, then in zip(_neurons_read(model, states[0]), before, strict=True))
+    read, of = (now - then for now, then in zip(neurons_read(model, states[0]), before, strict=True))
     divergence = None
     if against is not None:
         kl = np.concatenate(divergences)
@@ -151,7 +150,7 @@ def evaluate(
     )
 
 
-def _neurons_read(model: Model, state: State) -> tuple[int, int]:
+def neurons_read(model: Model, state: State) -> tuple[int, int]:
     """Neurons whose row of down was read in decoding so far, and neurons that there were to read."""
     if not model.chooses_neurons:
         return 0, 0
@@ -180,13 +179,22 @@ def _perplexity(log_likelihoods: list[NDArray[np.float64]]) -> float:
     return math.exp(nats)
 
 
-def _predictions(
-    model: Model, state: State, tokens: NDArray[np.int32], step: int
+def tokens_at_once(model: Model) -> int:
+    """Tokens that are predicted in one call: what chooses neurons does so for single tokens only."""
+    return 1 if model.chooses_neurons else max(1, _LOGITS_AT_ONCE // model.config.vocab_size)
+
+
+def predictions(
+    model: Model, state: State, tokens: NDArray[np.int32], first: int, step: int
 ) -> Iterator[tuple[NDArray[np.int32], F32]]:
-    """The window's second half, `step` tokens at a time: (T,) tokens to predict, log-probabilities (T, V)."""
-    state.rewind(0)
-    first = len(tokens) // 2
-    model.transformer.forward(Batch.of(state, tokens[:first], lossless=True, logits=0))
+    """What follows token `first` and each one after it, `step` at a time.
+
+    Yields the tokens to predict (T,), and the log-probabilities of all (T, V). `state` holds some or none of
+    the tokens before `first`; the others are read as a prompt.
+    """
+    if state.length < first:
+        unread = tokens[state.length : first]
+        model.transformer.forward(Batch.of(state, unread, lossless=True, logits=0))
     for start in range(first, len(tokens) - 1, step):
         stop = min(start + step, len(tokens) - 1)
         logits = model.transformer.forward(Batch.of(state, tokens[start:stop], logits=None))
