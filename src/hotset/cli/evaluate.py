@@ -76,7 +76,7 @@ def evaluate(
         raise RequestError(
             "nothing to predict: name a text with --text FILE, or questions with --choices FILE"
         )
-    written = "\n".join(read_text(path) for path in text or [choices])
+    written = "\n".join(read_text(path) for path in ([choices] if choices else text or []))
 
     from hotset.cli.console import notes, progress
     from hotset.measure.choices import read_questions, score
