@@ -1,11 +1,9 @@
 """A model that computes NaN: one line that says where they began, exit code 2, and nothing written."""
 
-import gguf
 import numpy as np
 import pytest
 from helpers.profiles import random_profile
-from helpers.random_gguf import random_model
-from helpers.small_tokenizers import byte_level
+from helpers.random_gguf import random_model, write_readable
 
 from hotset.formats import open_checkpoint
 
@@ -14,28 +12,9 @@ from hotset.formats import open_checkpoint
 def files(tmp_path_factory):
     """A model whose FFN of layer 1 is damaged, its profile, and a text."""
     folder = tmp_path_factory.mktemp("not-finite")
-    model, tokenizer = random_model("llama"), byte_level()
-    count = len(tokenizer["tokenizer.ggml.tokens"])
-    rng = np.random.default_rng(0)
-    for name in ("token_embd.weight", "output.weight"):
-        model.weights[name] = rng.standard_normal((count, 64)).astype(np.float32)
+    model = random_model("llama")
     model.weights["blk.1.ffn_down.weight"][7, 0] = np.nan
-    writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
-    for key, value in {**model.keys, "llama.context_length": 64}.items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
-    for key, value in tokenizer.items():
-        if isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, list(value) if isinstance(value[0], str) else [int(v) for v in value])
-    for name, values in model.weights.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_readable(folder / "m.gguf", model)
     random_profile(open_checkpoint(folder / "m.gguf")).save(folder / "p.npz")
     (folder / "text.txt").write_text("Some words, and then some more of them. " * 400)
     return {"model": folder / "m.gguf", "profile": folder / "p.npz", "text": folder / "text.txt"}

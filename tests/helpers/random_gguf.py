@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Q
 from numpy.typing import NDArray
 
 from helpers.gguf_export import quantise
+from helpers.small_tokenizers import byte_level
 from hotset.architectures.row import SHAPES
 from hotset.architectures.table import ARCHITECTURES
 from hotset.formats.tensor_table import is_global
@@ -94,6 +95,32 @@ def random_model(
 def write_plain(path: Path, model: RandomModel, kind: Q = Q.F16) -> Path:
     """The model as llama.cpp would store it, its matrices as `kind`."""
     return _write(path, model, model.weights, lambda name, values: kind)
+
+
+def write_readable(path: Path, model: RandomModel) -> Path:
+    """The model, a Llama, with a tokenizer of bytes and a context of 64 tokens, in F32."""
+    tokenizer = byte_level()
+    count, hidden = len(tokenizer["tokenizer.ggml.tokens"]), model.keys["llama.embedding_length"]
+    rng = np.random.default_rng(0)
+    for name in ("token_embd.weight", "output.weight"):
+        model.weights[name] = rng.standard_normal((count, hidden)).astype(np.float32)
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in {**model.keys, "llama.context_length": 64}.items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    for key, value in tokenizer.items():
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, list(value) if isinstance(value[0], str) else [int(v) for v in value])
+    for name, values in model.weights.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def write_powerinfer(

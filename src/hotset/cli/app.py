@@ -11,6 +11,7 @@ from hotset.cli import (
     calibrate,
     chat,
     convert,
+    demo,
     doctor,
     evaluate,
     hub,
@@ -33,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
     "run": run.run,
     "chat": chat.chat,
     "bench": bench.bench,

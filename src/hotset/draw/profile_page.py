@@ -3,7 +3,6 @@
 The page has no links and no scripts: it can be mailed or kept as it is. Needs matplotlib (extra ``plots``).
 """
 
-import base64
 import contextlib
 import html
 import io
@@ -17,6 +16,7 @@ from hotset.activations.profile import ActivationProfile
 from hotset.activations.summary import PART, TOP, LayerSummary, cumulated, summarise
 from hotset.backends.contract import F32
 from hotset.core.errors import HotsetError
+from hotset.draw.page import document, figure, table
 from hotset.draw.picture import check_drawing, is_picture
 from hotset.formats.output import check_output, written
 
@@ -26,47 +26,6 @@ _DPI = 150
 _HEAT_COLUMNS = 400
 """Columns of the heat map: more neurons than these share one, by their mean."""
 _BLUE, _ORANGE = "#0072b2", "#d55e00"  # Okabe and Ito's, told apart by the colour-blind
-_TEMPLATE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Activation profile of {model}</title>
-<style>
-:root {{ color-scheme: light dark; --text: #1b1f24; --soft: #59636e; --line: #d5dae0; --page: #fff; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --text: #e4e8ec; --soft: #9aa4af; --line: #3a424b; --page: #14181c; }}
-}}
-body {{ margin: 2rem auto; padding: 0 1rem; max-width: 62rem; color: var(--text); background: var(--page);
-  font: 1rem/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.6rem; margin-bottom: 0; overflow-wrap: anywhere; }}
-.facts, figcaption {{ color: var(--soft); }}
-figure {{ margin: 2.5rem 0; }}
-img {{ display: block; width: 100%; height: auto; border-radius: 8px; background: #fff; }}
-figcaption {{ margin-top: .5rem; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--line); }}
-th {{ color: var(--soft); font-weight: 600; vertical-align: bottom; }}
-code {{ overflow-wrap: anywhere; }}
-</style>
-</head>
-<body>
-<h1>Activation profile of {model}</h1>
-<p class="facts">{facts}</p>
-<p>{lede}</p>
-{figures}
-<h2>Layer by layer</h2>
-<div class="table"><table>
-<thead><tr>{header}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>
-<p class="facts">{hashes}</p>
-</body>
-</html>
-"""
 
 
 def check_report(directory: Path, reading: Iterable[Path] = ()) -> None:
@@ -95,6 +54,15 @@ def write_report(profile: ActivationProfile, directory: Path) -> Path:
     """
     check_drawing()
     layers = summarise(profile)
+    drawn = draw_pictures(profile, layers)
+    files = {f"{name}.png": data for name, (data, _) in drawn.items()}
+    files[PAGE] = _page(profile, layers, drawn).encode()
+    _write(directory, files)
+    return directory / PAGE
+
+
+def draw_pictures(profile: ActivationProfile, layers: Sequence[LayerSummary]) -> dict[str, tuple[bytes, str]]:
+    """A profile's pictures by their names: a PNG each, and what it shows."""
     pictures = {
         "power-law": (_power_law(profile, layers), _POWER_LAW),
         "heat": (_heat(profile, layers), _HEAT),
@@ -102,13 +70,9 @@ def write_report(profile: ActivationProfile, directory: Path) -> Path:
     if profile.halves is not None:
         pictures["agreement"] = (_agreement(profile.halves, layers), _AGREEMENT)
     pictures["density"] = (_density(layers), _DENSITY)
-    for figure, _ in pictures.values():
-        _say(profile.units, figure)
-    drawn = {name: (_png(figure), _said(profile.units, text)) for name, (figure, text) in pictures.items()}
-    files = {f"{name}.png": data for name, (data, _) in drawn.items()}
-    files[PAGE] = _page(profile, layers, drawn).encode()
-    _write(directory, files)
-    return directory / PAGE
+    for drawing, _ in pictures.values():
+        _say(profile.units, drawing)
+    return {name: (_png(drawing), _said(profile.units, text)) for name, (drawing, text) in pictures.items()}
 
 
 def _write(directory: Path, files: dict[str, bytes]) -> None:
@@ -347,11 +311,6 @@ def _page(
             f" The frequencies in the text's two halves correlate with {_median(layers, 'correlation'):.3f}, "
             f"and {_median(layers, 'overlap'):.0%} of the hottest {TOP:.0%} are the same (median layers)."
         )
-    figures = [
-        f'<figure><img alt="{name}" src="data:image/png;base64,'
-        f'{base64.b64encode(data).decode()}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-        for name, (data, caption) in pictures.items()
-    ]
     columns = ["layer", "neurons firing", f"neurons for {PART:.0%}", "never fired", "mean |h|"]
     columns += ["halves correlate", f"same top {TOP:.0%}"] if profile.halves is not None else []
     rows = []
@@ -366,16 +325,18 @@ def _page(
         if profile.halves is not None:
             cells.append("–" if layer.correlation is None else f"{layer.correlation:.4f}")
             cells.append(f"{layer.overlap:.1%}")
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        rows.append(cells)
     hashes = f"model <code>{profile.model_hash}</code>"
     if profile.corpus_hash:
         hashes += f"<br>text <code>{html.escape(profile.corpus_hash)}</code>"
-    return _TEMPLATE.format(
-        model=html.escape(profile.model),
-        facts=html.escape(_said(profile.units, " · ".join(facts))),
-        lede=html.escape(_said(profile.units, lede)),
-        figures="\n".join(figures),
-        header="".join(f"<th>{_said(profile.units, column)}</th>" for column in columns),
-        rows="\n".join(rows),
-        hashes=hashes,
-    )
+    title = f"Activation profile of {html.escape(profile.model)}"
+    body = [
+        f"<h1>{title}</h1>",
+        f'<p class="facts">{html.escape(_said(profile.units, " · ".join(facts)))}</p>',
+        f"<p>{html.escape(_said(profile.units, lede))}</p>",
+        *(figure(name, data, caption) for name, (data, caption) in pictures.items()),
+        "<h2>Layer by layer</h2>",
+        table([_said(profile.units, column) for column in columns], rows),
+        f'<p class="facts">{hashes}</p>',
+    ]
+    return document(title, body)
