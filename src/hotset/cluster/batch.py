@@ -38,6 +38,22 @@ class Answers:
         return await asyncio.gather(*(answer(self._app, *one) for one in asked))
 
 
+def _connect(address: str) -> None:
+    """Join a cluster, or raise `HotsetError` where there is none."""
+    import ray
+
+    try:
+        host, _, port = address.rpartition(":")
+        if host:  # Ray itself tries for minutes, and then ends the process
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise HotsetError(
+            f"no Ray cluster at {address} ({reason}): begin one with ray start --head (--ray)"
+        ) from None
+
+
 def answer_lines(
     lines: Lines,
     out: FileIO,
@@ -58,16 +74,7 @@ def answer_lines(
     import ray
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
-    try:
-        host, _, port = address.rpartition(":")
-        if host:  # Ray itself tries for minutes, and then ends the process
-            socket.create_connection((host, int(port)), timeout=5).close()
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise HotsetError(
-            f"no Ray cluster at {address} ({reason}): begin one with ray start --head (--ray)"
-        ) from None
+    _connect(address)
     try:
         DataContext.get_current().enable_progress_bars = False
         machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]

@@ -1,7 +1,7 @@
 """Writes a model stored by neuron: hottest first, down transposed, with plan, profile and predictors.
 
 What can stay as it is stays: rows of gate and up are moved byte for byte, and so are those of a down that
-lies by neuron already. Only a down that lies by output is dequantised, turned and stored again, since its
+lies by neuron already. Only a down that lies by output is dequantised, transposed and stored again, since its
 blocks run along the other axis; by how much that changes it is measured and written into the file.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hotset.activations.profile import ActivationProfile
 from hotset.backends.blocks import dequantise, store_as
 from hotset.convert.expert_layers import ExpertsLayer
-from hotset.convert.stored_types import refuse_rounding_again, row_type, turned_type
+from hotset.convert.stored_types import refuse_rounding_again, row_type, transposed_type
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError
 from hotset.formats.as_gguf import as_gguf, check_config
@@ -34,7 +34,7 @@ DOWN_ERROR, KL = "hotset.convert.down_error", "hotset.convert.kl"
 """Keys: each layer's relative error of down (root mean square); KL of the dense file from its source."""
 _OURS = ("hotset.ffn.", "hotset.profile.", "hotset.convert.", "powerinfer.")
 _SLICE = 1 << 20
-"""Numbers turned or quantised at a time."""
+"""Numbers transposed or quantised at a time."""
 
 _LOW_RANK = (Score.LOW_RANK, Score.LOW_RANK_RELU)
 
@@ -75,11 +75,12 @@ def convert(
 
     Each layer's plan decides: None leaves the layer as it is, anything else sorts it and stores it by neuron
     (`Way.DENSE` too). Without `plans` they are those of `default_plans`, with the source's predictors.
-    Of a mixture the experts are sorted, and each one's down is turned. `predictors` holds the matrices of
+    Of a mixture the experts are sorted, and each one's down is transposed. `predictors` holds the matrices of
     layers whose plan has a low-rank score. `ffn_type` None keeps each matrix's type, or takes the nearest of
-    `NEURON_TYPES`, and for a down that is turned one of 8 bits or more; a type stores all that lies by neuron
-    in it. `provenance` is written as ``hotset.convert.KEY``. `measure` is given the finished file under its
-    temporary name; what it returns is stored as ``hotset.convert.kl``. `progress(done, total)` counts bytes.
+    `NEURON_TYPES`, and for a down that is transposed one of 8 bits or more; a type stores all that lies by
+    neuron in it. `provenance` is written as ``hotset.convert.KEY``. `measure` is given the finished file
+    under its temporary name; what it returns is stored as ``hotset.convert.kl``. `progress(done, total)`
+    counts bytes.
 
     Nothing half-written is left, whatever happens. Raises `HotsetError` for a profile of another model, a
     type that does not fit, and a source stored by neuron that would lose accuracy.
@@ -193,9 +194,9 @@ class _Layer:
         # Where only rows of down are skipped, gate and up are read whole: any type will do.
         self.keeps_types = bool(plan and plan.score is Score.DOWN and not ffn_type)
         self.changed: set[tuple[TensorType, TensorType]] = set()
-        turned = source.get(f"blk.{number}.ffn_down_t.weight")
-        if turned is not None:
-            refuse_rounding_again(number, turned.type, ffn_type, stays=plan is not None)
+        transposed = source.get(f"blk.{number}.ffn_down_t.weight")
+        if transposed is not None:
+            refuse_rounding_again(number, transposed.type, ffn_type, stays=plan is not None)
         if ffn_type and self.hidden % ffn_type.block_size:
             raise HotsetError(
                 f"--ffn {ffn_type.name.lower()} needs a hidden size of a multiple of {ffn_type.block_size}, "
@@ -209,7 +210,7 @@ class _Layer:
         if not self.stored or part == "ffn_down.bias":
             return None
         if part == "ffn_down.weight":
-            return [self._turned(tensor)]
+            return [self._transposed(tensor)]
         if part in ("ffn_gate.bias", "ffn_up.bias"):
             return [_reordered(tensor, self.order, tensor.type)]
         if part in ("ffn_gate.weight", "ffn_up.weight", "ffn_down_t.weight"):
@@ -241,7 +242,7 @@ class _Layer:
             added.append(_reordered(fc2, self.order, fc2.type, f"{prefix}fc2.weight"))
         return added
 
-    def _turned(self, down: Tensor) -> NewTensor:
+    def _transposed(self, down: Tensor) -> NewTensor:
         """Down (D, F) as (F, D): the one matrix that is held as float32 while it is written."""
         ffn = down.shape[1]
 
@@ -250,7 +251,7 @@ class _Layer:
             for part in _slices(ffn, self.hidden):
                 yield np.ascontiguousarray(values[:, self.order[part]].T)
 
-        return self._down(down.name, turned_type(down.type, self.hidden, self.ffn_type), rows)
+        return self._down(down.name, transposed_type(down.type, self.hidden, self.ffn_type), rows)
 
     def _down(
         self, source: str, kind: TensorType, rows: Callable[[], Iterator[NDArray[np.float32]]]

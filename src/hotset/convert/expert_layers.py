@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.backends.blocks import dequantise, store_as
-from hotset.convert.stored_types import refuse_rounding_again, row_type, turned_type
+from hotset.convert.stored_types import refuse_rounding_again, row_type, transposed_type
 from hotset.core.config import ExpertsConfig, FFNPlan
 from hotset.core.errors import HotsetError
 from hotset.formats.gguf_writer import NewTensor, same_tensor
@@ -71,9 +71,9 @@ class ExpertsLayer:
         if not self.stored or part not in _SORTED:
             return None
         if part == "ffn_down_exps.weight":
-            return [self._down(tensor, turned_type(tensor.type, self._hidden, asked), turned=True)]
+            return [self._down(tensor, transposed_type(tensor.type, self._hidden, asked), transposed=True)]
         if part == "ffn_down_t_exps.weight":
-            return [self._down(tensor, self._noted(tensor.type, of_rows), turned=False)]
+            return [self._down(tensor, self._noted(tensor.type, of_rows), transposed=False)]
         by_row = self._gated and part in _UP
         return [self._sorted(tensor, self._noted(tensor.type, of_rows) if by_row else tensor.type)]
 
@@ -101,16 +101,16 @@ class ExpertsLayer:
 
         return NewTensor(tensor.name, tensor.shape, kind, chunks)
 
-    def _down(self, tensor: Tensor, kind: TensorType, *, turned: bool) -> NewTensor:
+    def _down(self, tensor: Tensor, kind: TensorType, *, transposed: bool) -> NewTensor:
         """Down (E, F, D), rounded again where its type or its axes change, and by how much it changed."""
-        if kind is tensor.type and not turned:
+        if kind is tensor.type and not transposed:
             return self._sorted(tensor, kind)
 
         def chunks() -> Iterator[NDArray[np.uint8]]:
             error = total = 0.0
             for expert in self.order.tolist():
                 exact = dequantise(tensor.part(expert))
-                exact = np.ascontiguousarray(exact.T) if turned else exact
+                exact = np.ascontiguousarray(exact.T) if transposed else exact
                 stored = store_as(tensor.name, exact, kind, self.threads)
                 error += float(np.square(dequantise(stored) - exact).sum(dtype=np.float64))
                 total += float(np.square(exact).sum(dtype=np.float64))
@@ -118,5 +118,5 @@ class ExpertsLayer:
             self.down_error = math.hypot(self.down_error, math.sqrt(error / total) if total else 0.0)
 
         count, *matrix = tensor.shape
-        shape = (count, *(reversed(matrix) if turned else matrix))
+        shape = (count, *(reversed(matrix) if transposed else matrix))
         return NewTensor(f"blk.{self.number}.ffn_down_t_exps.weight", shape, kind, chunks)

@@ -13,7 +13,7 @@ def row_type(source: TensorType, hidden: int, asked: TensorType | None) -> Tenso
     return asked or neuron_type(source, hidden)
 
 
-def turned_type(source: TensorType, hidden: int, asked: TensorType | None) -> TensorType:
+def transposed_type(source: TensorType, hidden: int, asked: TensorType | None) -> TensorType:
     """The type of rows of down that lay by output: of 8 bits at least, if none is asked for."""
     kind = row_type(source, hidden, asked)
     return TensorType.Q8_0 if kind in _FOUR_BITS and not asked else kind

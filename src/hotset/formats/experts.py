@@ -195,33 +195,33 @@ def add_stack(
 
 
 def add_gate_up(
-    table: TensorTable, layer: int, suffix: str, fused: Tensor, sizes: Sizes, *, turned: bool
+    table: TensorTable, layer: int, suffix: str, fused: Tensor, sizes: Sizes, *, transposed: bool
 ) -> None:
     """Take ``ffn_gate_up_exps`` in as its halves: (E, 2X, D), gate's rows first, or its bias (E, 2X).
 
-    `turned`: (E, D, 2X), gate's columns alternating with up's.
+    `transposed`: (E, D, 2X), gate's columns alternating with up's.
     """
     count, size, hidden = sizes.dimensions("EXD")
     weight = suffix == "weight"
     expected = (count, 2 * size, hidden) if weight else (count, 2 * size)
-    if turned and weight:
+    if transposed and weight:
         expected = (count, hidden, 2 * size)
     if fused.shape != expected:
         raise table.mismatch(f"blk.{layer}.ffn_gate_up_exps.{suffix}", expected, fused.shape)
     for half, part in enumerate(("ffn_gate_exps", "ffn_up_exps")):
         name = f"blk.{layer}.{part}.{suffix}"
         shape = (count, size, hidden) if weight else (count, size)
-        add_stack(table, name, fused.type, shape, partial(_half, fused, half, turned), fused.scale)
+        add_stack(table, name, fused.type, shape, partial(_half, fused, half, transposed), fused.scale)
 
 
-def add_turned(table: TensorTable, name: str, tensor: Tensor) -> None:
+def add_transposed(table: TensorTable, name: str, tensor: Tensor) -> None:
     """Take a stack of matrices (E, in, out) of floats in as (E, out, in)."""
     if len(tensor.shape) != 3:
         raise CheckpointError(
             f"{table.where}: tensor {name}: expected a stack of matrices, found {tensor.shape}"
         )
     count, columns, rows = tensor.shape
-    add_stack(table, name, tensor.type, (count, rows, columns), partial(_turned, tensor))
+    add_stack(table, name, tensor.type, (count, rows, columns), partial(_transposed, tensor))
 
 
 class Stack(Tensor):
@@ -262,11 +262,11 @@ def _half(fused: Tensor, half: int, alternating: bool, expert: int) -> Tensor:
     return whole.rows(half * size, (half + 1) * size)
 
 
-def _turned(stack: Tensor, expert: int) -> Tensor:
-    return turned(stack.part(expert))
+def _transposed(stack: Tensor, expert: int) -> Tensor:
+    return transposed(stack.part(expert))
 
 
-def turned(matrix: Tensor) -> Tensor:
+def transposed(matrix: Tensor) -> Tensor:
     """A matrix of floats, transposed: a copy."""
     return of_numbers(matrix.name, matrix.type, _numbers(matrix).T)
 

@@ -278,7 +278,7 @@ def _table(
         elif layer is not None and part == latent_attention.FUSED and suffix == "weight" and sizes.latent:
             latent_attention.add_fused(table, layer, tensor, sizes)
         elif name in gate_up and sizes.experts:
-            add_gate_up(table, *gate_up[name], tensor, sizes, turned=False)
+            add_gate_up(table, *gate_up[name], tensor, sizes, transposed=False)
         else:
             table.add(name, tensor)
     return table

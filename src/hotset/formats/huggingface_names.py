@@ -10,7 +10,7 @@ import numpy as np
 from hotset.architectures.row import Architecture
 from hotset.core.config import DeltaNetConfig
 from hotset.formats import delta_net, latent
-from hotset.formats.experts import Stacks, add_gate_up, add_turned
+from hotset.formats.experts import Stacks, add_gate_up, add_transposed
 from hotset.formats.tensor import Tensor
 from hotset.formats.tensor_table import ONLY_BIAS, Sizes, TensorTable, is_global, is_norm
 
@@ -86,7 +86,7 @@ def _add(
     table: TensorTable, target: _Target, tensor: Tensor, architecture: Architecture, sizes: Sizes
 ) -> None:
     part, layer, suffix = target.part, target.layer, target.suffix
-    turned = bool(architecture.experts and architecture.experts.hf_transposed)
+    transposed = bool(architecture.experts and architecture.experts.hf_transposed)
     if part in delta_net.FUSED and isinstance(sizes.kinds.recurrent, DeltaNetConfig):
         delta_net.add_fused(table, layer, part, tensor, sizes.kinds.recurrent)
     elif part in delta_net.VECTORS:
@@ -98,9 +98,9 @@ def _add(
     elif part in ("ffn_gate_up", "ffn_gate_up_shexp"):
         table.add_gate_up(layer, suffix, tensor, sizes, shared=part.endswith("shexp"))
     elif part == "ffn_gate_up_exps":
-        add_gate_up(table, layer, suffix, tensor, sizes, turned=turned)
-    elif part in _STACKS and suffix == "weight" and turned:
-        add_turned(table, target.name, tensor)
+        add_gate_up(table, layer, suffix, tensor, sizes, transposed=transposed)
+    elif part in _STACKS and suffix == "weight" and transposed:
+        add_transposed(table, target.name, tensor)
     elif architecture.norm_weight_plus_one and is_norm(part) and suffix == "weight":
         table.add_plus_one(target.name, tensor)
     else:

@@ -7,7 +7,7 @@ import numpy as np
 
 from hotset.architectures.row import Architecture
 from hotset.core.heads import LatentConfig
-from hotset.formats.experts import add_stack, of_numbers, turned
+from hotset.formats.experts import add_stack, of_numbers, transposed
 from hotset.formats.keys import REQUIRED, Keys
 from hotset.formats.rope import yarn_magnitude
 from hotset.formats.tensor import Tensor, TensorType
@@ -29,14 +29,14 @@ def from_gguf(keys: Keys, architecture: Architecture) -> LatentConfig | None:
         keys.integer(f"{of}_mla", keys.get(of, REQUIRED), high=_LARGEST)
         for of in ("attention.key_length", "attention.value_length")
     )
-    turned_dim = keys.integer("rope.dimension_count", low=2, high=max(size - 1, 2))
+    rope_dim = keys.integer("rope.dimension_count", low=2, high=max(size - 1, 2))
     return _checked(
         keys,
         "rope.dimension_count",
         LatentConfig(
             rank=keys.integer("attention.kv_lora_rank", high=_LARGEST),
-            rope_dim=turned_dim,
-            nope_dim=size - turned_dim,
+            rope_dim=rope_dim,
+            nope_dim=size - rope_dim,
             value_dim=value,
             query_rank=keys.integer("attention.q_lora_rank", 0, low=0, high=_LARGEST),
         ),
@@ -105,7 +105,7 @@ def _scale(latent: LatentConfig, factor: float, multiplier: float) -> float:
 def _keys_of(fused: Tensor, kind: TensorType, plain: int, both: int, head: int) -> Tensor:
     rows = fused.rows(head * both, head * both + plain)
     if rows.type.block_size == 1:
-        return turned(rows)
+        return transposed(rows)
     numbers = np.ascontiguousarray(rows.to_float32().T)
     if kind is TensorType.F16:
         return of_numbers(rows.name, kind, numbers.astype(np.float16))

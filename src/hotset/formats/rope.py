@@ -99,10 +99,10 @@ def rope_from_config(
 def _from_config(keys: Keys, head_dim: int, theta: float | None, factor: float, context: int) -> RopeConfig:
     theta = keys.number("rope_theta", theta, low=1.001, high=1e12)
     if keys.get("rope_type") == "proportional":
-        turned = int(keys.number("partial_rotary_factor", factor, high=1.0) * head_dim // 2)
+        rotary = int(keys.number("partial_rotary_factor", factor, high=1.0) * head_dim // 2)
         divisor = np.float32(keys.number("factor", 1.0, low=1e-3, high=1e6))
         frequencies = plain_frequencies(theta, head_dim) / divisor
-        frequencies[turned:] = 0
+        frequencies[rotary:] = 0
         return rope(head_dim, False, frequencies)
     dim = int(head_dim * keys.number("partial_rotary_factor", factor, high=1.0))
     if dim < 2 or dim % 2:

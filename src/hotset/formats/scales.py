@@ -42,5 +42,5 @@ def with_scales(where: str, tensors: Mapping[str, Tensor], own: Iterable[str]) -
 def _matrix(name: str, tensors: Mapping[str, Tensor]) -> Tensor | None:
     """The matrix of that name, which may be stored by neuron."""
     start, _, part = name.rpartition(".")
-    turned = f"{start}.{DOWN_BY_NEURON[part]}" if part in DOWN_BY_NEURON else name
-    return tensors.get(f"{name}.weight", tensors.get(f"{turned}.weight"))
+    by_neuron = f"{start}.{DOWN_BY_NEURON[part]}" if part in DOWN_BY_NEURON else name
+    return tensors.get(f"{name}.weight", tensors.get(f"{by_neuron}.weight"))

@@ -9,7 +9,7 @@ from hotset import _native
 from hotset.backends.contract import StateShape
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
-from hotset.hybrid.device import Device
+from hotset.hybrid.device import Device, zeros
 
 _TASKS = 64
 _STEPS = 20
@@ -30,8 +30,7 @@ def _handshake_us(device: Device, hidden: int) -> float:
     control = device.pinned((2,), np.uint32)
     host = np.zeros((1, hidden), np.float32)
     packets = device.pinned((_TASKS, 2, 1, hidden), np.uint64)
-    x = device.empty((1, hidden))
-    device.zero(x)
+    x = zeros(device, (1, hidden))
     for asked, answer in packets:
         worker.task()
         worker.take(asked, host)

@@ -13,13 +13,16 @@ from hotset.formats.mapped import check_whole
 from hotset.formats.overrides import Overrides
 from hotset.formats.pooling import read_pooling
 from hotset.model.reading import order_notes, rounding_notes, traffic
+from hotset.model.transformer import Transformer
 from hotset.serve.loaded import DEFAULT_CONTEXT, Model, check_context
 from hotset.serve.memory import check_memory
 from hotset.state.kv_types import check_kv_type
 
 if TYPE_CHECKING:
+    from hotset.backends.cpu import CpuBackend
     from hotset.hybrid.device import Device
     from hotset.placing.machine import MachineProfile
+    from hotset.placing.place import Placed
 
 Progress = Callable[[int, int], None]
 """Told (done, total) while a model's parts are built."""
@@ -71,49 +74,59 @@ def load_model(
         device = _gpu()
     backend = CpuBackend(threads=threads, ram=ram)
     if device is None:
-        transformer = build_transformer(checkpoint, backend, progress)
+        transformer: Transformer = build_transformer(checkpoint, backend, progress)
         check_whole()
-        return Model(
-            checkpoint.path,
-            transformer,
-            tokenizer,
+        plan = None
+    else:
+        if rounding:
+            raise HotsetError(f"{checkpoint.path}: {rounding[0]} (with --vram, do that first)")
+        placed = _place(
+            checkpoint,
+            device,
             backend,
-            traffic(checkpoint),
-            pooling=pooling,
-            notes=tuple(notes),
+            device.free_bytes() if vram is None else vram,
+            machine=machine,
+            context=check_context(checkpoint.config, context) * parallel,
+            kv_type=kv_type,
+            progress=progress,
         )
+        transformer, plan = placed.transformer, placed.plan
+        notes += placed.notes
+    return Model(
+        checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint), plan, pooling, tuple(notes)
+    )
 
+
+def _place(
+    checkpoint: Checkpoint,
+    device: "Device",
+    backend: "CpuBackend",
+    vram: int,
+    *,
+    machine: "MachineProfile | None",
+    context: int,
+    kv_type: str,
+    progress: Progress | None,
+) -> "Placed":
+    """A model on a device, of which it may take `vram` bytes, and the CPU."""
     from hotset.placing.doctor import gpu_machine
     from hotset.placing.place import place
 
-    if rounding:
-        raise HotsetError(f"{checkpoint.path}: {rounding[0]} (with --vram, do that first)")
-    context = check_context(checkpoint.config, context)
-    frequency = neuron_frequency(checkpoint, threads=threads, progress=progress)
     placed = place(
         checkpoint,
         device,
         backend,
-        device.free_bytes() if vram is None else vram,
+        vram,
         machine=machine or gpu_machine(progress),
-        context=context * parallel,
+        context=context,
         kv_type=kv_type,
-        frequency=frequency,
+        frequency=neuron_frequency(checkpoint, threads=backend.threads, progress=progress),
         progress=progress,
     )
     layers = enumerate(placed.plan.placement.layers)
     if any(0 < layer.hot < checkpoint.config.units(i) for i, layer in layers):
-        notes += order_notes(checkpoint)
-    return Model(
-        checkpoint.path,
-        placed.transformer,
-        tokenizer,
-        backend,
-        traffic(checkpoint),
-        placed.plan,
-        pooling,
-        (*notes, *placed.notes),
-    )
+        return replace(placed, notes=(*order_notes(checkpoint), *placed.notes))
+    return placed
 
 
 def _gpu() -> "Device":

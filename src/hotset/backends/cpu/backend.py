@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.blocks import dequantise
+from hotset.backends.checks import check_exact, check_gate
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -211,10 +212,7 @@ class CpuBackend(Packing):
     def ffn(self, spec: FFNSpec) -> CpuFFN:
         """Build one layer's FFN."""
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
-        if spec.activation.gated_only and spec.gate is None:
-            raise CheckpointError(
-                f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
-            )
+        check_gate(spec.up.weight.name, spec.activation, spec.gate)
         native = _native.FFN(
             runtime=self._runtime,
             norm=self._norm(spec.norm, hidden),
@@ -235,12 +233,8 @@ class CpuBackend(Packing):
         """
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
         plan = spec.plan
-        if spec.activation.gated_only and spec.gate is None:
-            raise CheckpointError(
-                f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
-            )
-        if plan.way is Way.EXACT and not spec.activation.zero_producing:
-            raise CheckpointError(f"{spec.down_t.weight.name}: exact: {spec.activation.value} is never zero")
+        check_gate(spec.up.weight.name, spec.activation, spec.gate)
+        check_exact(spec.down_t.weight.name, spec.activation, plan)
         first, second = (spec.gate, spec.up) if spec.gate else (spec.up, None)
         by_row = plan.way is Way.PREDICTOR
         # Dense as exact, so that the same numbers come out of the same kernels.

@@ -7,6 +7,7 @@ import numpy as np
 
 from hotset import _native
 from hotset.backends.blocks import dequantise, neuron_type, store_as
+from hotset.backends.checks import check_exact, check_gate, check_shape
 from hotset.backends.codebooks import native_type
 from hotset.backends.contract import F32, ExpertsSpec, Linear, Norm
 from hotset.backends.cpu.file_mapping import is_file_mapping
@@ -91,8 +92,7 @@ def build_experts(
     be, all experts' are rounded to the nearest type of which they can, in memory.
     """
     hidden, shape, name = spec.norm.weight.size, spec.shape, spec.up.weight.name
-    if spec.activation.gated_only and spec.gate is None:
-        raise CheckpointError(f"{name}: {spec.activation.value} needs a gate, which these experts have not")
+    check_gate(name, spec.activation, spec.gate)
     up, down, rows, cols = spec.up, spec.down, hidden, shape.size
     added = by_row = None
     if plan := spec.plan:
@@ -134,8 +134,9 @@ def _routing(spec: ExpertsSpec) -> _native.Routing:
         )
     if shape.groups_used * (shape.count // shape.groups) < shape.used:
         raise CheckpointError(f"{name}: {shape.groups_used} groups have fewer than {shape.used} experts")
-    _check_shape(f"{name}: selection bias", bias, (shape.count,))
-    _check_shape(f"{name}: factors", spec.factors, (shape.count,))
+    for what, numbers in (("selection bias", bias), ("factors", spec.factors)):
+        if numbers is not None:
+            check_shape(f"{name}: {what}", numbers.shape, (shape.count,))
     return _native.Routing(
         count=shape.count,
         used=shape.used,
@@ -162,8 +163,7 @@ def _check_plan(plan: FFNPlan, spec: ExpertsSpec) -> None:
     name = spec.down.weight.name
     if plan.way not in (Way.DENSE, Way.EXACT):
         raise CheckpointError(f"{name}: expected experts that are dense or exact, found {plan.way.value}")
-    if plan.way is Way.EXACT and not spec.activation.zero_producing:
-        raise CheckpointError(f"{name}: exact: {spec.activation.value} is never zero")
+    check_exact(name, spec.activation, plan)
 
 
 def _by_row(linear: Linear, threads: int) -> Linear:
@@ -187,10 +187,9 @@ def _expert_matrix(
     `use`: single rows are, to be multiplied (0) or added up (1), and a bias belongs to what comes out.
     """
     weight, bias = linear.weight, linear.bias
-    expected = (shape.count, rows, cols)
-    if weight.shape != expected:
-        raise CheckpointError(f"{weight.name}: expected shape {list(expected)}, found {list(weight.shape)}")
-    _check_shape(f"{weight.name}: bias", bias, (shape.count, cols if use == 1 else rows))
+    check_shape(weight.name, weight.shape, (shape.count, rows, cols))
+    if bias is not None:
+        check_shape(f"{weight.name}: bias", bias.shape, (shape.count, cols if use == 1 else rows))
     return _native.ExpertMatrix(
         native_type(weight.type),
         shape.count,
@@ -216,8 +215,3 @@ def _shared_expert(spec: ExpertsSpec, linear: LinearOf) -> _native.SharedExpert 
         down=linear(shared.down, hidden, size),
         gate_of=linear(shared.switch, 1, hidden) if shared.switch else None,
     )
-
-
-def _check_shape(name: str, found: F32 | None, expected: tuple[int, ...]) -> None:
-    if found is not None and found.shape != expected:
-        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found.shape)}")

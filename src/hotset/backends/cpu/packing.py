@@ -2,6 +2,7 @@
 
 from hotset import _native
 from hotset.backends.blocks import dequantise, neuron_type, round_to_nearest, store_as
+from hotset.backends.checks import check_shape
 from hotset.backends.codebooks import native_type
 from hotset.backends.contract import LatentSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.cpu.file_mapping import is_file_mapping
@@ -143,9 +144,3 @@ class Packing:
                 rope.long_from,
             )
         return self._ropes[rope]
-
-
-def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raise `CheckpointError` where a tensor has another shape."""
-    if found != expected:
-        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")

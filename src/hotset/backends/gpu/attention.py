@@ -8,11 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
+from hotset.backends.checks import check_shape
 from hotset.backends.contract import AttentionSpec, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
-from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room
+from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, code_room
 from hotset.backends.gpu.state import GpuView, Spans
 from hotset.core.batch import BLOCK_ROWS
 from hotset.core.config import RopeConfig

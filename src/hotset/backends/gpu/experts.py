@@ -8,12 +8,13 @@ import torch
 import triton
 
 from hotset.backends.blocks import dequantise, store_as
+from hotset.backends.checks import check_shape
 from hotset.backends.contract import F32, ExpertsSpec, FFNSpec, Linear, SharedExpertSpec
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import ACTIVATIONS, GpuFFN, GpuNorm
 from hotset.backends.gpu.kernels import experts as kernels
 from hotset.backends.gpu.kernels.activation import neurons
-from hotset.backends.gpu.matrix import Matrix, build_matrix, check_shape, matvec_rows
+from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows
 from hotset.core.config import Gating
 from hotset.core.errors import HotsetError
 from hotset.formats.tensor import Tensor, TensorType

@@ -7,15 +7,16 @@ import numpy as np
 import triton
 
 from hotset import _native
+from hotset.backends.checks import check_gate, check_shape
 from hotset.backends.contract import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.kernels.matvec import neurons_matvec
-from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, check_shape, code_room, matvec_rows
+from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, code_room, matvec_rows
 from hotset.backends.gpu.state import blocks_of
 from hotset.core.config import Activation, NormKind
-from hotset.core.errors import CheckpointError, HotsetError
+from hotset.core.errors import HotsetError
 
 ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
 """Their numbers in kernels."""
@@ -82,10 +83,7 @@ class GpuFFN:
     def __init__(self, gpu: Gpu, spec: FFNSpec | NeuronFFNSpec, place: Place = _where_it_is) -> None:
         """`place` moves each matrix when it is built, before the next is."""
         hidden, size = spec.norm.weight.size, spec.up.weight.shape[0]
-        if spec.activation.gated_only and spec.gate is None:
-            raise CheckpointError(
-                f"{spec.up.weight.name}: {spec.activation.value} needs a gate, which this FFN has not"
-            )
+        check_gate(spec.up.weight.name, spec.activation, spec.gate)
         self.gpu, self.size = gpu, size
         self.norm = place(GpuNorm(gpu, spec.norm, hidden))
         self.post_norm = place(GpuNorm(gpu, spec.post_norm, hidden)) if spec.post_norm else None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import triton
 
+from hotset.backends.checks import check_shape
 from hotset.backends.contract import F32, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels.by_neuron import sum_neurons, sum_splits
@@ -15,7 +16,6 @@ from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
 from hotset.backends.gpu.kernels.quantise import quantise
 from hotset.backends.gpu.layouts import Layout, layout
-from hotset.core.errors import CheckpointError
 
 
 class Input:
@@ -179,9 +179,3 @@ def build_matrix(gpu: Gpu, linear: Linear, rows: int, cols: int, *, outputs: int
     if bias is not None:
         check_shape(f"{weight.name}: bias", bias.shape, (rows if outputs is None else outputs,))
     return Matrix(gpu, layout(gpu, weight), bias)
-
-
-def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raise `CheckpointError` unless the shapes are equal."""
-    if found != expected:
-        raise CheckpointError(f"{name}: expected shape {list(expected)}, found {list(found)}")

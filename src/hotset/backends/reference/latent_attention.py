@@ -23,7 +23,7 @@ class ReferenceLatentAttention:
     def forward(self, x: F32, out: F32, view: Batch) -> None:
         s = self.spec
         n = normalise(x, s.norm)
-        latent, turned = np.split(self.kv_a(n), [s.shape.rank], axis=1)
+        latent, rotary = np.split(self.kv_a(n), [s.shape.rank], axis=1)
         latent = normalise(latent, s.kv_norm)
         if self.q_a and s.q_norm:
             n = normalise(self.q_a(n), s.q_norm)
@@ -33,7 +33,7 @@ class ReferenceLatentAttention:
             sequence = own_sequence(span.sequence)
             written = slice(sequence.length, sequence.length + span.count)
             positions, capacity = view.positions[rows], sequence.capacity
-            k = rotate(turned[rows, None], s.rope, positions, capacity)
+            k = rotate(rotary[rows, None], s.rope, positions, capacity)
             sequence.keys[self.index][written, 0] = np.concatenate([latent[rows], k[:, 0]], axis=1)
             plain, rotated = np.split(queries[rows], [s.shape.nope_dim], axis=2)
             rotated = rotate(rotated, s.rope, positions, capacity)
@@ -45,9 +45,9 @@ class ReferenceLatentAttention:
         s = self.spec
         start, end = sequence.length, sequence.length + len(q)
         kept = sequence.keys[self.index][:end, 0].astype(np.float32)
-        latent, turned = np.split(kept, [s.shape.rank], axis=1)
+        latent, rotary = np.split(kept, [s.shape.rank], axis=1)
         keys = np.einsum("hcp,sc->hsp", self.k_b, latent)
-        keys = np.concatenate([keys, np.broadcast_to(turned, (s.n_heads, *turned.shape))], axis=2)
+        keys = np.concatenate([keys, np.broadcast_to(rotary, (s.n_heads, *rotary.shape))], axis=2)
         values = np.einsum("hvc,sc->hsv", self.v_b, latent)
         visible = np.arange(start, end)[:, None] >= np.arange(end)[None, :]
         scores = np.float32(s.scale) * (q.transpose(1, 0, 2) @ keys.transpose(0, 2, 1))
