@@ -130,7 +130,7 @@ struct Chunk {
   }
 
   // Adds the products with a tile of activations, at its first block here, to sums[token][panel].
-  [[gnu::noinline]] void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
+  HOTSET_INLINE void multiply(int64_t n_blocks, const uint8_t* x, F32* sums) const {
     multiply_with(
         n_blocks, x, sums, [](int64_t) HOTSET_INLINED {},
         [&](int64_t b, auto quad, auto p) HOTSET_INLINED { return load_i32(codes[b][quad.value][p.value]); });

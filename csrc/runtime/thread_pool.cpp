@@ -10,8 +10,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long an idle thread looks for work before it sleeps: longer than the serial parts between regions.
-constexpr auto kSpinTime = std::chrono::microseconds(100);
+// How long an idle thread looks for work before it sleeps: longer than the serial parts between regions, of
+// which the longest lies between tokens, where weights have pushed all else out of the caches.
+constexpr auto kSpinTime = std::chrono::microseconds(250);
 
 // How long it stays awake within a step that asks for it: longer than another device's part of a layer.
 constexpr auto kAwakeTime = std::chrono::milliseconds(2);
