@@ -2,8 +2,9 @@
 
 import _thread
 import gc
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -155,6 +156,15 @@ def test_an_interruption_anywhere_in_a_step(expected: NDArray[np.float32]) -> No
     assert device.pinned_memory.used == pinned
 
 
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """A process that a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_while_the_device_waits() -> None:
     """A packet that nobody writes: the real signal gets through."""
     device = StandInDevice()
