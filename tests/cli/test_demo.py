@@ -1,5 +1,6 @@
 """`hotset demo`: one page with all the figures, and nothing else left behind."""
 
+import json
 import re
 
 import pytest
@@ -26,8 +27,11 @@ def test_the_page_tells_what_was_measured(hotset, tmp_path, activation):
     density = float(re.search(r"With (\d+)% of the neurons computed", text)[1])
     assert 30 < density < 70, "of random weights about half are above zero"
     assert "all neurons computed is 0 nats" in text
-    code, _, _ = hotset("demo", model, "-o", page, "--threads", "2", *override)
+    code, out, _ = hotset("demo", model, "-o", page, "--threads", "2", "--json", *override)
     assert code == 0, "a page of its own is replaced"
+    found = json.loads(out)
+    assert found["page"] == str(page) and 0.3 < found["density"] < 0.7
+    assert {len(found[rates]) for rates in ("original", "dense", "sparse")} == {5}
 
 
 def test_another_file_is_not_replaced(hotset, tmp_path):

@@ -1,11 +1,15 @@
 """`hotset demo`: the whole idea on one model, told as a page."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hotset.cli import options
+
+if TYPE_CHECKING:
+    from hotset.measure.demo import Demo
 
 
 def demo(
@@ -16,6 +20,7 @@ def demo(
     ),
     threads: options.Threads = None,
     override: options.Override = None,
+    as_json: options.AsJSON = False,
 ) -> None:
     """See who fires, store the model by neuron, and time it: in a few minutes, as a page with the figures."""
     from hotset.cli.console import notes, progress, table
@@ -34,6 +39,9 @@ def demo(
     with scratch(output) as directory:
         found = run_demo(checkpoint, directory, threads=threads, stage=progress)
     write_demo_page(found, cpu_name(), output)
+    if as_json:
+        print(json.dumps(_facts(found, output), indent=2))
+        return
     ratio = found.sparse.over(found.dense).median
     table(
         [
@@ -42,3 +50,17 @@ def demo(
             ("page", str(output)),
         ]
     )
+
+
+def _facts(found: "Demo", page: Path) -> dict[str, Any]:
+    """What the page says in numbers; rates are tokens/s, round by round."""
+    return {
+        "model": found.model,
+        "threads": found.threads,
+        "kernels": found.level,
+        "original": found.original.rounds,
+        "dense": found.dense.rounds,
+        "sparse": found.sparse.rounds,
+        "density": found.density,
+        "page": str(page),
+    }
