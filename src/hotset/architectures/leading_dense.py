@@ -35,7 +35,13 @@ def with_dense_layers(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_ernie(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The shared experts' number by the name that others have."""
+    """The shared experts' number by the name that others have; of the experts a token uses, one of two."""
+    used, also = config.get("moe_k"), config.get("num_experts_per_tok")
+    if used is not None and also is not None and used != also:
+        raise CheckpointError(
+            f"num_experts_per_tok: expected {used}, as moe_k says, or nothing; found {also}"
+        )
+    config = {**config, "moe_k": also if used is None else used}
     return with_shared_size({"n_shared_experts": config.get("moe_num_shared_experts", 2), **config})
 
 
