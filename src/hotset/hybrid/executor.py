@@ -13,7 +13,7 @@ import numpy as np
 
 from hotset import _native
 from hotset.backends.contract import F32, Array, BatchView
-from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent, CpuView
+from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent
 from hotset.core.batch import Batch
 from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, zeros
@@ -81,7 +81,7 @@ class Executor:
         self._tell_batch = device.record_batches(self._tell)
         self._unfinished = False
 
-    def run(self, x: F32, on_device: Batch, on_host: CpuView) -> tuple[Array, F32 | None]:
+    def run(self, x: F32, on_device: Batch, on_host: _native.Batch) -> tuple[Array, F32 | None]:
         """The last hidden vectors and, where the head is on the device, the logits of embeddings x (T, D).
 
         The batch is of the sequences' halves on either side. What is returned, (T, D) and (T, V), is
@@ -97,7 +97,7 @@ class Executor:
         self._control[:] = number, rows
         try:
             if step.tasks:
-                self._worker.begin(on_host.native, number)
+                self._worker.begin(on_host, number)
             self._tell_batch(on_device)
             self._device.mark(spin=not step.tasks).wait()
             error = self._worker.finish()

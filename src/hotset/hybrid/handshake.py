@@ -46,7 +46,7 @@ def _handshake_us(device: Device, hidden: int) -> float:
     times = []
     cpu = CpuBackend(threads=1)
     sequence = cpu.sequence(StateShape(1, 1, 8), 1, "f32")
-    batch = cpu.view(Batch.of(sequence, np.zeros(1, np.int32))).native
+    batch = cpu.view(Batch.of(sequence, np.zeros(1, np.int32)))
     try:
         for number in range(1, _WARM_STEPS + _STEPS + 1):
             control[:] = number, 1

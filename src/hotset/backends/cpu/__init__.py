@@ -4,7 +4,7 @@ from hotset.backends.cpu.backend import CpuBackend, cache_bytes
 from hotset.backends.cpu.experts import CpuExperts
 from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
 from hotset.backends.cpu.recurrent import CpuRecurrent
-from hotset.backends.cpu.state import CpuSequence, CpuView
+from hotset.backends.cpu.state import CpuSequence
 
 __all__ = [
     "CpuAttention",
@@ -16,6 +16,5 @@ __all__ = [
     "CpuNeuronFFN",
     "CpuRecurrent",
     "CpuSequence",
-    "CpuView",
     "cache_bytes",
 ]

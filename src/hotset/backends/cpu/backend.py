@@ -37,7 +37,7 @@ from hotset.backends.cpu.parts import (
     CpuNeuronFFN,
 )
 from hotset.backends.cpu.recurrent import CpuRecurrent, build_recurrent, native_shape
-from hotset.backends.cpu.state import CpuSequence, CpuView
+from hotset.backends.cpu.state import CpuSequence, native_batch
 from hotset.core.batch import Batch
 from hotset.core.config import Activation, NormKind, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, NoMemoryError
@@ -153,8 +153,8 @@ class CpuBackend(Packing):
         y: F32 = x[rows]
         return y
 
-    def view(self, batch: Batch) -> CpuView:
-        return CpuView.of(batch)
+    def view(self, batch: Batch) -> _native.Batch:
+        return native_batch(batch)
 
     def embedding(self, spec: EmbeddingSpec) -> CpuEmbedding:
         """Build the token embedding; it keeps its tensors."""

@@ -11,7 +11,6 @@ from hotset.backends.checks import check_exact, check_gate, check_shape
 from hotset.backends.codebooks import native_type
 from hotset.backends.contract import F32, ExpertsSpec, Linear, Norm
 from hotset.backends.cpu.file_mapping import is_file_mapping
-from hotset.backends.cpu.state import CpuView
 from hotset.core.config import ExpertsConfig, FFNPlan, Gating, Way
 from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
@@ -37,8 +36,8 @@ class CpuExperts:
         self.native.route(x, logits)
         return logits
 
-    def forward(self, x: F32, out: F32, view: CpuView | None = None, logits: F32 | None = None) -> None:
-        self.native.forward(x, out, logits, view.native if view else None)
+    def forward(self, x: F32, out: F32, view: _native.Batch | None = None, logits: F32 | None = None) -> None:
+        self.native.forward(x, out, logits, view)
 
     def select(self, x: F32, logits: F32 | None = None) -> F32:
         weights = np.empty((len(x), self._count), np.float32)

@@ -7,7 +7,6 @@ import numpy as np
 from hotset import _native
 from hotset.backends.blocks import dequantise
 from hotset.backends.contract import F32, EmbeddingSpec, LayerInputsSpec, Norm
-from hotset.backends.cpu.state import CpuView
 from hotset.backends.maths import layer_inputs, normalise
 from hotset.core.batch import I32
 from hotset.core.errors import RequestError
@@ -83,14 +82,15 @@ class CpuLayerInput:
         self.native.forward(x, np.ascontiguousarray(e), out)
 
 
+# A part's forward() is the native one itself: a call of Python's less for each part of each token.
+
+
 class CpuAttention:
     """One layer's attention."""
 
     def __init__(self, native: _native.Attention | _native.LatentAttention) -> None:
         self.native = native
-
-    def forward(self, x: F32, out: F32, view: CpuView) -> None:
-        self.native.forward(x, out, view.native)
+        self.forward = native.forward
 
 
 class CpuFFN:
@@ -98,10 +98,8 @@ class CpuFFN:
 
     def __init__(self, native: _native.FFN) -> None:
         self.native = native
+        self.forward = native.forward
         self.neurons = native.neurons
-
-    def forward(self, x: F32, out: F32, view: CpuView | None = None) -> None:
-        self.native.forward(x, out)
 
 
 class Tally(NamedTuple):
@@ -119,6 +117,7 @@ class CpuNeuronFFN:
 
     def __init__(self, native: _native.NeuronFFN) -> None:
         self.native = native
+        self.forward = native.forward
         self.neurons = native.neurons
         self.parts = native.parts
         """Sums that its neurons are added up in."""
@@ -127,7 +126,3 @@ class CpuNeuronFFN:
     def tally(self) -> Tally:
         """What was computed so far, for all sequences."""
         return Tally(*self.native.tally)
-
-    def forward(self, x: F32, out: F32, view: CpuView | None, scores: F32 | None = None) -> None:
-        """`scores` (T, F), where the predictor's are given. Without a view all is lossless."""
-        self.native.forward(x, out, view.native if view else None, scores)

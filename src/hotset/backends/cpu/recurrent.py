@@ -15,7 +15,6 @@ from hotset.backends.contract import (
     RecurrentSpec,
     ShortConvSpec,
 )
-from hotset.backends.cpu.state import CpuView
 from hotset.core.config import Recurrent
 from hotset.core.errors import CheckpointError
 
@@ -25,9 +24,7 @@ class CpuRecurrent:
 
     def __init__(self, native: _native.DeltaNet | _native.ShortConv | _native.Mamba) -> None:
         self.native = native
-
-    def forward(self, x: F32, out: F32, view: CpuView) -> None:
-        self.native.forward(x, out, view.native)
+        self.forward = native.forward
 
 
 def native_shape(layer: Recurrent) -> tuple[int, int, int, int, int, int]:

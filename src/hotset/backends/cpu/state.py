@@ -1,7 +1,6 @@
 """A sequence on the CPU, and a batch as the native parts take it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hotset import _native
 from hotset.core.batch import Batch, Work
@@ -74,22 +73,13 @@ class CpuSequence:
         self.native.advance(count)
 
 
-@dataclass(frozen=True)
-class CpuView:
-    """A batch for the CPU's parts, from its sequences' present lengths on."""
-
-    native: _native.Batch
-    lossless: bool
-    """Whether all its spans are."""
-
-    @classmethod
-    def of(cls, batch: Batch) -> "CpuView":
-        """The view of a batch of this backend's sequences."""
-        sequences = []
-        for span in batch.spans:
-            if not isinstance(span.sequence, CpuSequence):
-                raise TypeError("the sequence is another backend's")
-            sequences.append(span.sequence.native)
-        lossless = [span.lossless for span in batch.spans]
-        counts = [span.count for span in batch.spans]
-        return cls(_native.Batch(sequences, counts, lossless), all(lossless))
+def native_batch(batch: Batch) -> _native.Batch:
+    """A batch of this backend's sequences for its parts, from the sequences' present lengths on."""
+    sequences, counts, lossless = [], [], []
+    for span in batch.spans:
+        if not isinstance(span.sequence, CpuSequence):
+            raise TypeError("the sequence is another backend's")
+        sequences.append(span.sequence.native)
+        counts.append(span.count)
+        lossless.append(span.lossless)
+    return _native.Batch(sequences, counts, lossless)
