@@ -4,6 +4,7 @@ A file with fewer layers than the model has as much less of its vocabulary, so t
 its share of what a token reads.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ class Tensors(Protocol):
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(ABC):
     """A published model's sizes; names as in GGUF."""
 
     architecture: str
@@ -56,12 +57,12 @@ class Family:
             "vocab_size": self.cut_vocab(layers),
         }
 
-    def before(self, to: Tensors, layers: int) -> None:
+    def before(self, to: Tensors, layers: int) -> None:  # noqa: B027 (most families have none)
         """Tensors that belong to no layer, but for embedding, last norm and output."""
 
+    @abstractmethod
     def layer(self, to: Tensors, i: int) -> None:
         """The tensors of layer `i`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

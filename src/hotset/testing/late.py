@@ -149,7 +149,7 @@ class _LatePart:
         self._device.tell(lambda: self._part().forward(x, out, view))
 
     def neurons(self, x: F32, gate: F32, h: F32) -> None:
-        raise NotImplementedError
+        self._device.tell(lambda: self._part().neurons(x, gate, h))
 
 
 class _LateExperts:
