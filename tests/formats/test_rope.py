@@ -41,6 +41,15 @@ TABLES = {
         "beta_slow": 2.0,
         "truncate": False,
     },
+    "yarn null": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "truncate": None,  # not the default of an absent key
+        "beta_fast": None,
+        "attention_factor": None,
+    },
     "yarn mscale": {
         "rope_type": "yarn",
         "rope_theta": 1e4,

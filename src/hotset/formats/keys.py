@@ -62,6 +62,10 @@ class Keys:
             return name
         return self._prefix + second
 
+    def stated(self, key: str) -> bool:
+        """Return whether the file has the key, be it null."""
+        return self.name(key) in self._values
+
     def refuse(self, key: str, expected: str, found: object) -> CheckpointError:
         """Build the error for a value that cannot be run."""
         return CheckpointError(f"{self._where}: {self.name(key)}: expected {expected}, found {shown(found)}")

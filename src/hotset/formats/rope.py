@@ -157,7 +157,9 @@ def _yarn_from_config(keys: Keys, dim: int, theta: float, context: int) -> RopeC
         context,
         beta_fast=keys.number("beta_fast", 32.0, low=1e-3, high=1e6),
         beta_slow=keys.number("beta_slow", 1.0, low=1e-3, high=1e6),
-        truncate=keys.flag("truncate", True),
+        truncate=keys.flag(
+            "truncate", not keys.stated("truncate")
+        ),  # null: false, as `transformers` takes it
     )
     return rope(dim, False, frequencies, keys.number("attention_factor", default))
 
