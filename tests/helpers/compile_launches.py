@@ -20,17 +20,19 @@ from triton.runtime.jit import JITFunction
 
 from hotset.backends.contract import (
     AttentionSpec,
+    DeltaNetSpec,
     FFNSpec,
     HeadSpec,
     Linear,
     NeuronFFNSpec,
     Norm,
+    RecurrentSpec,
     StateShape,
 )
 from hotset.backends.gpu.backend import GpuBackend
 from hotset.backends.gpu.device import Gpu
 from hotset.core.batch import Batch
-from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.config import Activation, DeltaNetConfig, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
 
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -166,6 +168,28 @@ def everything_else(backend: GpuBackend) -> None:
     backend.head(HeadSpec(norm(D), linear(TensorType.Q6_K, 32000, D))).forward(torch.zeros(1, D))
 
 
+def recurrent_layers(backend: GpuBackend) -> None:
+    """Of real models' shapes."""
+
+    def zeros(*shape: int) -> Any:
+        return np.zeros(shape, np.float32)
+
+    t, net = TensorType.Q4_K, DeltaNetConfig(16, 32, 128, 4, tiled=True)
+    heads, values = net.n_value_heads, net.n_value_heads * net.head_dim
+    specs: list[RecurrentSpec] = [
+        DeltaNetSpec(
+            norm(D), linear(t, net.channels, D), linear(t, values, D), linear(TensorType.F32, heads, D),
+            linear(TensorType.F32, heads, D), zeros(net.channels, net.kernel), zeros(heads), zeros(heads),
+            norm(net.head_dim), linear(t, D, values), net,
+        ),
+    ]  # fmt: skip
+    for spec in specs:
+        sequence = backend.sequence(StateShape(0, 1, HEAD, recurrent=(spec.shape,) * 2), 512, "f16")
+        for tokens in (1, 300):
+            view = backend.view(Batch.of(sequence, np.zeros(tokens, np.int32)))
+            backend.recurrent(spec, 1).forward(torch.zeros(tokens, D), torch.zeros(tokens, D), view)
+
+
 def main() -> None:
     capability, everything = int(sys.argv[1]), "all" in sys.argv
     launches = _Launches(capability)
@@ -178,6 +202,7 @@ def main() -> None:
     ffns(backend, types, (1,) if few else (1, 2, 33, 70, 300) if everything else (1, 300))
     if not few:
         everything_else(backend)
+        recurrent_layers(backend)
     print(f"{len(launches.seen)} launches for compute capability {capability}")
 
 

@@ -15,6 +15,7 @@ from hotset.backends.contract import F32, Array, ExpertsSpec, Head, NeuronFFNSpe
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.backend import GpuHead
 from hotset.backends.gpu.kernels.attention import SPAN
+from hotset.backends.gpu.kernels.recurrent import WALK
 from hotset.backends.gpu.packets import GpuPackets
 from hotset.backends.gpu.state import Block, GpuView, Spans, describe
 from hotset.core.batch import Batch
@@ -127,7 +128,8 @@ class RecordedBatches:
     The kernels find a batch's sequences, the addresses of their keys and values among them, in a table on the
     device. It always lies in the same place, and the step begins with copying it from pinned memory, where it
     is written again for each batch. Each row is a span of its own, so that only the number of rows matters;
-    those that are left over are spans without rows.
+    those that are left over are spans without rows. Recurrent layers, which walk along a sequence's rows,
+    find them in a second table, of no more spans than rows.
 
     What is launched depends on two more things: the type of the keys and values, and the largest capacity,
     rounded up to a power of two, by which attention splits the keys. Each is a recording of its own.
@@ -136,7 +138,11 @@ class RecordedBatches:
     def __init__(self, device: TorchArrays, tell: Callable[[int, GpuView], None]) -> None:
         self._device, self._tell = device, tell
         self._written = device.pinned((RECORDED_ROWS[-1], SPAN), np.int64)
-        self._table = torch.zeros(self._written.shape, dtype=torch.int64, device=device.torch_device)
+        self._written_walks = device.pinned((RECORDED_ROWS[-1], WALK), np.int64)
+        self._table, self._walks = (
+            torch.zeros(written.shape, dtype=torch.int64, device=device.torch_device)
+            for written in (self._written, self._written_walks)
+        )
         self._recorded: dict[tuple[int, Any, int], Callable[[], None]] = {}
 
     def __call__(self, batch: Batch) -> None:
@@ -146,13 +152,16 @@ class RecordedBatches:
         rows = next(rows for rows in RECORDED_ROWS if rows >= len(table))
         self._written[:] = 0
         self._written[: len(table)] = table
+        self._written_walks[:] = 0
+        self._written_walks[: len(described.walks)] = described.walks
         key = rows, described.dtype, described.capacity
         if key not in self._recorded:
             spans = Spans(self._table[:rows], 1, described.capacity)
-            view = GpuView(rows, described.dtype, (Block(slice(0, rows), (spans,)),))
+            view = GpuView(rows, described.dtype, (Block(slice(0, rows), (spans,), self._walks[:rows]),))
             self._recorded[key] = self._device.record(partial(self._tell_view, view))
         self._recorded[key]()
 
     def _tell_view(self, view: GpuView) -> None:
         self._table.copy_(torch.from_numpy(self._written), non_blocking=True)
+        self._walks.copy_(torch.from_numpy(self._written_walks), non_blocking=True)
         self._tell(view.rows, view)

@@ -8,17 +8,15 @@ import torch
 import triton
 import triton.language as tl
 
-from hotset.backends.checks import check_shape
-from hotset.backends.contract import AttentionSpec, Linear
+from hotset.backends.contract import AttentionSpec
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
-from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, code_room
+from hotset.backends.gpu.matrix import Input, build_matrix, build_stacked, code_room, times_stacked
 from hotset.backends.gpu.state import GpuView, Spans
 from hotset.core.batch import BLOCK_ROWS
 from hotset.core.config import RopeConfig
 from hotset.core.errors import CheckpointError, HotsetError
-from hotset.formats.tensor import Tensor
 
 _KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32, torch.int8: tl.int8}
 _ANY_DISTANCE = 1 << 30
@@ -71,7 +69,9 @@ class GpuAttention:
         self.window = spec.window or _ANY_DISTANCE
         self.scale = spec.scale * math.log2(math.e)
         self.norm = GpuNorm(gpu, spec.norm, hidden)
-        self.projections = _stack(gpu, [(spec.q, q_size), (spec.k, kv_size), (spec.v, kv_size)], hidden)
+        self.projections = build_stacked(
+            gpu, [(spec.q, q_size), (spec.k, kv_size), (spec.v, kv_size)], hidden
+        )
         self.output = build_matrix(gpu, spec.output, hidden, q_size)
         self.q_norm = GpuNorm(gpu, spec.q_norm, spec.head_dim) if spec.q_norm else None
         self.k_norm = GpuNorm(gpu, spec.k_norm, spec.head_dim) if spec.k_norm else None
@@ -87,10 +87,7 @@ class GpuAttention:
         tokens, gpu = len(x), self.gpu
         n = self.norm.input(x)
         qkv = gpu.scratch("qkv", tokens, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
-        first = 0
-        for matrix in self.projections:
-            matrix.times(n, qkv[:, first : first + matrix.rows])
-            first += matrix.rows
+        times_stacked(self.projections, n, qkv)
         q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
         mixed = Input(gpu, gpu.scratch("mixed", tokens, self.n_heads * self.head_dim))
         for spans in groups:
@@ -163,34 +160,3 @@ def attention_splits(programs: int, most: int, multiprocessors: int) -> int:
 def _turns(rope: RopeConfig | None) -> Any:
     """Turns per position, float64; at least one number."""
     return np.array(rope.inverse_frequencies if rope else (0.0,), np.float64) / (2 * math.pi)
-
-
-def _stack(gpu: Gpu, parts: list[tuple[Linear, int]], cols: int) -> list[Matrix]:
-    """Matrices of the (linear, rows) one above the other, neighbours of one type in one."""
-    stacked: list[tuple[Linear, int]] = []
-    for linear, rows in parts:
-        check_shape(linear.weight.name, linear.weight.shape, (rows, cols))
-        if linear.bias is not None:
-            check_shape(f"{linear.weight.name}: bias", linear.bias.shape, (rows,))
-        if stacked and _alike(stacked[-1][0].weight, linear.weight):
-            above, size = stacked[-1]
-            stacked[-1] = _below(above, linear), size + rows
-        else:
-            stacked.append((linear, rows))
-    return [build_matrix(gpu, linear, rows, cols) for linear, rows in stacked]
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Whether one matrix can have the rows of both."""
-    return a.type is b.type and a.scale is None and b.scale is None
-
-
-def _below(first: Linear, second: Linear) -> Linear:
-    """The second matrix below the first."""
-    a, b = first.weight, second.weight
-    rows = a.shape[0] + b.shape[0]
-    weight = Tensor(f"{a.name}, {b.name}", a.type, (rows, a.shape[1]), np.concatenate([a.data, b.data]))
-    if first.bias is None and second.bias is None:
-        return Linear(weight)
-    biases = [np.zeros(x.weight.shape[0], np.float32) if x.bias is None else x.bias for x in (first, second)]
-    return Linear(weight, np.concatenate(biases))

@@ -32,6 +32,7 @@ from hotset.backends.gpu.experts import GpuExperts
 from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
+from hotset.backends.gpu.recurrent import build_recurrent
 from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
 from hotset.backends.maths import normalise
@@ -121,8 +122,8 @@ class GpuBackend:
         raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no latent attention yet")
 
     def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
-        """Refuse: it has none yet."""
-        raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no recurrent layers yet")
+        """Build one layer with a recurrent state."""
+        return build_recurrent(self.gpu, spec, index)
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> GpuExperts:
         """Build one layer's mixture of experts; all neurons of those that are selected are computed."""

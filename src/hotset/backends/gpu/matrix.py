@@ -16,6 +16,7 @@ from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
 from hotset.backends.gpu.kernels.quantise import quantise
 from hotset.backends.gpu.layouts import Layout, layout
+from hotset.formats.tensor import Tensor
 
 
 class Input:
@@ -179,3 +180,42 @@ def build_matrix(gpu: Gpu, linear: Linear, rows: int, cols: int, *, outputs: int
     if bias is not None:
         check_shape(f"{weight.name}: bias", bias.shape, (rows if outputs is None else outputs,))
     return Matrix(gpu, layout(gpu, weight), bias)
+
+
+def build_stacked(gpu: Gpu, parts: list[tuple[Linear, int]], cols: int) -> list[Matrix]:
+    """Matrices of the (linear, rows) one above the other, neighbours of one type in one."""
+    stacked: list[tuple[Linear, int]] = []
+    for linear, rows in parts:
+        check_shape(linear.weight.name, linear.weight.shape, (rows, cols))
+        if linear.bias is not None:
+            check_shape(f"{linear.weight.name}: bias", linear.bias.shape, (rows,))
+        if stacked and _alike(stacked[-1][0].weight, linear.weight):
+            above, size = stacked[-1]
+            stacked[-1] = _below(above, linear), size + rows
+        else:
+            stacked.append((linear, rows))
+    return [build_matrix(gpu, linear, rows, cols) for linear, rows in stacked]
+
+
+def times_stacked(matrices: list[Matrix], x: Input, out: Any) -> None:
+    """out (T, rows of all) = the products of x with matrices, side by side."""
+    first = 0
+    for matrix in matrices:
+        matrix.times(x, out[:, first : first + matrix.rows])
+        first += matrix.rows
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Whether one matrix can have the rows of both."""
+    return a.type is b.type and a.scale is None and b.scale is None
+
+
+def _below(first: Linear, second: Linear) -> Linear:
+    """The second matrix below the first."""
+    a, b = first.weight, second.weight
+    rows = a.shape[0] + b.shape[0]
+    weight = Tensor(f"{a.name}, {b.name}", a.type, (rows, a.shape[1]), np.concatenate([a.data, b.data]))
+    if first.bias is None and second.bias is None:
+        return Linear(weight)
+    biases = [np.zeros(x.weight.shape[0], np.float32) if x.bias is None else x.bias for x in (first, second)]
+    return Linear(weight, np.concatenate(biases))

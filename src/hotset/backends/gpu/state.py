@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from hotset.backends.contract import StateShape
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.kernels.attention import SPAN
+from hotset.backends.gpu.kernels.recurrent import WALK
+from hotset.backends.gpu.recurrent_states import RecurrentStates
 from hotset.core.batch import BLOCK_ROWS, Batch
 from hotset.core.errors import HotsetError
 from hotset.core.heads import KvShape
@@ -18,7 +20,8 @@ from hotset.core.heads import KvShape
 _TYPES = {"f16": torch.float16, "f32": torch.float32, "q8_0": torch.int8}
 
 Table = NDArray[np.int64]
-"""A batch's spans (S, SPAN), as `hotset.backends.gpu.kernels.attention` reads them."""
+"""A batch's spans (S, SPAN), as `hotset.backends.gpu.kernels.attention` reads them, or (S, WALK), as
+`hotset.backends.gpu.kernels.recurrent` does."""
 
 
 class GpuSequence:
@@ -27,8 +30,8 @@ class GpuSequence:
     See `hotset.core.batch.Sequence`. A GPU computes all neurons, so there are no choosers.
     """
 
-    def __init__(self, keys: Any, values: Any, choosers: int) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, keys: Any, values: Any, states: RecurrentStates, choosers: int) -> None:
+        self.keys, self.values, self.states = keys, values, states
         self.choosers: list[None] = [None] * choosers
         self._length = 0
 
@@ -45,7 +48,7 @@ class GpuSequence:
             raise HotsetError("the GPU backend has no layers with different heads yet")
         kept = shape.kv[0] if shape.kv else KvShape(shape.n_kv_heads, shape.head_dim)
         row = kept.size
-        if kv_type == "q8_0":
+        if kv_type == "q8_0" and shape.kv:
             if row % 32:
                 raise HotsetError(f"KV cache type q8_0: expected heads of a multiple of 32, found {row}")
             row = row // 32 * 34  # with a float16 scale for each 32
@@ -53,12 +56,13 @@ class GpuSequence:
         try:
             keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
             values = torch.zeros_like(keys)
+            states = RecurrentStates(gpu, shape.recurrent)
         except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
             raise HotsetError(
                 f"KV cache: no memory for {capacity} positions of {shape.n_layers} layers; "
                 "ask for a smaller context"
             ) from error
-        return cls(keys, values, len(shape.cutoffs))
+        return cls(keys, values, states, len(shape.cutoffs))
 
     @property
     def length(self) -> int:
@@ -69,36 +73,37 @@ class GpuSequence:
         return int(self.keys.shape[2])
 
     def reusable(self, length: int) -> int:
-        """Every prefix is."""
-        return min(length, self._length)
+        return self.states.reusable(length, self._length)
 
     @property
     def undoable(self) -> int:
-        return self.capacity - self._length
+        return 0 if self.states.any else self.capacity - self._length
 
     def rewind(self, length: int) -> None:
         if not 0 <= length <= self._length:
             raise ValueError(f"length: expected 0 to {self._length}, found {length}")
+        if self.states.any and length < self._length:
+            self.states.rewind(length)
         self._length = length
 
     def save(self) -> bool:
-        """Every layer can go back by itself."""
-        return False
+        return self.states.save(self._length)
 
     def forget(self, length: int) -> None:
-        """Nothing is saved."""
+        self.states.forget(length)
 
     @property
     def saved_bytes(self) -> int:
-        return 0
+        return self.states.saved_bytes
 
     def limit_saved(self, nbytes: int) -> None:
-        """Nothing is saved."""
+        self.states.limit_saved(nbytes)
 
     def fork(self) -> "GpuSequence":
-        """What is filled is copied."""
+        """What is filled is copied, states are shared."""
         try:
-            copy = GpuSequence(torch.zeros_like(self.keys), torch.zeros_like(self.values), len(self.choosers))
+            keys, values = torch.zeros_like(self.keys), torch.zeros_like(self.values)
+            copy = GpuSequence(keys, values, self.states.fork(), len(self.choosers))
         except RuntimeError as error:
             raise MemoryError(f"no memory for another sequence of {self.capacity} positions") from error
         for mine, its in ((self.keys, copy.keys), (self.values, copy.values)):
@@ -109,6 +114,7 @@ class GpuSequence:
     def advance(self, count: int) -> None:
         if not 0 <= count <= self.capacity - self._length:
             raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
+        self.states.advance(self._length)
         self._length += count
 
 
@@ -130,6 +136,8 @@ class Block:
 
     rows: slice
     spans: tuple[Spans, ...]
+    walks: Any
+    """(S, WALK) int64 on the device."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class GpuView:
                 for group in (table[table[:, -1] == 1], table[table[:, -1] > 1])
                 if len(group)
             )
-            return Block(rows, spans)
+            return Block(rows, spans, gpu.upload(described.walks_within(rows)))
 
         rows = len(batch.tokens)
         return cls(rows, described.dtype, tuple(map(block, blocks_of(rows))))
@@ -171,8 +179,20 @@ class Described:
     """A batch's spans for the kernels, and what their launches depend on."""
 
     table: Table
+    walks: Table
+    """The same spans for recurrent layers."""
     dtype: Any
     capacity: int
+
+    def walks_within(self, rows: slice) -> Table:
+        """The table of some rows, counted from the first of them; what others began goes on."""
+        walks = self.walks.copy()
+        first, count = walks[:, -2], walks[:, -1]
+        start, stop = np.maximum(first, rows.start), np.minimum(first + count, rows.stop)
+        walks[:, 0] = np.where(start > first, walks[:, 1], walks[:, 0])
+        walks[:, -2], walks[:, -1] = start - rows.start, stop - start
+        here: Table = walks[walks[:, -1] > 0]
+        return here
 
     def within(self, rows: slice) -> Table:
         """The table of some rows, counted from the first of them."""
@@ -201,8 +221,9 @@ def describe(batch: Batch) -> Described:
     Raises `HotsetError` where they have different types, and `ValueError` where one has no room.
     """
     table = np.zeros((len(batch.spans), SPAN), np.int64)
+    walks = np.zeros((len(batch.spans), WALK), np.int64)
     dtypes, capacity = set(), 1
-    for entry, (span, rows) in zip(table, batch.rows(), strict=True):
+    for entry, walk, (span, rows) in zip(table, walks, batch.rows(), strict=True):
         sequence = span.sequence
         if not isinstance(sequence, GpuSequence):
             raise TypeError("the sequence is another backend's")
@@ -212,8 +233,9 @@ def describe(batch: Batch) -> Described:
             )
         addresses = sequence.keys.data_ptr(), sequence.values.data_ptr()
         entry[:] = (*addresses, sequence.capacity, sequence.length, rows.start, span.count)
+        walk[:] = (*sequence.states.addresses(sequence.length), rows.start, span.count)
         dtypes.add(sequence.keys.dtype)
         capacity = max(capacity, sequence.capacity)
     if len(dtypes) != 1:
         raise HotsetError("a batch's sequences must have one type of keys and values, as launches have one")
-    return Described(table, dtypes.pop(), 1 << (capacity - 1).bit_length())
+    return Described(table, walks, dtypes.pop(), 1 << (capacity - 1).bit_length())
