@@ -129,6 +129,24 @@ void add_mixture(HostWorker& worker, std::shared_ptr<Experts> layer, Rows x, Row
   });
 }
 
+void add_select(HostWorker& worker, std::shared_ptr<Experts> layer, Rows x, Rows weights) {
+  expect_width("x", x, layer->hidden());
+  expect_width("weights", weights, layer->routing.count);
+  worker.use(&layer->runtime->pool);
+  worker.add_work([layer = std::move(layer), x = x.data(), weights = weights.data()](const Batch* batch) {
+    layer->select(x, batch->rows(), nullptr, weights);
+  });
+}
+
+void add_layer_input(HostWorker& worker, std::shared_ptr<LayerInput> layer, Rows x, Rows e) {
+  expect_width("x", x, layer->gate->cols());
+  expect_width("e", e, layer->gate->rows());
+  worker.use(&layer->runtime->pool);
+  worker.add_work([layer = std::move(layer), x = x.data(), e = e.data()](const Batch* batch) {
+    layer->forward(x, e, x, batch->rows());
+  });
+}
+
 void write_packet(Rows x, Packet packet, uint32_t number) {
   expect_width("packet", packet, static_cast<int64_t>(x.shape(1)));
   expect_rows(packet, x);
@@ -176,6 +194,10 @@ void bind_worker(nb::module_& m) {
       .def("recurrent", &add_mixer<Mamba>, "layer"_a, "x"_a, "out"_a)
       .def("experts", &add_mixture, "experts"_a, "x"_a, "out"_a, "weights"_a.none(),
            "Add the experts of x (T, D) to out (T, D): those of positive weights (T, E), if given.")
+      .def("select", &add_select, "experts"_a, "x"_a, "weights"_a,
+           "Write the weights (T, E) of experts to be selected for x (T, D).")
+      .def("layer_input", &add_layer_input, "layer"_a, "x"_a, "e"_a,
+           "Add to x (T, D) what a layer's own embedding e (T, P) of the tokens gives.")
       .def(
           "begin",
           [](HostWorker& worker, std::shared_ptr<Batch> batch, uint32_t number) {

@@ -1,7 +1,7 @@
 """GGUF files of small random models, plain or in PowerInfer's format, by the `gguf` library."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,16 @@ def random_model(
 def write_plain(path: Path, model: RandomModel, kind: Q = Q.F16) -> Path:
     """The model as llama.cpp would store it, its matrices as `kind`."""
     return _write(path, model, model.weights, lambda name, values: kind)
+
+
+def smallthinker(path: Path, window: int | None, gating: int) -> Path:
+    """A random model's file: an early router, ReGLU experts."""
+    model = random_model("smallthinker")
+    keys = {"smallthinker.expert_gating_func": gating, "tokenizer.ggml.model": "no_vocab"}
+    keys |= {"smallthinker.vocab_size": VOCABULARY}
+    if window:
+        keys["smallthinker.attention.sliding_window"] = window
+    return write_plain(path, replace(model, keys={**model.keys, **keys}), Q.F32)
 
 
 def write_readable(path: Path, model: RandomModel) -> Path:

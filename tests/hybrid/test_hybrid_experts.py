@@ -20,7 +20,6 @@ from hotset.core.config import (
     Placement,
     ShortConvConfig,
 )
-from hotset.core.errors import HotsetError
 from hotset.core.heads import LatentConfig
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import swaps
@@ -178,12 +177,19 @@ def test_a_step_says_what_both_sides_do() -> None:
     hybrid.close()
 
 
-def test_early_routers_are_refused() -> None:
+@pytest.mark.parametrize("device", [StandInDevice, LateStandIn])
+@pytest.mark.parametrize("hot", [0, 4, 10])
+def test_early_routers(hot: int, device: type[StandInDevice]) -> None:
+    """With attention on either side, and with a mixture on the other one before and after."""
     early = ExpertsConfig(count=10, used=3, size=16, early=True)
-    checkpoint = mixture(random_checkpoint(), [early, early])
-    placement = Placement((LayerPlacement(True, 5), LayerPlacement(True, 5)), head=True)
-    with pytest.raises(HotsetError, match="read before attention run on the CPU alone"):
-        build_hybrid(checkpoint, placement, StandInDevice(), CpuBackend(threads=1))
+    base = random_checkpoint(windows=(None, 5, None, None))
+    checkpoint = mixture(base, [early, replace(early, shared_size=12), early, early])
+    layers = [(True, hot), (False, hot), (True, 10 - hot), (False, 10 - hot)]
+    placement = Placement(tuple(LayerPlacement(*layer) for layer in layers), head=False)
+    hybrid = build_hybrid(checkpoint, placement, device(), CpuBackend(threads=1))
+    expected = logits(build_transformer(checkpoint, CpuBackend(threads=1)))
+    assert np.abs(logits(hybrid) - expected).max() <= 1e-3 * np.abs(expected).max()
+    hybrid.close()
 
 
 @settings(max_examples=200, deadline=None)

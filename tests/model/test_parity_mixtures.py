@@ -2,17 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType as Q
 from helpers.gguf_export import export_gguf
 from helpers.parity import LENGTH, TOKENS, Peer, assert_close, run_peer
 from helpers.random_gguf import TOKENS as RANDOM_TOKENS
-from helpers.random_gguf import VOCABULARY, random_model, write_plain
+from helpers.random_gguf import smallthinker
 from helpers.tiny_mixtures import NOT_IN_GGUF, gpt_oss, tiny_mixtures
 from helpers.tiny_models import save
 from numpy.typing import NDArray
@@ -99,16 +97,6 @@ def test_llama_cpp(name: str, mixtures: Callable[[str], Peer]) -> None:
 
     path = mixtures(name).path / "model.gguf"
     assert_close(forward(path), llama_cpp_logits(path, TOKENS), 1e-3)
-
-
-def smallthinker(path: Path, window: int | None, gating: int) -> Path:
-    """A random model's file: an early router, ReGLU experts."""
-    model = random_model("smallthinker")
-    keys = {"smallthinker.expert_gating_func": gating, "tokenizer.ggml.model": "no_vocab"}
-    keys |= {"smallthinker.vocab_size": VOCABULARY}
-    if window:
-        keys["smallthinker.attention.sliding_window"] = window
-    return write_plain(path, replace(model, keys={**model.keys, **keys}), Q.F32)
 
 
 @pytest.mark.parametrize("window", [None, 5])

@@ -403,7 +403,10 @@ class Experts(FFN, Protocol):
         """The router's logits (T, E) of x (T, D), which is the layer's input: for early routers."""
 
     def select(self, x: Array, logits: Array | None = None) -> Array:
-        """Each row's weights (T, E), zero for the experts that it does not select; of x (T, D) or logits."""
+        """Each row's weights (T, E), zero for the experts that it does not select; of x (T, D) or logits.
+
+        x is what the router reads: the FFN's input, or the layer's, for early routers.
+        """
 
     def add(self, x: Array, out: Array, weights: Array) -> None:
         """Add to out what `forward` does, of the experts whose weights (T, E) are positive, or NaN."""

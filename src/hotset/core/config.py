@@ -425,7 +425,9 @@ class Placement:
     """The final norm and the output projection."""
 
     def fits(self, config: ModelConfig) -> bool:
-        """Whether this is a placement of a model of that shape."""
+        """Whether this is a placement of a model of that shape; layers that share keys have one place."""
         return len(self.layers) == config.n_layers and all(
-            0 <= layer.hot <= config.units(i) for i, layer in enumerate(self.layers)
+            0 <= place.hot <= config.units(i)
+            and (layer.kv_from is None or place.attention == self.layers[layer.kv_from].attention)
+            for i, (place, layer) in enumerate(zip(self.layers, config.layers, strict=True))
         )

@@ -5,15 +5,26 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 
-from hotset.backends.contract import Head
-from hotset.backends.cpu import CpuBackend
+from hotset.backends.contract import Experts, Head
+from hotset.backends.cpu import CpuBackend, CpuExperts
 from hotset.core.config import LayerPlacement, Placement
-from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.device import Device
 from hotset.hybrid.experts import build_split_experts
 from hotset.hybrid.ffn import build_ffn, build_host_ffn, build_split
-from hotset.hybrid.parts import AnyFFN, AnyMixer, HostFFN, HybridLayer, OnDevice, OnHost, Split, Streamed
+from hotset.hybrid.parts import (
+    AnyFFN,
+    AnyLayerInput,
+    AnyMixer,
+    EarlyRouter,
+    HostFFN,
+    HybridLayer,
+    OnDevice,
+    OnHost,
+    Split,
+    SplitExperts,
+    Streamed,
+)
 from hotset.hybrid.slices import Spec, all_computed
 from hotset.hybrid.streaming import ColdLayer, ColdStream
 from hotset.hybrid.transformer import HybridTransformer
@@ -24,6 +35,8 @@ from hotset.model.build import (
     ffn_spec,
     head_spec,
     latent_spec,
+    layer_input_spec,
+    layer_inputs_spec,
     neuron_ffn_spec,
     recurrent_spec,
 )
@@ -46,12 +59,11 @@ def build_hybrid(
 
     Prompts of at least `stream_from` tokens have the cold neurons streamed through the device; None: never.
     Experts are swapped at `swap_rate` bytes a second at most; 0: they stay where they are placed.
-    Raises `DeviceMemoryError` where the device cannot hold its part, `HotsetError` for models that the CPU
-    alone computes, and `ValueError` for a placement of another model.
+    Raises `DeviceMemoryError` where the device cannot hold its part, `HotsetError` for parts that it does not
+    compute, and `ValueError` for a placement of another model.
     """
     if not placement.fits(checkpoint.config):
         raise ValueError("the placement is another model's")
-    _check_supported(checkpoint)
     n_layers = checkpoint.config.n_layers
 
     def done(parts: int) -> None:
@@ -59,6 +71,7 @@ def build_hybrid(
             progress(parts, n_layers + 2)
 
     embedding = host.embedding(embedding_spec(checkpoint))
+    inputs = host.layer_inputs(layer_inputs_spec(checkpoint)) if checkpoint.config.layer_input else None
     done(1)
     with device.guard():
         builder = _LayerBuilder(checkpoint, device, host, streams=stream_from is not None)
@@ -79,22 +92,11 @@ def build_hybrid(
         embedding,
         layers,
         head,
+        inputs,
         stream=stream,
         stream_from=stream_from or 0,
         swap_rate=swap_rate,
     )
-
-
-def _check_supported(checkpoint: Checkpoint) -> None:
-    """Raise `HotsetError` for models that the CPU alone computes."""
-    config = checkpoint.config
-    reason = None
-    if any(layer.experts and layer.experts.early for layer in config.layers):
-        reason = "routers that read before attention"
-    elif config.layer_input or any(layer.kv_from is not None for layer in config.layers):
-        reason = "models whose layers have inputs of their own, or share keys and values,"
-    if reason:
-        raise HotsetError(f"{checkpoint.path}: {reason} run on the CPU alone so far; leave out --vram")
 
 
 class _LayerBuilder:
@@ -108,29 +110,42 @@ class _LayerBuilder:
         self._streams = streams
         # Keys and values, and states, are numbered on each side.
         self._numbers: defaultdict[tuple[bool, bool], Iterator[int]] = defaultdict(count)
+        self._number_of: dict[int, int] = {}  # of each layer's
 
     def layer(self, i: int, place: LayerPlacement) -> HybridLayer:
         """Build layer `i`."""
         layer = self._checkpoint.config.layers[i]
         mixer: AnyMixer | None = None
         ffn: AnyFFN | None = None
-        streamed = None
+        early, streamed = None, None
         if layer.attention or layer.recurrent:
             mixer = self._mixer(i, place.attention)
         if layer.experts:
-            ffn = self._experts(i, place)
+            experts = self._experts(i, place)
+            early = EarlyRouter(experts, layer.experts.count) if layer.experts.early else None
+            ffn = experts
         elif layer.feeds:
             spec = any_ffn_spec(self._checkpoint, i)
             ffn = dense = _ffn(spec, place.hot, self._device, self._host, i)
             if self._streams and isinstance(dense, OnHost | Split):
                 self.cold.append(ColdLayer(partial(any_ffn_spec, self._checkpoint, i), place.hot, i))
                 streamed = _streamed(dense, spec, self._device)
-        return HybridLayer(mixer, ffn, streamed, layer.scale)
+        own_input: AnyLayerInput | None = None
+        if self._checkpoint.config.layer_input:  # where the FFN leaves its sum
+            spec_of_input = layer_input_spec(self._checkpoint, i)
+            if ffn is None or isinstance(ffn, OnHost):
+                own_input = OnHost(self._host.layer_input(spec_of_input))
+            else:
+                own_input = OnDevice(self._device.backend.layer_input(spec_of_input))
+        return HybridLayer(mixer, ffn, early, own_input, streamed, layer.scale)
 
     def _mixer(self, i: int, on_device: bool) -> AnyMixer:
         checkpoint = self._checkpoint
-        recurrent = checkpoint.config.layers[i].recurrent is not None
-        index = next(self._numbers[on_device, recurrent])
+        layer = checkpoint.config.layers[i]
+        recurrent = layer.recurrent is not None
+        if layer.kv_from is None:
+            self._number_of[i] = next(self._numbers[on_device, recurrent])
+        index = self._number_of[i if layer.kv_from is None else layer.kv_from]
         if recurrent:
             state = recurrent_spec(checkpoint, i)
             if on_device:
@@ -146,7 +161,9 @@ class _LayerBuilder:
             return OnDevice(self._device.backend.attention(attention, index))
         return OnHost(self._host.attention(attention, index))
 
-    def _experts(self, i: int, place: LayerPlacement) -> AnyFFN:
+    def _experts(
+        self, i: int, place: LayerPlacement
+    ) -> OnHost[CpuExperts] | OnDevice[Experts] | SplitExperts:
         spec = experts_spec(self._checkpoint, i)
         if place.hot == 0:
             return OnHost(self._host.experts(spec, i))

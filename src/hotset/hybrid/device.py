@@ -53,7 +53,7 @@ class ResidentExperts(Protocol):
     """The numbers of these experts."""
 
     def select(self, x: Array) -> Array:
-        """Each row's weights (T, E) of all experts; see `Experts`."""
+        """Each row's weights (T, E) of all experts, by what the router reads; see `Experts`."""
 
     def add(self, x: Array, out: Array, weights: Array) -> None:
         """Add the resident experts of positive weights (T, E), and the shared one, of x to out (T, D)."""

@@ -19,6 +19,7 @@ from hotset.core.errors import HotsetError
 from hotset.hybrid.device import Device, zeros
 from hotset.hybrid.step import (
     MOST_ROWS,
+    AddInput,
     AddNorm,
     Answer,
     Attend,
@@ -27,9 +28,11 @@ from hotset.hybrid.step import (
     DownloadLogits,
     Feed,
     FeedExperts,
+    HostAddInput,
     HostAttend,
     HostFeed,
     HostFeedExperts,
+    HostSelect,
     Instruction,
     Receive,
     Scale,
@@ -72,6 +75,10 @@ class Executor:
         size = max((vector.size for vector in taken), default=0)
         self._selections: F32 = np.zeros((len(taken), MOST_ROWS, size), np.float32)
         self._arrays |= dict(zip(taken, self._selections, strict=True))
+        # So do the layers' embeddings of the tokens, to be copied together.
+        width = step.inputs[0].size if step.inputs else 0
+        self._inputs = device.pinned((len(step.inputs), MOST_ROWS, width), np.float32)
+        self._arrays |= dict(zip(step.inputs, self._inputs, strict=True))
         self._control = device.pinned((2,), np.uint32)
         for task in step.tasks:
             self._worker.task()
@@ -81,18 +88,22 @@ class Executor:
         self._tell_batch = device.record_batches(self._tell)
         self._unfinished = False
 
-    def run(self, x: F32, on_device: Batch, on_host: _native.Batch) -> tuple[Array, F32 | None]:
+    def run(
+        self, x: F32, e: F32 | None, on_device: Batch, on_host: _native.Batch
+    ) -> tuple[Array, F32 | None]:
         """The last hidden vectors and, where the head is on the device, the logits of embeddings x (T, D).
 
-        The batch is of the sequences' halves on either side. What is returned, (T, D) and (T, V), is
-        overwritten by the next step. Raises `HotsetError` where the host's part failed; whatever raises, the
-        next step works.
+        `e` (T, L, P) are each layer's own embeddings, where there are any. The batch is of the sequences'
+        halves on either side. What is returned, (T, D) and (T, V), is overwritten by the next step. Raises
+        `HotsetError` where the host's part failed; whatever raises, the next step works.
         """
         if self._unfinished:
             self._recover()
         self._unfinished = True
         step, rows = self._step, len(x)
         np.copyto(self._arrays[step.first][:rows], x)
+        if e is not None:
+            np.copyto(self._inputs[:, :rows], e.swapaxes(0, 1))
         number = next(_NUMBERS)
         self._control[:] = number, rows
         try:
@@ -163,6 +174,8 @@ def _tell_part(instruction: Instruction, device: Device, arrays: Arrays, view: B
             mixer.forward(arrays[x], arrays[to], view)
         case Feed(_, ffn, x, to):
             ffn.forward(arrays[x], arrays[to], view)
+        case AddInput(_, layer_input, x, e):
+            layer_input.forward(arrays[x], arrays[e], arrays[x])
         case AddNorm(_, add_normed, x, to):
             add_normed(arrays[x], arrays[to])
         case SendScores(_, predict, x, to):
@@ -190,6 +203,13 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
             worker.copy(arrays[x], arrays[to])
         case Scale(x, factor):
             worker.scale(arrays[x], factor)
+        case _:
+            _hand_over_part(work, worker, arrays)
+
+
+def _hand_over_part(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
+    """The same of what a layer's part computes."""
+    match work:
         case HostAttend(_, CpuRecurrent() as layer, x, to):
             worker.recurrent(layer.native, arrays[x], arrays[to])
         case HostAttend(_, CpuAttention() as attention, x, to):
@@ -200,6 +220,10 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
             worker.ffn(ffn.native, arrays[x], arrays[to])
         case HostFeed(_, CpuExperts() as experts, x, to):
             worker.experts(experts.native, arrays[x], arrays[to], None)
+        case HostSelect(_, experts, x, to):
+            worker.select(experts.native, arrays[x], arrays[to])
+        case HostAddInput(_, layer_input, x, e):
+            worker.layer_input(layer_input.native, arrays[x], arrays[e])
         case HostFeedExperts(_, experts, x, weights, to):
             worker.experts(experts.native, arrays[x], arrays[to], arrays[weights])
 
@@ -209,7 +233,7 @@ def _room(device: Device, vector: Vector, step: Step) -> Array:
     match vector.where:
         case Where.PACKET:
             return device.pinned(shape, np.uint64)
-        case Where.HOST if vector in (step.first, step.last, step.logits):
+        case Where.HOST if vector in (step.first, *step.inputs, step.last, step.logits):
             return device.pinned(shape, np.float32)
         case Where.HOST:
             return np.zeros(shape, np.float32)

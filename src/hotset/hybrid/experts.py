@@ -43,11 +43,13 @@ def _adder(spec: ExpertsSpec, device: Device) -> AddNormed | None:
     return add
 
 
-def add_split_experts(split: SplitExperts, device: Device, x: Array, out: Array) -> None:
-    """Add the mixture of x (T, D) to out (T, D), both on the device; this thread does the host's part."""
+def add_split_experts(split: SplitExperts, device: Device, x: Array, out: Array, weights: Array) -> None:
+    """Add the mixture of x (T, D) to out (T, D), by weights (T, E), all three on the device.
+
+    The calling thread does the host's part.
+    """
     asked = device.pinned(tuple(x.shape), np.float32)
     selection = device.pinned((len(x), split.count), np.float32)
-    weights = split.resident.select(x)
     device.download(x, asked)
     device.download(split.resident.for_host(weights), selection)
     sent = device.mark()

@@ -6,28 +6,35 @@ Each variant is a type of its own; whoever treats them differently matches on it
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
-from hotset.backends.contract import FFN, Mixer
-from hotset.backends.cpu import CpuAttention, CpuExperts, CpuFFN, CpuNeuronFFN, CpuRecurrent
+from hotset.backends.contract import FFN, Experts, LayerInput, Mixer
+from hotset.backends.cpu import (
+    CpuAttention,
+    CpuExperts,
+    CpuFFN,
+    CpuLayerInput,
+    CpuNeuronFFN,
+    CpuRecurrent,
+)
 from hotset.hybrid.device import AddNormed, Predict, ResidentExperts
 
-Part = TypeVar("Part")
+Part_co = TypeVar("Part_co", covariant=True)
 
 HostFFN: TypeAlias = CpuFFN | CpuNeuronFFN | CpuExperts
 HostMixer: TypeAlias = CpuAttention | CpuRecurrent
 
 
 @dataclass(frozen=True)
-class OnHost(Generic[Part]):
+class OnHost(Generic[Part_co]):
     """A part that the CPU computes."""
 
-    part: Part
+    part: Part_co
 
 
 @dataclass(frozen=True)
-class OnDevice(Generic[Part]):
+class OnDevice(Generic[Part_co]):
     """A part that the device computes."""
 
-    part: Part
+    part: Part_co
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,16 @@ class SplitExperts:
 
 AnyMixer: TypeAlias = OnHost[HostMixer] | OnDevice[Mixer]
 AnyFFN: TypeAlias = OnHost[HostFFN] | OnDevice[FFN] | Split | SplitExperts
+AnyLayerInput: TypeAlias = OnHost[CpuLayerInput] | OnDevice[LayerInput]
+
+
+@dataclass(frozen=True)
+class EarlyRouter:
+    """A layer's mixture, where its router reads what the mixer reads."""
+
+    experts: OnHost[CpuExperts] | OnDevice[Experts] | SplitExperts
+    count: int
+    """Of all experts."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,10 @@ class HybridLayer:
 
     mixer: AnyMixer | None
     ffn: AnyFFN | None
+    early: EarlyRouter | None = None
+    """The FFN, where its router reads what the mixer reads."""
+    own_input: AnyLayerInput | None = None
+    """What the layer's own embedding of the tokens adds at its end."""
     streamed: Streamed | None = None
     """The FFN for prompts whose cold neurons are streamed; None where none ever are."""
     scale: float = 1.0

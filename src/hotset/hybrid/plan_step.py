@@ -7,10 +7,21 @@ task has packets of its own for what it takes and for what it answers.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from hotset.backends.contract import Head
-from hotset.hybrid.device import AddNormed
-from hotset.hybrid.parts import AnyFFN, AnyMixer, HybridLayer, OnDevice, OnHost, Split, SplitExperts
+from hotset.backends.contract import Experts, Head
+from hotset.hybrid.device import AddNormed, ResidentExperts
+from hotset.hybrid.parts import (
+    AnyFFN,
+    AnyLayerInput,
+    AnyMixer,
+    EarlyRouter,
+    HybridLayer,
+    OnDevice,
+    OnHost,
+    Split,
+    SplitExperts,
+)
 from hotset.hybrid.step import (
+    AddInput,
     AddNorm,
     Answer,
     Attend,
@@ -19,9 +30,11 @@ from hotset.hybrid.step import (
     DownloadLogits,
     Feed,
     FeedExperts,
+    HostAddInput,
     HostAttend,
     HostFeed,
     HostFeedExperts,
+    HostSelect,
     Instruction,
     Receive,
     Scale,
@@ -47,20 +60,27 @@ def plan_step(
     hidden: int,
     vocab_size: int,
     parallel: bool,
+    layer_input: int = 0,
 ) -> Step:
     """The step of a model's layers and its head.
 
-    `parallel` says that a layer's FFN reads what its attention reads (Falcon), not what that has added to.
+    `parallel` says that a layer's FFN reads what its attention reads (Falcon), not what that has added to;
+    `layer_input` is the size of each layer's own embedding of a token, where there is one.
     """
-    plan = _Plan(hidden)
+    plan = _Plan(hidden, [Vector(f"inputs {i}", layer_input, Where.HOST) for i in range(len(layers))])
     for i, layer in enumerate(layers):
         if parallel and layer.mixer and layer.ffn:
             plan.parallel(i, layer.mixer, layer.ffn)
         else:
+            weights = plan.select(i, layer.early) if layer.early else None
             if layer.mixer:
                 plan.mixer(i, layer.mixer)
-            if layer.ffn:
+            if layer.early and weights:
+                plan.selected(i, layer.early, weights)
+            elif layer.ffn:
                 plan.ffn(i, layer.ffn)
+        if layer.own_input:
+            plan.own_input(i, layer.own_input)
         if layer.scale != 1:
             plan.scale(layer.scale)
     return plan.end(head, vocab_size)
@@ -69,8 +89,8 @@ def plan_step(
 class _Plan:
     """A step as far as it is planned. The hidden vectors are on one side at a time."""
 
-    def __init__(self, hidden: int) -> None:
-        self._hidden = hidden
+    def __init__(self, hidden: int, inputs: Sequence[Vector]) -> None:
+        self._hidden, self._inputs = hidden, inputs
         self._instructions: list[Instruction] = []
         self._tasks: list[list[Work]] = []
         self._beside: list[int] = []  # instructions told before each task
@@ -94,6 +114,32 @@ class _Plan:
                 self._tell(Attend(layer, part, x, x))
                 self._at_host = None
 
+    def select(self, layer: int, early: EarlyRouter) -> Vector:
+        """The weights that an early router gives experts, where the mixture is: of what the mixer reads."""
+        match early.experts:
+            case OnHost(part):
+                x = self._present() if self._chained else self._asked(self._task())
+                weights = Vector(f"{layer}.weights", early.count, Where.HOST)
+                self._work(HostSelect(layer, part, x, weights))
+            case OnDevice(experts) | SplitExperts(resident=experts):
+                weights = self._select_on_device(layer, experts, early.count, self._go_to_device())
+        return weights
+
+    def selected(self, layer: int, early: EarlyRouter, weights: Vector) -> None:
+        """A mixture that adds to its own input, by the weights that its router has given before."""
+        match early.experts:
+            case OnHost(part):
+                x = self._continue_on_host()
+                self._work(HostFeedExperts(layer, part, x, weights, x))
+            case OnDevice(experts):
+                x = self._go_to_device()
+                self._tell(FeedExperts(layer, experts, x, weights, x))
+            case SplitExperts() as split:
+                x = self._go_to_device()
+                self._add_experts(layer, split, x, x, weights)
+        if self._on_device_now:
+            self._at_host = None
+
     def ffn(self, layer: int, ffn: AnyFFN) -> None:
         """An FFN that adds to its own input."""
         match ffn:
@@ -108,9 +154,20 @@ class _Plan:
                 self._add_split(layer, ffn, self._start_cold(layer, ffn, x), x, x)
             case SplitExperts():
                 x = self._go_to_device()
-                self._add_experts(layer, ffn, x, x)
+                self._add_experts(layer, ffn, x, x, self._select_on_device(layer, ffn.resident, ffn.count, x))
         if self._on_device_now:
             self._at_host = None
+
+    def own_input(self, layer: int, part: AnyLayerInput) -> None:
+        """What the layer's own embedding of the tokens adds to the hidden vectors."""
+        e = self._inputs[layer]
+        match part:
+            case OnHost(of_host):
+                self._work(HostAddInput(layer, of_host, self._continue_on_host(), e))
+            case OnDevice(of_device):
+                x, there = self._go_to_device(), Vector("input", e.size, Where.DEVICE)
+                self._tell(Upload(e, there), AddInput(layer, of_device, x, there))
+                self._at_host = None
 
     def scale(self, factor: float) -> None:
         """A factor on the hidden vectors."""
@@ -148,7 +205,7 @@ class _Plan:
             case Split() if fed:
                 self._add_split(layer, ffn, fed, x, y)
             case SplitExperts():
-                self._add_experts(layer, ffn, x, y)
+                self._add_experts(layer, ffn, x, y, self._select_on_device(layer, ffn.resident, ffn.count, x))
             case OnHost() if fed:
                 self._tell(Receive(fed, y, add=True))
         if attended:
@@ -171,7 +228,8 @@ class _Plan:
             Task(number, tuple(work), beside)
             for number, (work, beside) in enumerate(zip(self._tasks, self._beside, strict=True))
         )
-        return Step(tuple(self._instructions), tasks, self._first, last, logits)
+        inputs = tuple(self._inputs) if self._inputs[0].size else ()
+        return Step(tuple(self._instructions), tasks, self._first, inputs, last, logits)
 
     # The two sides.
 
@@ -239,9 +297,14 @@ class _Plan:
             task, asked, lambda given, total: HostFeed(layer, split.cold, given, total, scores)
         )
 
-    def _add_experts(self, layer: int, split: SplitExperts, x: Vector, to: Vector) -> None:
-        weights = Vector("weights", split.count, Where.DEVICE)
-        self._tell(Select(layer, split.resident, x, weights))
+    def _select_on_device(
+        self, layer: int, experts: ResidentExperts | Experts, count: int, x: Vector
+    ) -> Vector:
+        weights = Vector("weights", count, Where.DEVICE)
+        self._tell(Select(layer, experts, x, weights))
+        return weights
+
+    def _add_experts(self, layer: int, split: SplitExperts, x: Vector, to: Vector, weights: Vector) -> None:
         task = self._task()
         asked = self._asked(task)
         sent = Vector(f"{task}.selection", split.count, Where.PACKET)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TypeAlias
 
-from hotset.backends.contract import FFN, Head, Mixer
-from hotset.backends.cpu import CpuExperts
+from hotset.backends.contract import FFN, Experts, Head, LayerInput, Mixer
+from hotset.backends.cpu import CpuExperts, CpuLayerInput
 from hotset.hybrid.device import AddNormed, Predict, ResidentExperts
 from hotset.hybrid.parts import HostFFN, HostMixer
 
@@ -72,7 +72,7 @@ class Select:
     """Select a mixture's experts for x: their weights."""
 
     layer: int
-    part: ResidentExperts = field(repr=False)
+    part: ResidentExperts | Experts = field(repr=False)
     x: Vector
     to: Vector
 
@@ -98,7 +98,7 @@ class FeedExperts:
     """Add the resident experts of x, computed on the device."""
 
     layer: int
-    part: ResidentExperts = field(repr=False)
+    part: ResidentExperts | Experts = field(repr=False)
     x: Vector
     weights: Vector
     to: Vector
@@ -212,6 +212,19 @@ class Feed:
 
 
 @dataclass(frozen=True)
+class AddInput:
+    """Add to x what a layer's own embedding e of the tokens gives with it, computed on the device."""
+
+    layer: int
+    part: LayerInput = field(repr=False)
+    x: Vector
+    e: Vector
+
+    def __str__(self) -> str:
+        return f"add input {self.layer} of {self.x} and {self.e} to {self.x}"
+
+
+@dataclass(frozen=True)
 class AddNorm:
     """Add the normalised sum of a layer's FFN."""
 
@@ -239,6 +252,7 @@ Instruction: TypeAlias = (
     | Attend
     | Feed
     | FeedExperts
+    | AddInput
     | AddNorm
 )
 
@@ -297,6 +311,32 @@ class HostFeed:
 
 
 @dataclass(frozen=True)
+class HostSelect:
+    """Select a mixture's experts for x on the host: their weights."""
+
+    layer: int
+    part: CpuExperts = field(repr=False)
+    x: Vector
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"select experts {self.layer} of {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
+class HostAddInput:
+    """Add to x what a layer's own embedding e of the tokens gives with it, computed on the host."""
+
+    layer: int
+    part: CpuLayerInput = field(repr=False)
+    x: Vector
+    e: Vector
+
+    def __str__(self) -> str:
+        return f"add input {self.layer} of {self.x} and {self.e} to {self.x}"
+
+
+@dataclass(frozen=True)
 class HostFeedExperts:
     """Add the experts of x whose weights are positive, computed on the host."""
 
@@ -310,7 +350,9 @@ class HostFeedExperts:
         return f"add experts {self.layer} of {self.x} by {self.weights} to {self.to}"
 
 
-Work: TypeAlias = Take | Answer | Zero | Copy | Scale | HostAttend | HostFeed | HostFeedExperts
+Work: TypeAlias = (
+    Take | Answer | Zero | Copy | Scale | HostAttend | HostFeed | HostSelect | HostFeedExperts | HostAddInput
+)
 
 
 @dataclass(frozen=True)
@@ -325,11 +367,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """Both sides of a step. The hidden vectors of the batch's tokens are in `first` when it begins."""
+    """Both sides of a step. The hidden vectors of the batch's tokens are in `first` when it begins.
+
+    Each layer's own embedding of the tokens is then in `inputs`, where there is one.
+    """
 
     instructions: tuple[Instruction, ...]
     tasks: tuple[Task, ...]
     first: Vector
+    inputs: tuple[Vector, ...]
     last: Vector
     """The hidden vectors after the last layer: where the head is."""
     logits: Vector | None
@@ -337,7 +383,7 @@ class Step:
 
     def vectors(self) -> Iterator[Vector]:
         """Every vector of the step, once."""
-        seen = {self.first: None, self.last: None}
+        seen = dict.fromkeys((self.first, *self.inputs, self.last))
         parts = [*self.instructions, *(work for task in self.tasks for work in task.work)]
         for part in parts:
             values = vars(part).values()

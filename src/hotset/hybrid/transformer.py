@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.backends.contract import F32, Array, Embedding, Head, StateShape
+from hotset.backends.contract import F32, Array, Embedding, Head, LayerInputs, StateShape
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
 from hotset.core.config import ModelConfig
@@ -24,7 +24,9 @@ from hotset.hybrid.experts import add_split_experts
 from hotset.hybrid.ffn import Views, add_split
 from hotset.hybrid.parts import (
     AnyFFN,
+    AnyLayerInput,
     AnyMixer,
+    EarlyRouter,
     HybridLayer,
     OnDevice,
     OnHost,
@@ -65,12 +67,13 @@ class HybridTransformer(Transformer):
         embedding: Embedding,
         layers: Sequence[HybridLayer],
         head: OnHost[Head] | OnDevice[Head],
+        inputs: LayerInputs | None = None,
         *,
         stream: ColdStream | None = None,
         stream_from: int = 0,
         swap_rate: float = 0.0,
     ) -> None:
-        super().__init__(config, host, embedding, (), head.part)
+        super().__init__(config, host, embedding, (), head.part, inputs)
         self.device = device
         self.parts = tuple(layers)
         """The layers; a `Transformer`'s own are all in one place."""
@@ -80,6 +83,7 @@ class HybridTransformer(Transformer):
             hidden=config.hidden_size,
             vocab_size=config.vocab_size,
             parallel=config.parallel,
+            layer_input=config.layer_input,
         )
         self._host = host
         self._head_place = head
@@ -125,12 +129,13 @@ class HybridTransformer(Transformer):
     def _logits(self, batch: Batch) -> F32:
         on_device, on_host = halves(batch)
         x = self.embedding.forward(batch.tokens, batch.positions)
+        e = self.inputs.forward(batch.tokens, x) if self.inputs else None
         if len(x) > MOST_ROWS:
             choosing = not all(span.lossless for span in batch.spans)
             views = Views(self.device.backend.view(on_device), self._host.view(on_host), choosing)
-            last = self._layer_by_layer(x, views)
+            last = self._layer_by_layer(x, e, views)
         else:
-            last, logits = self._executor.run(x, on_device, self._host.view(on_host))
+            last, logits = self._executor.run(x, e, on_device, self._host.view(on_host))
             if self.swaps:
                 self.swaps.after_step(self._executor.selections(len(x)))
             if logits is not None:
@@ -144,12 +149,13 @@ class HybridTransformer(Transformer):
             return np.empty((0, self.config.vocab_size), np.float32)
         return self.head.forward(x if len(rows) == len(x) else self._head_backend.rows(x, rows))
 
-    def _layer_by_layer(self, x: F32, views: Views) -> Array:
-        """The last hidden vectors of embeddings x (T, D), where the head is."""
+    def _layer_by_layer(self, x: F32, e: F32 | None, views: Views) -> Array:
+        """The last hidden vectors, where the head is, of embeddings x (T, D) and the layers' e (T, L, P)."""
         hidden = _Hidden(x, x, on_device=False)
         with self._walk(len(x)) as begun:
             walk = begun
-            for layer in self.parts:
+            for i, layer in enumerate(self.parts):
+                weights = self._select(layer.early, hidden) if layer.early else None
                 if layer.mixer:
                     hidden = self._attend(layer.mixer, hidden, views)
                 fed = False
@@ -158,8 +164,12 @@ class HybridTransformer(Transformer):
                         hidden, fed = self._stream_ffn(layer.streamed, hidden, views, walk), True
                     except DeviceMemoryError:  # others have taken it since the model was placed
                         walk = None
-                if layer.ffn and not fed:
+                if layer.early:
+                    hidden = self._feed_selected(layer.early, hidden, weights)
+                elif layer.ffn and not fed:
                     hidden = self._feed(layer.ffn, hidden, views)
+                if layer.own_input and e is not None:
+                    hidden = self._add_input(layer.own_input, hidden, np.ascontiguousarray(e[:, i]))
                 if layer.scale != 1:
                     self._scale(hidden, layer.scale)
         return self._bring(hidden, on_device=isinstance(self._head_place, OnDevice)).out
@@ -188,8 +198,35 @@ class HybridTransformer(Transformer):
                 add_split(ffn, self.device, at.x, at.out, views)
             case SplitExperts():
                 at = self._bring(hidden, on_device=True)
-                add_split_experts(ffn, self.device, at.x, at.out)
+                add_split_experts(ffn, self.device, at.x, at.out, ffn.resident.select(at.x))
         return replace(at, x=at.out)
+
+    def _select(self, early: EarlyRouter, hidden: _Hidden) -> Array:
+        """The weights that an early router gives experts, of what the mixer reads."""
+        match early.experts:
+            case OnHost(experts):
+                return experts.select(self._bring(hidden, on_device=False).x)
+            case OnDevice(part) | SplitExperts(resident=part):
+                return part.select(self._bring(hidden, on_device=True).x)
+
+    def _feed_selected(self, early: EarlyRouter, hidden: _Hidden, weights: Array) -> _Hidden:
+        """Add a layer's mixture, by the weights that its router has given before."""
+        at = self._bring(hidden, on_device=not isinstance(early.experts, OnHost))
+        match early.experts:
+            case OnHost(experts):
+                experts.add(at.x, at.out, weights)
+            case OnDevice(part):
+                part.add(at.x, at.out, weights)
+            case SplitExperts() as split:
+                add_split_experts(split, self.device, at.x, at.out, weights)
+        return replace(at, x=at.out)
+
+    def _add_input(self, own: AnyLayerInput, hidden: _Hidden, e: F32) -> _Hidden:
+        """Add what a layer's own embedding e (T, P) of the tokens gives."""
+        on_device = isinstance(own, OnDevice)
+        at = self._bring(hidden, on_device=on_device)
+        own.part.forward(at.x, self._to_device(e) if on_device else e, at.out)
+        return at
 
     def _scale(self, hidden: _Hidden, factor: float) -> None:
         if hidden.on_device:

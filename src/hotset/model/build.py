@@ -140,6 +140,16 @@ def ffn_spec(checkpoint: Checkpoint, layer: int) -> FFNSpec:
     return _Weights(checkpoint).ffn(layer)
 
 
+def layer_inputs_spec(checkpoint: Checkpoint) -> LayerInputsSpec:
+    """Each layer's own embedding of the tokens."""
+    return _Weights(checkpoint).layer_inputs()
+
+
+def layer_input_spec(checkpoint: Checkpoint, layer: int) -> LayerInputSpec:
+    """What one layer's own embedding adds."""
+    return _Weights(checkpoint).layer_input(layer)
+
+
 def neuron_ffn_spec(checkpoint: Checkpoint, layer: int, plan: FFNPlan) -> NeuronFFNSpec:
     """A layer's FFN, stored by neuron, under a plan."""
     return _Weights(checkpoint).neuron_ffn(layer, plan)
@@ -312,6 +322,7 @@ class _Weights:
             shared=shared,
             plan=plan,
             post_norm=self.optional_norm(f"{ffn}.post_ffw_norm"),
+            router_norm=self.no_norm() if shape.early else None,
         )
         return self.with_ffn_beside(i, spec) if self.config.layers[i].beside else spec
 
@@ -377,8 +388,11 @@ class _Weights:
 
     def norm_before(self, name: str) -> Norm:
         """The norm before attention or FFN, or none."""
-        hidden = np.ones(self.config.hidden_size, np.float32)
-        return self.optional_norm(name) or Norm(NormKind.NONE, 0.0, hidden)
+        return self.optional_norm(name) or self.no_norm()
+
+    def no_norm(self) -> Norm:
+        """Hidden vectors as they are."""
+        return Norm(NormKind.NONE, 0.0, np.ones(self.config.hidden_size, np.float32))
 
     def optional_norm(self, name: str) -> Norm | None:
         return self.norm(name) if f"{name}.weight" in self.tensors else None

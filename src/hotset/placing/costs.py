@@ -20,7 +20,7 @@ neuron, and would pay for it. Such options are left out.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,9 @@ I64 = NDArray[np.int64]
 SLAB = 64
 """Neurons are placed in groups of so many, experts one by one."""
 _NEVER_MS = 1e6
-"""Of what the GPU cannot do."""
+"""Of what cannot be done."""
+_OWN_INPUT = ("inp_gate.", "proj.", "post_norm.")
+"""What a layer's own embedding is multiplied with lies where the FFN does."""
 HOST, DEVICE = 0, 1
 """Homes of a layer, and rows of its tables."""
 
@@ -113,6 +115,11 @@ class Options:
     """(2,): the attention's part of it."""
     handshake_ms: F64
     """(2, K): the hand-shake's."""
+
+    def at_home(self, home: int) -> "Options":
+        """The same options; one of the other home is chosen where nothing else fits, and shows by its ms."""
+        here = np.arange(2)[:, None] == home
+        return replace(self, bytes=self.bytes * here, ms=self.ms + _NEVER_MS * ~here)
 
 
 def model_parts(
@@ -203,7 +210,7 @@ def _ffn_part(
         predictor = int(size * config.hidden_size * COPY_BITS[plan.score] / 8)
     elif plan and plan.way is Way.PREDICTOR:
         predictor = own["fc1.weight"].nbytes + own["fc2.weight"].nbytes
-    shared = ("ffn_norm.", "post_ffw", "ffn_down.bias", "ffn_down_t.bias")
+    shared = ("ffn_norm.", "post_ffw", "ffn_down.bias", "ffn_down_t.bias", *_OWN_INPUT)
     return FFNPart(
         size=size,
         slab=SLAB if "ffn_down_t" in matrices else math.lcm(SLAB, matrices["ffn_down"].type.block_size),
@@ -236,7 +243,7 @@ def _experts_part(
     order = np.argsort(-frequency, kind="stable")
     # An FFN beside the experts goes where they go.
     beside = ("ffn_gate.", "ffn_up.", "ffn_down.", "pre_ffw")
-    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw", *beside)
+    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw", *beside, *_OWN_INPUT)
     return FFNPart(
         size=experts.count,
         slab=1,

@@ -5,8 +5,10 @@ out, in bytes and milliseconds. docs/how/plan.md explains how.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +148,27 @@ class Planner:
         """The plan for a budget of so many bytes. A larger budget is never predicted to be slower."""
         if budget < 0:
             raise RequestError(f"budget is {budget} bytes: expected 0 or more (--vram)")
-        return self.described(tabulated(self.problem, max(0, budget - self.working_bytes)), budget)
+        room = max(0, budget - self.working_bytes)
+        solutions = [tabulated(problem, room) for problem in self._problems()]
+        best = min(solutions, key=lambda solution: solution.ms)
+        bound = min(solution.bound for solution in solutions)
+        return self.described(replace(best, bound=bound), budget)
+
+    def _problems(self) -> Iterator[Problem]:
+        """The problem or, where layers share keys and values, one for each way to give those one home."""
+        together: defaultdict[int, set[int]] = defaultdict(set)
+        for i, layer in enumerate(self.parts.config.layers):
+            if layer.kv_from is not None:
+                together[layer.kv_from] |= {layer.kv_from, i}
+        if not together:
+            yield self.problem
+            return
+        for homes in product((HOST, DEVICE), repeat=len(together)):
+            items = list(self._items)
+            for home, group in zip(homes, together.values(), strict=True):
+                for i in group:
+                    items[i] = items[i].at_home(home)
+            yield Problem(items, self.problem.switch_ms)
 
     def predicted(self, placement: Placement) -> Plan:
         """The plan that has this placement, for comparison; its hot counts must be among the options."""

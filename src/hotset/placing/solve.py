@@ -140,7 +140,7 @@ def lower_bound(problem: Problem, budget: int) -> tuple[float, Choice, Choice]:
     fastest = problem.at_price(0.0)
     if fastest.bytes <= budget:
         return fastest.ms, fastest, fastest
-    fits = problem.at_price(1.0)  # a millisecond a byte: nothing is worth that
+    fits = problem.at_price(1e12)  # milliseconds a byte: nothing is worth that
     exceeds = fastest
     while True:
         price = (fits.ms - exceeds.ms) / (exceeds.bytes - fits.bytes)

@@ -31,6 +31,7 @@ from hotset.backends.contract import (
     Head,
     HeadSpec,
     LatentSpec,
+    LayerInputSpec,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
@@ -152,29 +153,37 @@ class _LatePart:
         self._device.tell(lambda: self._part().neurons(x, gate, h))
 
 
-class _LateExperts:
+class _LateMixture(_LatePart):
     """A mixture whose work is told to the stream."""
 
-    def __init__(self, device: "LateStandIn", part: ResidentExperts, count: int) -> None:
-        self._device, self._part, self._count = device, part, count
-        self.resident = list(part.resident)
+    def __init__(self, device: "LateStandIn", part: Any, count: int) -> None:
+        super().__init__(device, lambda: part)
+        self._mixture, self._count = part, count
 
     def select(self, x: F32) -> F32:
         late = self._device.empty((len(x), self._count))
-        self._device.tell(lambda: np.copyto(late, self._part.select(x)))
+        self._device.tell(lambda: np.copyto(late, self._mixture.select(x)))
         return late
 
     def add(self, x: F32, out: F32, weights: F32) -> None:
-        self._device.tell(lambda: self._part.add(x, out, weights))
+        self._device.tell(lambda: self._mixture.add(x, out, weights))
+
+
+class _LateExperts(_LateMixture):
+    """The same of one whose experts are not all resident."""
+
+    def __init__(self, device: "LateStandIn", part: ResidentExperts, count: int) -> None:
+        super().__init__(device, part, count)
+        self.resident = list(part.resident)
 
     def for_host(self, weights: F32) -> F32:
         late = self._device.empty(weights.shape)
-        self._device.tell(lambda: np.copyto(late, self._part.for_host(weights)))
+        self._device.tell(lambda: np.copyto(late, self._mixture.for_host(weights)))
         return late
 
     def swap(self, leaving: int, coming: int) -> None:
         self.resident[self.resident.index(leaving)] = coming
-        self._device.tell(lambda: self._part.swap(leaving, coming))
+        self._device.tell(lambda: self._mixture.swap(leaving, coming))
 
 
 class _LateHead:
@@ -227,7 +236,10 @@ class _LateBackend:
         return _LatePart(self._device, lambda: part)
 
     def experts(self, spec: ExpertsSpec, index: int = 0) -> Any:
-        part = self._backend.experts(spec, index)
+        return _LateMixture(self._device, self._backend.experts(spec, index), spec.shape.count)
+
+    def layer_input(self, spec: LayerInputSpec) -> Any:
+        part = self._backend.layer_input(spec)
         return _LatePart(self._device, lambda: part)
 
     def head(self, spec: HeadSpec) -> _LateHead:

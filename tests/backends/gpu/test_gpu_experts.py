@@ -8,9 +8,10 @@ import pytest
 from helpers.experts import experts_spec, numbers
 from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
 
+from hotset.backends.contract import Norm
 from hotset.backends.gpu.experts import GpuExperts
 from hotset.backends.reference import ReferenceBackend
-from hotset.core.config import Activation, FFNPlan, Gating, Way
+from hotset.core.config import Activation, FFNPlan, Gating, NormKind, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.tensor import TensorType
 
@@ -57,7 +58,7 @@ def test_experts(backend: Any, options: dict[str, Any]) -> None:
 
 
 def test_an_early_router_gives_logits(backend: Any) -> None:
-    spec = experts_spec(early=True)
+    spec = replace(experts_spec(early=True), router_norm=Norm(NormKind.NONE, 0.0, np.ones(64, np.float32)))
     layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
     x, before = numbers(1, 2, 64), numbers(2, 2, 64)
     expected = x.copy()
@@ -65,6 +66,7 @@ def test_an_early_router_gives_logits(backend: Any) -> None:
     out = to_gpu(backend, x)
     layer.forward(out, out, None, layer.route(to_gpu(backend, before)))
     assert_close(out, expected, 2e-5)
+    assert_close(layer.select(to_gpu(backend, before)), reference.select(before), 1e-5)
 
 
 def test_neurons_of_selected_experts(backend: Any) -> None:

@@ -14,6 +14,7 @@ from hotset.backends.contract import (
     EmbeddingSpec,
     FFNSpec,
     HeadSpec,
+    LayerInputSpec,
     Linear,
     NeuronFFNSpec,
     Norm,
@@ -400,3 +401,14 @@ def test_wrong_arguments(backend: Any) -> None:
         backend.attention(replace(attention_spec(), rope=rope(22, False)))
     with pytest.raises(CheckpointError, match="drelu needs a gate"):
         backend.ffn(FFNSpec(norm(1, 40), None, linear(1, 8, 40), linear(2, 40, 8), Activation.DRELU))
+
+
+def test_own_embeddings_of_layers(backend: Any) -> None:
+    spec = LayerInputSpec(linear(1, 12, HIDDEN), linear(2, HIDDEN, 12), norm(3, HIDDEN))
+    layer, reference = backend.layer_input(spec), ReferenceBackend().layer_input(spec)
+    for rows in (1, 5):
+        x, e = numbers(rows, rows, HIDDEN), numbers(7, rows, 12)
+        expected, out = x.copy(), to_gpu(backend, x)
+        reference.forward(x, e, expected)
+        layer.forward(out, to_gpu(backend, e), out)
+        assert_close(out, expected, 1e-3)

@@ -2,7 +2,14 @@
 
 from hotset.backends.cpu.backend import CpuBackend, cache_bytes
 from hotset.backends.cpu.experts import CpuExperts
-from hotset.backends.cpu.parts import CpuAttention, CpuEmbedding, CpuFFN, CpuHead, CpuNeuronFFN
+from hotset.backends.cpu.parts import (
+    CpuAttention,
+    CpuEmbedding,
+    CpuFFN,
+    CpuHead,
+    CpuLayerInput,
+    CpuNeuronFFN,
+)
 from hotset.backends.cpu.recurrent import CpuRecurrent
 from hotset.backends.cpu.state import CpuSequence
 
@@ -13,6 +20,7 @@ __all__ = [
     "CpuExperts",
     "CpuFFN",
     "CpuHead",
+    "CpuLayerInput",
     "CpuNeuronFFN",
     "CpuRecurrent",
     "CpuSequence",

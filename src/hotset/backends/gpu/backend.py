@@ -15,7 +15,6 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     LatentSpec,
-    LayerInput,
     LayerInputs,
     LayerInputSpec,
     LayerInputsSpec,
@@ -29,7 +28,7 @@ from hotset.backends.cpu import CpuEmbedding
 from hotset.backends.gpu.attention import GpuAttention
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.experts import GpuExperts
-from hotset.backends.gpu.ffn import GpuFFN, GpuNeuronFFN, GpuNorm
+from hotset.backends.gpu.ffn import GpuFFN, GpuLayerInput, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuPredictor
 from hotset.backends.gpu.recurrent import build_recurrent
@@ -134,12 +133,12 @@ class GpuBackend:
         return GpuExperts(self.gpu, spec, experts)
 
     def layer_inputs(self, spec: LayerInputsSpec) -> LayerInputs:
-        """Refuse: it has none yet."""
+        """Refuse: the table is the host's."""
         raise HotsetError(f"{spec.rows.name}: the GPU backend has no embeddings for each layer yet")
 
-    def layer_input(self, spec: LayerInputSpec) -> LayerInput:
-        """Refuse: it has none yet."""
-        raise HotsetError(f"{spec.gate.weight.name}: the GPU backend has no embeddings for each layer yet")
+    def layer_input(self, spec: LayerInputSpec) -> GpuLayerInput:
+        """Build what one of them adds."""
+        return GpuLayerInput(self.gpu, spec)
 
     def head(self, spec: HeadSpec) -> GpuHead:
         """Build the final norm and the output projection."""

@@ -15,7 +15,7 @@ from hotset.backends.gpu.ffn import ACTIVATIONS, GpuFFN, GpuNorm
 from hotset.backends.gpu.kernels import experts as kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows
-from hotset.core.config import Gating
+from hotset.core.config import Gating, NormKind
 from hotset.core.errors import HotsetError
 from hotset.formats.tensor import Tensor, TensorType
 
@@ -35,8 +35,10 @@ class GpuExperts:
         shape, hidden = spec.shape, spec.norm.weight.size
         if shape.groups > 1:
             raise HotsetError(f"{spec.router.weight.name}: groups of experts run on the CPU alone so far")
-        if spec.beside or spec.router_norm or spec.factors is not None:
+        if spec.beside or spec.factors is not None:
             raise HotsetError(f"{spec.router.weight.name}: experts beside an FFN run on the CPU alone so far")
+        if spec.router_norm and spec.router_norm.kind is not NormKind.NONE:
+            raise HotsetError(f"{spec.router.weight.name}: a router's own norm runs on the CPU alone so far")
         self.gpu, self.spec, self.hidden = gpu, spec, hidden
         self.resident = list(range(shape.count)) if resident is None else list(resident)
         self.norm = GpuNorm(gpu, spec.norm, hidden)
@@ -59,9 +61,9 @@ class GpuExperts:
         return logits
 
     def select(self, x: Any, logits: Any = None) -> Any:
-        shape = self.spec.shape
+        spec, shape = self.spec, self.spec.shape
         if logits is None:
-            logits = self.route(self.norm.input(x).numbers)
+            logits = self.route(x if spec.router_norm else self.norm.input(x).numbers)
         weights = self.gpu.scratch("experts", len(x), shape.count)
         bias = self._selection_bias
         kernels.select_experts[(len(x),)](

@@ -8,7 +8,7 @@ import triton
 
 from hotset import _native
 from hotset.backends.checks import check_gate, check_shape
-from hotset.backends.contract import F32, FFNSpec, Linear, NeuronFFNSpec, Norm
+from hotset.backends.contract import F32, FFNSpec, LayerInputSpec, Linear, NeuronFFNSpec, Norm
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.kernels import norm as norm_kernels
 from hotset.backends.gpu.kernels.activation import neurons
@@ -148,6 +148,35 @@ class GpuFFN:
 
     def _down(self, h: Any, out: Any, add: bool) -> None:
         self.down.times(h, out, add=add)
+
+
+class GpuLayerInput:
+    """What a layer's own embedding of the tokens adds; see `hotset.backends.contract.LayerInput`."""
+
+    def __init__(self, gpu: Gpu, spec: LayerInputSpec) -> None:
+        size, hidden = spec.gate.weight.shape
+        self.gpu = gpu
+        self.gate, self.up = (
+            build_matrix(gpu, spec.gate, size, hidden),
+            build_matrix(gpu, spec.up, hidden, size),
+        )
+        self.post_norm = GpuNorm(gpu, spec.post_norm, hidden)
+
+    def forward(self, x: Any, e: Any, out: Any) -> None:
+        h, y = self.gpu.scratch("h", *e.shape), self.gpu.scratch("y", *x.shape)
+        self.gate.times(x, h)
+        neurons[(triton.cdiv(h.numel(), 1024),)](
+            h,
+            e,
+            h,
+            h.numel(),
+            GATED=True,
+            ACTIVATION=ACTIVATIONS[Activation.GELU_TANH],
+            BLOCK=1024,
+            num_warps=4,
+        )
+        self.up.times(h, y)
+        self.post_norm.forward(y, out, add=True)
 
 
 class GpuNeuronFFN(GpuFFN):
