@@ -89,3 +89,47 @@ def test_a_slower_machine_gets_shorter_steps():
             rows = pace.prompt_rows(1)
             pace.observe(1, rows, 0.05 + rows * 0.002 * slower)
     assert 0.2 < 0.05 + rows * 0.008 < 0.3
+
+
+@given(
+    few=st.floats(0.002, 0.03),
+    ratio=st.floats(1, 2.5),
+    context=st.floats(0, 0.3),
+    before=st.lists(st.integers(2, 8), max_size=30),
+    answers=st.integers(1, 4),
+)
+def test_a_long_prompt_after_short_ones_keeps_nobody_waiting(few, ratio, context, before, answers):
+    """Up to 8 rows are faster by `ratio`; late rows of the prompt, which attend to more, take longer."""
+    fixed = max(0.05, few * answers)
+
+    def seconds(rows, share=0.0):
+        return max(fixed, rows * few if rows <= 8 else rows * few * ratio * (1 + context * share))
+
+    pace = Pace()
+    for rows in before:
+        pace.observe(answers, 0, fixed)
+        pace.observe(1, rows - 1, seconds(rows))
+    pace.observe(answers, 0, fixed)
+    left = 2000
+    while left > 0:
+        rows = min(left, pace.prompt_rows(answers))
+        took = seconds(rows + answers, 1 - left / 2000)
+        assert took <= 3 * fixed + 0.25 or rows == 1 or pace.row is None
+        pace.observe(answers, rows, took)
+        left -= rows
+
+
+def test_one_long_stop_of_the_machine_is_forgotten():
+    pace = Pace()
+    for _ in range(20):
+        pace.observe(1, 0, 0.05)
+        pace.observe(1, 20, 0.3)
+    usual = pace.prompt_rows(1)
+    pace.observe(1, 20, 30.0)
+    for _ in range(40):
+        rows = pace.prompt_rows(1)
+        pace.observe(1, rows, 0.015 * (1 + rows))
+    assert pace.prompt_rows(1) >= usual // 3
+    for _ in range(20):  # prompts alone
+        pace.observe(0, ALONE_ROWS, 0.014 * ALONE_ROWS)
+    assert pace.prompt_rows(1) >= usual

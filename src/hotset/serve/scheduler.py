@@ -14,12 +14,8 @@ from typing import NamedTuple
 ALONE_ROWS = 512
 """Rows of prompts in a step in which nobody waits for a next token."""
 
-_FIRST_ROWS = 16
+_FIRST_ROWS = 12
 """Rows of prompts beside answers before any speed is known."""
-
-_STEADY_ROWS = 8
-"""Steps of fewer rows take much the same time, that of reading the weights; they tell nothing of a row's."""
-
 
 _COSTS = (0.0, 0.6, 0.7, 0.8, 1.15, 1.25, 1.4, 1.5, 1.75, 1.75, 1.75, 1.75, 2.1, 2.2, 2.3, 2.4)
 """What a step of 1, 2, 3 … rows takes more than one of one row, as a share of that (docs/log/2026-11.md)."""
@@ -88,7 +84,7 @@ class Pace:
     token: float | None = None
     """Seconds of a step without prompts."""
     row: float | None = None
-    """Seconds a row of a step with prompts."""
+    """Seconds a row of a step with prompts, rather too many: it rises at once and falls slowly."""
     single: float | None = None
     """Seconds of a step of one row."""
     cost_ratio: float = 1.0
@@ -104,14 +100,20 @@ class Pace:
             elif self.single and answers <= len(_COSTS):
                 cost_ratio = (seconds / self.single - 1) / _COSTS[answers - 1]
                 self.cost_ratio = _mean(self.cost_ratio, min(max(cost_ratio, 0.0), 4.0), 8)
-        elif answers + prompts >= _STEADY_ROWS:
-            self.row = _mean(self.row, seconds / (answers + prompts))
+            return
+        rows = answers + prompts
+        row = seconds / max(rows, FEW_ROWS)  # fewer take the time of reading the weights
+        if self.row is None:
+            self.row = row if rows > FEW_ROWS else None
+        else:
+            # Kernels of few rows may be some times as fast as those of more, so they say little of a longer step.
+            falls = rows > FEW_ROWS or row < self.row / 3
+            self.row = min(max(row, _mean(self.row, row, 8) if falls else self.row), 2 * self.row)
 
     def prompt_rows(self, answers: int, spent: float = 0.0) -> int:
         """Rows of prompts for a step with so many rows of answers, 1 or more; `spent` seconds are over.
 
-        Such a step may take twice what it takes without prompts and 0.15 s more. Speeds of few rows are lower
-        than those of many, so what is learnt from a short step does not make the next one too long.
+        Such a step may take twice what it takes without prompts and 0.15 s more.
         """
         if not answers:
             return ALONE_ROWS
