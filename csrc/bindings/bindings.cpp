@@ -33,6 +33,10 @@ std::vector<std::string> kernel_levels() {
 
 NB_MODULE(_native, m) {
   m.doc() = "Hotset's CPU kernels.";
+#ifdef NDEBUG
+  // A script that ends with its model still loaded has leaked nothing.
+  nanobind::set_leak_warnings(false);
+#endif
   m.def("kernel_levels", &kernel_levels, "Instruction sets with kernels that this CPU runs, best first.");
   bind_codebook(m);
   bind_batch(m);

@@ -130,6 +130,6 @@ def test_one_long_stop_of_the_machine_is_forgotten():
         rows = pace.prompt_rows(1)
         pace.observe(1, rows, 0.015 * (1 + rows))
     assert pace.prompt_rows(1) >= usual // 3
-    for _ in range(20):  # prompts alone
+    for _ in range(60):  # prompts alone
         pace.observe(0, ALONE_ROWS, 0.014 * ALONE_ROWS)
     assert pace.prompt_rows(1) >= usual
