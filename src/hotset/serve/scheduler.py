@@ -106,7 +106,7 @@ class Pace:
         if self.row is None:
             self.row = row if rows > FEW_ROWS else None
         else:
-            # Kernels of few rows may be some times as fast as those of more, so they say little of a longer step.
+            # Kernels of few rows may be some times faster, so they say little of a longer step.
             falls = rows > FEW_ROWS or row < self.row / 3
             self.row = min(max(row, _mean(self.row, row, 8) if falls else self.row), 2 * self.row)
 
