@@ -15,10 +15,12 @@ from hotset.backends.alone import view_alone
 from hotset.backends.contract import AttentionSpec, FFNSpec, Linear, NeuronFFNSpec, Norm, StateShape
 from hotset.backends.gpu import GpuBackend
 from hotset.backends.gpu.matrix import build_matrix
+from hotset.backends.gpu.packets import GpuPackets
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.formats.tensor import Tensor, TensorType
+from hotset.hybrid.device import chosen_words
 
 F32 = NDArray[np.float32]
 
@@ -223,23 +225,26 @@ class KernelSuite:
         return [self.figure(f"attention Q4_0, {s.context} positions", seconds, nbytes, off)]
 
     def predictor(self) -> list[dict[str, Any]]:
-        """Scores by a 2-bit copy of the gate, and the choice of neurons."""
+        """Scores by a 2-bit copy of the gate, and the choice of neurons, as a packet on the GPU."""
         s, gpu = self.sizes, self.backend.gpu
         norm = Norm(NormKind.RMS, 1e-5, np.ones(s.hidden, np.float32))
         gate = Linear(random_tensor(TensorType.F16, s.ffn, s.hidden))
         plan = FFNPlan(Way.PREDICTOR, Score.GATE_Q2)
         part = self.backend.predictor(NeuronFFNSpec(norm, gate, gate, gate, Activation.RELU, plan))
-        x, cutoff = gpu.upload(numbers(7, 1, s.hidden)), gpu.upload(np.zeros(1, np.float32))
-        indices, count = part.selection(0)
+        x, cutoffs = gpu.upload(numbers(7, 1, s.hidden)), gpu.upload(np.zeros(1, np.float32))
+        packet = gpu.upload(np.zeros((1, chosen_words(s.ffn)), np.int64))
+        packets = GpuPackets(gpu, packet, 1)
+        packets.begin(gpu.upload(np.ones(2, np.int32)))
 
         def choose() -> Any:
             scores = part.scores(x)
-            part.select(scores, cutoff, 0, indices, count)
+            packets.send_chosen(scores, cutoffs, packet)
             return scores
 
         scores = choose().cpu().numpy()[0]
-        chosen = np.flatnonzero(scores >= 0)
-        equal = np.array_equal(indices.cpu().numpy()[: int(count[0])], chosen)
+        words = packet.cpu().numpy()[0, : chosen_words(s.ffn) - s.ffn].astype(np.uint32)
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")[: s.ffn]
+        equal = np.array_equal(bits, scores >= 0)
         seconds = self.clock.seconds([choose])
         nbytes = s.ffn * s.hidden * 10 // 32
         return [self.figure("predictor gate_q2 with its choice", seconds, nbytes, 0.0 if equal else 1.0)]

@@ -195,7 +195,7 @@ void neuron_ffn_forward(const NeuronFfn& layer, nb::handle x, nb::handle out, co
   if (const std::string why = layer.refuses(rows); !why.empty()) refuse("batch: " + why);
   if (rows.rows() == 0) return;
   const nb::gil_scoped_release release;
-  layer.forward(from.data(), to.data(), rows, given ? given->data() : nullptr);
+  layer.forward(from.data(), to.data(), rows, {given ? given->data() : nullptr, layer.neurons()});
 }
 
 void neuron_ffn_neurons(const NeuronFfn& layer, nb::handle x, nb::handle gate, nb::handle h) {

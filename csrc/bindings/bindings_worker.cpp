@@ -28,6 +28,7 @@ using namespace hotset;
 namespace {
 
 using Rows = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using CutOffs = nb::ndarray<float, nb::ndim<1>, nb::device::cpu>;
 using Packet = nb::ndarray<Word, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 template <typename Array>
@@ -38,11 +39,11 @@ void expect_width(const char* name, const Array& rows, int64_t width) {
                             .c_str());
 }
 
-void expect_rows(const Packet& packet, const Rows& x) {
-  if (packet.shape(0) == x.shape(0)) return;
+template <typename Array>
+void expect_rows(const Array& array, const Rows& x) {
+  if (array.shape(0) == x.shape(0)) return;
   throw nb::value_error(
-      ("packet: expected " + std::to_string(x.shape(0)) + " rows, found " + std::to_string(packet.shape(0)))
-          .c_str());
+      ("expected " + std::to_string(x.shape(0)) + " rows, found " + std::to_string(array.shape(0))).c_str());
 }
 
 void add_take(HostWorker& worker, Packet packet, Rows x) {
@@ -88,17 +89,33 @@ void add_ffn(HostWorker& worker, std::shared_ptr<Ffn> layer, Rows x, Rows out) {
   });
 }
 
+void add_take_chosen(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Packet packet, Rows x,
+                     CutOffs cutoffs) {
+  const int64_t width = Said::width(layer->neurons());
+  expect_width("packet", packet, width);
+  expect_width("x", x, width);
+  expect_rows(packet, x);
+  expect_rows(cutoffs, x);
+  worker.add_take(
+      {packet.data(), x.data(), width, Said::bit_words(layer->neurons()), cutoffs.data(), cutoffs.stride(0)});
+  worker.add_preparation([layer = std::move(layer), to = cutoffs.data(), stride = cutoffs.stride(0)](
+                             const Batch* batch) { layer->cut_offs(*batch, to, stride); });
+}
+
 void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x, Rows out,
-                    std::optional<Rows> scores) {
+                    std::optional<Rows> chosen, std::optional<CutOffs> cutoffs) {
   expect_width("x", x, layer->hidden());
   expect_width("out", out, layer->hidden());
-  if (scores) expect_width("scores", *scores, layer->neurons());
+  if (chosen.has_value() != cutoffs.has_value()) throw nb::value_error("chosen, cutoffs: expected both");
+  if (chosen) expect_width("chosen", *chosen, Said::width(layer->neurons()));
+  if (chosen) expect_rows(*cutoffs, *chosen);
   worker.use(&layer->pool());
-  if (!scores && layer->needs_scores()) throw nb::value_error("scores: this layer needs them");
-  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(),
-                   scores = scores ? scores->data() : nullptr](const Batch* batch) {
+  if (!chosen && layer->needs_scores()) throw nb::value_error("chosen: this layer needs it");
+  Said said;
+  if (chosen) said = {chosen->data(), layer->neurons(), cutoffs->data(), cutoffs->stride(0)};
+  worker.add_work([layer = std::move(layer), x = x.data(), out = out.data(), said](const Batch* batch) {
     if (const std::string why = layer->refuses(*batch); !why.empty()) throw std::runtime_error(why);
-    layer->forward(x, out, *batch, scores);
+    layer->forward(x, out, *batch, said);
   });
 }
 
@@ -186,8 +203,14 @@ void bind_worker(nb::module_& m) {
            "Add the attention of x (T, D) to out (T, D).")
       .def("attention", &add_mixer<LatentAttention>, "attention"_a, "x"_a, "out"_a)
       .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
-      .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "scores"_a.none(),
-           "The same for an FFN stored by neuron; with predicted scores (T, F) where given.")
+      .def("take_chosen", &add_take_chosen, "ffn"_a, "packet"_a, "x"_a, "cutoffs"_a,
+           "Before its work: take x (T, ceil(F / 32) + F) from the device's packet, bits of the neurons that "
+           "it "
+           "chooses at the cut-offs (T,), or their scores where that is NaN. The worker writes these, when a "
+           "step begins.")
+      .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "chosen"_a.none() = nb::none(),
+           "cutoffs"_a.none() = nb::none(),
+           "The same for an FFN stored by neuron; with what `take_chosen` takes where given.")
       .def("recurrent", &add_mixer<DeltaNet>, "layer"_a, "x"_a, "out"_a,
            "Add a layer with a recurrent state of x (T, D) to out (T, D).")
       .def("recurrent", &add_mixer<ShortConv>, "layer"_a, "x"_a, "out"_a)

@@ -130,10 +130,7 @@ struct ChosenJob {
       const int64_t n = std::min(kNeighbours, c.neurons - first);
       uint64_t chosen[kMostRows], any = 0;
       for (int64_t t = 0; t < c.rows; ++t) {
-        chosen[t] = !c.scores ? ~uint64_t{0} >> (kNeighbours - n)
-                              : runtime->neurons.select(c.scores + t * c.neurons + first,
-                                                        c.factors ? c.factors + first : nullptr, c.magnitude,
-                                                        n, c.cutoffs[t]);
+        chosen[t] = c.chosen(runtime->neurons, t, first, n);
         any |= chosen[t];
         if (of_rows) of_rows[t].chosen += std::popcount(chosen[t]);
       }

@@ -24,8 +24,10 @@ struct Tally {
 struct Chosen {
   int64_t rows, neurons;
 
-  // Those whose score (or its magnitude) times its factor reaches the row's cut-off; all, where scores
-  // (rows x neurons) are null. Factors may be.
+  // Those whose bits are set, ceil(neurons / 64) words to a row; where there are none, those whose score (or
+  // its magnitude) times its factor reaches the row's cut-off; all, where scores (rows x neurons) are null
+  // too. Factors may be.
+  const uint64_t* bits;
   const float* scores;
   const float* factors;
   bool magnitude;
@@ -44,10 +46,19 @@ struct Chosen {
   float* values;  // where the chosen neurons' values are written (rows x neurons), or null
   Tally* tally;   // counts who fires, or null
 
+  // The bits of n <= 64 neurons from `first` on, a multiple of 64, that a row has chosen.
+  uint64_t chosen(const NeuronKernels& kernels, int64_t row, int64_t first, int64_t n) const {
+    if (bits) return bits[row * ceil_div(neurons, 64) + first / 64];
+    if (!scores) return ~uint64_t{0} >> (64 - n);
+    return kernels.select(scores + row * neurons + first, factors ? factors + first : nullptr, magnitude, n,
+                          cutoffs[row]);
+  }
+
   // Some rows' part.
   Chosen part(int64_t row, int64_t count) const {
     Chosen rows_of = *this;
     rows_of.rows = count;
+    if (bits) rows_of.bits += row * ceil_div(neurons, 64);
     if (scores) {
       rows_of.scores += row * neurons;
       rows_of.cutoffs += row;

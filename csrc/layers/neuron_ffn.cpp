@@ -1,6 +1,8 @@
 #include "layers/neuron_ffn.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <limits>
 
 namespace hotset {
@@ -8,13 +10,6 @@ namespace {
 
 const Linear* or_else(const std::shared_ptr<const Linear>& a, const std::shared_ptr<const Linear>& b) {
   return a ? a.get() : b.get();
-}
-
-// A copy for regions to read (see thread_pool.h).
-const float* keep(Session& session, const float* values, int64_t n) {
-  auto* copy = session.allocate<float>(n);
-  std::copy_n(values, n, copy);
-  return copy;
 }
 
 // A copy of some rows.
@@ -81,6 +76,27 @@ float* NeuronFfn::values(Session& session, const Input& input) const {
   return h;
 }
 
+Chooser* NeuronFfn::chooser(const Span& span) const {
+  const bool chooses = span.sequence && parts_.index < static_cast<int64_t>(span.sequence->choosers.size());
+  return chooses ? &span.sequence->choosers[parts_.index] : nullptr;
+}
+
+void NeuronFfn::cut_offs(const Batch& batch, float* to, int64_t stride) const {
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    const Span& span = batch.span_of(row);
+    Chooser* of = chooser(span);
+    float& cutoff = to[row * stride];
+    cutoff = std::numeric_limits<float>::infinity();
+    if (span.lossless || !of) continue;
+    bool unknown = of->cutoff.due(batch.position(row), false);
+    // An audit moves it for the rows that follow.
+    for (int64_t before = 0; before < row; ++before) {
+      unknown |= chooser(batch.span_of(before)) == of && std::isnan(to[before * stride]);
+    }
+    cutoff = unknown ? std::numeric_limits<float>::quiet_NaN() : of->cutoff.value();
+  }
+}
+
 bool NeuronFfn::wants_scores(const Batch& batch) const {
   if (!needs_scores()) return false;
   const std::vector<Span>& spans = batch.spans();
@@ -98,7 +114,7 @@ std::string NeuronFfn::refuses(const Batch& batch) const {
 
 // Rows of lossless spans, which need nearly all neurons together, go one way, however few they are; all
 // others go the other way, however many: so that a row's bits do not depend on its neighbours.
-void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const float* scores) const {
+void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const Said& said) const {
   Session session(parts_.runtime->pool);
   const Zone zone(parts_.runtime->zones, ZoneName::kFfnChosen);
   const int64_t width = hidden();
@@ -109,21 +125,20 @@ void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const fl
   int64_t n_lossless = 0, n_chosen = 0, n_due = 0;
   for (int64_t row = 0; row < batch.rows(); ++row) {
     const Span& span = batch.span_of(row);
-    const bool chooses = span.sequence && parts_.index < static_cast<int64_t>(span.sequence->choosers.size());
-    Chooser* chooser = chooses ? &span.sequence->choosers[parts_.index] : nullptr;
-    const int64_t position = span.position + row - span.row0;
+    Chooser* of = chooser(span);
+    const int64_t position = batch.position(row);
     if (!span.lossless) {
-      of_chosen[n_chosen] = {row, position, chooser};
+      of_chosen[n_chosen] = {row, position, of};
       chosen[n_chosen++] = row;
       continue;
     }
-    if (chooser && !parts_.predictor.empty() && chooser->cutoff.due(position, true)) {
-      due[n_due++] = {n_lossless, position, chooser};
+    if (of && !parts_.predictor.empty() && of->cutoff.due(position, true)) {
+      due[n_due++] = {n_lossless, position, of};
     }
     lossless[n_lossless++] = row;
   }
   if (n_chosen == 0) return add_lossless(session, x, out, n_lossless, due, n_due);
-  if (n_lossless == 0) return add_chosen_neurons(session, x, out, scores, of_chosen, n_chosen);
+  if (n_lossless == 0) return add_chosen_neurons(session, x, out, said, of_chosen, n_chosen);
 
   // Gathered before any result is written, as out may be x.
   const auto scatter = [&](const float* from, const int64_t* rows, int64_t n) {
@@ -133,9 +148,8 @@ void NeuronFfn::forward(const float* x, float* out, const Batch& batch, const fl
               *x_of = gather(session, x, chosen, n_chosen, width);
   float *lossless_out = gather(session, out, lossless, n_lossless, width),
         *out_of = gather(session, out, chosen, n_chosen, width);
-  const float* scores_of = scores ? gather(session, scores, chosen, n_chosen, neurons()) : nullptr;
   add_lossless(session, lossless_x, lossless_out, n_lossless, due, n_due);
-  add_chosen_neurons(session, x_of, out_of, scores_of, of_chosen, n_chosen);
+  add_chosen_neurons(session, x_of, out_of, said, of_chosen, n_chosen);
   scatter(lossless_out, lossless, n_lossless);
   scatter(out_of, chosen, n_chosen);
 }
@@ -184,7 +198,15 @@ const float* NeuronFfn::add_all_neurons(Session& session, const float* x, float*
   return h;
 }
 
-void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out, const float* scores,
+// Bits of the neurons whose score reaches the cut-off.
+void NeuronFfn::choose(const float* scores, float cutoff, uint64_t* bits) const {
+  for (int64_t first = 0; first < neurons(); first += 64) {
+    const int64_t n = std::min<int64_t>(64, neurons() - first);
+    *bits++ = parts_.runtime->neurons.select(scores + first, nullptr, false, n, cutoff);
+  }
+}
+
+void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out, const Said& said,
                                    const Row* of, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
   const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
@@ -201,13 +223,21 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
   chosen.known = parts_.first ? values(session, input) : nullptr;
   chosen.everything = parts_.way == Way::kDense;
   chosen.tally = tally_.get();
-  if (!chosen.everything) {
-    chosen.scores = !predicted ? chosen.known
-                    : scores   ? keep(session, scores, rows * neurons())
-                               : predict(session, input);
+  const int64_t words = ceil_div(neurons(), 64);
+  uint64_t* bits = nullptr;
+  if (predicted && said.rows) {
+    chosen.bits = bits = session.allocate<uint64_t>(rows * words);
+  } else if (!chosen.everything) {
+    chosen.scores = predicted ? predict(session, input) : chosen.known;
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
   }
+  const auto take_bits = [&](int64_t t, float cutoff) {
+    uint64_t* to = bits + t * words;
+    if (const float* scores = said.scores(of[t].row)) return choose(scores, cutoff, to);
+    to[words - 1] = 0;
+    std::memcpy(to, said.bits(of[t].row), Said::bit_words(neurons()) * sizeof(float));
+  };
   // An audited row computes all its neurons. What it shows counts from its sequence's next row on, so that
   // the rows up to it are computed first.
   auto* cutoffs = session.allocate<float>(rows);
@@ -222,6 +252,7 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       cutoffs[end] = audited ? -std::numeric_limits<float>::infinity()
                      : exact ? std::numeric_limits<float>::denorm_min()
                              : cutoff.value();
+      if (bits) take_bits(end, cutoffs[end]);
       ++end;
     } while (end < rows && !(audited && of[end].chooser == of[end - 1].chooser));
     Chosen part = chosen.part(start, end - start);
@@ -243,8 +274,9 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       tally_->rows.fetch_add(1, std::memory_order_relaxed);
       if (!predicted || !chooser.cutoff.due(of[t].position, false)) continue;
       ++chooser.audits;
-      chooser.kept += chooser.cutoff.learn(of[t].position, chosen.scores + t * neurons(),
-                                           part.values + (t - start) * neurons(), neurons(), false);
+      const float* scores = bits ? said.scores(of[t].row) : chosen.scores + t * neurons();
+      chooser.kept += chooser.cutoff.learn(of[t].position, scores, part.values + (t - start) * neurons(),
+                                           neurons(), false);
     }
   }
 }

@@ -1,6 +1,7 @@
 // An FFN stored by neuron, which computes only some neurons for each token.
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <string>
 #include <vector>
@@ -33,6 +34,28 @@ struct NeuronFfnParts {
   int64_t index;  // of its chooser in sequences
 };
 
+// What somebody else says of the neurons of each row of a batch, where its neurons are chosen.
+//
+// With `cutoffs`, a row has bits, 32 to a word, and behind them room for as many numbers as there are
+// neurons: bits of the neurons that are chosen where the row's cut-off is a number, scores where it is NaN.
+// Without, a row is scores alone.
+struct Said {
+  const float* rows = nullptr;  // null: nothing
+  int64_t neurons = 0;
+  const float* cutoffs = nullptr;  // of rows, `stride` apart
+  int64_t stride = 0;
+
+  static int64_t bit_words(int64_t neurons) { return ceil_div(neurons, 32); }
+  static int64_t width(int64_t neurons) { return bit_words(neurons) + neurons; }
+
+  // Null where bits are said instead.
+  const float* scores(int64_t row) const {
+    if (!cutoffs) return rows + row * neurons;
+    return std::isnan(cutoffs[row * stride]) ? bits(row) + bit_words(neurons) : nullptr;
+  }
+  const float* bits(int64_t row) const { return rows + row * width(neurons); }
+};
+
 class NeuronFfn {
  public:
   explicit NeuronFfn(NeuronFfnParts parts)
@@ -47,9 +70,13 @@ class NeuronFfn {
   ThreadPool& pool() const { return parts_.runtime->pool; }
 
   // out += ffn(x); out may be x. In lossless spans no neurons are left out but zeros, and nothing is counted.
-  // The predictor's scores (rows x neurons) may be given; where it has no matrices they must be, if neurons
-  // are chosen for any row.
-  void forward(const float* x, float* out, const Batch& batch, const float* scores = nullptr) const;
+  // What the predictor says may be given; where it has no matrices it must be, if neurons are chosen for any
+  // row.
+  void forward(const float* x, float* out, const Batch& batch, const Said& said = {}) const;
+
+  // Where each row of a batch, which it is about to compute, cuts off, to numbers `stride` apart. NaN: that
+  // is not known before, or all scores are wanted, for an audit. Infinite: nothing is asked.
+  void cut_offs(const Batch& batch, float* to, int64_t stride) const;
 
   // Whether scores must be given where neurons are chosen, and whether they are in a batch.
   bool needs_scores() const { return parts_.way == Way::kPredictor && parts_.predictor.empty(); }
@@ -77,8 +104,10 @@ class NeuronFfn {
   void add_lossless(Session& session, const float* x, float* out, int64_t rows, const Row* due,
                     int64_t n_due) const;
   const float* add_all_neurons(Session& session, const float* x, float* out, int64_t rows) const;
-  void add_chosen_neurons(Session& session, const float* x, float* out, const float* scores, const Row* of,
+  void add_chosen_neurons(Session& session, const float* x, float* out, const Said& said, const Row* of,
                           int64_t rows) const;
+  Chooser* chooser(const Span& span) const;
+  void choose(const float* scores, float cutoff, uint64_t* bits) const;
 
   const NeuronFfnParts parts_;
   const std::unique_ptr<Tally> tally_;

@@ -1,6 +1,7 @@
 #include "worker/host_worker.h"
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <stdexcept>
 #include <utility>
@@ -8,10 +9,6 @@
 #include "runtime/thread_pool.h"
 
 namespace hotset {
-
-void HostWorker::add_take(const Word* words, float* to, int64_t width) {
-  tasks_.at(tasks_.size() - 1).takes.push_back({words, to, width});
-}
 
 void HostWorker::add_work(Work work) { tasks_.at(tasks_.size() - 1).work.push_back(std::move(work)); }
 
@@ -27,6 +24,7 @@ void HostWorker::begin(std::shared_ptr<const Batch> batch, int64_t rows, uint32_
   const std::lock_guard lock(mutex_);
   const uint64_t begun = begun_.load();
   if (ended_.load(std::memory_order_acquire) != begun) throw std::logic_error("a step is running");
+  for (const Work& work : preparations_) work(batch.get());
   batch_ = std::move(batch);
   rows_ = rows;
   number_ = number;
@@ -92,9 +90,24 @@ void HostWorker::walk() {
 }
 
 void HostWorker::take(const Task& task) const {
-  const auto aborted = [this](auto) { return abort_.load(std::memory_order_relaxed); };
-  for (const Take& t : task.takes) take_words(t.words, rows_ * t.width, number_, t.to, aborted);
+  for (const Take& t : task.takes) take(t);
   if (abort_.load(std::memory_order_relaxed)) throw std::runtime_error("it was stopped in mid-step");
+}
+
+void HostWorker::take(const Take& t) const {
+  const auto take = [&](int64_t first, int64_t count) {
+    const auto aborted = [this](auto) { return abort_.load(std::memory_order_relaxed); };
+    take_words(t.words + first, count, number_, t.to + first, aborted);
+  };
+  if (!t.cutoffs) return take(0, rows_ * t.width);
+  for (int64_t row = 0; row < rows_; ++row) {
+    const int64_t first = row * t.width;
+    if (std::isnan(t.cutoffs[row * t.stride])) {
+      take(first + t.head, t.width - t.head);
+    } else {
+      take(first, t.head);
+    }
+  }
 }
 
 }  // namespace hotset

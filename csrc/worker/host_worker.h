@@ -28,6 +28,17 @@ class HostWorker {
   // Work on a step's input; `batch` is what begin() was given. It may throw std::exception.
   using Work = std::function<void(const Batch* batch)>;
 
+  // Words of a step's rows, `width` of each. With `cutoffs`, of rows `stride` apart, only the first `head` of
+  // a row whose cut-off is a number are taken, and only the others of one whose cut-off is NaN.
+  struct Take {
+    const Word* words;
+    float* to;
+    int64_t width;
+    int64_t head = 0;
+    const float* cutoffs = nullptr;
+    int64_t stride = 0;
+  };
+
   HostWorker() = default;
   ~HostWorker() { stop(); }
   HostWorker(const HostWorker&) = delete;
@@ -36,9 +47,13 @@ class HostWorker {
   // Tasks in the order of a step. All memory belongs to the caller. Not during a step.
   void add_task() { tasks_.emplace_back(); }
   // To the last task: what it takes, rows of `width` words; then its work; then its answer.
-  void add_take(const Word* words, float* to, int64_t width);
+  void add_take(const Word* words, float* to, int64_t width) { add_take({words, to, width}); }
+  void add_take(const Take& take) { tasks_.at(tasks_.size() - 1).takes.push_back(take); }
   void add_work(Work work);
   void add_answer(const float* from, Word* words, int64_t width);
+
+  // What begin() does itself, before the device can know of the step.
+  void add_preparation(Work work) { preparations_.push_back(std::move(work)); }
 
   // Keeps a pool that work runs on awake during steps. Work keeps it alive.
   void use(ThreadPool* pool);
@@ -58,11 +73,6 @@ class HostWorker {
   void stop();
 
  private:
-  struct Take {
-    const Word* words;
-    float* to;
-    int64_t width;
-  };
   struct Answer {
     const float* from;
     Word* words;
@@ -77,8 +87,10 @@ class HostWorker {
   void run(uint64_t seen);
   void walk();
   void take(const Task& task) const;
+  void take(const Take& take) const;
 
   std::vector<Task> tasks_;
+  std::vector<Work> preparations_;
   std::vector<ThreadPool*> pools_;
   // Of the step that runs.
   std::shared_ptr<const Batch> batch_;

@@ -163,8 +163,7 @@ def everything_else(backend: GpuBackend) -> None:
         FFNPlan(Way.PREDICTOR, Score.GATE_Q2),
     )  # fmt: skip
     predictor = backend.predictor(spec)
-    scores = predictor.scores(torch.zeros(1, D))
-    predictor.select(scores, torch.zeros(1), 512, *predictor.selection(512))
+    predictor.scores(torch.zeros(1, D))
     backend.head(HeadSpec(norm(D), linear(TensorType.Q6_K, 32000, D))).forward(torch.zeros(1, D))
 
 

@@ -13,10 +13,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hotset.backends.gpu.kernels.packets import receive, send
+from hotset.backends.gpu.kernels.packets import receive, send, send_chosen
 
 CONSTANTS = {"PTX": sys.argv[1] == "cuda", "BLOCK": 128, "ADD": True}
-TYPES = {"word_ptr": "*i64", "x_ptr": "*fp32", "out_ptr": "*fp32"}
+TYPES = dict.fromkeys(("x_ptr", "out_ptr", "score_ptr", "cutoff_ptr"), "*fp32") | {"word_ptr": "*i64"}
 LABEL = re.compile(r"^([.$\w]+):")
 BRANCH = re.compile(r"(?:bra(?:\.uni)?|s_c?branch\w*)\s+([.$\w]+)")
 ACCESS = re.compile(r"((?:ld|st)\.(?:volatile\.)?global\S*|global_(?:load|store)\S*.*?off.*)")
@@ -25,7 +25,7 @@ ACCESS = re.compile(r"((?:ld|st)\.(?:volatile\.)?global\S*|global_(?:load|store)
 def main() -> None:
     name, arch, warp = sys.argv[1:]
     target = GPUTarget(name, int(arch) if name == "cuda" else arch, int(warp))
-    for kernel in (send, receive):
+    for kernel in (send, send_chosen, receive):
         signature, constants = {}, {}
         for parameter in kernel.params:
             if parameter.name in CONSTANTS:
@@ -46,7 +46,8 @@ def main() -> None:
         ]
         for i, line in enumerate(lines):
             for access in ACCESS.findall(line):
-                waits = any(first < i < last for first, last in loops)
+                # Code that is laid out backwards is no loop.
+                waits = kernel is receive and any(first < i < last for first, last in loops)
                 print(kernel.__name__, "waits" if waits else "once", access.strip())
 
 

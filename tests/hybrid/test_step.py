@@ -12,9 +12,10 @@ from hotset.hybrid.step import (
     HostFeed,
     Receive,
     Send,
-    SendScores,
+    SendChosen,
     Step,
     Take,
+    TakeChosen,
     Vector,
     Where,
 )
@@ -35,14 +36,15 @@ def test_print() -> None:
     step = plan((THERE, PREDICTED), (HERE, HERE), (HERE, SPLIT), (THERE, THERE))
     expected = """\
 device                              host
+upload cutoffs to cutoffs
 upload first to x
 add attention 0 of x to x
 send x as 0.x                       take 0.x to 0.in
-                                    take 0.scores to 0.cold
+                                    take 0.chosen to 0.cold
                                     zero 0.sum
                                     add FFN 0 of 0.in, chosen by 0.cold, to 0.sum
                                     answer 0.sum as 0.answer
-send scores 0 of x as 0.scores
+send chosen 0 of x as 0.chosen
 zero sum
 add FFN 0 of x to sum
 await 0.answer and add it to sum
@@ -75,11 +77,12 @@ def test_print_parallel() -> None:
     step = plan((HERE, PREDICTED), (HERE, HERE), (HERE, HERE), head=HERE, parallel=True)
     expected = """\
 device                              host
+upload cutoffs to cutoffs
 upload first to x
-send scores 0 of x as 1.scores      zero 0.sum
+send chosen 0 of x as 1.chosen      zero 0.sum
                                     add attention 0 of first to 0.sum
                                     answer 0.sum as 0.answer
-                                    take 1.scores to 1.cold
+                                    take 1.chosen to 1.cold
                                     zero 1.sum
                                     add FFN 0 of first, chosen by 1.cold, to 1.sum
                                     answer 1.sum as 1.answer
@@ -119,8 +122,8 @@ def test_every_packet_is_written_by_one_side_and_awaited_by_the_other(parallel: 
     for head in (HERE, THERE):
         step = plan(*parts, *reversed(parts), head=head, parallel=parallel)
         done = [work for task in step.tasks for work in task.work]
-        sent = [i.to for i in step.instructions if isinstance(i, Send | SendScores)]
-        assert sent == [work.x for work in done if isinstance(work, Take)]
+        sent = [i.to for i in step.instructions if isinstance(i, Send | SendChosen)]
+        assert sent == [work.x for work in done if isinstance(work, Take | TakeChosen)]
         answered = {work.to for work in done if isinstance(work, Answer)}
         received = [i.x for i in step.instructions if isinstance(i, Receive)]
         assert answered == set(received)
@@ -146,6 +149,7 @@ def test_takes_come_before_work_and_answers_after(parallel: bool) -> None:
     parts = [(a, f) for a in (HERE, THERE) for f in (HERE, THERE, SPLIT, PREDICTED)]
     for task in plan(*parts, *reversed(parts), parallel=parallel).tasks:
         kinds = [
-            "take" if isinstance(w, Take) else "answer" if isinstance(w, Answer) else "" for w in task.work
+            "take" if isinstance(w, Take | TakeChosen) else "answer" if isinstance(w, Answer) else ""
+            for w in task.work
         ]
         assert kinds == sorted(kinds, key=["take", "", "answer"].index)

@@ -56,6 +56,11 @@ class _StagedPackets:
         self._packets.send(x, room)
         packet.copy_(room, non_blocking=True)
 
+    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any) -> None:
+        room = self._staging(packet)
+        self._packets.send_chosen(scores, cutoffs, room)
+        packet.copy_(room, non_blocking=True)
+
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:
         what = packet.data_ptr(), packet.shape[1], self._control
         numbers = self._awaited.setdefault(what, np.array(what, np.int64))

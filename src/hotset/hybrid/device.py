@@ -133,6 +133,14 @@ class Device(Protocol):
     def send(self, x: Array, to: Packet) -> None:
         """Write the step's rows of x (T, N) to a packet of the host's, in stream order."""
 
+    def send_chosen(self, scores: Array, cutoffs: Array, to: Packet) -> None:
+        """Write for the step's rows which neurons their scores (T, F) choose, in stream order.
+
+        A row of the packet has ceil(F / 32) words and behind them F. Where its number in `cutoffs` (T,), on
+        the device, is NaN, its scores are written to the F; otherwise to those before, 32 to a word, a bit
+        for each neuron: 1 unless its score is less than the cut-off.
+        """
+
     def receive(self, x: Packet, out: Array, *, add: bool) -> None:
         """Await the step's rows of the host's packet, and copy them, or add them, to out; in stream order.
 
@@ -171,6 +179,11 @@ class Device(Protocol):
 
         `rows` may be more than the batch has; nothing then depends on what is in those after its own.
         """
+
+
+def chosen_words(neurons: int) -> int:
+    """Words of a row in a packet of `Device.send_chosen`."""
+    return -(-neurons // 32) + neurons
 
 
 def zeros(device: Device, shape: tuple[int, ...]) -> Array:

@@ -38,10 +38,11 @@ from hotset.hybrid.step import (
     Scale,
     Select,
     Send,
-    SendScores,
+    SendChosen,
     SendSelection,
     Step,
     Take,
+    TakeChosen,
     Upload,
     Vector,
     Where,
@@ -178,8 +179,8 @@ def _tell_part(instruction: Instruction, device: Device, arrays: Arrays, view: B
             layer_input.forward(arrays[x], arrays[e], arrays[x])
         case AddNorm(_, add_normed, x, to):
             add_normed(arrays[x], arrays[to])
-        case SendScores(_, predict, x, to):
-            device.send(predict(arrays[x]), arrays[to])
+        case SendChosen(_, predict, x, cutoffs, column, to):
+            device.send_chosen(predict(arrays[x]), arrays[cutoffs][:, column], arrays[to])
         case Select(_, experts, x, to):
             device.assign(experts.select(arrays[x]), arrays[to])
         case SendSelection(_, experts, weights, to):
@@ -195,6 +196,8 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
     match work:
         case Take(x, to):
             worker.take(arrays[x], arrays[to])
+        case TakeChosen(x, CpuNeuronFFN() as ffn, cutoffs, column, to):
+            worker.take_chosen(ffn.native, arrays[x], arrays[to], arrays[cutoffs][:, column])
         case Answer(x, to):
             worker.answer(arrays[x], arrays[to])
         case Zero(to):
@@ -214,8 +217,11 @@ def _hand_over_part(work: Work, worker: _native.HostWorker, arrays: Arrays) -> N
             worker.recurrent(layer.native, arrays[x], arrays[to])
         case HostAttend(_, CpuAttention() as attention, x, to):
             worker.attention(attention.native, arrays[x], arrays[to])
-        case HostFeed(_, CpuNeuronFFN() as ffn, x, to, scores):
-            worker.neuron_ffn(ffn.native, arrays[x], arrays[to], None if scores is None else arrays[scores])
+        case HostFeed(_, CpuNeuronFFN() as ffn, x, to, None):
+            worker.neuron_ffn(ffn.native, arrays[x], arrays[to])
+        case HostFeed(_, CpuNeuronFFN() as ffn, x, to, TakeChosen() as taken):
+            cutoffs = arrays[taken.cutoffs][:, taken.column]
+            worker.neuron_ffn(ffn.native, arrays[x], arrays[to], arrays[taken.to], cutoffs)
         case HostFeed(_, CpuFFN() as ffn, x, to):
             worker.ffn(ffn.native, arrays[x], arrays[to])
         case HostFeed(_, CpuExperts() as experts, x, to):
@@ -233,7 +239,7 @@ def _room(device: Device, vector: Vector, step: Step) -> Array:
     match vector.where:
         case Where.PACKET:
             return device.pinned(shape, np.uint64)
-        case Where.HOST if vector in (step.first, *step.inputs, step.last, step.logits):
+        case Where.HOST if vector in (step.first, *step.inputs, step.last, step.logits, step.cutoffs):
             return device.pinned(shape, np.float32)
         case Where.HOST:
             return np.zeros(shape, np.float32)

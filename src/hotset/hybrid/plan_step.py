@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hotset.backends.contract import Experts, Head
-from hotset.hybrid.device import AddNormed, ResidentExperts
+from hotset.hybrid.device import AddNormed, ResidentExperts, chosen_words
 from hotset.hybrid.parts import (
     AnyFFN,
     AnyLayerInput,
@@ -40,10 +40,11 @@ from hotset.hybrid.step import (
     Scale,
     Select,
     Send,
-    SendScores,
+    SendChosen,
     SendSelection,
     Step,
     Take,
+    TakeChosen,
     Task,
     Upload,
     Vector,
@@ -67,7 +68,9 @@ def plan_step(
     `parallel` says that a layer's FFN reads what its attention reads (Falcon), not what that has added to;
     `layer_input` is the size of each layer's own embedding of a token, where there is one.
     """
-    plan = _Plan(hidden, [Vector(f"inputs {i}", layer_input, Where.HOST) for i in range(len(layers))])
+    inputs = [Vector(f"inputs {i}", layer_input, Where.HOST) for i in range(len(layers))]
+    choosing = sum(isinstance(layer.ffn, Split) and layer.ffn.predict is not None for layer in layers)
+    plan = _Plan(hidden, inputs, choosing)
     for i, layer in enumerate(layers):
         if parallel and layer.mixer and layer.ffn:
             plan.parallel(i, layer.mixer, layer.ffn)
@@ -89,9 +92,15 @@ def plan_step(
 class _Plan:
     """A step as far as it is planned. The hidden vectors are on one side at a time."""
 
-    def __init__(self, hidden: int, inputs: Sequence[Vector]) -> None:
+    def __init__(self, hidden: int, inputs: Sequence[Vector], choosing: int) -> None:
+        """`choosing`: of so many layers the device chooses the cold neurons."""
         self._hidden, self._inputs = hidden, inputs
         self._instructions: list[Instruction] = []
+        self._columns = iter(range(choosing))
+        self._cutoffs = Vector("cutoffs", choosing, Where.DEVICE)
+        self._host_cutoffs = Vector("cutoffs", choosing, Where.HOST)
+        if choosing:
+            self._tell(Upload(self._host_cutoffs, self._cutoffs))
         self._tasks: list[list[Work]] = []
         self._beside: list[int] = []  # instructions told before each task
         self._x, self._y = self._on_device("x"), self._on_device("y")
@@ -229,7 +238,8 @@ class _Plan:
             for number, (work, beside) in enumerate(zip(self._tasks, self._beside, strict=True))
         )
         inputs = tuple(self._inputs) if self._inputs[0].size else ()
-        return Step(tuple(self._instructions), tasks, self._first, inputs, last, logits)
+        cutoffs = self._host_cutoffs if self._cutoffs.size else None
+        return Step(tuple(self._instructions), tasks, self._first, inputs, last, logits, cutoffs)
 
     # The two sides.
 
@@ -287,14 +297,16 @@ class _Plan:
 
     def _start_cold(self, layer: int, split: Split, x: Vector) -> Vector:
         task = self._task()
-        asked, scores = self._asked(task), None
+        asked, chosen = self._asked(task), None
         if split.predict:
-            sent = Vector(f"{task}.scores", split.n_cold, Where.PACKET)
-            scores = Vector(f"{task}.cold", split.n_cold, Where.HOST)
-            self._tell(SendScores(layer, split.predict, x, sent))
-            self._work(Take(sent, scores))
+            width, column = chosen_words(split.n_cold), next(self._columns)
+            sent = Vector(f"{task}.chosen", width, Where.PACKET)
+            here = Vector(f"{task}.cold", width, Where.HOST)
+            self._tell(SendChosen(layer, split.predict, x, self._cutoffs, column, sent))
+            chosen = TakeChosen(sent, split.cold, self._host_cutoffs, column, here)
+            self._work(chosen)
         return self._finish(
-            task, asked, lambda given, total: HostFeed(layer, split.cold, given, total, scores)
+            task, asked, lambda given, total: HostFeed(layer, split.cold, given, total, chosen)
         )
 
     def _select_on_device(

@@ -55,16 +55,19 @@ class Send:
 
 
 @dataclass(frozen=True)
-class SendScores:
-    """Predict from x which cold neurons of a layer fire, and send their scores to the host."""
+class SendChosen:
+    """Predict from x which cold neurons of a layer fire, and send the choice; see `Device.send_chosen`."""
 
     layer: int
     predict: Predict = field(repr=False)
     x: Vector
+    cutoffs: Vector
+    """Of all layers that choose so, each at its `column`."""
+    column: int
     to: Vector
 
     def __str__(self) -> str:
-        return f"send scores {self.layer} of {self.x} as {self.to}"
+        return f"send chosen {self.layer} of {self.x} as {self.to}"
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class AddNorm:
 
 Instruction: TypeAlias = (
     Send
-    | SendScores
+    | SendChosen
     | Select
     | SendSelection
     | Receive
@@ -272,6 +275,23 @@ class Take:
 
 
 @dataclass(frozen=True)
+class TakeChosen:
+    """Await the device's choice of a layer's neurons.
+
+    Before each step the host writes at which cut-offs that is made.
+    """
+
+    x: Vector
+    part: HostFFN = field(repr=False)
+    cutoffs: Vector
+    column: int
+    to: Vector
+
+    def __str__(self) -> str:
+        return f"take {self.x} to {self.to}"
+
+
+@dataclass(frozen=True)
 class Answer:
     """Send rows to the device, in a packet."""
 
@@ -297,16 +317,16 @@ class HostAttend:
 
 @dataclass(frozen=True)
 class HostFeed:
-    """Add a layer's FFN of x, or its cold neurons, computed on the host; maybe chosen by scores."""
+    """Add a layer's FFN of x, or its cold neurons, computed on the host; maybe as the device chose."""
 
     layer: int
     part: HostFFN = field(repr=False)
     x: Vector
     to: Vector
-    scores: Vector | None = None
+    chosen: TakeChosen | None = None
 
     def __str__(self) -> str:
-        chosen = f", chosen by {self.scores}," if self.scores else ""
+        chosen = f", chosen by {self.chosen.to}," if self.chosen else ""
         return f"add FFN {self.layer} of {self.x}{chosen} to {self.to}"
 
 
@@ -351,7 +371,17 @@ class HostFeedExperts:
 
 
 Work: TypeAlias = (
-    Take | Answer | Zero | Copy | Scale | HostAttend | HostFeed | HostSelect | HostFeedExperts | HostAddInput
+    Take
+    | TakeChosen
+    | Answer
+    | Zero
+    | Copy
+    | Scale
+    | HostAttend
+    | HostFeed
+    | HostSelect
+    | HostFeedExperts
+    | HostAddInput
 )
 
 
@@ -380,6 +410,9 @@ class Step:
     """The hidden vectors after the last layer: where the head is."""
     logits: Vector | None
     """What the head makes of them, on the host, where the head is on the device."""
+    cutoffs: Vector | None = None
+    """At which the device chooses neurons, on the host: of each row one number for each layer that it does so
+    for. The device's copy is uploaded first."""
 
     def vectors(self) -> Iterator[Vector]:
         """Every vector of the step, once."""

@@ -38,6 +38,9 @@ class Packets(Protocol):
     def send(self, x: Any, packet: Any) -> None:
         """Write the step's rows of x (T, N)."""
 
+    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any) -> None:
+        """Write the step's rows of a choice of neurons; see `Device.send_chosen`."""
+
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:
         """Await the step's rows, and copy them, or add them, to out (T, N)."""
 
@@ -86,6 +89,9 @@ class TorchArrays(ABC):
 
     def send(self, x: Array, to: Packet) -> None:
         self.packets.send(x, as_tensor(to))
+
+    def send_chosen(self, scores: Array, cutoffs: Array, to: Packet) -> None:
+        self.packets.send_chosen(scores, cutoffs, as_tensor(to))
 
     def receive(self, x: Packet, out: Array, *, add: bool) -> None:
         self.packets.receive(as_tensor(x), out, add=add)

@@ -38,7 +38,7 @@ from hotset.backends.contract import (
 )
 from hotset.hybrid.device import AddNormed, Event, Packet, Predict, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
-from hotset.testing.stand_in import StandInDevice
+from hotset.testing.stand_in import StandInDevice, chosen_row
 
 _DELAYS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0001, 0.001)
 """Seconds before an operation, drawn at random."""
@@ -338,13 +338,22 @@ class LateStandIn(StandInDevice):
 
     def send(self, x: F32, to: Packet) -> None:
         to = _raw(to)
+        self.tell(lambda: self._store(x[: self.rows], to[: self.rows]))
+
+    def send_chosen(self, scores: F32, cutoffs: F32, to: Packet) -> None:
+        to = _raw(to)
 
         def store() -> None:
-            words = np.zeros((self.rows, x.shape[1]), np.uint64)
-            _native.write_packet(np.ascontiguousarray(x[: self.rows]), words, self.number)
-            self._stores.tell(words, to[: self.rows])
+            for row in range(self.rows):
+                words, said = chosen_row(scores[row], cutoffs[row])
+                self._store(said[None], to[row : row + 1, words])
 
         self.tell(store)
+
+    def _store(self, x: F32, to: Packet) -> None:
+        words = np.zeros(x.shape, np.uint64)
+        _native.write_packet(np.ascontiguousarray(x), words, self.number)
+        self._stores.tell(words, to)
 
     def receive(self, x: Packet, out: F32, *, add: bool) -> None:
         x = _raw(x)

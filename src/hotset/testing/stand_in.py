@@ -57,6 +57,16 @@ _LOOK_SECONDS = 0.05
 _NUMBER_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
 
 
+def chosen_row(scores: F32, cutoff: np.float32) -> tuple[slice, F32]:
+    """What `Device.send_chosen` writes of a row of scores (F,), and to which of its words."""
+    bit_words = -(-len(scores) // 32)
+    if np.isnan(cutoff):
+        return slice(bit_words, None), np.ascontiguousarray(scores)
+    bits = np.zeros(32 * bit_words, np.bool_)
+    bits[: len(scores)] = ~(scores < cutoff)
+    return slice(bit_words), np.packbits(bits, bitorder="little").view(np.float32)
+
+
 class _MeteredBackend(CpuBackend):
     """Counts what its parts would take of a device's memory."""
 
@@ -171,6 +181,11 @@ class StandInDevice(HostStream):
 
     def send(self, x: F32, to: Packet) -> None:
         _native.write_packet(x[: self.rows], to[: self.rows], self.number)
+
+    def send_chosen(self, scores: F32, cutoffs: F32, to: Packet) -> None:
+        for row in range(self.rows):
+            words, said = chosen_row(scores[row], cutoffs[row])
+            _native.write_packet(said[None], to[row : row + 1, words], self.number)
 
     def receive(self, x: Packet, out: F32, *, add: bool) -> None:
         arrived, rows = np.empty_like(out[: self.rows]), out[: self.rows]

@@ -30,6 +30,7 @@ def test_nvidia(capability: str) -> None:
     wide = {access for access in found if "b64" in access[2]}
     assert wide == {
         ("send", "once", "st.volatile.global.b64"),
+        ("send_chosen", "once", "st.volatile.global.b64"),
         ("receive", "once", "ld.volatile.global.b64"),
         ("receive", "waits", "ld.volatile.global.b64"),
     }
@@ -46,4 +47,4 @@ def test_amd(architecture: str, lanes: str, past_caches: str) -> None:
     loads = [access for access in wide if "load" in access[2]]
     assert any(where == "waits" for _, where, _ in loads)
     assert all(kernel == "receive" and past_caches in what for kernel, _, what in loads)
-    assert {kernel for kernel, _, what in wide if "store" in what} == {"send"}
+    assert {kernel for kernel, _, what in wide if "store" in what} == {"send", "send_chosen"}

@@ -6,10 +6,13 @@ import torch
 import triton
 
 from hotset.backends.gpu.device import Gpu
-from hotset.backends.gpu.kernels.packets import receive, send
+from hotset.backends.gpu.kernels.packets import receive, send, send_chosen
 
 _BLOCK = 128
 """Words of a program, which is one warp: a kilobyte, four words to a lane."""
+
+_CHOSEN_BLOCK = 512
+"""Neurons of a program, which is one warp; a multiple of 32."""
 
 
 class GpuPackets:
@@ -30,6 +33,14 @@ class GpuPackets:
         send[_grid(packet)](
             x, packet, self._control, packet.shape[1], PTX=self._gpu.ptx, BLOCK=_BLOCK, num_warps=1
         )
+
+    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any) -> None:
+        """Write which neurons scores (T, F) choose at cut-offs (T,), to a packet (T, ceil(F / 32) + F)."""
+        rows, neurons = scores.shape
+        send_chosen[triton.cdiv(neurons, _CHOSEN_BLOCK), rows](
+            scores, cutoffs, cutoffs.stride(0), packet, self._control, neurons, PTX=self._gpu.ptx,
+            BLOCK=_CHOSEN_BLOCK, num_warps=1,
+        )  # fmt: skip
 
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:
         """Await the step's rows, and copy them, or add them, to out (T, N)."""

@@ -1,15 +1,11 @@
-"""Predicted scores of an FFN's neurons, and the neurons that they choose."""
+"""Predicted scores of an FFN's neurons."""
 
 from typing import Any
-
-import torch
-import triton
 
 from hotset.backends.blocks import dequantise, round_to_nearest
 from hotset.backends.contract import NeuronFFNSpec
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuNorm
-from hotset.backends.gpu.kernels.select import select
 from hotset.backends.gpu.layouts import layout, two_bit_layout
 from hotset.backends.gpu.matrix import Matrix, build_matrix
 from hotset.core.config import Score
@@ -44,22 +40,6 @@ class GpuPredictor:
         scores = self.gpu.scratch("scores", len(x), self.size)
         self._last.times(n, scores)
         return scores
-
-    def select(self, scores: Any, cutoff: Any, start: int, indices: Any, count: Any) -> None:
-        """Choose among one token's neurons [start, F) those whose score reaches the cut-off.
-
-        Written to the device are ascending int32 indices, counted from `start`, to `indices` (F - start,)
-        and how many to `count` (1,); `cutoff` (1,) float32 is read from the device.
-        """
-        block = min(8192, triton.next_power_of_2(self.size - start))
-        select[(1,)](scores, indices, count, start, self.size, cutoff, BLOCK=block, num_warps=8)
-
-    def selection(self, start: int) -> tuple[Any, Any]:
-        """Room for what `select` writes."""
-        return (
-            self.gpu.empty(self.size - start, dtype=torch.int32),
-            torch.zeros(1, dtype=torch.int32, device=self.gpu.device),
-        )
 
 
 def _gate_copy(gpu: Gpu, spec: NeuronFFNSpec) -> Matrix:
