@@ -21,10 +21,10 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import Device
 from hotset.model.transformer import Transformer
-from hotset.placing.costs import model_parts
 from hotset.placing.machine import MachineProfile
 from hotset.placing.place import place
 from hotset.placing.planner import working_bytes
+from hotset.placing.sizes import model_parts
 from hotset.serve.load import with_plan
 
 BUDGETS = (0.4, 1.0, 0.25, 0.5, 0.75)

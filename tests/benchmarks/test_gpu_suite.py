@@ -50,8 +50,8 @@ def test_whole_layers_within_a_budget() -> None:
     from gpu_suite_models import by_layers, weight_bytes
     from helpers.random_checkpoint import random_checkpoint
 
-    from hotset.placing.costs import model_parts
     from hotset.placing.planner import working_bytes
+    from hotset.placing.sizes import model_parts
 
     checkpoint = random_checkpoint(windows=(None,) * 4)
     whole = weight_bytes(checkpoint)

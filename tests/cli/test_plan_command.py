@@ -150,3 +150,53 @@ def test_doctor(hotset: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert len(asked) == 1
     assert hotset("doctor", "--again")[0] == 0
     assert len(asked) == 2
+
+
+def test_a_models_parts_are_timed_once(
+    hotset: Any, demo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By doctor, on a GPU of which the stand-in has the place; then plans and runs use it."""
+    from hotset.placing import timing
+    from hotset.testing.stand_in import StandInDevice
+
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(doctor, "no_gpu", lambda: None)
+    monkeypatch.setattr(doctor, "measure_machine", lambda progress: machine())
+    monkeypatch.setattr(load, "gpu_device", StandInDevice)
+    for name, few in (("_STEPS", 1), ("_COPIES", (2, 2)), ("_HOT", (0.5,)), ("_FILLED", (16, 64))):
+        monkeypatch.setattr(timing, name, few)
+    code, out, err = hotset("doctor", demo)
+    assert (code, err) == (0, "")
+    for words in ("hand-shake: 576 numbers", "FFN: ffn_down Q4_1", "on the device", "whole step", "stand-in"):
+        assert words in out
+    ((sides, times),) = json.loads(hotset("doctor", "--json")[1])["times"].items()
+    monkeypatch.setattr(timing._Timer, "ffn", lambda *part: pytest.fail("timed twice"))
+    facts = json.loads(hotset("plan", demo, "--vram", "1GiB", "--json")[1])
+    whole = facts["predicted"]["ms_per_token"]
+    other = replace(machine(), times={sides: {}})
+    other.save(tmp_path / "rates.json")
+    rated = json.loads(
+        hotset("plan", demo, "--vram", "1GiB", "--machine", tmp_path / "rates.json", "--json")[1]
+    )
+    assert whole != rated["predicted"]["ms_per_token"]
+    step = next(rows[0] for name, rows in times.items() if name.startswith("whole step"))
+    ratio = step["us"][0] / step["n"][0]
+    head = next(rows[0]["us"][0] for name, rows in times.items() if name.endswith("49152x576 on the device"))
+    if facts["head_on_device"]:
+        assert facts["predicted"]["ms_by_part"]["head"] == pytest.approx(ratio * head / 1e3)
+    model = load.load_model(demo, vram=1 << 30, context=64, device=StandInDevice())
+    assert model.plan is not None
+
+
+def test_without_a_gpu_no_part_is_timed(
+    hotset: Any, demo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(doctor, "no_gpu", lambda: "this machine has no GPU")
+    monkeypatch.setattr(doctor, "measure_machine", lambda progress: machine(gpu=False))
+    code, out, err = hotset("doctor", demo)
+    assert (code, err) == (0, "note: this machine has no GPU: no parts were timed\n")
+    assert "processor" in out
+    assert hotset("doctor", tmp_path / "none.gguf")[0] == 2

@@ -1,11 +1,16 @@
-"""`hotset doctor`: what this machine can do."""
+"""`hotset doctor`: what this machine can do, and how long a model's parts take on it."""
 
 import json
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hotset.cli import options
+
+if TYPE_CHECKING:
+    from hotset.formats.checkpoint import Checkpoint
+    from hotset.placing.machine import MachineProfile
 
 _NAMES = {
     "stream": "memory, streamed",
@@ -29,17 +34,33 @@ _NAMES = {
 
 
 def doctor(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Also time the parts of a model, on the CPU and the GPU; none if not given.",
+            show_default=False,
+        ),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Measure again, even if that was done before.")
     ] = False,
     as_json: options.AsJSON = False,
 ) -> None:
-    """Measure this machine's memories and the bus between them, once; `hotset plan` uses it."""
+    """Measure this machine's memories and the bus between them, once; `hotset plan` uses it.
+
+    Parts of models that are run with --vram are timed at their first use, or here.
+    """
     from hotset.cli.console import progress, table
     from hotset.placing.doctor import cache_path, no_gpu, this_machine
 
+    checkpoint = _opened(model)
     with progress("Measuring") as measuring:
         machine = this_machine(again=again, progress=measuring)
+    if checkpoint and (reason := no_gpu()):
+        print(f"note: {reason}: no parts were timed", file=sys.stderr)
+    elif checkpoint:
+        machine, _ = timed_here(checkpoint)
     document = machine.as_json()
     if as_json:
         print(json.dumps(document, indent=2))
@@ -59,6 +80,38 @@ def doctor(
             ],
             header=(title, "value", "source"),
         )
+    for sides, times in document.get("times", {}).items():
+        print()
+        table(_part_rows(times), header=(sides, "on the GPU", "read or computed", "us"))
+
+
+def timed_here(checkpoint: "Checkpoint") -> "tuple[MachineProfile, str]":
+    """This machine's profile with the times of the model's parts, and the sides that they are of."""
+    from hotset.backends.cpu import CpuBackend
+    from hotset.cli.console import progress
+    from hotset.placing.doctor import machine_for
+    from hotset.placing.timing import sides
+    from hotset.serve.load import gpu_device
+
+    device, host = gpu_device(), CpuBackend()
+    with progress("Timing the model's parts") as timing:
+        return machine_for(checkpoint, device, host, progress=timing), sides(host, device)
+
+
+def _opened(model: str | None) -> "Checkpoint | None":
+    from hotset.serve.load import open_model
+
+    return None if model is None else open_model(model)
+
+
+def _part_rows(times: dict[str, Any]) -> list[tuple[str, ...]]:
+    """For a table: each part's times, a line for each number that they depend on."""
+    rows: list[tuple[str, ...]] = []
+    for name, part in times.items():
+        for row in part:
+            for n, us in zip(row["n"], row["us"], strict=True):
+                rows.append((name, f"{row['hot']}", f"{n:.0f}", f"{us:.0f}"))
+    return rows
 
 
 def _value(value: float, unit: str) -> str:

@@ -55,8 +55,12 @@ def plan(
     override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
-    """Choose what lies on the GPU, layer by layer, and predict the speed. Runs nothing there."""
+    """Choose what lies on the GPU, layer by layer, and predict the speed.
+
+    Runs nothing there but, on this machine, parts of the model that were never timed.
+    """
     from hotset.cli.console import notes
+    from hotset.cli.doctor import timed_here
     from hotset.model.reading import order_notes
     from hotset.placing.costs import gpu_of
     from hotset.placing.planner import Planner
@@ -68,12 +72,14 @@ def plan(
         from hotset.draw.picture import check_picture
 
         check_picture(plot, [Path(machine)] if machine else ())
-    profile = _machine(machine, budget)
-    gpu_of(profile)
+    known = _machine(machine, budget)
+    if known:
+        gpu_of(known)
     checkpoint = open_model(model, options.overrides(override))
     if plot:
         check_picture(plot, checkpoint.files())
     context = check_context(checkpoint.config, context)
+    profile, sides = (known, None) if known else timed_here(checkpoint)
     frequency, heat = _heat(checkpoint)
     planner = Planner(
         checkpoint,
@@ -82,6 +88,7 @@ def plan(
         prompt=prompt or min(_PROMPT, context),
         frequency=frequency,
         all_mixers=False,  # no GPU backend has them yet
+        sides=sides,
     )
     found = planner.plan(budget)
     layers = enumerate(found.placement.layers)
@@ -98,26 +105,21 @@ def plan(
         _print(facts, found.layers)
 
 
-def _machine(name: str | None, budget: int) -> "MachineProfile":
-    """The machine named; else this one, or where it has no GPU, the smallest known one for the budget."""
-    from hotset.placing.doctor import gpu_machine, no_gpu
+def _machine(name: str | None, budget: int) -> "MachineProfile | None":
+    """The machine named, or where this one has no GPU, the smallest known one for the budget; None: this."""
+    from hotset.placing.doctor import no_gpu
     from hotset.placing.machine import find_machine, smallest_machine
 
     if name is None and (reason := no_gpu()):
         name = smallest_machine(budget)
         print(f"note: {reason}: this is a plan for --machine {name}", file=sys.stderr)
-    if name is not None:
-        return find_machine(name)
-    from hotset.cli.console import progress
-
-    with progress("Measuring this machine") as measuring:
-        return gpu_machine(measuring)
+    return None if name is None else find_machine(name)
 
 
 def _heat(checkpoint: "Checkpoint") -> "tuple[F32 | None, str]":
     """How often units are computed where the file does not say, and what is known of it, for people."""
     from hotset.core.config import Way
-    from hotset.placing.costs import needs_profile
+    from hotset.placing.sizes import needs_profile
 
     plans = [layer.ffn for layer in checkpoint.config.layers]
     chosen = any(plan and plan.way is not Way.DENSE for plan in plans)

@@ -122,6 +122,10 @@ class HybridTransformer(Transformer):
         """The device's parts are not looked into."""
         return not_finite(batch)
 
+    def selections(self, rows: int) -> F32:
+        """(M, rows, E): what the last step's M split mixtures selected; see `Executor.selections`."""
+        return self._executor.selections(rows)
+
     def close(self) -> None:
         """End the worker's thread; it starts again with the next small batch."""
         self._executor.close()
@@ -137,7 +141,7 @@ class HybridTransformer(Transformer):
         else:
             last, logits = self._executor.run(x, e, on_device, self._host.view(on_host))
             if self.swaps:
-                self.swaps.after_step(self._executor.selections(len(x)))
+                self.swaps.after_step(self.selections(len(x)))
             if logits is not None:
                 wanted: F32 = logits[batch.wanted]
                 return wanted

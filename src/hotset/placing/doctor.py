@@ -1,8 +1,8 @@
 """Measures the machine that it runs on, once: what `hotset plan` uses.
 
-The processor's part is in `hotset.placing.doctor_cpu`, the GPU's in `hotset.placing.doctor_gpu`. The
-profile is kept in the user's cache directory until the machine or Hotset's version changes, or it is
-measured again.
+The processor's part is in `hotset.placing.doctor_cpu`, the GPU's in `hotset.placing.doctor_gpu`, and the
+times of a model's parts are in `hotset.placing.timing`. The profile is kept in the user's cache directory
+until the machine or Hotset's version changes, or it is measured again.
 """
 
 import contextlib
@@ -14,12 +14,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hotset.backends.cpu import CpuBackend
 from hotset.core.errors import HotsetError
 from hotset.core.limits import physical_cores
 from hotset.core.version import __version__
+from hotset.formats.checkpoint import Checkpoint
 from hotset.placing.doctor_cpu import CpuBench
 from hotset.placing.machine import CpuRates, GpuRates, MachineProfile, load_machine
+
+if TYPE_CHECKING:
+    from hotset.hybrid.device import Device
 
 Progress = Callable[[int, int], None]
 
@@ -40,12 +46,23 @@ def this_machine(*, again: bool = False, progress: Progress | None = None) -> Ma
     return profile
 
 
-def gpu_machine(progress: Progress | None = None) -> MachineProfile:
-    """This machine's profile; `HotsetError` before anything is measured if it has no GPU to plan for."""
-    reason = no_gpu()
-    if reason:
-        raise HotsetError(f"{reason}; to plan for another machine, give its profile as --machine FILE")
-    return this_machine(progress=progress)
+def machine_for(
+    checkpoint: Checkpoint,
+    device: "Device",
+    host: CpuBackend,
+    *,
+    kv_type: str = "f16",
+    progress: Progress | None = None,
+) -> MachineProfile:
+    """This machine's profile with the times of a model's parts; those that it lacks are measured and kept."""
+    from hotset.placing.timing import timed
+
+    machine = this_machine(progress=progress)
+    found = timed(checkpoint, device, host, machine, kv_type=kv_type, progress=progress)
+    if found is not machine:
+        with contextlib.suppress(HotsetError, OSError):  # they are measured again the next time
+            found.save(cache_path())
+    return found
 
 
 def no_gpu() -> str | None:

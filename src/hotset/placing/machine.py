@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from hotset.core.errors import HotsetError
 from hotset.formats.output import written
+from hotset.placing.part_times import PartTimes, read_times, times_as_json
 
 SCHEMA = 1
 
@@ -79,13 +80,22 @@ _Rates = TypeVar("_Rates", CpuRates, GpuRates)
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """A machine. ``sources`` has a text for each number, by ``cpu.stream`` and so on."""
+    """A machine. ``sources`` has a text for each number, by ``cpu.stream`` and so on.
+
+    A plan adds up the times of parts; those of parts that were never timed it predicts from the rates.
+    """
 
     name: str
     cpu: CpuRates
     gpu: GpuRates | None
     """None: the machine has none that Hotset can use."""
     sources: Mapping[str, str]
+    times: Mapping[str, PartTimes] = field(default_factory=dict)
+    """Of parts of models, measured; by the two sides (threads and device) that they were timed on."""
+
+    def times_of(self, sides: str | None) -> PartTimes:
+        """Those of these two sides; None: of any, as for a machine that is not this one."""
+        return self.times.get(sides, {}) if sides else next(iter(self.times.values()), {})
 
     def save(self, path: Path) -> None:
         """Write the profile, whole or not at all; `HotsetError` for what the system refuses."""
@@ -105,6 +115,8 @@ class MachineProfile:
                 }
                 for f in fields(rates)
             }
+        if self.times:
+            document["times"] = {sides: times_as_json(times) for sides, times in self.times.items()}
         return document
 
 
@@ -157,7 +169,11 @@ def load_machine(path: Path) -> MachineProfile:
     gpu = document["gpu"]
     if gpu is not None:
         gpu = _rates(GpuRates, gpu, f"{path}: gpu", sources)
-    return MachineProfile(name, cpu, gpu, sources)
+    times = document.get("times", {})
+    if not isinstance(times, dict):
+        raise HotsetError(f"{path}: times: expected those of parts by two sides, found {times!r}")
+    timed = {sides: read_times(parts, f"{path}: times.{sides}") for sides, parts in times.items()}
+    return MachineProfile(name, cpu, gpu, sources, timed)
 
 
 def _rates(kind: type[_Rates], entries: Any, where: str, sources: dict[str, str]) -> _Rates:

@@ -15,6 +15,7 @@ from hotset.hybrid.transformer import HybridTransformer
 from hotset.placing.costs import gpu_of
 from hotset.placing.machine import MachineProfile
 from hotset.placing.planner import Plan, Planner
+from hotset.placing.timing import sides
 from hotset.state.kv_types import KV_TYPES
 
 _SHRINK = 0.9
@@ -59,6 +60,7 @@ def place(
         frequency=frequency,
         kv_number_bytes=KV_TYPES[kv_type],
         all_mixers=device.all_mixers,
+        sides=sides(host, device),
     )
     free = device.free_bytes()
     shrunk = None

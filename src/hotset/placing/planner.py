@@ -22,15 +22,16 @@ from hotset.model.transformer import SLICE
 from hotset.placing.costs import (
     DEVICE,
     HOST,
-    ModelParts,
     Options,
     gpu_of,
+    handshake_ms,
     head_options,
     layer_options,
-    model_parts,
 )
 from hotset.placing.machine import MachineProfile
+from hotset.placing.part_times import ratio
 from hotset.placing.prefill import ColdPrefill, prefill_ms
+from hotset.placing.sizes import ModelParts, model_parts
 from hotset.placing.solve import Problem, Solution, tabulated
 
 _FEW_ROWS = 8
@@ -107,9 +108,9 @@ class Planner:
 
     `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
     timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
-    `hotset.placing.costs.model_parts`, `all_mixers` says whether the GPU runs recurrent mixers and latent
-    attention. Raises `HotsetError` for a machine without a GPU and for a model whose neurons' frequencies are
-    not known.
+    `hotset.placing.sizes.model_parts`, `all_mixers` says whether the GPU runs recurrent mixers and latent
+    attention; `sides` whose times of parts are meant, as in `MachineProfile.times_of`. Raises `HotsetError`
+    for a machine without a GPU and for a model whose neurons' frequencies are not known.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Planner:
         frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
         kv_number_bytes: float = 2.0,
         all_mixers: bool = True,
+        sides: str | None = None,
     ) -> None:
         if not 1 <= prompt <= context:
             raise RequestError(
@@ -129,14 +131,26 @@ class Planner:
             )
         self.machine, self.context, self.prompt = machine, context, prompt
         self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
+        times, hidden = machine.times_of(sides), self.parts.config.hidden_size
         items = [
-            layer_options(layer, machine, context=context, filled=prompt, all_mixers=all_mixers)
+            layer_options(
+                layer,
+                machine,
+                context=context,
+                filled=prompt,
+                all_mixers=all_mixers,
+                times=times,
+                hidden=hidden,
+            )
             for layer in self.parts.layers
         ]
         # Cold experts are not streamed yet.
         self._ways = [ColdPrefill.CPU] if self.parts.config.mixture else list(ColdPrefill)
-        self._items: list[Options] = [*items, head_options(self.parts, machine)]
-        self.problem = Problem(self._items, gpu_of(machine).handshake_us / 2e3)
+        factor = ratio(times, self.parts.step_name)
+        items.append(head_options(self.parts, machine, times))
+        self._items: list[Options] = [item.scaled(factor) for item in items]
+        self._needed = [item.needed() for item in self._items]
+        self.problem = Problem(self._needed, factor * handshake_ms(gpu_of(machine), times, hidden) / 2)
         self.working_bytes = working_bytes(self.parts)
 
     @property
@@ -164,14 +178,14 @@ class Planner:
             yield self.problem
             return
         for homes in product((HOST, DEVICE), repeat=len(together)):
-            items = list(self._items)
+            items = list(self._needed)
             for home, group in zip(homes, together.values(), strict=True):
                 for i in group:
                     items[i] = items[i].at_home(home)
             yield Problem(items, self.problem.switch_ms)
 
     def predicted(self, placement: Placement) -> Plan:
-        """The plan that has this placement, for comparison; its hot counts must be among the options."""
+        """The plan that has this placement, for comparison; its hot counts must be multiples of a slab."""
         homes = [DEVICE if layer.attention else HOST for layer in placement.layers]
         homes.append(DEVICE if placement.head else HOST)
         hot = [layer.hot for layer in placement.layers] + [0]
@@ -181,18 +195,21 @@ class Planner:
         ms = sum(float(item.ms[home, k]) for item, home, k in chosen) + moves * self.problem.switch_ms
         nbytes = sum(int(item.bytes[home, k]) for item, home, k in chosen)
         solution = Solution(tuple(homes), tuple(options), nbytes, ms, ms)
-        return self.described(solution, nbytes + self.working_bytes)
+        return self._described(self._items, solution, nbytes + self.working_bytes)
 
     def described(self, solution: Solution, budget: int) -> Plan:
         """A solution of `problem` as a plan."""
+        return self._described(self._needed, solution, budget)
+
+    def _described(self, items: Sequence[Options], solution: Solution, budget: int) -> Plan:
         count = len(self.parts.layers)
-        uses = [self._use(i, solution.homes[i], solution.options[i]) for i in range(count)]
+        uses = [self._use(items[i], i, solution.homes[i], solution.options[i]) for i in range(count)]
         placement = Placement(tuple(use.placement for use in uses), head=solution.homes[-1] == DEVICE)
-        pairs = list(zip(self._items[:-1], solution.homes, solution.options, strict=False))
+        pairs = list(zip(items[:-1], solution.homes, solution.options, strict=False))
         attention = sum(float(item.attention_ms[home]) for item, home, _ in pairs)
         moves = sum(a != b for a, b in zip([HOST, *solution.homes], solution.homes, strict=False))
         handshakes = sum(float(item.handshake_ms[home, k]) for item, home, k in pairs)
-        head = float(self._items[-1].ms[solution.homes[-1], 0])
+        head = float(items[-1].ms[solution.homes[-1], 0])
         layers_ms = sum(use.ms for use in uses)
         times = PartTimes(
             attention=attention,
@@ -242,8 +259,8 @@ class Planner:
             least, most = (least, middle) if streams(middle) else (middle + 1, most)
         return least
 
-    def _use(self, number: int, home: int, option: int) -> LayerUse:
-        item, layer = self._items[number], self.parts.layers[number]
+    def _use(self, item: Options, number: int, home: int, option: int) -> LayerUse:
+        layer = self.parts.layers[number]
         hot, split = int(item.hot[option]), 0 < item.hot[option] < layer.ffn.size
         attention = layer.attention_bytes
         kv = layer.kv_position_bytes * self.context + 2 * layer.state_bytes

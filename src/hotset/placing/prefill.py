@@ -5,8 +5,9 @@ from enum import Enum
 
 from hotset.core.config import Placement
 from hotset.model.transformer import SLICE
-from hotset.placing.costs import LayerPart, ModelParts, gpu_of
+from hotset.placing.costs import gpu_of
 from hotset.placing.machine import CpuRates, GpuRates, MachineProfile
+from hotset.placing.sizes import LayerPart, ModelParts
 
 
 class ColdPrefill(str, Enum):

@@ -71,7 +71,7 @@ def load_model(
     pooling = read_pooling(checkpoint)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
-        device = _gpu()
+        device = gpu_device()
     backend = CpuBackend(threads=threads, ram=ram)
     if device is None:
         transformer: Transformer = build_transformer(checkpoint, backend, progress)
@@ -109,7 +109,7 @@ def _place(
     progress: Progress | None,
 ) -> "Placed":
     """A model on a device, of which it may take `vram` bytes, and the CPU."""
-    from hotset.placing.doctor import gpu_machine
+    from hotset.placing.doctor import machine_for
     from hotset.placing.place import place
 
     placed = place(
@@ -117,7 +117,7 @@ def _place(
         device,
         backend,
         vram,
-        machine=machine or gpu_machine(progress),
+        machine=machine or machine_for(checkpoint, device, backend, kv_type=kv_type, progress=progress),
         context=context,
         kv_type=kv_type,
         frequency=neuron_frequency(checkpoint, threads=backend.threads, progress=progress),
@@ -129,7 +129,8 @@ def _place(
     return placed
 
 
-def _gpu() -> "Device":
+def gpu_device() -> "Device":
+    """This machine's GPU; `HotsetError` where there is none."""
     from hotset.placing.doctor import no_gpu
 
     if reason := no_gpu():
@@ -146,7 +147,7 @@ def neuron_frequency(
 
     A few hundred tokens of built-in text are read, by the CPU.
     """
-    from hotset.placing.costs import needs_profile
+    from hotset.placing.sizes import needs_profile
 
     if not needs_profile(checkpoint):
         return None

@@ -1,0 +1,243 @@
+"""Sizes of a model's parts: what its tensors say of each layer's attention and FFN, and of the head."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotset.core.config import ModelConfig, Way
+from hotset.core.errors import HotsetError
+from hotset.formats.checkpoint import Checkpoint
+from hotset.formats.tensor import Tensor, TensorType
+from hotset.model.reading import COPY_BITS, skipped_matrices
+from hotset.placing.part_times import described, whole_step
+
+F64 = NDArray[np.float64]
+
+SLAB = 64
+"""Neurons are placed in groups of so many, experts one by one."""
+_OWN_INPUT = ("inp_gate.", "proj.", "post_norm.")
+"""What a layer's own embedding is multiplied with lies where the FFN does."""
+
+
+@dataclass(frozen=True)
+class FFNPart:
+    """One layer's FFN: units that are placed, neurons or, in a mixture, experts.
+
+    Bytes of a neuron are those of its rows (columns) of all matrices.
+    """
+
+    size: int
+    slab: int
+    """Hot counts are multiples of this, and ``size`` itself."""
+    unit_bytes: float
+    scanned: float
+    """Bytes of a cold unit that every token reads."""
+    chosen: float
+    """Bytes of a cold unit that are read only where the unit is computed."""
+    f16_rows: bool
+    frequency: F64
+    """(size,): how often each unit is computed, in the file's order."""
+    fixed_bytes: int
+    """Norms, routers, shared experts and the like: wherever the FFN, or a part of it, lies."""
+    predictor_bytes: int
+    """On the device where the layer is split, on the host where it is wholly cold, unused if wholly hot."""
+    parameters: float
+    """Of one unit."""
+    experts: tuple[int, ...] = ()
+    """A mixture's experts, hottest first: as they may lie anywhere, `frequency` is in this order."""
+    used: float = 1.0
+    """Share of the units that a token of a prompt computes."""
+    name: str = ""
+    """What its times are known by; see `hotset.placing.part_times`."""
+
+
+@dataclass(frozen=True)
+class LayerPart:
+    """One layer."""
+
+    attention_bytes: int
+    """Of the attention, or of the recurrent mixer in its place."""
+    attention_parameters: int
+    kv_position_bytes: int
+    window: int | None
+    state_bytes: int
+    """Of a recurrent layer, however long the context; read and written with every token."""
+    ffn: FFNPart
+    other_mixer: bool = False
+    """A recurrent mixer or latent attention, which not every device runs."""
+    name: str = ""
+    """What the times of the attention, or the mixer, are known by, with the side."""
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A model, as far as placing it goes."""
+
+    config: ModelConfig
+    layers: tuple[LayerPart, ...]
+    head_bytes: int
+    head_parameters: int
+    head_name: str = ""
+
+    @property
+    def step_name(self) -> str:
+        """What the times of a step of all parts are known by."""
+        layers = (name for layer in self.layers for name in (layer.name, layer.ffn.name))
+        return whole_step([*layers, self.head_name])
+
+
+def model_parts(
+    checkpoint: Checkpoint,
+    frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
+    kv_number_bytes: float = 2.0,
+) -> ModelParts:
+    """Sizes of a model's parts.
+
+    `frequency` (L, units) says how often each layer's neurons fire, or its experts are selected, in the
+    file's order; None: what the file's profile says. Raises `HotsetError` where a layer chooses neurons and
+    there is neither; experts are then taken to be equally hot.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    layers = []
+    for i, layer in enumerate(config.layers):
+        own = {
+            name.removeprefix(f"blk.{i}."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(f"blk.{i}.")
+        }
+        attention = {
+            name: tensor
+            for name, tensor in own.items()
+            if name.startswith(("attn_", "post_attention", "ssm_", "shortconv_"))
+        }
+        measured = None if frequency is None else frequency[i]
+        if not (layer.attention or layer.recurrent):  # its one norm is the FFN's
+            attention = {}
+        build = _experts_part if layer.experts else _ffn_part if layer.feeds else _no_ffn
+        recurrent = layer.recurrent
+        kept = config.kv_shape(i).numbers if i in config.kv_layers else 0
+        facts = recurrent or config.latent or config.heads(i), layer.window, f"{kv_number_bytes:g} bytes kept"
+        layers.append(
+            LayerPart(
+                attention_bytes=sum(tensor.nbytes for tensor in attention.values()),
+                attention_parameters=sum(math.prod(tensor.shape) for tensor in attention.values()),
+                kv_position_bytes=int(kept * kv_number_bytes),
+                window=layer.window,
+                state_bytes=4 * recurrent.state_size if recurrent else 0,
+                ffn=build(checkpoint, i, own, measured),
+                other_mixer=bool(recurrent or config.latent),
+                name=described("mixer", attention, *facts) if attention else "",
+            )
+        )
+    output = tensors.get("output.weight", tensors["token_embd.weight"])
+    norms = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("output_norm"))
+    name = described("head", {"output": output})
+    return ModelParts(config, tuple(layers), output.nbytes + norms, math.prod(output.shape), name)
+
+
+def needs_profile(checkpoint: Checkpoint) -> bool:
+    """Whether some layer chooses neurons or experts and the file does not say how often."""
+    return any(
+        (layer.experts or (layer.ffn and layer.ffn.way is not Way.DENSE))
+        and f"blk.{i}.ffn_profile.weight" not in checkpoint.tensors
+        for i, layer in enumerate(checkpoint.config.layers)
+    )
+
+
+def _no_ffn(
+    checkpoint: Checkpoint, number: int, own: dict[str, Tensor], measured: NDArray[np.floating] | None
+) -> FFNPart:
+    return FFNPart(0, 1, 0.0, 0.0, 0.0, False, np.zeros(0), 0, 0, 0.0)
+
+
+def _ffn_part(
+    checkpoint: Checkpoint, number: int, own: dict[str, Tensor], measured: NDArray[np.floating] | None
+) -> FFNPart:
+    config = checkpoint.config
+    size, plan = config.neurons(number), config.layers[number].ffn
+    names = [name for name in ("ffn_gate", "ffn_up", "ffn_down_t", "ffn_down") if f"{name}.weight" in own]
+    matrices = {name: own[f"{name}.weight"] for name in names}
+    biases = [own[f"{name}.bias"] for name in ("ffn_gate", "ffn_up") if f"{name}.bias" in own]
+    row = {name: tensor.nbytes / size for name, tensor in matrices.items()}
+    skipped = skipped_matrices(plan, config.gated) if plan else ()
+    unit_bytes = sum(row.values()) + sum(tensor.nbytes for tensor in biases) / size
+    chosen = sum(row[name] for name in skipped)
+    frequency = np.ones(size)
+    if skipped:
+        profile = own.get("ffn_profile.weight")
+        if measured is not None:
+            frequency = np.asarray(measured, np.float64)
+        elif profile is not None:
+            frequency = profile.to_float32()[0].astype(np.float64)
+        else:
+            raise HotsetError(
+                f"{checkpoint.path}: layer {number} chooses neurons, and the file does not say how often "
+                "they fire: store it with hotset convert"
+            )
+    predictor = 0
+    if plan and plan.score in COPY_BITS:
+        predictor = int(size * config.hidden_size * COPY_BITS[plan.score] / 8)
+    elif plan and plan.way is Way.PREDICTOR:
+        predictor = own["fc1.weight"].nbytes + own["fc2.weight"].nbytes
+    shared = ("ffn_norm.", "post_ffw", "ffn_down.bias", "ffn_down_t.bias", *_OWN_INPUT)
+    return FFNPart(
+        size=size,
+        slab=SLAB if "ffn_down_t" in matrices else math.lcm(SLAB, matrices["ffn_down"].type.block_size),
+        unit_bytes=unit_bytes,
+        scanned=unit_bytes - chosen,
+        chosen=chosen,
+        f16_rows=bool(skipped) and matrices[skipped[-1]].type is TensorType.F16,
+        frequency=frequency,
+        fixed_bytes=sum(tensor.nbytes for name, tensor in own.items() if name.startswith(shared)),
+        predictor_bytes=predictor,
+        parameters=sum(math.prod(tensor.shape) for tensor in matrices.values()) / size,
+        name=described("FFN", _feeding(own), config.activation.value, plan and (plan.way.value, plan.score)),
+    )
+
+
+def _feeding(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a layer's tensors is its FFN's."""
+    return {
+        name: tensor
+        for name, tensor in own.items()
+        if name.startswith(("ffn_", "fc", "exp_probs")) and not name.startswith("ffn_profile")
+    }
+
+
+def _experts_part(
+    checkpoint: Checkpoint, number: int, own: dict[str, Tensor], measured: NDArray[np.floating] | None
+) -> FFNPart:
+    """Neurons that are left out inside the experts are taken to be read."""
+    experts = checkpoint.config.layers[number].experts
+    assert experts
+    matrices = [tensor for name, tensor in own.items() if name.endswith("_exps.weight")]
+    stacked = sum(tensor.nbytes for name, tensor in own.items() if "_exps." in name)
+    profile = own.get("ffn_profile.weight")
+    frequency = np.full(experts.count, experts.used / experts.count)
+    if measured is not None:
+        frequency = np.asarray(measured, np.float64)
+    elif profile is not None:
+        frequency = profile.to_float32()[0].astype(np.float64)
+    each = stacked / experts.count
+    order = np.argsort(-frequency, kind="stable")
+    # An FFN beside the experts goes where they go.
+    beside = ("ffn_gate.", "ffn_up.", "ffn_down.", "pre_ffw")
+    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw", *beside, *_OWN_INPUT)
+    return FFNPart(
+        size=experts.count,
+        slab=1,
+        unit_bytes=each,
+        scanned=0.0,
+        chosen=each,
+        f16_rows=False,
+        frequency=frequency[order],
+        fixed_bytes=sum(t.nbytes for name, t in own.items() if name.startswith(fixed) or "_shexp." in name),
+        predictor_bytes=0,
+        parameters=sum(math.prod(tensor.shape) for tensor in matrices) / experts.count,
+        experts=tuple(order.tolist()),
+        used=experts.used / experts.count,
+        name=described("experts", _feeding(own), checkpoint.config.activation.value, experts),
+    )
