@@ -14,7 +14,7 @@ from hotset.core.config import FFNPlan, LayerPlacement, Placement, Way
 from hotset.core.errors import HotsetError
 from hotset.placing.costs import SIDES, handshake_name
 from hotset.placing.machine import load_machine
-from hotset.placing.part_times import PartTimes, Row, ffn_us
+from hotset.placing.part_times import Row, TimedParts, ffn_us
 from hotset.placing.planner import Planner
 from hotset.placing.sizes import model_parts
 
@@ -43,7 +43,7 @@ def test_an_ffns_time_depends_on_what_is_hot_and_what_the_host_computes() -> Non
     assert ffn_us(time[:3], 256, np.array([256]), np.array([0.0])).tolist() == [120]
 
 
-def some_times() -> dict[str, PartTimes]:
+def some_times() -> dict[str, TimedParts]:
     return {BOTH: {"a part": (Row(0, (1.0, 2.0), (3.5, 4.0)), Row(64, (0.0,), (1.0,)))}}
 
 
@@ -98,7 +98,7 @@ def test_a_plan_adds_the_times_of_parts() -> None:
         ),
     }
 
-    def us(timed: PartTimes, first: tuple[bool, int], second: tuple[bool, int], head: bool) -> float:
+    def us(timed: TimedParts, first: tuple[bool, int], second: tuple[bool, int], head: bool) -> float:
         profile = replace(machine(), times={BOTH: timed})
         planner = Planner(model, profile, context=128, prompt=50, sides=BOTH)
         placement = Placement((LayerPlacement(*first), LayerPlacement(*second)), head)

@@ -43,6 +43,7 @@ MODELS = {
     "exact": lambda: by_neuron(random_checkpoint(ffn_size=128), FFNPlan(Way.EXACT), [np.arange(128)] * 2),
     "predictor": predictor,
     "experts": lambda: mixture(random_checkpoint(), [EXPERTS, None]),
+    "early": lambda: mixture(random_checkpoint(), [replace(EXPERTS, early=True, shared_size=0)] * 2),
     "recurrent": lambda: recurrent(random_checkpoint(windows=(None,) * 4), [NET, MAMBA, CONV, None]),
     "latent": lambda: latent(random_checkpoint(), LATENT),
 }
@@ -196,6 +197,14 @@ def test_plans_find_known_costs_again(monkeypatch: pytest.MonkeyPatch) -> None:
         start = clock.now
         FakeModel(checkpoint, placement, clock).forward(Batch.of(sequence, np.zeros(1, np.int32)))  # type: ignore[arg-type]
         assert planner.predicted(placement).ms == pytest.approx((clock.now - start) * 1e3, rel=0.04)
+
+
+def test_layers_that_do_not_stand_alone_are_not_timed() -> None:
+    checkpoint = random_checkpoint()
+    layers = (checkpoint.config.layers[0], replace(checkpoint.config.layers[1], kv_from=0))
+    shared = replace(checkpoint, config=replace(checkpoint.config, layers=layers))
+    profile = machine()
+    assert timed(shared, StandInDevice(), CpuBackend(threads=1), profile) is profile
 
 
 def test_a_full_device_leaves_parts_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,7 +237,7 @@ class _Plan:
             Task(number, tuple(work), beside)
             for number, (work, beside) in enumerate(zip(self._tasks, self._beside, strict=True))
         )
-        inputs = tuple(self._inputs) if self._inputs[0].size else ()
+        inputs = tuple(vector for vector in self._inputs if vector.size)
         cutoffs = self._host_cutoffs if self._cutoffs.size else None
         return Step(tuple(self._instructions), tasks, self._first, inputs, last, logits, cutoffs)
 

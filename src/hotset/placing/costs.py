@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hotset.core.errors import HotsetError
 from hotset.placing.machine import GpuRates, MachineProfile
-from hotset.placing.part_times import PartTimes, ffn_us
+from hotset.placing.part_times import TimedParts, ffn_us
 from hotset.placing.sizes import FFNPart, LayerPart, ModelParts
 
 F64 = NDArray[np.float64]
@@ -97,7 +97,7 @@ def layer_options(
     context: int,
     filled: int,
     all_mixers: bool = True,
-    times: PartTimes | None = None,
+    times: TimedParts | None = None,
     hidden: int = 0,
 ) -> Options:
     """A layer's options on a machine, with a KV cache of `context` tokens of which `filled` are read.
@@ -131,13 +131,13 @@ def layer_options(
     return Options(hot, nbytes, ms, attention, handshake)
 
 
-def handshake_ms(gpu: GpuRates, times: PartTimes, hidden: int) -> float:
+def handshake_ms(gpu: GpuRates, times: TimedParts, hidden: int) -> float:
     """Of a task for the processor, and back."""
     timed = times.get(handshake_name(hidden))
     return (timed[0].us[0] if timed else gpu.handshake_us) / 1e3
 
 
-def _mixer_ms(layer: LayerPart, machine: MachineProfile, filled: int, times: PartTimes) -> F64:
+def _mixer_ms(layer: LayerPart, machine: MachineProfile, filled: int, times: TimedParts) -> F64:
     """(2,): of a layer's attention on either side."""
     seen = min(filled, layer.window or filled)
     read = layer.attention_bytes + layer.kv_position_bytes * seen + 2 * layer.state_bytes
@@ -180,7 +180,7 @@ def _ffn_ms(ffn: FFNPart, machine: MachineProfile, hot: I64, fires: F64, device_
     return both
 
 
-def head_options(parts: ModelParts, machine: MachineProfile, times: PartTimes | None = None) -> Options:
+def head_options(parts: ModelParts, machine: MachineProfile, times: TimedParts | None = None) -> Options:
     """The head's two options, as those of a layer without an FFN; logits always end on the host.
 
     Where it was timed, what a step takes besides its parts is in its time.

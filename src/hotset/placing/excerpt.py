@@ -60,7 +60,8 @@ def excerpt(checkpoint: Checkpoint, pieces: Sequence[Piece], *, whole_head: bool
 
 def _layer(layer: LayerConfig, piece: Piece) -> LayerConfig:
     if not piece.mixer:
-        layer = replace(layer, attention=False, recurrent=None)
+        experts = layer.experts and replace(layer.experts, early=False)
+        layer = replace(layer, attention=False, recurrent=None, experts=experts)
     if not piece.ffn:
         layer = replace(layer, feeds=False, ffn=None, experts=None)
     return replace(layer, ffn=layer.ffn and replace(layer.ffn, kept=0.0))

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from hotset.core.errors import HotsetError
 from hotset.formats.output import written
-from hotset.placing.part_times import PartTimes, read_times, times_as_json
+from hotset.placing.part_times import TimedParts, read_times, times_as_json
 
 SCHEMA = 1
 
@@ -90,10 +90,10 @@ class MachineProfile:
     gpu: GpuRates | None
     """None: the machine has none that Hotset can use."""
     sources: Mapping[str, str]
-    times: Mapping[str, PartTimes] = field(default_factory=dict)
+    times: Mapping[str, TimedParts] = field(default_factory=dict)
     """Of parts of models, measured; by the two sides (threads and device) that they were timed on."""
 
-    def times_of(self, sides: str | None) -> PartTimes:
+    def times_of(self, sides: str | None) -> TimedParts:
         """Those of these two sides; None: of any, as for a machine that is not this one."""
         return self.times.get(sides, {}) if sides else next(iter(self.times.values()), {})
 

@@ -44,7 +44,7 @@ class Row:
 
 PartTime: TypeAlias = tuple[Row, ...]
 """Ascending by `hot`: one row, or those of an FFN."""
-PartTimes: TypeAlias = Mapping[str, PartTime]
+TimedParts: TypeAlias = Mapping[str, PartTime]
 """By the texts that parts are known by."""
 
 
@@ -85,13 +85,13 @@ def whole_step(parts: Iterable[str]) -> str:
     return f"whole step: {sha256(chr(10).join(sorted(set(parts))).encode()).hexdigest()[:12]}"
 
 
-def ratio(times: PartTimes, step: str) -> float:
+def ratio(times: TimedParts, step: str) -> float:
     """What a whole step took of what its parts add up to; 1 where it was not timed."""
     row = times[step][0] if step in times else None
     return row.us[0] / row.n[0] if row and row.n[0] > 0 else 1.0
 
 
-def times_as_json(times: PartTimes) -> dict[str, Any]:
+def times_as_json(times: TimedParts) -> dict[str, Any]:
     """What `read_times` reads."""
     return {
         name: [{"hot": row.hot, "n": list(row.n), "us": list(row.us)} for row in rows]

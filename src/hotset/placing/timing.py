@@ -74,8 +74,12 @@ def timed(
 ) -> MachineProfile:
     """The profile with the times of all of the model's parts, of which those that it lacks are measured.
 
-    `progress(done, total)` counts parts. A part that the device has no room for is left out.
+    `progress(done, total)` counts parts. A part that the device has no room for is left out; so are models
+    whose layers share keys and values or have inputs of their own: none of them stands alone.
     """
+    config = checkpoint.config
+    if config.layer_input or any(layer.kv_from is not None for layer in config.layers):
+        return machine
     both, timer = sides(host, device), _Timer(checkpoint, device, host, kv_type)
     times = dict(machine.times_of(both))
     jobs = [(name, job) for name, job in timer.jobs() if name not in times]
