@@ -27,9 +27,12 @@ LATENT = LatentConfig(rank=6, rope_dim=6, nope_dim=4, value_dim=5, query_rank=7)
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few steps of few copies."""
-    monkeypatch.setattr(timing, "_STEPS", 2)
-    monkeypatch.setattr(timing, "_EXPERT_STEPS", 3)
-    monkeypatch.setattr(timing, "_COPIES", (2, 2))
+    few = {"_STEPS": 1, "_EXPERT_STEPS": 2, "_COPIES": (2, 2), "_CHOSEN": (0.0, 0.5, 1.0), "_HOT": (0.5,)}
+    for name, value in few.items():
+        monkeypatch.setattr(timing, name, value)
+    monkeypatch.setattr(timing, "handshake_us", lambda device, hidden: HANDSHAKE)
+    monkeypatch.setattr(excerpt, "_SEARCH", 5)
+    monkeypatch.setattr(excerpt, "_PROMPT", 16)
 
 
 def predictor() -> Checkpoint:
