@@ -96,8 +96,8 @@ void add_take_chosen(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Packe
   expect_width("x", x, width);
   expect_rows(packet, x);
   expect_rows(cutoffs, x);
-  worker.add_take(
-      {packet.data(), x.data(), width, Said::bit_words(layer->neurons()), cutoffs.data(), cutoffs.stride(0)});
+  worker.add_take({packet.data(), x.data(), width, Said::bit_words(layer->neurons()), cutoffs.data(),
+                   cutoffs.stride(0), layer->exact()});
   worker.add_preparation([layer = std::move(layer), to = cutoffs.data(), stride = cutoffs.stride(0)](
                              const Batch* batch) { layer->cut_offs(*batch, to, stride); });
 }
@@ -206,7 +206,9 @@ void bind_worker(nb::module_& m) {
       .def("take_chosen", &add_take_chosen, "ffn"_a, "packet"_a, "x"_a, "cutoffs"_a,
            "Before its work: take x (T, ceil(F / 32) + F) from the device's packet, bits of the neurons that "
            "it "
-           "chooses at the cut-offs (T,), or their scores where that is NaN. The worker writes these, when a "
+           "chooses at the cut-offs (T,), or their scores where that is NaN; with those of a layer that "
+           "leaves out "
+           "zeros alone, also their activations. The worker writes these, when a "
            "step begins.")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "chosen"_a.none() = nb::none(),
            "cutoffs"_a.none() = nb::none(),

@@ -1,6 +1,7 @@
 #include "layers/neuron_ffn.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,9 @@ namespace {
 const Linear* or_else(const std::shared_ptr<const Linear>& a, const std::shared_ptr<const Linear>& b) {
   return a ? a.get() : b.get();
 }
+
+// The cut-off that exactly what is not zero reaches: the least number above it.
+constexpr float kNotZero = std::numeric_limits<float>::denorm_min();
 
 // A copy of some rows.
 float* gather(Session& session, const float* from, const int64_t* rows, int64_t n, int64_t cols) {
@@ -93,7 +97,7 @@ void NeuronFfn::cut_offs(const Batch& batch, float* to, int64_t stride) const {
     for (int64_t before = 0; before < row; ++before) {
       unknown |= chooser(batch.span_of(before)) == of && std::isnan(to[before * stride]);
     }
-    cutoff = unknown ? std::numeric_limits<float>::quiet_NaN() : of->cutoff.value();
+    cutoff = unknown ? std::numeric_limits<float>::quiet_NaN() : exact() ? kNotZero : of->cutoff.value();
   }
 }
 
@@ -206,11 +210,25 @@ void NeuronFfn::choose(const float* scores, float cutoff, uint64_t* bits) const 
   }
 }
 
+// What is said of a row: bits of the neurons that it chooses and, where there is `known`, their activations.
+void NeuronFfn::take(const Said& said, int64_t row, float cutoff, uint64_t* bits, float* known) const {
+  if (const float* scores = said.scores(row)) return choose(scores, cutoff, bits);
+  const int64_t words = ceil_div(neurons(), 64);
+  bits[words - 1] = 0;
+  std::memcpy(bits, said.bits(row), Said::bit_words(neurons()) * sizeof(float));
+  for (int64_t w = 0; known && w < words; ++w) {
+    for (uint64_t of = bits[w]; of != 0; of &= of - 1) {
+      const int64_t j = 64 * w + std::countr_zero(of);
+      known[j] = said.numbers(row)[j];
+    }
+  }
+}
+
 void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out, const Said& said,
                                    const Row* of, int64_t rows) const {
   const Runtime& runtime = *parts_.runtime;
-  const bool predicted = parts_.way == Way::kPredictor, exact = parts_.way == Way::kExact;
-  const Input input = pack_input(session, x, rows);
+  const bool predicted = parts_.way == Way::kPredictor;
+  const bool told = said.rows && (predicted || (exact() && said.cutoffs));
   Chosen chosen{};
   chosen.rows = rows;
   chosen.neurons = neurons();
@@ -220,24 +238,21 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
   if (const NeuronRows* any = chosen.first ? chosen.first : chosen.second) {
     chosen.x = pack_for_rows(session, runtime, x, rows, &parts_.norm, any->packed.type, hidden());
   }
-  chosen.known = parts_.first ? values(session, input) : nullptr;
   chosen.everything = parts_.way == Way::kDense;
   chosen.tally = tally_.get();
   const int64_t words = ceil_div(neurons(), 64);
-  uint64_t* bits = nullptr;
-  if (predicted && said.rows) {
-    chosen.bits = bits = session.allocate<uint64_t>(rows * words);
-  } else if (!chosen.everything) {
-    chosen.scores = predicted ? predict(session, input) : chosen.known;
+  auto* bits = told ? session.allocate<uint64_t>(rows * words) : nullptr;
+  auto* known = told && exact() ? session.allocate<float>(rows * neurons()) : nullptr;
+  if (told) {
+    chosen.bits = bits;
+    chosen.known = known;
+  } else {
+    const Input input = pack_input(session, x, rows);
+    chosen.known = parts_.first ? values(session, input) : nullptr;
+    if (!chosen.everything) chosen.scores = predicted ? predict(session, input) : chosen.known;
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
   }
-  const auto take_bits = [&](int64_t t, float cutoff) {
-    uint64_t* to = bits + t * words;
-    if (const float* scores = said.scores(of[t].row)) return choose(scores, cutoff, to);
-    to[words - 1] = 0;
-    std::memcpy(to, said.bits(of[t].row), Said::bit_words(neurons()) * sizeof(float));
-  };
   // An audited row computes all its neurons. What it shows counts from its sequence's next row on, so that
   // the rows up to it are computed first.
   auto* cutoffs = session.allocate<float>(rows);
@@ -248,11 +263,10 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       Cutoff& cutoff = of[end].chooser->cutoff;
       audited = predicted && cutoff.due(of[end].position, false);
       any_audited |= audited;
-      // Exactly what is not zero: the least number above it.
-      cutoffs[end] = audited ? -std::numeric_limits<float>::infinity()
-                     : exact ? std::numeric_limits<float>::denorm_min()
-                             : cutoff.value();
-      if (bits) take_bits(end, cutoffs[end]);
+      cutoffs[end] = audited ? -std::numeric_limits<float>::infinity() : exact() ? kNotZero : cutoff.value();
+      if (told) {
+        take(said, of[end].row, cutoffs[end], bits + end * words, known ? known + end * neurons() : nullptr);
+      }
       ++end;
     } while (end < rows && !(audited && of[end].chooser == of[end - 1].chooser));
     Chosen part = chosen.part(start, end - start);
@@ -274,7 +288,7 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       tally_->rows.fetch_add(1, std::memory_order_relaxed);
       if (!predicted || !chooser.cutoff.due(of[t].position, false)) continue;
       ++chooser.audits;
-      const float* scores = bits ? said.scores(of[t].row) : chosen.scores + t * neurons();
+      const float* scores = told ? said.scores(of[t].row) : chosen.scores + t * neurons();
       chooser.kept += chooser.cutoff.learn(of[t].position, scores, part.values + (t - start) * neurons(),
                                            neurons(), false);
     }

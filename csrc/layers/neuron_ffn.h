@@ -38,7 +38,8 @@ struct NeuronFfnParts {
 //
 // With `cutoffs`, a row has bits, 32 to a word, and behind them room for as many numbers as there are
 // neurons: bits of the neurons that are chosen where the row's cut-off is a number, scores where it is NaN.
-// Without, a row is scores alone.
+// Where zeros alone are left out, the numbers are the activations of those that are chosen, each in its
+// place. Without, a row is scores alone.
 struct Said {
   const float* rows = nullptr;  // null: nothing
   int64_t neurons = 0;
@@ -51,9 +52,10 @@ struct Said {
   // Null where bits are said instead.
   const float* scores(int64_t row) const {
     if (!cutoffs) return rows + row * neurons;
-    return std::isnan(cutoffs[row * stride]) ? bits(row) + bit_words(neurons) : nullptr;
+    return std::isnan(cutoffs[row * stride]) ? numbers(row) : nullptr;
   }
   const float* bits(int64_t row) const { return rows + row * width(neurons); }
+  const float* numbers(int64_t row) const { return bits(row) + bit_words(neurons); }
 };
 
 class NeuronFfn {
@@ -70,8 +72,8 @@ class NeuronFfn {
   ThreadPool& pool() const { return parts_.runtime->pool; }
 
   // out += ffn(x); out may be x. In lossless spans no neurons are left out but zeros, and nothing is counted.
-  // What the predictor says may be given; where it has no matrices it must be, if neurons are chosen for any
-  // row.
+  // What the predictor says may be given, or what the activations are where zeros alone are left out; where
+  // it has no matrices it must be, if neurons are chosen for any row.
   void forward(const float* x, float* out, const Batch& batch, const Said& said = {}) const;
 
   // Where each row of a batch, which it is about to compute, cuts off, to numbers `stride` apart. NaN: that
@@ -79,6 +81,7 @@ class NeuronFfn {
   void cut_offs(const Batch& batch, float* to, int64_t stride) const;
 
   // Whether scores must be given where neurons are chosen, and whether they are in a batch.
+  bool exact() const { return parts_.way == Way::kExact; }
   bool needs_scores() const { return parts_.way == Way::kPredictor && parts_.predictor.empty(); }
   bool wants_scores(const Batch& batch) const;
 
@@ -108,6 +111,7 @@ class NeuronFfn {
                           int64_t rows) const;
   Chooser* chooser(const Span& span) const;
   void choose(const float* scores, float cutoff, uint64_t* bits) const;
+  void take(const Said& said, int64_t row, float cutoff, uint64_t* bits, float* known) const;
 
   const NeuronFfnParts parts_;
   const std::unique_ptr<Tally> tally_;

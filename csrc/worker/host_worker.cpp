@@ -1,6 +1,7 @@
 #include "worker/host_worker.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <exception>
 #include <stdexcept>
@@ -94,18 +95,34 @@ void HostWorker::take(const Task& task) const {
   if (abort_.load(std::memory_order_relaxed)) throw std::runtime_error("it was stopped in mid-step");
 }
 
+bool HostWorker::take(const Take& t, int64_t first, int64_t count) const {
+  const auto aborted = [this](auto) { return abort_.load(std::memory_order_relaxed); };
+  return take_words(t.words + first, count, number_, t.to + first, aborted);
+}
+
 void HostWorker::take(const Take& t) const {
-  const auto take = [&](int64_t first, int64_t count) {
-    const auto aborted = [this](auto) { return abort_.load(std::memory_order_relaxed); };
-    take_words(t.words + first, count, number_, t.to + first, aborted);
-  };
-  if (!t.cutoffs) return take(0, rows_ * t.width);
-  for (int64_t row = 0; row < rows_; ++row) {
+  if (!t.cutoffs) take(t, 0, rows_ * t.width);
+  for (int64_t row = 0; t.cutoffs && row < rows_; ++row) {
     const int64_t first = row * t.width;
     if (std::isnan(t.cutoffs[row * t.stride])) {
-      take(first + t.head, t.width - t.head);
-    } else {
-      take(first, t.head);
+      take(t, first + t.head, t.width - t.head);
+    } else if (take(t, first, t.head) && t.values) {
+      take_values(t, row);
+    }
+  }
+}
+
+void HostWorker::take_values(const Take& t, int64_t row) const {
+  for (int64_t word = 0; word < t.head; ++word) {
+    const int64_t first = row * t.width + t.head + 32 * word;
+    auto bits = std::bit_cast<uint32_t>(t.to[row * t.width + word]);
+    const int count = std::popcount(bits);
+    if (!take(t, first, count)) return;
+    // The last ones first, as their places are behind.
+    for (int i = count; i-- > 0;) {
+      const int place = 31 - std::countl_zero(bits);
+      t.to[first + place] = t.to[first + i];
+      bits ^= 1u << place;
     }
   }
 }

@@ -37,6 +37,9 @@ class HostWorker {
     int64_t head = 0;
     const float* cutoffs = nullptr;
     int64_t stride = 0;
+    // The head's words are bits, and of the others behind each so many of its 32 are taken, too, as it has
+    // bits; they are put where the bits are.
+    bool values = false;
   };
 
   HostWorker() = default;
@@ -88,6 +91,8 @@ class HostWorker {
   void walk();
   void take(const Task& task) const;
   void take(const Take& take) const;
+  void take_values(const Take& take, int64_t row) const;
+  bool take(const Take& take, int64_t first, int64_t count) const;
 
   std::vector<Task> tasks_;
   std::vector<Work> preparations_;

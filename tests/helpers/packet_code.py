@@ -15,7 +15,7 @@ from triton.compiler import ASTSource
 
 from hotset.backends.gpu.kernels.packets import receive, send, send_chosen
 
-CONSTANTS = {"PTX": sys.argv[1] == "cuda", "BLOCK": 128, "ADD": True}
+CONSTANTS = {"PTX": sys.argv[1] == "cuda", "BLOCK": 128, "ADD": True, "VALUES": True}
 TYPES = dict.fromkeys(("x_ptr", "out_ptr", "score_ptr", "cutoff_ptr"), "*fp32") | {"word_ptr": "*i64"}
 LABEL = re.compile(r"^([.$\w]+):")
 BRANCH = re.compile(r"(?:bra(?:\.uni)?|s_c?branch\w*)\s+([.$\w]+)")

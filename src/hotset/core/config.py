@@ -414,6 +414,8 @@ class LayerPlacement:
     """The FFN's units ``[:hot]``, the hottest: neurons, or experts of a mixture. 0: none."""
     experts: tuple[int, ...] | None = None
     """The numbers of these experts, where they are not the first `hot`."""
+    gates: bool = False
+    """Of an FFN that is split and leaves out zeros alone: the gates of all neurons, which tell what fires."""
 
 
 @dataclass(frozen=True)

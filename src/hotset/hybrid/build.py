@@ -126,7 +126,7 @@ class _LayerBuilder:
             ffn = experts
         elif layer.feeds:
             spec = any_ffn_spec(self._checkpoint, i)
-            ffn = dense = _ffn(spec, place.hot, self._device, self._host, i)
+            ffn = dense = _ffn(spec, place, self._device, self._host, i)
             if self._streams and isinstance(dense, OnHost | Split):
                 self.cold.append(ColdLayer(partial(any_ffn_spec, self._checkpoint, i), place.hot, i))
                 streamed = _streamed(dense, spec, self._device)
@@ -173,12 +173,13 @@ class _LayerBuilder:
         return build_split_experts(spec, resident, self._device, self._host, i)
 
 
-def _ffn(spec: Spec, hot: int, device: Device, host: CpuBackend, index: int) -> AnyFFN:
+def _ffn(spec: Spec, place: LayerPlacement, device: Device, host: CpuBackend, index: int) -> AnyFFN:
+    hot = place.hot
     if hot == 0:
         return OnHost(build_host_ffn(spec, host, index))
     if hot == spec.up.weight.shape[0]:
         return OnDevice(build_ffn(all_computed(spec), device.backend, index))
-    return build_split(spec, hot, device, host, index)
+    return build_split(spec, hot, device, host, index, gates=place.gates)
 
 
 def _streamed(ffn: OnHost[HostFFN] | Split, spec: Spec, device: Device) -> Streamed:

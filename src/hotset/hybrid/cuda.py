@@ -56,9 +56,9 @@ class _StagedPackets:
         self._packets.send(x, room)
         packet.copy_(room, non_blocking=True)
 
-    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any) -> None:
+    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any, *, values: bool) -> None:
         room = self._staging(packet)
-        self._packets.send_chosen(scores, cutoffs, room)
+        self._packets.send_chosen(scores, cutoffs, room, values=values)
         packet.copy_(room, non_blocking=True)
 
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:

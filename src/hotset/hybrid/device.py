@@ -118,6 +118,9 @@ class Device(Protocol):
     def predictor(self, spec: NeuronFFNSpec) -> Predict:
         """Build the predictor of an FFN's plan."""
 
+    def gates(self, spec: NeuronFFNSpec) -> Predict:
+        """Build what tells the activations of an FFN's gates, or of up where it has none."""
+
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
         """Build a mixture with these experts, at least one. Raises `DeviceMemoryError`."""
 
@@ -133,12 +136,13 @@ class Device(Protocol):
     def send(self, x: Array, to: Packet) -> None:
         """Write the step's rows of x (T, N) to a packet of the host's, in stream order."""
 
-    def send_chosen(self, scores: Array, cutoffs: Array, to: Packet) -> None:
+    def send_chosen(self, scores: Array, cutoffs: Array, to: Packet, *, values: bool = False) -> None:
         """Write for the step's rows which neurons their scores (T, F) choose, in stream order.
 
         A row of the packet has ceil(F / 32) words and behind them F. Where its number in `cutoffs` (T,), on
         the device, is NaN, its scores are written to the F; otherwise to those before, 32 to a word, a bit
-        for each neuron: 1 unless its score is less than the cut-off.
+        for each neuron: 1 unless its score is less than the cut-off. With `values`, the scores of the
+        neurons of a word that have a 1 are written too, one after the other from where the F have its first.
         """
 
     def receive(self, x: Packet, out: Array, *, add: bool) -> None:

@@ -179,8 +179,8 @@ def _tell_part(instruction: Instruction, device: Device, arrays: Arrays, view: B
             layer_input.forward(arrays[x], arrays[e], arrays[x])
         case AddNorm(_, add_normed, x, to):
             add_normed(arrays[x], arrays[to])
-        case SendChosen(_, predict, x, cutoffs, column, to):
-            device.send_chosen(predict(arrays[x]), arrays[cutoffs][:, column], arrays[to])
+        case SendChosen(_, predict, x, cutoffs, column, to, values):
+            device.send_chosen(predict(arrays[x]), arrays[cutoffs][:, column], arrays[to], values=values)
         case Select(_, experts, x, to):
             device.assign(experts.select(arrays[x]), arrays[to])
         case SendSelection(_, experts, weights, to):

@@ -13,18 +13,29 @@ from hotset.hybrid.parts import HostFFN, Split
 from hotset.hybrid.slices import Spec, cold_slice, hot_slice
 
 
-def build_split(spec: Spec, hot: int, device: Device, host: CpuBackend, index: int = 0) -> Split:
-    """Build neurons ``[:hot]`` on the device and ``[hot:]`` on the host; `index` is the choosers' number."""
+def build_split(
+    spec: Spec, hot: int, device: Device, host: CpuBackend, index: int = 0, *, gates: bool = False
+) -> Split:
+    """Build neurons ``[:hot]`` on the device and ``[hot:]`` on the host; `index` is the choosers' number.
+
+    With `gates`, those of the cold neurons are on the device too, where the plan leaves out zeros alone.
+    Prompts are computed with the host's.
+    """
     cold = cold_slice(spec, hot)
+    way = cold.plan.way if isinstance(cold, NeuronFFNSpec) else None
+    values = gates and way is Way.EXACT
     predict = None
-    if isinstance(cold, NeuronFFNSpec) and cold.plan.way is Way.PREDICTOR:
+    if isinstance(cold, NeuronFFNSpec) and way is Way.PREDICTOR:
         predict = device.predictor(cold)
+    elif isinstance(cold, NeuronFFNSpec) and values:
+        predict = device.gates(cold)
     return Split(
         hot=build_ffn(hot_slice(spec, hot), device.backend, index),
-        cold=build_host_ffn(cold, host, index, scores_given=predict is not None),
+        cold=build_host_ffn(cold, host, index, scores_given=way is Way.PREDICTOR),
         n_hot=hot,
         n_cold=spec.up.weight.shape[0] - hot,
         predict=predict,
+        values=values,
         add_normed=device.normed_adder(spec.post_norm) if spec.post_norm else None,
     )
 
@@ -57,7 +68,7 @@ def add_split(split: Split, device: Device, x: Array, out: Array, views: Views) 
     asked = device.pinned(shape, np.float32)
     device.download(x, asked)
     scores = None
-    if split.predict and views.choosing:
+    if split.predict and not split.values and views.choosing:
         scores = device.pinned((shape[0], split.n_cold), np.float32)
         device.download(split.predict(x), scores)
     sent = device.mark()

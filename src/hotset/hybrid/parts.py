@@ -50,8 +50,9 @@ class Split:
     n_hot: int
     n_cold: int
     predict: Predict | None = None
-    """Scores the cold neurons on the device, in layers whose plan has a predictor; the host, which moves the
-    cut-off, holds the scores against it."""
+    """Scores the cold neurons on the device, in layers whose plan has a predictor; or, with `values`, tells
+    their activations. The host, which moves the cut-off, says what is chosen."""
+    values: bool = False
     add_normed: AddNormed | None = None
     """The norm after the FFN, which is of the sum, where there is one."""
 

@@ -302,7 +302,7 @@ class _Plan:
             width, column = chosen_words(split.n_cold), next(self._columns)
             sent = Vector(f"{task}.chosen", width, Where.PACKET)
             here = Vector(f"{task}.cold", width, Where.HOST)
-            self._tell(SendChosen(layer, split.predict, x, self._cutoffs, column, sent))
+            self._tell(SendChosen(layer, split.predict, x, self._cutoffs, column, sent, split.values))
             chosen = TakeChosen(sent, split.cold, self._host_cutoffs, column, here)
             self._work(chosen)
         return self._finish(

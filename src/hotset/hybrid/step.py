@@ -56,7 +56,10 @@ class Send:
 
 @dataclass(frozen=True)
 class SendChosen:
-    """Predict from x which cold neurons of a layer fire, and send the choice; see `Device.send_chosen`."""
+    """Predict from x which cold neurons of a layer fire, and send the choice; see `Device.send_chosen`.
+
+    With `values` it is no prediction: the activations are computed, and sent too.
+    """
 
     layer: int
     predict: Predict = field(repr=False)
@@ -65,6 +68,7 @@ class SendChosen:
     """Of all layers that choose so, each at its `column`."""
     column: int
     to: Vector
+    values: bool
 
     def __str__(self) -> str:
         return f"send chosen {self.layer} of {self.x} as {self.to}"

@@ -38,7 +38,7 @@ class Packets(Protocol):
     def send(self, x: Any, packet: Any) -> None:
         """Write the step's rows of x (T, N)."""
 
-    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any) -> None:
+    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any, *, values: bool) -> None:
         """Write the step's rows of a choice of neurons; see `Device.send_chosen`."""
 
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:
@@ -90,8 +90,8 @@ class TorchArrays(ABC):
     def send(self, x: Array, to: Packet) -> None:
         self.packets.send(x, as_tensor(to))
 
-    def send_chosen(self, scores: Array, cutoffs: Array, to: Packet) -> None:
-        self.packets.send_chosen(scores, cutoffs, as_tensor(to))
+    def send_chosen(self, scores: Array, cutoffs: Array, to: Packet, *, values: bool = False) -> None:
+        self.packets.send_chosen(scores, cutoffs, as_tensor(to), values=values)
 
     def receive(self, x: Packet, out: Array, *, add: bool) -> None:
         self.packets.receive(as_tensor(x), out, add=add)
@@ -114,6 +114,10 @@ class TorchArrays(ABC):
     def predictor(self, spec: NeuronFFNSpec) -> Predict:
         scores: Predict = self._gpu.predictor(spec).scores
         return scores
+
+    def gates(self, spec: NeuronFFNSpec) -> Predict:
+        values: Predict = self._gpu.gates(spec).values
+        return values
 
     def slot(self) -> Slot:
         gpu_slot = self._gpu.slot()

@@ -313,7 +313,12 @@ class LateStandIn(StandInDevice):
         return lambda x, out: self.tell(lambda: add(x, out))
 
     def predictor(self, spec: NeuronFFNSpec) -> Predict:
-        predict = super().predictor(spec)
+        return self._late(super().predictor(spec), spec)
+
+    def gates(self, spec: NeuronFFNSpec) -> Predict:
+        return self._late(super().gates(spec), spec)
+
+    def _late(self, predict: Predict, spec: NeuronFFNSpec) -> Predict:
 
         def scores(x: F32) -> F32:
             late = self.empty((len(x), spec.up.weight.shape[0]))
@@ -340,13 +345,13 @@ class LateStandIn(StandInDevice):
         to = _raw(to)
         self.tell(lambda: self._store(x[: self.rows], to[: self.rows]))
 
-    def send_chosen(self, scores: F32, cutoffs: F32, to: Packet) -> None:
+    def send_chosen(self, scores: F32, cutoffs: F32, to: Packet, *, values: bool = False) -> None:
         to = _raw(to)
 
         def store() -> None:
             for row in range(self.rows):
-                words, said = chosen_row(scores[row], cutoffs[row])
-                self._store(said[None], to[row : row + 1, words])
+                for words, said in chosen_row(scores[row], cutoffs[row], values=values):
+                    self._store(said[None], to[row : row + 1, words])
 
         self.tell(store)
 

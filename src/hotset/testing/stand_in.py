@@ -4,7 +4,7 @@ Its stream is the calling thread, so everything is done as soon as it is said; t
 it on a thread of its own, as it would beside a GPU. Only the time it takes means nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ from hotset.backends.cpu import (
     CpuRecurrent,
     CpuSequence,
 )
-from hotset.backends.maths import normalise, predict, predictor_matrices
+from hotset.backends.maths import ACTIVATIONS, normalise, predict, predictor_matrices
 from hotset.core.batch import Batch
 from hotset.core.config import Score
 from hotset.hybrid.device import Packet, ResidentExperts, Slot
@@ -57,14 +57,19 @@ _LOOK_SECONDS = 0.05
 _NUMBER_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}
 
 
-def chosen_row(scores: F32, cutoff: np.float32) -> tuple[slice, F32]:
+def chosen_row(scores: F32, cutoff: np.float32, *, values: bool) -> Iterator[tuple[slice, F32]]:
     """What `Device.send_chosen` writes of a row of scores (F,), and to which of its words."""
     bit_words = -(-len(scores) // 32)
     if np.isnan(cutoff):
-        return slice(bit_words, None), np.ascontiguousarray(scores)
+        yield slice(bit_words, None), np.ascontiguousarray(scores)
+        return
     bits = np.zeros(32 * bit_words, np.bool_)
     bits[: len(scores)] = ~(scores < cutoff)
-    return slice(bit_words), np.packbits(bits, bitorder="little").view(np.float32)
+    yield slice(bit_words), np.packbits(bits, bitorder="little").view(np.float32)
+    for first in range(0, len(scores) if values else 0, 32):
+        own = scores[first : first + 32][bits[first : first + 32][: len(scores) - first]]
+        if len(own):
+            yield slice(bit_words + first, bit_words + first + len(own)), own
 
 
 class _MeteredBackend(CpuBackend):
@@ -182,10 +187,10 @@ class StandInDevice(HostStream):
     def send(self, x: F32, to: Packet) -> None:
         _native.write_packet(x[: self.rows], to[: self.rows], self.number)
 
-    def send_chosen(self, scores: F32, cutoffs: F32, to: Packet) -> None:
+    def send_chosen(self, scores: F32, cutoffs: F32, to: Packet, *, values: bool = False) -> None:
         for row in range(self.rows):
-            words, said = chosen_row(scores[row], cutoffs[row])
-            _native.write_packet(said[None], to[row : row + 1, words], self.number)
+            for words, said in chosen_row(scores[row], cutoffs[row], values=values):
+                _native.write_packet(said[None], to[row : row + 1, words], self.number)
 
     def receive(self, x: Packet, out: F32, *, add: bool) -> None:
         arrived, rows = np.empty_like(out[: self.rows]), out[: self.rows]
@@ -219,3 +224,14 @@ class StandInDevice(HostStream):
             return np.ascontiguousarray(predict(matrices, read, rectified))
 
         return scores
+
+    def gates(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
+        first, act = spec.gate or spec.up, ACTIVATIONS[spec.activation]
+        self.memory.check("gates", first.weight.nbytes)
+        matrix = first.weight.to_float32(), first.bias
+
+        def values(x: F32) -> F32:
+            return np.ascontiguousarray(act(predict([matrix], normalise(x, spec.norm), rectified=False)))
+
+        self.memory.hold(values, first.weight.nbytes)
+        return values

@@ -30,7 +30,7 @@ from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.experts import GpuExperts
 from hotset.backends.gpu.ffn import GpuFFN, GpuLayerInput, GpuNeuronFFN, GpuNorm
 from hotset.backends.gpu.matrix import build_matrix
-from hotset.backends.gpu.predictor import GpuPredictor
+from hotset.backends.gpu.predictor import GpuGates, GpuPredictor
 from hotset.backends.gpu.recurrent import build_recurrent
 from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
@@ -155,6 +155,10 @@ class GpuBackend:
     def predictor(self, spec: NeuronFFNSpec) -> GpuPredictor:
         """Build the predictor of an FFN's plan."""
         return GpuPredictor(self.gpu, spec)
+
+    def gates(self, spec: NeuronFFNSpec) -> GpuGates:
+        """Build the gates of an FFN that leaves out zeros alone."""
+        return GpuGates(self.gpu, spec)
 
     def sequence(self, shape: StateShape, capacity: int, kv_type: str) -> GpuSequence:
         """Room for `capacity` positions; `kv_type` is ``f16`` or ``f32``."""

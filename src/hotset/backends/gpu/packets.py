@@ -34,12 +34,15 @@ class GpuPackets:
             x, packet, self._control, packet.shape[1], PTX=self._gpu.ptx, BLOCK=_BLOCK, num_warps=1
         )
 
-    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any) -> None:
-        """Write which neurons scores (T, F) choose at cut-offs (T,), to a packet (T, ceil(F / 32) + F)."""
+    def send_chosen(self, scores: Any, cutoffs: Any, packet: Any, *, values: bool) -> None:
+        """Write which neurons scores (T, F) choose at cut-offs (T,), to a packet (T, ceil(F / 32) + F).
+
+        With `values`, their scores too.
+        """
         rows, neurons = scores.shape
         send_chosen[triton.cdiv(neurons, _CHOSEN_BLOCK), rows](
-            scores, cutoffs, cutoffs.stride(0), packet, self._control, neurons, PTX=self._gpu.ptx,
-            BLOCK=_CHOSEN_BLOCK, num_warps=1,
+            scores, cutoffs, cutoffs.stride(0), packet, self._control, neurons, VALUES=values,
+            PTX=self._gpu.ptx, BLOCK=_CHOSEN_BLOCK, num_warps=1,
         )  # fmt: skip
 
     def receive(self, packet: Any, out: Any, *, add: bool) -> None:

@@ -1,14 +1,15 @@
-"""Predicted scores of an FFN's neurons."""
+"""Predicted scores of an FFN's neurons, and the activations that say exactly which are not zero."""
 
 from typing import Any
 
 from hotset.backends.blocks import dequantise, round_to_nearest
+from hotset.backends.checks import check_exact
 from hotset.backends.contract import NeuronFFNSpec
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.layouts import layout, two_bit_layout
 from hotset.backends.gpu.matrix import Matrix, build_matrix
-from hotset.core.config import Score
+from hotset.core.config import Activation, Score
 from hotset.core.errors import CheckpointError
 from hotset.formats.tensor import TensorType
 
@@ -40,6 +41,26 @@ class GpuPredictor:
         scores = self.gpu.scratch("scores", len(x), self.size)
         self._last.times(n, scores)
         return scores
+
+
+class GpuGates:
+    """What `Way.EXACT` leaves out neurons by."""
+
+    def __init__(self, gpu: Gpu, spec: NeuronFFNSpec) -> None:
+        first, hidden, size = spec.gate or spec.up, spec.norm.weight.size, spec.up.weight.shape[0]
+        check_exact(first.weight.name, spec.activation, spec.plan)
+        self.gpu, self.size = gpu, size
+        self.norm = GpuNorm(gpu, spec.norm, hidden)
+        self._first = build_matrix(gpu, first, size, hidden)
+        self._squared = spec.activation is Activation.RELU2
+
+    def values(self, x: Any) -> Any:
+        """Activations (T, F) of gate, or of up where there is none, of the FFN's input x (T, D)."""
+        values = self.gpu.scratch("gates", len(x), self.size)
+        self._first.times(self.norm.input(x), values, relu=True)
+        if self._squared:
+            values.mul_(values)
+        return values
 
 
 def _gate_copy(gpu: Gpu, spec: NeuronFFNSpec) -> Matrix:

@@ -34,13 +34,14 @@ def send(x_ptr, word_ptr, control_ptr, width, PTX: tl.constexpr, BLOCK: tl.const
 
 @triton.jit
 def send_chosen(
-    score_ptr, cutoff_ptr, cutoff_stride, word_ptr, control_ptr, neurons, PTX: tl.constexpr,
-    BLOCK: tl.constexpr,
+    score_ptr, cutoff_ptr, cutoff_stride, word_ptr, control_ptr, neurons, VALUES: tl.constexpr,
+    PTX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write which neurons' scores (rows, neurons) reach the row's cut-off, or, if it is NaN, the scores.
 
-    A row of the words has ceil(neurons / 32) for bits, and behind them one for each score. Grid: (neurons /
-    BLOCK, rows); BLOCK is a multiple of 32. Scores that are NaN reach every cut-off.
+    A row of the words has ceil(neurons / 32) for bits, and behind them one for each score. With VALUES, the
+    scores of the neurons of a word of bits are written too, those that reach it one after the other. Grid:
+    (neurons / BLOCK, rows); BLOCK is a multiple of 32. Scores that are NaN reach every cut-off.
     """
     t, first = tl.program_id(1), tl.program_id(0) * BLOCK
     if t < tl.load(control_ptr + 1):
@@ -61,6 +62,10 @@ def send_chosen(
             bits = tl.sum(chosen.to(tl.int64) << bit[None, :].to(tl.int64), axis=1)
             at = first // 32 + word
             store_words(words + at, bits, at < bit_words, number, PTX)
+            if VALUES:
+                behind = bit_words + first + word[:, None] * 32 + tl.cumsum(chosen, axis=1) - chosen
+                value = score.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+                store_words(words + behind, value, chosen != 0, number, PTX)
 
 
 @triton.jit
