@@ -1,123 +1,53 @@
-"""Mutated files: each opens or is refused in one line, fast and within a memory that no header sets.
+"""Mutated files: each runs or is refused in one line, fast and within a memory that no header sets.
 
-The everyday run tries a few hundred cases; the slow-marked one more than 10,000.
+The everyday run tries some hundred cases; the slow-marked one more than 10,000 of mixtures and delta nets,
+and as many of other families. `test_bad_directories.py` does likewise with what `transformers` saves.
 """
 
 import json
 import struct
-import tracemalloc
-import warnings
-from collections.abc import Callable, Mapping
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import process_time
 from typing import Any
 
-import gguf  # noqa: F401 - not to be counted when an error message needs it
 import numpy as np
 import pytest
+from helpers.bad_input import JSON, MUTATION, MUTATIONS, NUMBERS, WEIRD, assert_runs_or_refuses, fuzz, mutated
 from helpers.gguf_bytes import by_neuron, lacks, shape_of, split, tiny_model
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from hotset.architectures.delta_nets import DELTA_NETS
+from hotset.architectures.mixtures import MIXTURES
 from hotset.architectures.row import Architecture
 from hotset.architectures.table import ARCHITECTURES
-from hotset.core.errors import CheckpointError, RequestError
-from hotset.formats import Overrides, open_checkpoint
+from hotset.formats import open_checkpoint
 from hotset.formats.tensor_table import ONLY_BIAS, is_global
 
-MOST_BYTES = 2 << 20  # a thousand times the files
-MOST_SECONDS = 2.0
-
-
-def assert_opens_or_refuses(path: Path, overrides: Overrides | None = None) -> None:
-    start = process_time()
-    tracemalloc.start()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            checkpoint = open_checkpoint(path, overrides)
-            for tensor in checkpoint.tensors.values():
-                assert tensor.nbytes == prod(tensor.shape) // tensor.type.block_size * tensor.type.block_bytes
-            for key in checkpoint.metadata:
-                checkpoint.metadata[key]
-            layer = checkpoint.config.layers[-1]
-            assert layer.rope is None or np.isfinite(layer.rope.inverse_frequencies).all()
-    except (CheckpointError, RequestError) as error:
-        assert str(error)
-        assert str(error).isprintable()
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < MOST_BYTES
-    assert process_time() - start < MOST_SECONDS
-
-
-def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None], examples: int) -> None:
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=examples < 1000,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def run(case: Any) -> None:
-        check(case)
-
-    run()
+WITH_EXPERTS = (*MIXTURES, *DELTA_NETS)
+OTHERS = tuple(row for row in ARCHITECTURES if row not in WITH_EXPERTS)
 
 
 def examples(everyday: int, thorough: int) -> Any:
     return pytest.mark.parametrize("examples", [everyday, pytest.param(thorough, marks=pytest.mark.slow)])
 
 
-# Mutations of bytes.
-
-NUMBERS = st.sampled_from(
-    [0, 1, 2, 7, 8, 9, 31, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]
-)
-PLACES = st.integers(0, 1 << 16)
-
-
-def set_bytes(place: int, raw: bytes) -> Callable[[bytes], bytes]:
-    return lambda data: data[: place % len(data)] + raw + data[place % len(data) + len(raw) :]
-
-
-def move(start: int, length: int, target: int) -> Callable[[bytes], bytes]:
-    def apply(data: bytes) -> bytes:
-        begin = start % len(data)
-        piece, rest = data[begin : begin + length], data[:begin] + data[begin + length :]
-        at = target % (len(rest) + 1)
-        return rest[:at] + piece + rest[at:]
-
-    return apply
+def of_families(everyday: int, thorough: int) -> Any:
+    """So many cases of all rows of the table, or of each of two parts of it."""
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "rows, examples",
+        [
+            pytest.param(ARCHITECTURES, everyday, id="all"),
+            pytest.param(WITH_EXPERTS, thorough, marks=slow, id="experts"),
+            pytest.param(OTHERS, thorough, marks=slow, id="others"),
+        ],
+    )
 
 
-def repeat(start: int, length: int) -> Callable[[bytes], bytes]:
-    return lambda data: data[: start % len(data) + length] + data[start % len(data) :]
-
-
-def cut(start: int, length: int) -> Callable[[bytes], bytes]:
-    return lambda data: data[: start % len(data)] + data[start % len(data) + length :]
-
-
-MUTATION = st.one_of(
-    st.builds(set_bytes, PLACES, st.binary(min_size=1, max_size=9)),
-    st.builds(lambda place, n: set_bytes(place, struct.pack("<Q", n)), PLACES, NUMBERS),
-    st.builds(lambda place, n: set_bytes(place, struct.pack("<I", n % 2**32)), PLACES, NUMBERS),
-    st.builds(move, PLACES, st.integers(1, 200), PLACES),
-    st.builds(repeat, PLACES, st.integers(1, 200)),
-    st.builds(cut, PLACES, st.integers(1, 5000)),
-)
-MUTATIONS = st.lists(MUTATION, min_size=1, max_size=3)
-
-
-def mutated(data: bytes, mutations: list[Callable[[bytes], bytes]]) -> bytes:
-    for mutation in mutations:
-        data = mutation(data or b"\0")
-    return data
+def files(rows: Sequence[Architecture]) -> st.SearchStrategy[Any]:
+    """An architecture, and how a tiny model of it is stored: as usual, or as PowerInfer does."""
+    return st.tuples(st.sampled_from(rows), st.sampled_from([lambda file: file, by_neuron]))
 
 
 # GGUF.
@@ -127,16 +57,6 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-WEIRD = st.one_of(
-    st.none(),
-    st.booleans(),
-    NUMBERS,
-    st.integers(-2, 40),
-    st.floats(width=32),
-    st.sampled_from(["", "x" * 300, "llama", "linear", "yarn", "relu", "drelu", "a\nb", "\x1b[2J"]),
-    st.lists(st.integers(0, 3), max_size=3),
-    st.just(["a", "b"]),
-)
 GGUF_KEYS = words("""
     context_length embedding_length block_count feed_forward_length attention.head_count
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
@@ -154,29 +74,26 @@ GENERAL_KEYS = words("""
     split.tensors.count tokenizer.ggml.tokens tokenizer.ggml.model tokenizer.ggml.pre hotset.ffn.way
     hotset.ffn.score hotset.ffn.cutoff hotset.ffn.kept hotset.ffn.raw_input powerinfer.sparse_threshold
 """)
-MODELS = st.sampled_from(ARCHITECTURES)
 IN_DIRECTORIES = [
     row for row in ARCHITECTURES if row.model_types and not (row.delta_net or row.short_conv or row.mamba)
 ]
 DIRECTORIES = st.sampled_from(IN_DIRECTORIES)
-FILES = st.tuples(MODELS, st.sampled_from([lambda file: file, by_neuron]))
-"""An architecture, and how a tiny model of it is stored: as usual, or as PowerInfer does."""
 
 
-@examples(200, 3000)
-def test_mutated_gguf_bytes(examples: int, tmp_path: Path) -> None:
+@of_families(200, 5000)
+def test_mutated_gguf_bytes(rows: Sequence[Architecture], examples: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
 
     def check(case: Any) -> None:
         (architecture, stored), mutations = case
         path.write_bytes(mutated(stored(tiny_model(architecture)).to_bytes(), mutations))
-        assert_opens_or_refuses(path)
+        assert_runs_or_refuses(path)
 
-    fuzz(st.tuples(FILES, MUTATIONS), check, examples)
+    fuzz(st.tuples(files(rows), MUTATIONS), check, examples)
 
 
-@examples(200, 3000)
-def test_weird_gguf_values(examples: int, tmp_path: Path) -> None:
+@of_families(200, 5000)
+def test_weird_gguf_values(rows: Sequence[Architecture], examples: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
 
     def check(case: Any) -> None:
@@ -189,13 +106,13 @@ def test_weird_gguf_values(examples: int, tmp_path: Path) -> None:
             }
 
         path.write_bytes(stored(tiny_model(architecture, **named(values))).to_bytes())
-        assert_opens_or_refuses(path, named(overrides))
+        assert_runs_or_refuses(path, named(overrides))
 
     keys = st.sampled_from(GGUF_KEYS + GENERAL_KEYS)
     values = st.dictionaries(keys, WEIRD, min_size=1, max_size=3)
     scalars = WEIRD.filter(lambda value: isinstance(value, bool | int | float | str))
     overrides = st.dictionaries(keys, scalars, max_size=2)
-    fuzz(st.tuples(FILES, values, overrides), check, examples)
+    fuzz(st.tuples(files(rows), values, overrides), check, examples)
 
 
 @examples(100, 1500)
@@ -208,7 +125,7 @@ def test_reordered_and_cyclic_splits(examples: int, tmp_path: Path) -> None:
         for i, path in enumerate(paths):
             data = parts[order[i]]
             path.write_bytes(mutated(data, mutations) if i == damaged else data)
-        assert_opens_or_refuses(paths[opened])
+        assert_runs_or_refuses(paths[opened])
 
     part = st.integers(0, 2)
     fuzz(
@@ -295,9 +212,6 @@ ROPE_KEYS = words("""
     beta_fast beta_slow attention_factor mscale mscale_all_dim truncate partial_rotary_factor full_attention
     sliding_attention
 """)
-JSON = st.one_of(
-    WEIRD, st.just(10**400), st.just([]), st.just({}), st.just({"a": [1]}), st.just(["full_attention"])
-)
 ROPE = st.dictionaries(
     st.sampled_from(ROPE_KEYS),
     st.sampled_from(["default", "linear", "llama3", "yarn", 1.5, 8, 4.0]) | JSON,
@@ -358,7 +272,7 @@ def test_mutated_safetensors_bytes(examples: int, tmp_path: Path) -> None:
             write_directory(tmp_path, mutated(json.dumps(config).encode(), mutations), weights)
         else:
             write_directory(tmp_path, config, mutated(weights, mutations))
-        assert_opens_or_refuses(tmp_path)
+        assert_runs_or_refuses(tmp_path)
 
     fuzz(st.tuples(DIRECTORIES, st.booleans(), MUTATIONS), check, examples)
 
@@ -372,7 +286,7 @@ def test_weird_config_values(examples: int, tmp_path: Path) -> None:
         if rope is not None:
             config["rope_parameters"] = rope
         write_directory(tmp_path, config, weights)
-        assert_opens_or_refuses(tmp_path)
+        assert_runs_or_refuses(tmp_path)
 
     values = st.dictionaries(st.sampled_from(HF_KEYS), JSON, max_size=3)
     fuzz(st.tuples(DIRECTORIES, values, st.none() | ROPE), check, examples)
@@ -393,7 +307,7 @@ def test_weird_safetensors_headers(examples: int, tmp_path: Path) -> None:
             entries[name][key] = value
         text = json.dumps(entries).encode() + b" " * padding
         write_directory(tmp_path, config, struct.pack("<Q", len(text)) + text + body)
-        assert_opens_or_refuses(tmp_path)
+        assert_runs_or_refuses(tmp_path)
 
     value = sizes | JSON | st.sampled_from(["F32", "BF16", "F8_E4M3", "I64"])
     change = st.tuples(st.sampled_from(names), st.sampled_from(["dtype", "shape", "data_offsets"]), value)
@@ -421,7 +335,7 @@ def test_weird_shard_indexes(examples: int, tmp_path: Path) -> None:
     def check(case: tuple[Any, list[Callable[[bytes], bytes]]]) -> None:
         text = json.dumps({"weight_map": case[0]}).encode()
         (tmp_path / "model.safetensors.index.json").write_bytes(mutated(text, case[1]))
-        assert_opens_or_refuses(tmp_path)
+        assert_runs_or_refuses(tmp_path)
 
     place = st.sampled_from(places) | JSON
     maps = st.dictionaries(st.sampled_from([*names, "lm_head.weight", "x"]), place, max_size=4) | JSON

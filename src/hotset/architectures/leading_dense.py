@@ -45,11 +45,22 @@ def _of_ernie(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return with_shared_size({"n_shared_experts": config.get("moe_num_shared_experts", 2), **config})
 
 
+_LAGUNA_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
+}
+
+
 def _of_laguna(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Heads of each layer, and one gate a head as `true`."""
+    """What the layers have unless the file says it for each, and one gate a head as `true`."""
     heads, layers = config.get("num_attention_heads", 48), config.get("num_hidden_layers")
-    if config.get("num_attention_heads_per_layer") is None and isinstance(layers, int) and layers < 1 << 16:
-        config = {**config, "num_attention_heads_per_layer": [heads] * layers}
+    defaults: dict[str, Any] = {"rope_parameters": _LAGUNA_ROPE}
+    if isinstance(layers, int) and layers < 1 << 16:
+        defaults |= {
+            "num_attention_heads_per_layer": [heads] * layers,
+            "layer_types": ["full_attention"] * layers,
+        }
+    config = {**config, **{key: value for key, value in defaults.items() if config.get(key) is None}}
     gating = config.get("gating", True)
     return with_dense_layers({**config, "gating": gating == "per-head" or gating})
 
@@ -217,6 +228,7 @@ LEADING_DENSE: tuple[Architecture, ...] = (
             "mlp_layer_types": None,
             "norm_topk_prob": True,
             "prefix_dense_sliding_window_pattern": 1,
+            "rope_scaling": None,  # `transformers` does not read it here
             "shared_expert_combination_strategy": "average",
         },
         hf_adapt=_of_cohere,

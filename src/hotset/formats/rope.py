@@ -145,7 +145,7 @@ def _long_from_config(keys: Keys, dim: int, plain: F32, context: int, longest: i
 
 def _yarn_from_config(keys: Keys, dim: int, theta: float, context: int) -> RopeConfig:
     factor = keys.number("factor", low=1e-3, high=1e6)
-    scales = keys.number("mscale", 0.0), keys.number("mscale_all_dim", 0.0)
+    scales = keys.number("mscale", 0.0, high=1e3), keys.number("mscale_all_dim", 0.0, high=1e3)
     if all(scales):
         default = yarn_magnitude(factor, scales[0]) / yarn_magnitude(factor, scales[1])
     else:
