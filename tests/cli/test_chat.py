@@ -292,6 +292,7 @@ def test_calls_are_lines_of_json_and_stay_in_the_conversation(
     [
         ("{{ messages }}", {"enable_thinking": False}),
         ("{{ enable_thinking }}", {"enable_thinking": False}),
+        ("<|START_THINKING|>{{ reasoning_effort }}", {"reasoning": False}),
         ("{% if thinking %}", {"thinking": False}),
         ("{{ reasoning_effort }}", {"reasoning_effort": "low"}),
     ],

@@ -122,6 +122,14 @@ def nemotron(calls):
     return f"<TOOLCALL>{listed(calls)}</TOOLCALL>"
 
 
+def cohere(calls):
+    parts = (
+        f'\n    {{"tool_call_id": "{i}", "tool_name": "{n}", "parameters": {dumps(a)}}}'
+        for i, (n, a) in enumerate(calls)
+    )
+    return f"<|START_ACTION|>[{','.join(parts)}\n]<|END_ACTION|>"
+
+
 def llama(calls):
     return "".join(f'<|python_tag|>{{"name": "{n}", "parameters": {dumps(a)}}}' for n, a in calls)
 
@@ -141,6 +149,12 @@ TAGGED = [
     Written("Mistral", "[TOOL_CALLS]", None, mistral),
     Written("Ministral 3", "[TOOL_CALLS][ARGS][THINK][/THINK]", ("[THINK]", "[/THINK]"), mistral_new),
     Written("Nemotron 2", "<think></think><TOOLCALL>", THINK, nemotron),
+    Written(
+        "Cohere",
+        "<|START_THINKING|><|END_THINKING|><|START_ACTION|><|START_TEXT|>",
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+        cohere,
+    ),
     Written("Llama 3", "<|start_header_id|><|python_tag|>", None, llama),
 ]
 

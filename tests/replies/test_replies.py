@@ -238,3 +238,13 @@ def test_python_of_llama():
     text = '<|python_tag|>weather.call(city="Bern", days=2)'
     assert calls_of(parse("<|python_tag|>", text)) == [("weather", {"city": "Bern", "days": 2})]
     assert parse("<|python_tag|>", "<|python_tag|>import os") == [Content("import os")]
+
+
+@pytest.mark.parametrize("tools", [(), TOOLS])
+@settings(max_examples=25, deadline=None)
+@given(content=WORDS, reasoning=WORDS, cuts=st.lists(st.integers(0, 200), max_size=12))
+def test_cohere_puts_marks_around_its_text(tools, content, reasoning, cuts):
+    template = TEMPLATES["Cohere"]
+    text = f"{reasoning}<|END_THINKING|><|START_TEXT|>{content}<|END_TEXT|>"
+    reply = collect(parse(template, text, inside=True, tools=tools, cuts=cuts))
+    assert (reply.reasoning, reply.content, reply.calls) == (reasoning, content, ())

@@ -13,7 +13,7 @@ NAMES = [
     *("qwen_2_5_with_tools", "qwen_3_thinking", "qwen_3_5", "qwen_3_coder", "glm_4_5", "gemma_4"),
     *("mistral_v3_with_tools", "mistral_tekken_with_tools", "deepseek_r1", "deepseek_v3_1"),
     *("gpt_oss_harmony", "nemotron_3", "nemotron_nano", "minimax_m2", "seed_oss", "exaone_4"),
-    *("hermes_tools", "granite_4", "llama_3_1_with_tools"),
+    *("hermes_tools", "granite_4", "llama_3_1_with_tools", "command_a_reasoning", "north_mini_code"),
 ]
 PARAMETERS = {"properties": {"city": {"type": "string", "description": ""}, "days": {"type": "integer"}}}
 FUNCTION = {"name": "weather", "description": "d", "parameters": {"type": "object", **PARAMETERS}}

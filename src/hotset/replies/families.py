@@ -1,6 +1,7 @@
 """Which marks a model writes, found in its chat template."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from hotset.replies import tagged
@@ -14,8 +15,13 @@ _THINK = (
     ("<|channel>thought", "<channel|>"),  # Gemma 4
     ("[THINK]", "[/THINK]"),  # Mistral
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
     ("<think>", "</think>"),
 )
+
+
+_AROUND_TEXT = ("<|START_TEXT|>", "<|END_TEXT|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>")
+"""Marks around Cohere's answers."""
 
 
 class Parser(Protocol):
@@ -48,7 +54,7 @@ def parser_for(template_source: str, *, starts_inside: bool, tools: Sequence[Too
     if _is_harmony(template_source):
         return HarmonyParser(Calls(tools))
     think = _think(template_source)
-    marks = _marks(template_source, think) if tools else Marks(think)
+    marks = _marks(template_source, think) if tools else _without_calls(template_source, think)
     return TagParser(marks, Calls(tools), inside=starts_inside)
 
 
@@ -56,7 +62,8 @@ def forced_parser_for(template_source: str, *, starts_inside: bool, tools: Seque
     """As `parser_for`, for a model that is made to call as ``{"name": NAME, "arguments": {…}}``."""
     if _is_harmony(template_source):
         return HarmonyParser(Calls(tools), _bare)
-    return TagParser(Marks(_think(template_source), bare=_bare), Calls(tools), inside=starts_inside)
+    marks = replace(_without_calls(template_source, _think(template_source)), bare=_bare)
+    return TagParser(marks, Calls(tools), inside=starts_inside)
 
 
 def starts_inside(template_source: str, prompt: str) -> bool:
@@ -81,7 +88,11 @@ def _marks(source: str, think: tuple[str, str] | None) -> Marks:
     for mark, make in _CALLS.items():
         if mark in source:
             return make(source, think)
-    return Marks(think)
+    return _without_calls(source, think)
+
+
+def _without_calls(source: str, think: tuple[str, str] | None) -> Marks:
+    return Marks(think, around=_AROUND_TEXT if any(mark in source for mark in _AROUND_TEXT) else ())
 
 
 def _tool_call(source: str, think: tuple[str, str] | None) -> Marks:
@@ -152,6 +163,16 @@ def _nemotron(source: str, think: tuple[str, str] | None) -> Marks:
     return Marks(think, {"<TOOLCALL>": NamedJSON}, after=("</TOOLCALL>",))
 
 
+def _cohere(source: str, think: tuple[str, str] | None) -> Marks:
+    """A list of ``{"tool_call_id": …, "tool_name": NAME, "parameters": {…}}``."""
+    begin, end = "<|START_ACTION|>", "<|END_ACTION|>"
+
+    def body(calls: Calls) -> Reader:
+        return NamedJSON(calls, name_key="tool_name")
+
+    return Marks(think, {begin: body}, around=(end, *_AROUND_TEXT))
+
+
 def _minimax(source: str, think: tuple[str, str] | None) -> Marks:
     def body(calls: Calls) -> Reader:
         return tagged.Tagged(calls, tagged.INVOKE, opened=True)
@@ -173,6 +194,7 @@ _CALLS: Mapping[str, Callable[[str, tuple[str, str] | None], Marks]] = {
     "[TOOL_CALLS]": _mistral,
     "<TOOLCALL>": _nemotron,
     "<minimax:tool_call>": _minimax,
+    "<|START_ACTION|>": _cohere,
     "<tool_call>": _tool_call,
     "<|python_tag|>": _llama,
     "<|start_header_id|>": _llama,

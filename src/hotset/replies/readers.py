@@ -96,10 +96,10 @@ class Arguments(Reader):
 class NamedJSON(Reader):
     """``{"name": NAME, "arguments": {…}}``, or a list of such objects."""
 
-    def __init__(self, calls: Calls, *, known: bool = False) -> None:
+    def __init__(self, calls: Calls, *, known: bool = False, name_key: str = "name") -> None:
         """`known`: only calls of tools that there are count."""
         super().__init__(calls)
-        self._known = known
+        self._known, self._name_key = known, name_key
         self._list = False
         self._comma = False  # the next thing in the list is a comma or its end
         self._json: JSONText | None = None
@@ -163,7 +163,7 @@ class NamedJSON(Reader):
 
     def _name(self, members: dict[str, Any]) -> str:
         """The name that counts; empty if there is none."""
-        name = members.get("name")
+        name = members.get(self._name_key)
         return name if isinstance(name, str) and (not self._known or name in self.calls.tools) else ""
 
 

@@ -40,8 +40,10 @@ def parts(tokens: "Iterator[Token]", parser: Parser) -> "Iterator[tuple[Token, l
 def thinking_variables(template_source: str, think: bool) -> Mapping[str, Any]:
     """What to give to a chat template to turn reasoning on or off; where it knows no switch, the usual one.
 
-    gpt-oss always reasons: off is its least effort.
+    gpt-oss always reasons: off is its least effort. Cohere's switch has the name of what it switches.
     """
+    if "<|START_THINKING|>" in template_source:
+        return {"reasoning": think}
     name = next((name for name in _SWITCHES if name in template_source), _SWITCHES[0])
     if name == "reasoning_effort":
         return {name: "medium" if think else "low"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, most_tokens, sampling
 from hotset.server.call import Call, Handler, Reply, fields_of
-from hotset.server.conversation import check_function, part_text, text_of, token_ids
+from hotset.server.conversation import check_function, part_text, text_of, thinking_switches, token_ids
 from hotset.server.errors import ApiError, error_body
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
@@ -59,7 +59,7 @@ def read_conversation(fields: Fields) -> Conversation:
     variables: dict[str, Any] = {}
     thinking = fields.fields("thinking")
     if thinking is not None:
-        variables["enable_thinking"] = thinking.get("type") != "disabled"
+        variables |= thinking_switches(thinking.get("type") != "disabled")
     output = fields.fields("output_config")
     effort = output.text("effort") if output else None
     if effort is not None:

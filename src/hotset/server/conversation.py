@@ -97,15 +97,20 @@ def template_variables(fields: Fields) -> dict[str, Any]:
         variables.pop(name, None)
     variables = effort_variables(fields.text("reasoning_effort")) | variables
     if "enable_thinking" in fields:
-        variables["enable_thinking"] = fields.flag("enable_thinking")
+        variables |= thinking_switches(fields.flag("enable_thinking"))
     return variables
 
 
+def thinking_switches(think: bool) -> dict[str, Any]:
+    """Whether to think, by the names that chat templates have for it."""
+    return {"enable_thinking": think, "reasoning": think}
+
+
 def effort_variables(effort: str | None) -> dict[str, Any]:
-    """How much to think, by both names that chat templates have for it; None: they decide."""
+    """How much to think, by the names that chat templates have for it; None: they decide."""
     if effort is None:
         return {}
-    return {"reasoning_effort": effort, "enable_thinking": effort not in ("none", "minimal")}
+    return {"reasoning_effort": effort, **thinking_switches(effort not in ("none", "minimal"))}
 
 
 def token_ids(engine: Engine, prompt: Prompt) -> tuple[int, ...]:

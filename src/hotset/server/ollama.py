@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, Gap, Prompt, sampling
 from hotset.server.call import Call, Handler, Reply, Streamed, dump, fields_of
-from hotset.server.conversation import check_messages, check_tools
+from hotset.server.conversation import check_messages, check_tools, thinking_switches
 from hotset.server.errors import ApiError
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
@@ -47,7 +47,8 @@ def _variables(fields: Fields) -> dict[str, Any]:
         return {}
     if not isinstance(think, bool | str):
         raise fields.wrong("think", "true, false, low, medium or high")
-    return {"enable_thinking": bool(think)} | ({"reasoning_effort": think} if isinstance(think, str) else {})
+    effort = {"reasoning_effort": think} if isinstance(think, str) else {}
+    return thinking_switches(bool(think)) | effort
 
 
 def _no_pictures(fields: Fields) -> None:
