@@ -262,14 +262,15 @@ async def longest_gap(url: str, tokens: int) -> dict[str, float]:
 
 
 def compare(urls: dict[str, str], rounds: int, tokens: int) -> dict[str, Any]:
-    """All measurements of all servers, in turn."""
+    """All measurements of all servers, in turn; the long prompt takes minutes and comes in the last round."""
     found: dict[str, dict[str, list[Any]]] = {name: {"one": [], "four": [], "gaps": []} for name in urls}
-    for _ in range(rounds):
+    for left in reversed(range(rounds)):
         for name, url in urls.items():
             found[name]["one"].append(round(asyncio.run(speed(url, 1, tokens)), 2))
             found[name]["four"].append(round(asyncio.run(speed(url, 4, tokens)), 2))
-            found[name]["gaps"].append(asyncio.run(longest_gap(url, 4 * tokens)))
-            print(name, {what: values[-1] for what, values in found[name].items()}, flush=True)
+            if not left:
+                found[name]["gaps"].append(asyncio.run(longest_gap(url, 500)))
+            print(name, {what: values[-1:] for what, values in found[name].items()}, flush=True)
     return {
         name: values
         | {"four_over_one": round(statistics.median(values["four"]) / statistics.median(values["one"]), 2)}
