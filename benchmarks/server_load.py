@@ -206,28 +206,40 @@ async def stream(http: httpx.AsyncClient, prompt: str, tokens: int) -> AsyncIter
                 yield time.monotonic()
 
 
-async def speed(url: str, clients: int, tokens: int) -> float:
-    """Tokens a second of so many clients together, after their prompts."""
+@contextlib.asynccontextmanager
+async def streams(url: str, clients: int) -> AsyncIterator[tuple[httpx.AsyncClient, list[list[float]]]]:
+    """So many clients that read long answers to short prompts, and when the pieces of each came so far."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+        times: list[list[float]] = [[] for _ in range(clients)]
 
-        async def one(number: int) -> list[float]:
-            return [at async for at in stream(http, words(16, number + random.randrange(10**6)), tokens)]
+        async def read(i: int) -> None:
+            async for at in stream(http, words(16, i + random.randrange(10**6)), 1000):
+                times[i].append(at)
 
-        times = await asyncio.gather(*(one(i) for i in range(clients)))
-    begun, over = max(at[0] for at in times), min(at[-1] for at in times)
+        readers = [asyncio.create_task(read(i)) for i in range(clients)]
+        try:
+            yield http, times
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+
+async def speed(url: str, clients: int, tokens: int) -> float:
+    """Tokens a second of so many clients together, while each reads so many after the last one's first."""
+    async with streams(url, clients) as (_, times):
+        while not all(times):
+            await asyncio.sleep(0.05)
+        begun = max(at[0] for at in times)
+        while min(sum(t > begun for t in at) for at in times) < tokens:
+            await asyncio.sleep(0.05)
+        over = min(at[-1] for at in times)
     return sum(sum(begun < t <= over for t in at) for at in times) / (over - begun)
 
 
-async def longest_gap(url: str, tokens: int) -> dict[str, float]:
+async def longest_gap(url: str) -> dict[str, float]:
     """How long three streams stand still, usually and at most while a long prompt is read beside them."""
-    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
-        times: list[list[float]] = [[] for _ in range(3)]
-
-        async def read(i: int) -> None:
-            async for at in stream(http, words(16, i + random.randrange(10**6)), tokens):
-                times[i].append(at)
-
-        readers = [asyncio.create_task(read(i)) for i in range(3)]
+    async with streams(url, 3) as (http, times):
         while min(map(len, times)) < 8:
             await asyncio.sleep(0.05)
         came = time.monotonic()
@@ -247,9 +259,7 @@ async def longest_gap(url: str, tokens: int) -> dict[str, float]:
         (read_at,) = [at async for at in stream(http, long, 1)][:1]
         first = read_at - came
         looking.cancel()
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(looking, *readers, return_exceptions=True)
+        await asyncio.gather(looking, return_exceptions=True)
     gaps = [(a, b - a) for at in times for a, b in pairwise(at)]
     quiet = [gap for start, gap in gaps if start + gap < came]
     beside = [gap for start, gap in gaps if came - gap < start < came + first]
@@ -269,7 +279,7 @@ def compare(urls: dict[str, str], rounds: int, tokens: int) -> dict[str, Any]:
             found[name]["one"].append(round(asyncio.run(speed(url, 1, tokens)), 2))
             found[name]["four"].append(round(asyncio.run(speed(url, 4, tokens)), 2))
             if not left:
-                found[name]["gaps"].append(asyncio.run(longest_gap(url, 500)))
+                found[name]["gaps"].append(asyncio.run(longest_gap(url)))
             print(name, {what: values[-1:] for what, values in found[name].items()}, flush=True)
     return {
         name: values
