@@ -6,6 +6,8 @@ import re
 import pytest
 from helpers.random_gguf import random_model, write_readable
 
+from hotset.measure import demo_predictor
+
 pytest.importorskip("matplotlib")
 
 
@@ -27,10 +29,14 @@ def test_the_page_tells_what_was_measured(hotset, tmp_path, activation):
     density = float(re.search(r"With (\d+)% of the neurons computed", text)[1])
     assert 30 < density < 70, "of random weights about half are above zero"
     assert "all neurons computed is 0 nats" in text
+    assert "those that predictors name" in text and "(recall)" in text
     code, out, _ = hotset("demo", model, "-o", page, "--threads", "2", "--json", *override)
     assert code == 0, "a page of its own is replaced"
     found = json.loads(out)
     assert found["page"] == str(page) and 0.3 < found["density"] < 0.7
+    predicted = found["predicted"]
+    assert len(predicted["rounds"]) == 5 and 0 < predicted["kl"] < 1
+    assert 0.9 < predicted["kept"] <= 1 and 0.5 < predicted["recall"] <= 1
     assert {len(found[rates]) for rates in ("original", "dense", "sparse")} == {5}
 
 
@@ -53,3 +59,12 @@ def test_a_model_stored_by_neuron_is_refused(hotset, tmp_path):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "stored by neuron already" in err
     assert not page.exists()
+
+
+def test_without_torch_the_predictor_is_left_out(hotset, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_predictor, "find_spec", lambda name: None)
+    model, page = write_readable(tmp_path / "tiny.gguf", random_model("llama")), tmp_path / "page.html"
+    code, out, err = hotset("demo", model, "-o", page, "--override", "hotset.activation=relu")
+    assert (code, err) == (0, "")
+    assert "left out: training predictors needs torch" in out
+    assert "pip install &#x27;hotset[train]&#x27;" in page.read_text()

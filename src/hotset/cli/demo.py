@@ -9,7 +9,7 @@ import typer
 from hotset.cli import options
 
 if TYPE_CHECKING:
-    from hotset.measure.demo import Demo
+    from hotset.measure.demo import Demo, Predicted
 
 
 def demo(
@@ -42,14 +42,15 @@ def demo(
     if as_json:
         print(json.dumps(_facts(found, output), indent=2))
         return
-    ratio = found.sparse.over(found.dense).median
-    table(
-        [
-            ("all neurons", f"{found.dense.median:.1f} tokens/s"),
-            ("those that are not zero", f"{found.sparse.median:.1f} tokens/s, {ratio:.2f} times"),
-            ("page", str(output)),
-        ]
-    )
+    rows = [("all neurons", f"{found.dense.median:.1f} tokens/s")]
+    named = [("those that are not zero", found.sparse)]
+    if isinstance(found.predicted, str):
+        rows.append(("predictor", f"left out: {found.predicted}"))
+    else:
+        named.append(("those that predictors name", found.predicted.rate))
+    for name, rate in named:
+        rows.append((name, f"{rate.median:.1f} tokens/s, {rate.over(found.dense).median:.2f} times"))
+    table([*rows, ("page", str(output))])
 
 
 def _facts(found: "Demo", page: Path) -> dict[str, Any]:
@@ -62,5 +63,22 @@ def _facts(found: "Demo", page: Path) -> dict[str, Any]:
         "dense": found.dense.rounds,
         "sparse": found.sparse.rounds,
         "density": found.density,
+        "predicted": _predicted(found.predicted),
         "page": str(page),
+    }
+
+
+def _predicted(found: "Predicted | str") -> dict[str, Any] | str:
+    if isinstance(found, str):
+        return found
+    choices = found.predictors
+    return {
+        "rounds": found.rate.rounds,
+        "density": found.density,
+        "recall": choices.mean(lambda choice: choice.recall),
+        "precision": choices.mean(lambda choice: choice.precision),
+        "kept": choices.mean(lambda choice: choice.kept),
+        "share_of_bytes": choices.share,
+        "tokens": choices.tokens,
+        "kl": found.quality.divergence and found.quality.divergence.kl_mean,
     }

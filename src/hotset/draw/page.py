@@ -19,6 +19,7 @@ figcaption { margin-top: .5rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 code { overflow-wrap: anywhere; }
 """

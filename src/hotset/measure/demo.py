@@ -1,4 +1,4 @@
-"""The whole idea on one model: who fires, the model stored by neuron, and how fast it decodes then.
+"""The whole idea on one model: who fires, the model stored by neuron, a predictor, and how fast it decodes.
 
 A model whose activation has no zeros is shown twice: as it is, with neurons left out by thresholds, and with
 ReLU in its activation's place. It was not trained for that and writes nonsense then, but its speed is that of
@@ -18,8 +18,9 @@ from hotset.convert.by_neuron import convert
 from hotset.core.config import Activation, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint, refuse_mixture
+from hotset.measure.demo_predictor import Predictors, obstacle, store_with_predictors
 from hotset.measure.perplexity import Evaluation, evaluate, tokenize
-from hotset.measure.speed import Sizes, measure
+from hotset.measure.speed import Sizes, Speed, measure
 from hotset.measure.sweep import PLAN, SweepPoint, sweep
 from hotset.serve.load import load_model
 from hotset.serve.loaded import Model
@@ -49,6 +50,18 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """With ReLU, stored by neuron, those computed that predictors name."""
+
+    predictors: Predictors
+    rate: Rate
+    density: float
+    """Share of neurons that were chosen."""
+    quality: Evaluation
+    """Against the same file with all neurons computed."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """What was found; a GB is 10^9 bytes."""
 
@@ -74,6 +87,8 @@ class Demo:
     """Of the dense model with ReLU, against the model as it is."""
     exactness: Evaluation
     """Of the one stored by neuron, against the same file with all neurons computed."""
+    predicted: Predicted | str
+    """Or why no predictors were trained."""
 
 
 def run_demo(checkpoint: Checkpoint, directory: Path, *, threads: int | None, stage: Stage) -> Demo:
@@ -97,12 +112,20 @@ def run_demo(checkpoint: Checkpoint, directory: Path, *, threads: int | None, st
     with stage("Storing by neuron") as bar:
         convert(with_zeros, path, relu, threads=original.backend.threads, progress=bar)
     sparse, stored_dense = (load_model(path, threads=threads, ffn=way) for way in (None, Way.DENSE))
+    racing = [original, dense, sparse]
+    found: Predictors | str = obstacle(checkpoint)
+    if not found:
+        path = directory / "predictors.gguf"
+        found = store_with_predictors(with_zeros, dense, relu, path, stage)
+        racing.append(load_model(path, threads=threads))
     ids = tokenize(sample_text(), original)
     window = min(2 * _WINDOW, len(ids), checkpoint.config.context_length)
-    with stage("Reading with both") as bar:
+    with stage("Reading with each") as bar:
         quality = evaluate(dense, ids, against=original, window=window, progress=bar)
-        exactness = evaluate(sparse, ids, against=stored_dense, window=window, progress=bar)
-    (as_it_is, all_neurons, not_zero), density = _race([original, dense, sparse], stage)
+        exactness, *guessed = (
+            evaluate(model, ids, against=stored_dense, window=window, progress=bar) for model in racing[2:]
+        )
+    (as_it_is, _), (all_neurons, _), (not_zero, density), *named = _race(racing, stage)
     return Demo(
         model=checkpoint.path.name,
         threads=original.backend.threads,
@@ -116,6 +139,7 @@ def run_demo(checkpoint: Checkpoint, directory: Path, *, threads: int | None, st
         density=density,
         quality=quality,
         exactness=exactness,
+        predicted=found if isinstance(found, str) else Predicted(found, *named[0], guessed[0]),
     )
 
 
@@ -147,16 +171,19 @@ def _by_threshold(
         return sweep(model, _DENSITIES, progress=bar)
 
 
-def _race(models: Sequence[Model], stage: Stage) -> tuple[list[Rate], float]:
-    """Decode with each in turn, and the share of neurons that the last one computed."""
-    found: list[list[float]] = [[] for _ in models]
-    density = 1.0
+def _race(models: Sequence[Model], stage: Stage) -> list[tuple[Rate, float]]:
+    """Decode with each in turn: rates, and the share of neurons computed."""
+    found: list[list[Speed]] = [[] for _ in models]
     with stage("Timing in turn") as bar:
         for done in range(_ROUNDS):
-            for model, rates in zip(models, found, strict=True):
-                speed = measure(model, _SIZES)
-                rates.append(speed.decode_tokens_per_second or 0.0)
-                density = density if speed.density is None else speed.density
+            for model, speeds in zip(models, found, strict=True):
+                speeds.append(measure(model, _SIZES))
             if bar:
                 bar(done + 1, _ROUNDS)
-    return [Rate(tuple(rates)) for rates in found], density
+    return [
+        (
+            Rate(tuple(speed.decode_tokens_per_second or 0.0 for speed in speeds)),
+            1.0 if speeds[-1].density is None else speeds[-1].density,
+        )
+        for speeds in found
+    ]

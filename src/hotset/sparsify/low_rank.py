@@ -4,6 +4,7 @@ They start from the gate's singular value decomposition, weighted by how the inp
 trained on captured activations with `torch`.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,12 @@ def fine_tune(
 
 
 def import_torch() -> Any:
-    """The `torch` module, or a line that says where to get it."""
+    """The `torch` module, or a line that says where to get it.
+
+    Its threads sleep while they wait for one another: where other programs run too, spinning makes the many
+    short products of training take a hundred times as long. OpenMP reads that once, before anything else.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
     except ImportError:

@@ -52,31 +52,15 @@ class Training:
 
     def predictors(self, study: Study) -> dict[int, Predictor]:
         """The matrices that go with the plans, neurons in the model's order."""
-        return {
-            layer: (choice.fc[0].weight, _unsorted(choice.fc[1].weight, study.order[layer]))
-            for layer, choice in enumerate(self.best)
-            if choice and choice.fc
-        }
+        return matrices(self.best, study)
 
 
 def train_predictors(
     study: Study, windows: Windows, *, target: float, budget: float, stage: Stage
 ) -> Training:
     """Try every candidate on every layer; see `hotset.sparsify.predictor.candidates` for the numbers."""
-    texts = [
-        inputs(study.transformer, windows.train, stage),
-        _thinned(inputs(study.transformer, windows.tune, stage)),
-        _thinned(inputs(study.transformer, windows.held_out, stage)),
-    ]
-    found: list[list[Choice]] = []
-    with stage("Finding predictors") as bar:
-        for i, spec in enumerate(study.specs):
-            ffn = study.build(i)
-            train, tune, held_out = (activity(ffn, spec, x[i]) for x in texts)
-            found.append(list(candidates(spec, Texts(train, tune, held_out), target, budget)))
-            if bar:
-                bar(i + 1, len(study.specs))
-    timed, dense_ms = _timed(study, found, texts[2], stage)
+    found, read = find_candidates(study, windows, target=target, budget=budget, stage=stage)
+    timed, dense_ms = _timed(study, found, read, stage)
     with stage("Reading held-out text") as bar:
         trial = Trial(study.transformer, windows.held_out[:_TRIED_WINDOWS], bar)
     kinds = list(dict.fromkeys(choice.name for choices in timed for choice in choices))
@@ -102,6 +86,35 @@ def train_predictors(
     return Training(
         tuple(map(tuple, timed)), tuple(best), tuple(dense_ms), trial.dense, qualities, trial.predictions
     )
+
+
+def find_candidates(
+    study: Study, windows: Windows, *, target: float, budget: float, stage: Stage
+) -> tuple[list[list[Choice]], list[F32]]:
+    """Every candidate of each layer, trained but not timed, and what layers read of the held-out text."""
+    texts = [
+        inputs(study.transformer, windows.train, stage),
+        _thinned(inputs(study.transformer, windows.tune, stage)),
+        _thinned(inputs(study.transformer, windows.held_out, stage)),
+    ]
+    found: list[list[Choice]] = []
+    with stage("Finding predictors") as bar:
+        for i, spec in enumerate(study.specs):
+            ffn = study.build(i)
+            train, tune, held_out = (activity(ffn, spec, x[i]) for x in texts)
+            found.append(list(candidates(spec, Texts(train, tune, held_out), target, budget)))
+            if bar:
+                bar(i + 1, len(study.specs))
+    return found, texts[2]
+
+
+def matrices(chosen: Sequence[Choice | None], study: Study) -> dict[int, Predictor]:
+    """The low-rank predictors of the layers that have one, neurons in the model's order."""
+    return {
+        layer: (choice.fc[0].weight, _unsorted(choice.fc[1].weight, study.order[layer]))
+        for layer, choice in enumerate(chosen)
+        if choice and choice.fc
+    }
 
 
 def _thinned(layers: Sequence[F32]) -> list[F32]:
