@@ -156,7 +156,7 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     _library.cache_clear()
     with pytest.raises(ConstraintError, match=r"pip install 'hotset\[serve\]'"):
-        Constraint.json_object()
+        Constraint.json_schema({"type": "object"})
     _library.cache_clear()
 
 
@@ -211,7 +211,7 @@ def test_only_the_final_channel_of_gpt_oss_is_ruled():
 
 def test_an_answer_cannot_end_within_reasoning():
     tokenizer = thinking(True)
-    enforcer = Enforcer(Constraint.json_object(), tokenizer, [1])
+    enforcer = Enforcer(Constraint.json_schema({"type": "object"}), tokenizer, [1])
     assert not enforcer.allowed(tokenizer.vocab_size)[sorted(tokenizer.end_ids)].any()
 
 

@@ -81,9 +81,6 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     if predicting:
         tensors = {name: tensor for name, tensor in tensors.items() if name not in predicting}
         notes.append(without_predictions(len(predicting)))
-    context = keys.integer("context_length")
-    if file.powerinfer and context == sizes.positions:  # its OPT files count the rows before position 0, too
-        context -= architecture.position_offset
     table = _table(path, tensors, sizes, architecture)
     add_even_switches(table, architecture, sizes)
     table.check(architecture, sizes)
@@ -93,7 +90,28 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     plans = read_plans(file, path, activation, table, sizes.layers)
     notes += plan_notes(file, plans)
     layers = by_layer.with_scales(_layers(keys, architecture, sizes, factors), table)
-    config = ModelConfig(
+    layers = tuple(replace(layer, ffn=plan) for layer, plan in zip(layers, plans, strict=True))
+    config = _config(file, keys, architecture, sizes, layers, activation)
+    return Checkpoint(path, config, table, file.metadata, tuple(notes))
+
+
+def _config(
+    file: GGUFFile,
+    keys: Keys,
+    architecture: Architecture,
+    sizes: Sizes,
+    layers: tuple[LayerConfig, ...],
+    activation: Activation,
+) -> ModelConfig:
+    context = keys.integer("context_length")
+    if file.powerinfer and context == sizes.positions:  # its OPT files count the rows before position 0, too
+        context -= architecture.position_offset
+    position_offset = sizes.positions - context if sizes.positions else 0
+    if position_offset not in (0, architecture.position_offset):
+        raise keys.refuse(
+            "context_length", f"{sizes.positions} as in position_embd.weight, or 2 less", context
+        )
+    return ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
         context_length=context,
@@ -102,7 +120,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         n_heads=sizes.heads,
         n_kv_heads=sizes.kv_heads,
         head_dim=sizes.head_dim,
-        layers=tuple(replace(layer, ffn=plan) for layer, plan in zip(layers, plans, strict=True)),
+        layers=layers,
         activation=activation,
         gated=architecture.gated,
         norm=_norm_kind(keys, architecture),
@@ -111,7 +129,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         attention_scale=_attention_scale(keys, architecture, sizes),
         embedding_scale=_embedding_scale(keys, architecture, sizes),
         gated_attention=architecture.gated_attention,
-        position_offset=sizes.positions - context if sizes.positions else 0,
+        position_offset=position_offset,
         residual_scale=_multiplier(keys, architecture, "residual_scale"),
         logit_scale=_logit_scale(keys, architecture),
         logit_soft_cap=_soft_cap(keys, architecture, "final_logit_softcapping"),
@@ -121,11 +139,6 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         layer_input=sizes.layer_input,
         latent=sizes.latent,
     )
-    if config.position_offset not in (0, architecture.position_offset):
-        raise keys.refuse(
-            "context_length", f"{sizes.positions} as in position_embd.weight, or 2 less", context
-        )
-    return Checkpoint(path, config, table, file.metadata, tuple(notes))
 
 
 def _check_vocabulary(file: GGUFFile, path: Path, sizes: Sizes) -> None:

@@ -83,10 +83,17 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     table.check(architecture, sizes)
     _check_flags(keys, architecture, table)
     by_layer.check_factors(str(directory), table, sizes.layers)
+    layers = by_layer.with_scales(_layers(keys, architecture, sizes), table)
+    config = _config(keys, architecture, sizes, layers)
+    return Checkpoint(directory, config, table, raw, tuple(notes))
 
+
+def _config(
+    keys: Keys, architecture: Architecture, sizes: Sizes, layers: tuple[LayerConfig, ...]
+) -> ModelConfig:
     multipliers = _multipliers(keys, architecture)
     caps = [keys.number(key, 0.0, high=1e6) if architecture.soft_caps else 0.0 for key in _SOFT_CAPS]
-    config = ModelConfig(
+    return ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
         context_length=_context(keys),
@@ -95,7 +102,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         n_heads=sizes.heads,
         n_kv_heads=sizes.kv_heads,
         head_dim=sizes.head_dim,
-        layers=by_layer.with_scales(_layers(keys, architecture, sizes), table),
+        layers=layers,
         activation=_activation(keys, architecture),
         gated=architecture.gated,
         norm=NormKind.RMS
@@ -118,7 +125,6 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
         layer_input=sizes.layer_input,
         latent=sizes.latent,
     )
-    return Checkpoint(directory, config, table, raw, tuple(notes))
 
 
 def _read_config(directory: Path, overrides: Overrides | None) -> tuple[dict[str, Any], bool]:

@@ -79,7 +79,6 @@ class ModelParts:
     config: ModelConfig
     layers: tuple[LayerPart, ...]
     head_bytes: int
-    head_parameters: int
     head_name: str = ""
 
     @property
@@ -135,7 +134,7 @@ def model_parts(
     output = tensors.get("output.weight", tensors["token_embd.weight"])
     norms = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("output_norm"))
     name = described("head", {"output": output})
-    return ModelParts(config, tuple(layers), output.nbytes + norms, math.prod(output.shape), name)
+    return ModelParts(config, tuple(layers), output.nbytes + norms, name)
 
 
 def needs_profile(checkpoint: Checkpoint) -> bool:

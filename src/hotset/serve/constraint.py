@@ -47,11 +47,6 @@ class Constraint:
         _check(self.grammar)
 
     @classmethod
-    def json_object(cls, *, reasoning: bool = True) -> "Constraint":
-        """Any JSON object."""
-        return cls.json_schema({"type": "object"}, reasoning=reasoning)
-
-    @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool, *, reasoning: bool = True) -> "Constraint":
         """JSON by a schema, its members in the schema's order. A keyword that cannot be kept is refused."""
         if schema is True:
