@@ -23,12 +23,15 @@ from hotset.hybrid.device import Device
 from hotset.model.transformer import Transformer
 from hotset.placing.machine import MachineProfile
 from hotset.placing.place import place
-from hotset.placing.planner import working_bytes
+from hotset.placing.planner import Planner, working_bytes
 from hotset.placing.sizes import model_parts
+from hotset.placing.timing import sides, timed
 from hotset.serve.load import with_plan
 
 BUDGETS = (0.4, 1.0, 0.25, 0.5, 0.75)
 """Shares of the weights, the one that the issue asks for first."""
+WARM = 32
+"""Tokens decoded before those that are timed."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def speeds(model: Transformer, run: Run) -> dict[str, float]:
         model.forward(Batch.of(kv, ids[: run.prompt], lossless=True))
         seconds = min(seconds, time.perf_counter() - start)
     kv.rewind(0)
-    warm = min(32, run.context // 2)
+    warm = min(WARM, run.context // 2)
     for i in range(warm):
         model.forward(Batch.of(kv, ids[i : i + 1]))
     start = time.perf_counter()
@@ -135,6 +138,7 @@ def budgets(
     checkpoint = open_checkpoint(path)
     dense = with_plan(checkpoint, Way.DENSE)
     weights, frequency = weight_bytes(checkpoint), fire_rates(checkpoint, size.name)
+    machine = timed(checkpoint, run.device, CpuBackend(threads=run.threads), run.machine)
     c = checkpoint.config
     common = {
         "model": size.name,
@@ -156,13 +160,21 @@ def budgets(
                 run.device,
                 host,
                 budget,
-                machine=run.machine,
+                machine=machine,
                 context=run.context,
                 kv_type="f16",
                 frequency=frequency,
             )
             found = speeds(placed.transformer, run)
-            predicted = 1e3 / placed.plan.ms
+            at_measured = Planner(
+                checkpoint,
+                machine,
+                context=run.context,
+                prompt=min(WARM + run.tokens // 2, run.context),
+                frequency=frequency,
+                sides=sides(host, run.device),
+            )
+            predicted = 1e3 / at_measured.predicted(placed.plan.placement).ms
             return found | {
                 "predicted_decode_tokens_per_second": predicted,
                 "measured_over_predicted": found["decode_tokens_per_second"] / predicted,

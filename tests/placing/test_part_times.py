@@ -10,7 +10,7 @@ import pytest
 from helpers.machines import machine
 from helpers.shape_only import shape_only
 
-from hotset.core.config import FFNPlan, LayerPlacement, Placement, Way
+from hotset.core.config import FFNPlan, LayerPlacement, Placement, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.placing.costs import SIDES, handshake_name
 from hotset.placing.machine import load_machine
@@ -41,6 +41,23 @@ def test_an_ffns_time_depends_on_what_is_hot_and_what_the_host_computes() -> Non
     assert found.tolist() == [50, 40, 30, 15]
     # What the device had no room for lies on the line of what it had.
     assert ffn_us(time[:3], 256, np.array([256]), np.array([0.0])).tolist() == [120]
+
+
+def test_audits_are_part_of_a_plan() -> None:
+    """Of a ReGLU neuron that does not fire, an audit reads one of three rows."""
+    ms = []
+    for kept in (0.0, 0.95):
+        plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 0.0, kept)
+        frequency = np.full((1, 256), 0.25)
+        model = shape_only(n_layers=1, hidden=64, ffn=256, frequency=frequency, plan=plan, predictor_rank=16)
+        name = model_parts(model).layers[0].ffn.name
+        time = (Row(0, (0.0, 256.0), (10.0, 1034.0)),)
+        profile = replace(machine(), times={BOTH: {name: time}})
+        planner = Planner(model, profile, context=128, prompt=50)
+        ms.append(planner.predicted(Placement((LayerPlacement(False, 0),), False)).times.ffn)
+    fires, audited = 64, 64 + 192 / 3
+    assert ms[0] == pytest.approx((10 + 4 * fires) / 1e3)
+    assert ms[1] - ms[0] == pytest.approx(4 * (audited - fires) / 64 / 1e3)
 
 
 def some_times() -> dict[str, TimedParts]:

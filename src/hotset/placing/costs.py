@@ -11,6 +11,7 @@ are of one token decoded after `filled` others. Where the machine's profile has 
 - where both sides work, both do at their contended rates until one is done;
 - of a mixture's experts, on either side, those that the router selects are read, each at the streaming
   bandwidth, as they are megabytes long;
+- where a predictor's cut-off is audited, one token in 64 computes all cold neurons;
 - a recurrent layer reads and writes its state;
 - a hand-shake is paid where a layer is split, and where attention lies across from a part of its FFN.
 
@@ -113,11 +114,14 @@ def layer_options(
     resident = device_bytes + ffn.predictor_bytes * split
     fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # units computed of those from hot on
     timed = ffn.name in times and ffn.size > 0
-    both = (
-        ffn_us(times[ffn.name], ffn.size, hot, fires) / 1e3
-        if timed
-        else _ffn_ms(ffn, machine, hot, fires, device_bytes)
-    )
+
+    def ffn_ms(computed: F64) -> F64:
+        if timed:
+            return ffn_us(times[ffn.name], ffn.size, hot, computed) / 1e3
+        return _ffn_ms(ffn, machine, hot, computed, device_bytes)
+
+    idle = ffn.size - hot - fires  # of which an audit reads a part
+    both = (1 - ffn.audited) * ffn_ms(fires) + ffn.audited * ffn_ms(fires + ffn.first * idle)
     attention = _mixer_ms(layer, machine, filled, times)
     attention *= layer.attention_bytes > 0  # else there is none
     if layer.other_mixer and not all_mixers:

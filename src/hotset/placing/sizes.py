@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.backends.cutoff import MOST_GAP
 from hotset.core.config import ModelConfig, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.checkpoint import Checkpoint
@@ -52,6 +53,10 @@ class FFNPart:
     """Share of the units that a token of a prompt computes."""
     name: str = ""
     """What its times are known by; see `hotset.placing.part_times`."""
+    audited: float = 0.0
+    """Share of a long conversation's tokens for which all cold neurons are computed, to move the cut-off."""
+    first: float = 1.0
+    """Of what is read of a chosen neuron, the share that is read before it is known to be zero."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,8 @@ def _ffn_part(
         predictor_bytes=predictor,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices.values()) / size,
         name=described("FFN", _feeding(own), config.activation.value, plan and (plan.way.value, plan.score)),
+        audited=1 / MOST_GAP if plan and plan.way is Way.PREDICTOR and plan.kept else 0.0,
+        first=row[skipped[0]] / chosen if skipped and config.activation.zero_producing else 1.0,
     )
 
 
