@@ -102,6 +102,22 @@ void add_take_chosen(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Packe
                              const Batch* batch) { layer->cut_offs(*batch, to, stride); });
 }
 
+void add_prefetch(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Packet packet, Rows x,
+                  CutOffs cutoffs, Packet until) {
+  const int64_t neurons = layer->neurons(), width = Said::width(neurons);
+  expect_width("packet", packet, width);
+  expect_width("x", x, width);
+  expect_rows(packet, x);
+  expect_rows(cutoffs, x);
+  const Said said = {x.data(), neurons, cutoffs.data(), cutoffs.stride(0)};
+  worker.use(&layer->pool());
+  worker.add_take(
+      {packet.data(), x.data(), width, Said::bit_words(neurons), said.cutoffs, said.stride, false, false});
+  worker.add_work([&worker, layer = std::move(layer), said, until = until.data()](const Batch* batch) {
+    layer->prefetch(*batch, said, [&] { return worker.comes(until); });
+  });
+}
+
 void add_neuron_ffn(HostWorker& worker, std::shared_ptr<NeuronFfn> layer, Rows x, Rows out,
                     std::optional<Rows> chosen, std::optional<CutOffs> cutoffs) {
   expect_width("x", x, layer->hidden());
@@ -210,6 +226,9 @@ void bind_worker(nb::module_& m) {
            "leaves out "
            "zeros alone, also their activations. The worker writes these, when a "
            "step begins.")
+      .def("prefetch", &add_prefetch, "ffn"_a, "packet"_a, "x"_a, "cutoffs"_a, "until"_a,
+           "Take bits as `take_chosen` does, no scores, and have these neurons fetched into caches until "
+           "another packet comes.")
       .def("neuron_ffn", &add_neuron_ffn, "ffn"_a, "x"_a, "out"_a, "chosen"_a.none() = nb::none(),
            "cutoffs"_a.none() = nb::none(),
            "The same for an FFN stored by neuron; with what `take_chosen` takes where given.")

@@ -70,9 +70,6 @@ struct Chosen {
   }
 };
 
-// How many sums a layer of so many neurons is added up in, each a chunk for the threads.
-int64_t parts_of(const Runtime& runtime, int64_t neurons);
-
 // What adding up has touched for one row of a batch: rows of down read, values that were not zero, and
 // neurons chosen.
 struct Touched {

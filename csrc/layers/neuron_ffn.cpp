@@ -101,6 +101,19 @@ void NeuronFfn::cut_offs(const Batch& batch, float* to, int64_t stride) const {
   }
 }
 
+void NeuronFfn::prefetch(const Batch& batch, const Said& said, const std::function<bool()>& enough) const {
+  Session session(parts_.runtime->pool);
+  const int64_t words = ceil_div(neurons(), 64);
+  auto *bits = session.allocate<uint64_t>(words), *of_row = session.allocate<uint64_t>(words);
+  std::fill_n(bits, words, 0);
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    if (said.scores(row)) continue;
+    take(said, row, 0, of_row, nullptr);
+    for (int64_t w = 0; w < words; ++w) bits[w] |= of_row[w];
+  }
+  fetch_neurons(session, *parts_.runtime, bits, *parts_.down, enough);
+}
+
 bool NeuronFfn::wants_scores(const Batch& batch) const {
   if (!needs_scores()) return false;
   const std::vector<Span>& spans = batch.spans();

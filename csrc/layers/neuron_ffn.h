@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -79,6 +80,10 @@ class NeuronFfn {
   // Where each row of a batch, which it is about to compute, cuts off, to numbers `stride` apart. NaN: that
   // is not known before, or all scores are wanted, for an audit. Infinite: nothing is asked.
   void cut_offs(const Batch& batch, float* to, int64_t stride) const;
+
+  // Has the memory of neurons that are likely to be chosen next fetched into the threads' caches, each by the
+  // thread that will probably read it; for as long as `enough` does not hold.
+  void prefetch(const Batch& batch, const Said& said, const std::function<bool()>& enough) const;
 
   // Whether scores must be given where neurons are chosen, and whether they are in a batch.
   bool exact() const { return parts_.way == Way::kExact; }

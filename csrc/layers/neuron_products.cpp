@@ -1,6 +1,7 @@
 #include "layers/neuron_products.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace hotset {
 namespace {
@@ -44,7 +45,37 @@ struct AllRowsJob {
   }
 };
 
+struct FetchJob {
+  const uint64_t* bits;
+  int64_t words, parts;
+  const uint8_t* neurons;
+  int64_t neuron_bytes;
+  const std::function<bool()>* enough;  // of a call that waits for the region's readers
+
+  size_t scratch_bytes() const { return 0; }
+
+  void compute(int64_t part, void*) const {
+    for (int64_t w = part; w < words; w += parts) {
+      for (uint64_t of = bits[w]; of != 0; of &= of - 1) {
+        if ((*enough)()) return;
+        const uint8_t* neuron = neurons + (64 * w + std::countr_zero(of)) * neuron_bytes;
+        for (int64_t i = 0; i < neuron_bytes; i += 64) __builtin_prefetch(neuron + i, 0, 2);
+      }
+    }
+  }
+
+  void commit(int64_t, void*) const {}
+};
+
 }  // namespace
+
+void fetch_neurons(Session& session, const Runtime& runtime, const uint64_t* bits, const NeuronRows& rows,
+                   const std::function<bool()>& enough) {
+  const int64_t parts = parts_of(runtime, rows.rows());
+  session.run(parts,
+              FetchJob{bits, ceil_div(rows.rows(), 64), parts, rows.neuron(), rows.packed.stride, &enough});
+  session.await_readers();
+}
 
 RowActivations pack_for_rows(Session& session, const Runtime& runtime, const float* x, int64_t rows,
                              const Norm* norm, Type type, int64_t cols) {

@@ -20,6 +20,7 @@ class NeuronStore {
   const std::shared_ptr<Runtime> runtime;
   const int64_t neurons, cols;
   int64_t stride() const { return stride_; }
+  const uint8_t* memory() const { return memory_.get(); }
 
  private:
   std::vector<Type> types_;
@@ -39,6 +40,7 @@ class NeuronRows {
 
   int64_t rows() const { return packed.rows; }
   int64_t cols() const { return packed.cols; }
+  const uint8_t* neuron() const { return store_->memory(); }  // the first, with its rows of other matrices
   const float* bias_data() const { return bias.empty() ? nullptr : bias.data(); }
 
   NeuronMatrix packed;

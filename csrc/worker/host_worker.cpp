@@ -105,7 +105,7 @@ void HostWorker::take(const Take& t) const {
   for (int64_t row = 0; t.cutoffs && row < rows_; ++row) {
     const int64_t first = row * t.width;
     if (std::isnan(t.cutoffs[row * t.stride])) {
-      take(t, first + t.head, t.width - t.head);
+      if (t.scores) take(t, first + t.head, t.width - t.head);
     } else if (take(t, first, t.head) && t.values) {
       take_values(t, row);
     }

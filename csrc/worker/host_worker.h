@@ -40,6 +40,7 @@ class HostWorker {
     // The head's words are bits, and of the others behind each so many of its 32 are taken, too, as it has
     // bits; they are put where the bits are.
     bool values = false;
+    bool scores = true;  // false: of a row whose cut-off is NaN nothing is taken
   };
 
   HostWorker() = default;
@@ -57,6 +58,9 @@ class HostWorker {
 
   // What begin() does itself, before the device can know of the step.
   void add_preparation(Work work) { preparations_.push_back(std::move(work)); }
+
+  // Whether a packet of the present step begins to arrive there; for work.
+  bool comes(const Word* words) const { return number_of(load_word(words)) == number_; }
 
   // Keeps a pool that work runs on awake during steps. Work keeps it alive.
   void use(ThreadPool* pool);

@@ -10,6 +10,7 @@ from hotset.hybrid.step import (
     Answer,
     HostAttend,
     HostFeed,
+    Prefetch,
     Receive,
     Send,
     SendChosen,
@@ -32,33 +33,37 @@ def plan(*layers: tuple[Any, Any], head: Any = THERE, parallel: bool = False) ->
 
 
 def test_print() -> None:
-    """The host's attention and FFN in a row are one task; cold neurons are computed beside hot ones."""
+    """The host's attention and FFN in a row are one task; cold neurons are computed beside hot ones.
+
+    Before that, while the device attends, those are fetched that are likely to be chosen.
+    """
     step = plan((THERE, PREDICTED), (HERE, HERE), (HERE, SPLIT), (THERE, THERE))
     expected = """\
 device                              host
 upload cutoffs to cutoffs
 upload first to x
+send chosen 0 of x as 0.chosen      prefetch by 0.chosen, until 1.chosen
 add attention 0 of x to x
-send x as 0.x                       take 0.x to 0.in
-                                    take 0.chosen to 0.cold
-                                    zero 0.sum
-                                    add FFN 0 of 0.in, chosen by 0.cold, to 0.sum
-                                    answer 0.sum as 0.answer
-send chosen 0 of x as 0.chosen
+send x as 1.x                       take 1.x to 1.in
+                                    take 1.chosen to 1.cold
+                                    zero 1.sum
+                                    add FFN 0 of 1.in, chosen by 1.cold, to 1.sum
+                                    answer 1.sum as 1.answer
+send chosen 0 of x as 1.chosen
 zero sum
 add FFN 0 of x to sum
-await 0.answer and add it to sum
+await 1.answer and add it to sum
 add norm 0 of sum to x
-send x as 1.x                       take 1.x to 1.sum
-                                    add attention 1 of 1.sum to 1.sum
-                                    add FFN 1 of 1.sum to 1.sum
-                                    add attention 2 of 1.sum to 1.sum
-                                    answer 1.sum as 1.answer
-await 1.answer and copy it to x
-add FFN 2 of x to x                 zero 2.sum
-                                    add FFN 2 of 1.sum to 2.sum
+send x as 2.x                       take 2.x to 2.sum
+                                    add attention 1 of 2.sum to 2.sum
+                                    add FFN 1 of 2.sum to 2.sum
+                                    add attention 2 of 2.sum to 2.sum
                                     answer 2.sum as 2.answer
-await 2.answer and add it to x
+await 2.answer and copy it to x
+add FFN 2 of x to x                 zero 3.sum
+                                    add FFN 2 of 2.sum to 3.sum
+                                    answer 3.sum as 3.answer
+await 3.answer and add it to x
 add attention 3 of x to x
 add FFN 3 of x to x
 download logits of x to logits"""
@@ -123,7 +128,7 @@ def test_every_packet_is_written_by_one_side_and_awaited_by_the_other(parallel: 
         step = plan(*parts, *reversed(parts), head=head, parallel=parallel)
         done = [work for task in step.tasks for work in task.work]
         sent = [i.to for i in step.instructions if isinstance(i, Send | SendChosen)]
-        assert sent == [work.x for work in done if isinstance(work, Take | TakeChosen)]
+        assert sent == [work.x for work in done if isinstance(work, Take | TakeChosen | Prefetch)]
         answered = {work.to for work in done if isinstance(work, Answer)}
         received = [i.x for i in step.instructions if isinstance(i, Receive)]
         assert answered == set(received)
@@ -149,7 +154,11 @@ def test_takes_come_before_work_and_answers_after(parallel: bool) -> None:
     parts = [(a, f) for a in (HERE, THERE) for f in (HERE, THERE, SPLIT, PREDICTED)]
     for task in plan(*parts, *reversed(parts), parallel=parallel).tasks:
         kinds = [
-            "take" if isinstance(w, Take | TakeChosen) else "answer" if isinstance(w, Answer) else ""
+            "take"
+            if isinstance(w, Take | TakeChosen | Prefetch)
+            else "answer"
+            if isinstance(w, Answer)
+            else ""
             for w in task.work
         ]
         assert kinds == sorted(kinds, key=["take", "", "answer"].index)

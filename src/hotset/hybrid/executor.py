@@ -34,6 +34,7 @@ from hotset.hybrid.step import (
     HostFeedExperts,
     HostSelect,
     Instruction,
+    Prefetch,
     Receive,
     Scale,
     Select,
@@ -196,6 +197,8 @@ def hand_over(work: Work, worker: _native.HostWorker, arrays: Arrays) -> None:
     match work:
         case Take(x, to):
             worker.take(arrays[x], arrays[to])
+        case Prefetch(x, CpuNeuronFFN() as ffn, cutoffs, column, to, until):
+            worker.prefetch(ffn.native, arrays[x], arrays[to], arrays[cutoffs][:, column], arrays[until])
         case TakeChosen(x, CpuNeuronFFN() as ffn, cutoffs, column, to):
             worker.take_chosen(ffn.native, arrays[x], arrays[to], arrays[cutoffs][:, column])
         case Answer(x, to):

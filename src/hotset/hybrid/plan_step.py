@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hotset.backends.contract import Experts, Head
-from hotset.hybrid.device import AddNormed, ResidentExperts, chosen_words
+from hotset.hybrid.device import AddNormed, Predict, ResidentExperts, chosen_words
 from hotset.hybrid.parts import (
     AnyFFN,
     AnyLayerInput,
@@ -36,6 +36,7 @@ from hotset.hybrid.step import (
     HostFeedExperts,
     HostSelect,
     Instruction,
+    Prefetch,
     Receive,
     Scale,
     Select,
@@ -77,7 +78,7 @@ def plan_step(
         else:
             weights = plan.select(i, layer.early) if layer.early else None
             if layer.mixer:
-                plan.mixer(i, layer.mixer)
+                plan.mixer(i, layer.mixer, layer.ffn)
             if layer.early and weights:
                 plan.selected(i, layer.early, weights)
             elif layer.ffn:
@@ -96,7 +97,7 @@ class _Plan:
         """`choosing`: of so many layers the device chooses the cold neurons."""
         self._hidden, self._inputs = hidden, inputs
         self._instructions: list[Instruction] = []
-        self._columns = iter(range(choosing))
+        self._columns: dict[int, int] = {}  # of layers
         self._cutoffs = Vector("cutoffs", choosing, Where.DEVICE)
         self._host_cutoffs = Vector("cutoffs", choosing, Where.HOST)
         if choosing:
@@ -112,14 +113,16 @@ class _Plan:
         self._chained = False
         self._spare: Vector | None = None
 
-    def mixer(self, layer: int, mixer: AnyMixer) -> None:
-        """Attention, or a recurrent mixer, that adds to its own input."""
+    def mixer(self, layer: int, mixer: AnyMixer, ffn: AnyFFN | None) -> None:
+        """Attention, or a recurrent mixer, that adds to its own input; before that FFN."""
         match mixer:
             case OnHost(part):
                 x = self._continue_on_host()
                 self._work(HostAttend(layer, part, x, x))
             case OnDevice(part):
                 x = self._go_to_device()
+                if isinstance(ffn, Split) and ffn.predict and not ffn.values:
+                    self._prefetch(layer, ffn, ffn.predict, x)
                 self._tell(Attend(layer, part, x, x))
                 self._at_host = None
 
@@ -299,15 +302,23 @@ class _Plan:
         task = self._task()
         asked, chosen = self._asked(task), None
         if split.predict:
-            width, column = chosen_words(split.n_cold), next(self._columns)
-            sent = Vector(f"{task}.chosen", width, Where.PACKET)
-            here = Vector(f"{task}.cold", width, Where.HOST)
+            column, sent, here = self._column(layer), _chosen(task, split), _cold(task, split)
             self._tell(SendChosen(layer, split.predict, x, self._cutoffs, column, sent, split.values))
             chosen = TakeChosen(sent, split.cold, self._host_cutoffs, column, here)
             self._work(chosen)
         return self._finish(
             task, asked, lambda given, total: HostFeed(layer, split.cold, given, total, chosen)
         )
+
+    def _prefetch(self, layer: int, split: Split, predict: Predict, x: Vector) -> None:
+        """While the device attends, have the host fetch the neurons that x before attention would choose."""
+        task, column = self._task(), self._column(layer)
+        sent, until = _chosen(task, split), _chosen(task + 1, split)
+        self._tell(SendChosen(layer, predict, x, self._cutoffs, column, sent, values=False))
+        self._work(Prefetch(sent, split.cold, self._host_cutoffs, column, _cold(task, split), until))
+
+    def _column(self, layer: int) -> int:
+        return self._columns.setdefault(layer, len(self._columns))
 
     def _select_on_device(
         self, layer: int, experts: ResidentExperts | Experts, count: int, x: Vector
@@ -372,3 +383,13 @@ class _Plan:
 
     def _on_host(self, name: str) -> Vector:
         return Vector(name, self._hidden, Where.HOST)
+
+
+def _chosen(task: int, split: Split) -> Vector:
+    """The device's choice of cold neurons, on its way."""
+    return Vector(f"{task}.chosen", chosen_words(split.n_cold), Where.PACKET)
+
+
+def _cold(task: int, split: Split) -> Vector:
+    """The same on the host."""
+    return Vector(f"{task}.cold", chosen_words(split.n_cold), Where.HOST)

@@ -296,6 +296,21 @@ class TakeChosen:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    """Await an early guess at a layer's choice, and have these neurons fetched until the choice comes."""
+
+    x: Vector
+    part: HostFFN = field(repr=False)
+    cutoffs: Vector
+    column: int
+    to: Vector
+    until: Vector
+
+    def __str__(self) -> str:
+        return f"prefetch by {self.x}, until {self.until}"
+
+
+@dataclass(frozen=True)
 class Answer:
     """Send rows to the device, in a packet."""
 
@@ -374,19 +389,8 @@ class HostFeedExperts:
         return f"add experts {self.layer} of {self.x} by {self.weights} to {self.to}"
 
 
-Work: TypeAlias = (
-    Take
-    | TakeChosen
-    | Answer
-    | Zero
-    | Copy
-    | Scale
-    | HostAttend
-    | HostFeed
-    | HostSelect
-    | HostFeedExperts
-    | HostAddInput
-)
+HostPart: TypeAlias = HostAttend | HostFeed | HostSelect | HostFeedExperts | HostAddInput
+Work: TypeAlias = Take | TakeChosen | Prefetch | Answer | Zero | Copy | Scale | HostPart
 
 
 @dataclass(frozen=True)
