@@ -1,21 +1,27 @@
 """Plans keep their budget, are close to the best there is, and never get slower with more memory."""
 
+import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from helpers.machines import machine
 from helpers.milp import checked
+from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 from helpers.shape_only import shape_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.core.config import FFNPlan, Score, Way
+from hotset.backends.cpu import CpuBackend
+from hotset.core.config import FFNPlan, LayerPlacement, Placement, Score, Way
 from hotset.core.errors import HotsetError
 from hotset.formats.tensor import TensorType
+from hotset.hybrid.build import build_hybrid
 from hotset.placing.machine import MachineProfile
 from hotset.placing.planner import Plan, Planner
 from hotset.placing.prefill import ColdPrefill
+from hotset.testing.stand_in import StandInDevice
 
 PLANS = (
     None,
@@ -83,6 +89,9 @@ def bytes_by_hand(planner: Planner, plan: Plan) -> int:
         total += placed.hot * round(layer.ffn.unit_bytes * 64) // 64
         if 0 < placed.hot < layer.ffn.size:
             total += layer.ffn.predictor_bytes
+        if placed.gates:
+            assert layer.ffn.exact and 0 < placed.hot < layer.ffn.size
+            total += math.ceil((layer.ffn.size - placed.hot) * layer.ffn.scanned)
     return total + parts.head_bytes * plan.placement.head
 
 
@@ -173,6 +182,45 @@ def test_hot_neurons_before_ones_that_hardly_fire() -> None:
     assert plan.placement.head
     assert all(layer.attention for layer in plan.placement.layers)
     assert sum(hot) < 4 * 1024
+
+
+def test_gates_are_on_the_device_where_that_pays() -> None:
+    """Their bytes are within the budget, and a slow device would take longer to read them than the host."""
+    of_exact = shape_only(
+        n_layers=8,
+        hidden=1024,
+        ffn=4096,
+        frequency=np.full((8, 4096), 0.05),
+        plan=FFNPlan(Way.EXACT),
+        kind=TensorType.Q4_0,
+    )
+    planner = Planner(of_exact, machine(), context=256, prompt=64)
+    plan = planner.plan(planner.working_bytes + (30 << 20))
+    layers = plan.placement.layers
+    assert any(layer.gates for layer in layers)
+    assert plan.device_bytes <= plan.budget
+    without = Placement(tuple(replace(layer, gates=False) for layer in layers), plan.placement.head)
+    assert plan.ms < 0.8 * planner.predicted(without).ms
+    assert plan.ms == pytest.approx(planner.predicted(plan.placement).ms)
+    for use, layer in zip(plan.layers, layers, strict=True):
+        assert use.predictor_bytes == (4096 - layer.hot) * 1024 // 32 * 18 * layer.gates
+    slow = machine(gpu_stream=70.0, gpu_stream_contended=70.0, gpu_handshake_us=100.0)
+    planner = Planner(of_exact, slow, context=256, prompt=64)
+    plan = planner.plan(planner.working_bytes + (30 << 20))
+    assert not any(layer.gates for layer in plan.placement.layers)
+
+
+def test_gates_take_what_is_counted() -> None:
+    usual = random_checkpoint(hidden_size=32, ffn_size=256)
+    checkpoint = quantised(by_neuron(usual, FFNPlan(Way.EXACT), [np.arange(256)] * 2), TensorType.F16)
+    used = []
+    for gates in (False, True):
+        device = StandInDevice()
+        placement = Placement((LayerPlacement(True, 64, gates=gates), LayerPlacement(True, 256)), True)
+        built = build_hybrid(checkpoint, placement, device, CpuBackend(threads=1))
+        used.append(device.memory.used)
+        built.close()
+    assert used[1] - used[0] == 192 * 32 * 2
 
 
 def test_ordinary_layers_are_cut_between_blocks() -> None:

@@ -8,6 +8,8 @@ are of one token decoded after `filled` others. Where the machine's profile has 
 - a matrix that is read whole takes its bytes over the side's bandwidth;
 - cold neurons take their scanned bytes (such as the gate, by which `exact` chooses) over the streaming
   bandwidth, and their other bytes, times how often each fires, over the gathering bandwidth;
+- a split layer of `exact` may have what is scanned on the device, which then says who fires; it reads that
+  before the host begins, as it does a predictor;
 - where both sides work, both do at their contended rates until one is done;
 - of a mixture's experts, on either side, those that the router selects are read, each at the streaming
   bandwidth, as they are megabytes long;
@@ -50,10 +52,12 @@ def handshake_name(hidden: int) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """One layer's options: K hot counts for either home."""
+    """One layer's options: K hot counts for either home, some of them twice."""
 
     hot: I64
     """(K,), ascending, from 0 to all."""
+    gates: NDArray[np.bool_]
+    """(K,): whether the device has what is scanned of the cold neurons, too."""
     bytes: I64
     """(2, K): on the device, with the attention and its KV cache where the home is the device."""
     ms: F64
@@ -73,7 +77,12 @@ class Options:
         whole = (self.hot == 0) | (self.hot == self.hot[-1])
         kept = whole | (self.ms >= self.ms[DEVICE, -1]).all(axis=0)
         hot, nbytes, ms, handshake = self.hot, self.bytes, self.ms, self.handshake_ms
-        return Options(hot[kept], nbytes[:, kept], ms[:, kept], self.attention_ms, handshake[:, kept])
+        gates = self.gates[kept]
+        return Options(hot[kept], gates, nbytes[:, kept], ms[:, kept], self.attention_ms, handshake[:, kept])
+
+    def of(self, hot: int, *, gates: bool) -> int:
+        """The number of an option."""
+        return int(np.flatnonzero((self.hot == hot) & (self.gates == gates))[0])
 
     def scaled(self, factor: float) -> "Options":
         """The same, taking so many times as long."""
@@ -107,18 +116,22 @@ def layer_options(
     that were timed, of a model with vectors of `hidden` numbers.
     """
     gpu, ffn, times = gpu_of(machine), layer.ffn, times or {}
-    hot = np.append(np.arange(0, ffn.size, ffn.slab), ffn.size)
+    hot, gates = _counts(ffn)
     all_cold, split = hot == 0, (hot > 0) & (hot < ffn.size)
 
     device_bytes = np.ceil(hot * ffn.unit_bytes).astype(np.int64) + ffn.fixed_bytes * ~all_cold
-    resident = device_bytes + ffn.predictor_bytes * split
+    told = np.ceil((ffn.size - hot) * ffn.scanned * gates).astype(np.int64)
+    resident = device_bytes + ffn.predictor_bytes * split + told
     fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # units computed of those from hot on
     timed = ffn.name in times and ffn.size > 0
 
     def ffn_ms(computed: F64) -> F64:
-        if timed:
-            return ffn_us(times[ffn.name], ffn.size, hot, computed) / 1e3
-        return _ffn_ms(ffn, machine, hot, computed, device_bytes)
+        by_rates = _ffn_ms(ffn, machine, hot, computed, device_bytes, gates)
+        if not timed:
+            return by_rates
+        # Timed without such gates, whose gain is the one by rates.
+        gain = _ffn_ms(ffn, machine, hot, computed, device_bytes, np.zeros_like(gates)) - by_rates
+        return np.maximum(ffn_us(times[ffn.name], ffn.size, hot, computed) / 1e3 - gain, 0.0)
 
     idle = ffn.size - hot - fires  # of which an audit reads a part
     both = (1 - ffn.audited) * ffn_ms(fires) + ffn.audited * ffn_ms(fires + ffn.first * idle)
@@ -132,7 +145,16 @@ def layer_options(
     kept_bytes = layer.attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes
     nbytes = np.stack([resident, resident + kept_bytes])
     ms = attention[:, None] + both + handshake
-    return Options(hot, nbytes, ms, attention, handshake)
+    return Options(hot, gates, nbytes, ms, attention, handshake)
+
+
+def _counts(ffn: FFNPart) -> tuple[I64, NDArray[np.bool_]]:
+    """Hot counts, and whether the gates of the others are on the device."""
+    hot = np.append(np.arange(0, ffn.size, ffn.slab), ffn.size)
+    if not ffn.exact:
+        return hot, np.zeros(len(hot), np.bool_)
+    both = np.repeat(hot, np.where((hot > 0) & (hot < ffn.size), 2, 1))
+    return both, np.append(False, both[1:] == both[:-1])
 
 
 def handshake_ms(gpu: GpuRates, times: TimedParts, hidden: int) -> float:
@@ -153,7 +175,14 @@ def _mixer_ms(layer: LayerPart, machine: MachineProfile, filled: int, times: Tim
     return found
 
 
-def _ffn_ms(ffn: FFNPart, machine: MachineProfile, hot: I64, fires: F64, device_bytes: I64) -> F64:
+def _ffn_ms(
+    ffn: FFNPart,
+    machine: MachineProfile,
+    hot: I64,
+    fires: F64,
+    device_bytes: I64,
+    gates: NDArray[np.bool_],
+) -> F64:
     """(K,): of an FFN of which so many units are hot and of the others so many fire, by rates."""
     cpu, gpu = machine.cpu, gpu_of(machine)
     all_cold, split, all_hot = hot == 0, (hot > 0) & (hot < ffn.size), hot == ffn.size
@@ -161,7 +190,8 @@ def _ffn_ms(ffn: FFNPart, machine: MachineProfile, hot: I64, fires: F64, device_
     device_read = (
         (fires[0] - fires) * ffn.chosen + ffn.fixed_bytes * ~all_cold if ffn.experts else device_bytes
     )
-    streamed = (ffn.size - hot) * ffn.scanned + ffn.fixed_bytes + ffn.predictor_bytes * all_cold
+    scanned = (ffn.size - hot) * ffn.scanned
+    streamed = scanned * ~gates + ffn.fixed_bytes + ffn.predictor_bytes * all_cold
     gathered = fires * ffn.chosen
 
     def host(stream: float, gather: float) -> F64:
@@ -179,7 +209,7 @@ def _ffn_ms(ffn: FFNPart, machine: MachineProfile, hot: I64, fires: F64, device_
         gather = (cpu.stream * cpu.kernel_share, cpu.stream_contended * cpu.kernel_share)
     quiet = host(cpu.stream, gather[0]), device(gpu.stream)
     busy = host(cpu.stream_contended, gather[1]), device(gpu.stream_contended)
-    prediction = split * ffn.predictor_bytes / (gpu.stream * gpu.kernel_share * 1e6)
+    prediction = split * (ffn.predictor_bytes + scanned * gates) / (gpu.stream * gpu.kernel_share * 1e6)
     both: F64 = np.where(split, _overlapped(quiet, busy), quiet[HOST] + quiet[DEVICE]) + prediction
     return both
 
@@ -200,6 +230,7 @@ def head_options(parts: ModelParts, machine: MachineProfile, times: TimedParts |
             ms[home] = timed[0].us[0] / 1e3
     return Options(
         np.zeros(1, np.int64),
+        gates=np.zeros(1, np.bool_),
         bytes=np.array([[0], [parts.head_bytes]], np.int64),
         ms=ms,
         attention_ms=np.zeros(2),

@@ -47,6 +47,7 @@ class LayerUse:
     kv_bytes: int
     neuron_bytes: int
     predictor_bytes: int
+    """Of the predictor, or of the gates of cold neurons."""
     host_bytes: int
     """Of weights and KV cache in main memory."""
     ms: float
@@ -188,8 +189,11 @@ class Planner:
         """The plan that has this placement, for comparison; its hot counts must be multiples of a slab."""
         homes = [DEVICE if layer.attention else HOST for layer in placement.layers]
         homes.append(DEVICE if placement.head else HOST)
-        hot = [layer.hot for layer in placement.layers] + [0]
-        options = [int(np.flatnonzero(item.hot == n)[0]) for item, n in zip(self._items, hot, strict=True)]
+        options = [
+            item.of(layer.hot, gates=layer.gates)
+            for item, layer in zip(self._items, placement.layers, strict=False)
+        ]
+        options.append(0)  # the head's
         chosen = list(zip(self._items, homes, options, strict=True))
         moves = sum(a != b for a, b in zip([HOST, *homes], homes, strict=False))
         ms = sum(float(item.ms[home, k]) for item, home, k in chosen) + moves * self.problem.switch_ms
@@ -264,13 +268,17 @@ class Planner:
         hot, split = int(item.hot[option]), 0 < item.hot[option] < layer.ffn.size
         attention = layer.attention_bytes
         kv = layer.kv_position_bytes * self.context + 2 * layer.state_bytes
+        gates = bool(item.gates[option])
         predictor = layer.ffn.predictor_bytes if split else 0
+        predictor += math.ceil((layer.ffn.size - hot) * layer.ffn.scanned) if gates else 0
         neurons = int(item.bytes[HOST, option]) - predictor
         ffn = round(layer.ffn.size * layer.ffn.unit_bytes) + layer.ffn.fixed_bytes
         on_device = home == DEVICE
         on_host = ffn - round(hot * layer.ffn.unit_bytes) if hot < layer.ffn.size else 0
         return LayerUse(
-            placement=LayerPlacement(on_device, hot, layer.ffn.experts[:hot] if layer.ffn.experts else None),
+            placement=LayerPlacement(
+                on_device, hot, layer.ffn.experts[:hot] if layer.ffn.experts else None, gates
+            ),
             attention_bytes=attention if on_device else 0,
             kv_bytes=kv if on_device else 0,
             neuron_bytes=neurons,

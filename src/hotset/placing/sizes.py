@@ -49,6 +49,8 @@ class FFNPart:
     """Of one unit."""
     experts: tuple[int, ...] = ()
     """A mixture's experts, hottest first: as they may lie anywhere, `frequency` is in this order."""
+    exact: bool = False
+    """Zeros alone are left out; the device may tell which, by all that is scanned."""
     used: float = 1.0
     """Share of the units that a token of a prompt computes."""
     name: str = ""
@@ -198,6 +200,7 @@ def _ffn_part(
         fixed_bytes=sum(tensor.nbytes for name, tensor in own.items() if name.startswith(shared)),
         predictor_bytes=predictor,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices.values()) / size,
+        exact=plan is not None and plan.way is Way.EXACT,
         name=described("FFN", _feeding(own), config.activation.value, plan and (plan.way.value, plan.score)),
         audited=1 / MOST_GAP if plan and plan.way is Way.PREDICTOR and plan.kept else 0.0,
         first=row[skipped[0]] / chosen if skipped and config.activation.zero_producing else 1.0,
