@@ -24,15 +24,27 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     Linear,
+    MambaSpec,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
+    ShortConvSpec,
     StateShape,
 )
 from hotset.backends.gpu.backend import GpuBackend
 from hotset.backends.gpu.device import Gpu
 from hotset.core.batch import Batch
-from hotset.core.config import Activation, DeltaNetConfig, FFNPlan, NormKind, RopeConfig, Score, Way
+from hotset.core.config import (
+    Activation,
+    DeltaNetConfig,
+    FFNPlan,
+    MambaConfig,
+    NormKind,
+    RopeConfig,
+    Score,
+    ShortConvConfig,
+    Way,
+)
 from hotset.formats.tensor import Tensor, TensorType
 
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -175,12 +187,19 @@ def recurrent_layers(backend: GpuBackend) -> None:
 
     t, net = TensorType.Q4_K, DeltaNetConfig(16, 32, 128, 4, tiled=True)
     heads, values = net.n_value_heads, net.n_value_heads * net.head_dim
+    mamba, conv = MambaConfig(8, 64, 64, 128, 4), ShortConvConfig(D, 3)
     specs: list[RecurrentSpec] = [
         DeltaNetSpec(
             norm(D), linear(t, net.channels, D), linear(t, values, D), linear(TensorType.F32, heads, D),
             linear(TensorType.F32, heads, D), zeros(net.channels, net.kernel), zeros(heads), zeros(heads),
             norm(net.head_dim), linear(t, D, values), net,
         ),
+        MambaSpec(
+            norm(D), linear(TensorType.Q5_K, mamba.values + mamba.channels + mamba.n_heads, D),
+            zeros(mamba.channels, mamba.kernel), zeros(mamba.channels), zeros(mamba.n_heads),
+            zeros(mamba.n_heads), zeros(mamba.n_heads), norm(mamba.values), linear(t, D, mamba.values), mamba,
+        ),
+        ShortConvSpec(norm(D), linear(t, 3 * D, D), zeros(D, conv.kernel), linear(t, D, D), conv),
     ]  # fmt: skip
     for spec in specs:
         sequence = backend.sequence(StateShape(0, 1, HEAD, recurrent=(spec.shape,) * 2), 512, "f16")

@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 from hotset.backends.contract import StateShape
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
-from hotset.core.config import DeltaNetConfig, NormKind, Recurrent
+from hotset.core.config import DeltaNetConfig, MambaConfig, NormKind, Recurrent, ShortConvConfig
 from hotset.core.errors import CheckpointError, HotsetError
 
 # The interpreter is slow.
 SHAPES: dict[str, Recurrent] = {
     "tiled": DeltaNetConfig(2, 4, 12, 4, tiled=True),
     "grouped": DeltaNetConfig(3, 6, 5, 2, tiled=False),
-    "long convolution": DeltaNetConfig(1, 1, 16, 7, tiled=False),
+    "one head": DeltaNetConfig(1, 1, 16, 7, tiled=False),
+    "mamba": MambaConfig(2, 4, 5, 12, 4),
+    "convolution": ShortConvConfig(HIDDEN, 3),
+    "long convolution": ShortConvConfig(HIDDEN, 9),
 }
 
 

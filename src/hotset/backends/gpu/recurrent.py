@@ -4,19 +4,18 @@ A prompt's rows are walked one after the other, inside one kernel, by programs t
 one head's sums in registers.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import triton
 
 from hotset.backends.checks import check_shape
-from hotset.backends.contract import F32, DeltaNetSpec, Linear, RecurrentSpec
+from hotset.backends.contract import F32, DeltaNetSpec, Linear, MambaSpec, RecurrentSpec, ShortConvSpec
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
-from hotset.backends.gpu.kernels.recurrent import convolve, gate_and_norm, walk_delta_net
+from hotset.backends.gpu.kernels.recurrent import convolve, gate_and_norm, walk_delta_net, walk_mamba
 from hotset.backends.gpu.matrix import build_matrix, build_stacked, times_stacked
 from hotset.backends.gpu.state import Block, GpuView
-from hotset.core.errors import HotsetError
 
 _COLUMNS = 8
 """Of a head's sums for a program, which is one warp: so no number of a walk moves between warps."""
@@ -109,14 +108,56 @@ class GpuDeltaNet(_GpuRecurrent):
         self._gate(y, z, self.out_norm, net.n_value_heads, y, first=False)
 
 
+class GpuMamba(_GpuRecurrent):
+    """Mamba-2; see `MambaSpec`. Decoding is six kernels or more."""
+
+    def __init__(self, gpu: Gpu, spec: MambaSpec, index: int) -> None:
+        mamba = spec.shape
+        inputs = mamba.values + mamba.channels + mamba.n_heads
+        super().__init__(gpu, spec, [(spec.input, inputs)], mamba.values, index)
+        self.mamba = mamba
+        self.conv_bias = gpu.upload(np.asarray(spec.conv_bias, np.float32))
+        self.dt_bias, self.decay = _of_heads(gpu, spec.dt_bias), _of_heads(gpu, spec.decay)
+        self.skip = _of_heads(gpu, spec.skip)
+        self.out_norm = GpuNorm(gpu, spec.out_norm, mamba.values)
+
+    def _mix(self, projected: Any, y: Any, block: Block) -> None:
+        gpu, mamba = self.gpu, self.mamba
+        inputs, steps = (projected[:, at:] for at in (mamba.values, mamba.values + mamba.channels))
+        u = gpu.scratch("convolved", len(y), mamba.channels)
+        self._convolve(inputs, u, block, bias=self.conv_bias)
+        rows, columns = self._tile()
+        walk_mamba[mamba.n_heads, triton.cdiv(mamba.head_dim, columns), len(block.walks)](
+            u, steps, steps.stride(0), block.walks, self.offset, self.dt_bias, self.decay, self.skip, y,
+            mamba.n_groups, mamba.n_heads, mamba.state_dim, mamba.head_dim, BK=rows, BV=columns, num_warps=1,
+        )  # fmt: skip
+        self._gate(y, projected, self.out_norm, mamba.n_groups, y, first=True)
+
+
+class GpuShortConv(_GpuRecurrent):
+    """A gated short convolution; see `ShortConvSpec`. Decoding is four kernels or more."""
+
+    def __init__(self, gpu: Gpu, spec: ShortConvSpec, index: int) -> None:
+        hidden = spec.shape.channels
+        super().__init__(gpu, spec, [(spec.input, 3 * hidden)], hidden, index)
+
+    def _mix(self, projected: Any, y: Any, block: Block) -> None:
+        self._convolve(projected, y, block, gated=True)
+
+
 def _of_heads(gpu: Gpu, numbers: F32) -> Any:
     return gpu.upload(np.asarray(numbers, np.float32))
 
 
-def build_recurrent(gpu: Gpu, spec: RecurrentSpec, index: int) -> GpuDeltaNet:
+GpuRecurrent: TypeAlias = GpuDeltaNet | GpuMamba | GpuShortConv
+
+
+def build_recurrent(gpu: Gpu, spec: RecurrentSpec, index: int) -> GpuRecurrent:
     """Build the part. Raises `CheckpointError` for a convolution of another shape."""
     match spec:
         case DeltaNetSpec():
             return GpuDeltaNet(gpu, spec, index)
-        case _:
-            raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no such layers yet")
+        case MambaSpec():
+            return GpuMamba(gpu, spec, index)
+        case ShortConvSpec():
+            return GpuShortConv(gpu, spec, index)

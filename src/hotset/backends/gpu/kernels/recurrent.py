@@ -144,6 +144,46 @@ def walk_delta_net(
 
 
 @triton.jit
+def walk_mamba(
+    u_ptr, step_ptr, step_stride, walk_ptr, offset, dt_bias_ptr, decay_ptr, skip_ptr, out_ptr, n_groups,
+    n_heads, key_dim, value_dim, BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """out (T, heads, value_dim): Mamba-2's walk; see `hotset.backends.contract.MambaSpec`.
+
+    u (T, channels) is values (n_heads, value_dim), keys and queries (n_groups, key_dim); steps, step_stride
+    apart, are (n_heads). A program has BV columns of a head's sums. Grid: (n_heads, value_dim / BV, spans);
+    BK >= key_dim.
+    """
+    first, rows = _rows_of(walk_ptr, tl.program_id(2))
+    if rows == 0:
+        return
+    read_ptr, known, write_ptr = _state_of(walk_ptr, tl.program_id(2), offset)
+    head = tl.program_id(0)
+    group = head // (n_heads // n_groups)
+    k = tl.arange(0, BK)
+    v = tl.program_id(1) * BV + tl.arange(0, BV)
+    k_mask, v_mask = k < key_dim, v < value_dim
+    at = (head * key_dim + k[:, None]) * value_dim + v[None, :]
+    mask = k_mask[:, None] & v_mask[None, :]
+    sums = tl.load(read_ptr + at, mask=mask & (k < known * key_dim)[:, None], other=0.0)
+    dt_bias, decay = tl.load(dt_bias_ptr + head), tl.load(decay_ptr + head)
+    skip = tl.load(skip_ptr + head)
+    values = n_heads * value_dim
+    channels = values + 2 * n_groups * key_dim
+    for r in range(rows):
+        row_ptr = u_ptr + (first + r) * channels
+        value = tl.load(row_ptr + head * value_dim + v, mask=v_mask, other=0.0)
+        key = tl.load(row_ptr + values + group * key_dim + k, mask=k_mask, other=0.0)
+        query = tl.load(row_ptr + values + (n_groups + group) * key_dim + k, mask=k_mask, other=0.0)
+        step = softplus(tl.load(step_ptr + (first + r) * step_stride + head) + dt_bias)
+        sums = sums * tl.exp(step * decay) + key[:, None] * (step * value)[None, :]
+        y = tl.sum(sums * query[:, None], axis=0) + skip * value
+        tl.store(out_ptr + (first + r) * values + head * value_dim + v, y, mask=v_mask)
+    tl.debug_barrier()
+    tl.store(write_ptr + at, sums, mask=mask)
+
+
+@triton.jit
 def gate_and_norm(
     x_ptr, gate_ptr, gate_stride, weight_ptr, weight_stride, bias_ptr, out_ptr, tokens, groups, size, eps,
     GATE_FIRST: tl.constexpr, LAYER: tl.constexpr, HAS_BIAS: tl.constexpr, BT: tl.constexpr,
