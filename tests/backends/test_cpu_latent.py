@@ -4,20 +4,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.random_tensors import random_tensor
+from helpers.latent import latent_sequence, latent_spec
+from helpers.recurrent import HIDDEN, go_on, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotset.backends.contract import F32, LatentSpec, Linear, Norm, StateShape
+from hotset.backends.contract import F32, LatentSpec, StateShape
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
-from hotset.core.batch import Batch, Sequence, Span
-from hotset.core.config import NormKind, RopeConfig
+from hotset.core.batch import Sequence
 from hotset.core.errors import HotsetError
-from hotset.core.heads import KvShape, LatentConfig
-from hotset.formats.tensor import Tensor, TensorType, tensor_from_array
+from hotset.core.heads import LatentConfig
 
-HIDDEN = 64
 POSITIONS = 290
 SHAPES = {
     "odd": (5, LatentConfig(rank=27, rope_dim=6, nope_dim=11, value_dim=7, query_rank=13)),
@@ -32,59 +30,12 @@ def level(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def numbers(seed: int, *shape: int) -> F32:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def matrix(seed: int, *shape: int, quantised: bool) -> Tensor:
-    if quantised and shape[-1] % 32 == 0:
-        flat = random_tensor(TensorType.Q4_0, int(np.prod(shape[:-1])), shape[-1], seed=seed)
-        return Tensor(flat.name, flat.type, shape, flat.data)
-    return tensor_from_array(f"weight_{seed}", numbers(seed, *shape) / np.float32(shape[-1] ** 0.5))
-
-
 def spec_of(name: str, quantised: bool = False) -> LatentSpec:
-    heads, shape = SHAPES[name]
-
-    def linear(seed: int, rows: int, cols: int) -> Linear:
-        return Linear(matrix(seed, rows, cols, quantised=quantised))
-
-    def norm(seed: int, size: int) -> Norm:
-        return Norm(NormKind.RMS, 1e-5, 1 + numbers(seed, size) / 4)
-
-    low = shape.query_rank
-    frequencies = tuple(float(x) for x in 100.0 ** -np.linspace(0, 1, shape.rope_dim // 2))
-    return LatentSpec(
-        norm=norm(1, HIDDEN),
-        q_a=linear(2, low, HIDDEN) if low else None,
-        q_norm=norm(3, low) if low else None,
-        q=linear(4, heads * shape.query_dim, low or HIDDEN),
-        kv_a=linear(5, shape.kept, HIDDEN),
-        kv_norm=norm(6, shape.rank),
-        k_b=matrix(7, heads, shape.rank, shape.nope_dim, quantised=quantised),
-        v_b=matrix(8, heads, shape.value_dim, shape.rank, quantised=quantised),
-        output=linear(9, HIDDEN, heads * shape.value_dim),
-        n_heads=heads,
-        scale=shape.query_dim**-0.5,
-        rope=RopeConfig(shape.rope_dim, True, frequencies, 1.1),
-        shape=shape,
-    )
+    return latent_spec(*SHAPES[name], quantised)
 
 
 def new_sequence(backend: Any, spec: LatentSpec, kv_type: str) -> Sequence:
-    kept = KvShape(1, spec.shape.kept, values=False)
-    sequence: Sequence = backend.sequence(StateShape(1, 1, 1, own=(kept,)), POSITIONS, kv_type)
-    return sequence
-
-
-def go_on(backend: Any, layer: Any, x: F32, *sequences: tuple[Sequence, int]) -> F32:
-    """Append rows of x, so many to each sequence."""
-    out = np.zeros_like(x)
-    spans = tuple(Span(sequence, count) for sequence, count in sequences)
-    layer.forward(x, out, backend.view(Batch(np.zeros(len(x), np.int32), spans)))
-    for sequence, count in sequences:
-        sequence.advance(count)
-    return out
+    return latent_sequence(backend, spec, kv_type, POSITIONS)
 
 
 def whole(backend: Any, spec: LatentSpec, kv_type: str, x: F32) -> F32:

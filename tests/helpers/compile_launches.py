@@ -8,6 +8,7 @@ So an error of types, which the interpreter does not see, or a kernel that needs
 there is, shows without a GPU. Prints a line for each kernel.
 """
 
+import math
 import sys
 from typing import Any
 
@@ -23,6 +24,7 @@ from hotset.backends.contract import (
     DeltaNetSpec,
     FFNSpec,
     HeadSpec,
+    LatentSpec,
     Linear,
     MambaSpec,
     NeuronFFNSpec,
@@ -45,6 +47,7 @@ from hotset.core.config import (
     ShortConvConfig,
     Way,
 )
+from hotset.core.heads import KvShape, LatentConfig
 from hotset.formats.tensor import Tensor, TensorType
 
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -118,9 +121,9 @@ class _NoGpu(Gpu):
         self._scratch, self.ptx = {}, True
 
 
-def tensor(type: TensorType, rows: int, cols: int) -> Tensor:
-    nbytes = rows * cols // type.block_size * type.block_bytes
-    return Tensor("weight", type, (rows, cols), np.zeros(nbytes, np.uint8))
+def tensor(type: TensorType, *shape: int) -> Tensor:
+    nbytes = math.prod(shape) // type.block_size * type.block_bytes
+    return Tensor("weight", type, shape, np.zeros(nbytes, np.uint8))
 
 
 def linear(type: TensorType, rows: int, cols: int, bias: bool = False) -> Linear:
@@ -208,6 +211,26 @@ def recurrent_layers(backend: GpuBackend) -> None:
             backend.recurrent(spec, 1).forward(torch.zeros(tokens, D), torch.zeros(tokens, D), view)
 
 
+def latent_attention(backend: GpuBackend) -> None:
+    """GLM-4.7-Flash's and DeepSeek-V2's shapes."""
+    t = TensorType.Q8_0
+    for heads, shape in ((20, LatentConfig(512, 64, 192, 256, 768)), (16, LatentConfig(512, 64, 128, 128))):
+        low = shape.query_rank
+        spec = LatentSpec(
+            norm(D), linear(t, low, D) if low else None, norm(low) if low else None,
+            linear(t, heads * shape.query_dim, low or D), linear(t, shape.kept, D), norm(shape.rank),
+            tensor(t, heads, shape.rank, shape.nope_dim), tensor(t, heads, shape.value_dim, shape.rank),
+            linear(t, D, heads * shape.value_dim), heads, 0.1, RopeConfig(64, True, (0.1,) * 32), shape,
+        )  # fmt: skip
+        layer = backend.latent_attention(spec)
+        for kv_type in ("f16", "f32", "q8_0"):
+            kept = KvShape(1, shape.kept, values=False)
+            kv = backend.sequence(StateShape(1, 1, 1, own=(kept,)), 4096, kv_type)
+            for tokens in (1, 300):
+                view = backend.view(Batch.of(kv, np.zeros(tokens, np.int32)))
+                layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D), view)
+
+
 def main() -> None:
     capability, everything = int(sys.argv[1]), "all" in sys.argv
     launches = _Launches(capability)
@@ -221,6 +244,7 @@ def main() -> None:
     if not few:
         everything_else(backend)
         recurrent_layers(backend)
+        latent_attention(backend)
     print(f"{len(launches.seen)} launches for compute capability {capability}")
 
 

@@ -18,7 +18,8 @@ from hotset.core.batch import BLOCK_ROWS
 from hotset.core.config import RopeConfig
 from hotset.core.errors import CheckpointError, HotsetError
 
-_KERNEL_TYPES = {torch.float16: tl.float16, torch.float32: tl.float32, torch.int8: tl.int8}
+KERNEL_TYPES: dict[Any, Any] = {torch.float16: tl.float16, torch.float32: tl.float32, torch.int8: tl.int8}
+"""Of keys and values."""
 _ANY_DISTANCE = 1 << 30
 SPLIT_ROWS = 2 * BLOCK_ROWS
 """There is room for so many rows' sums over parts of the keys."""
@@ -77,7 +78,7 @@ class GpuAttention:
         self.k_norm = GpuNorm(gpu, spec.k_norm, spec.head_dim) if spec.k_norm else None
         self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
         self.rope = spec.rope
-        self.turns = gpu.upload(_turns(spec.rope))
+        self.turns = gpu.upload(turns(spec.rope))
 
     def forward(self, x: Any, out: Any, view: GpuView) -> None:
         for block in view.blocks:
@@ -109,7 +110,7 @@ class GpuAttention:
             qkv, q, spans.table, self.index, self.turns,
             q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
             self.n_heads, self.n_kv_heads, self.head_dim, rope.dim if rope else 0,
-            rope.magnitude if rope else 1.0, any_norm.eps, KV=_KERNEL_TYPES[dtype],
+            rope.magnitude if rope else 1.0, any_norm.eps, KV=KERNEL_TYPES[dtype],
             Q_NORM=self.q_norm is not None, K_NORM=self.k_norm is not None, LAYER=any_norm.layer,
             Q_BIAS=q_norm.has_bias, K_BIAS=k_norm.has_bias, ROPE=rope is not None,
             INTERLEAVED=bool(rope and rope.interleaved), BH=at_once,
@@ -134,7 +135,7 @@ class GpuAttention:
         sums = gpu.scratch("sums_of_weights", tokens, splits, self.n_heads)
         attend[blocks, self.n_kv_heads, splits * count](
             q, spans.table, self.index, part, tops, sums, tokens, self.n_heads, self.n_kv_heads,
-            self.head_dim, self.scale, self.window, splits, KV=_KERNEL_TYPES[dtype], BM=bm, BS=bs, BD=bd,
+            self.head_dim, self.scale, self.window, splits, KV=KERNEL_TYPES[dtype], BM=bm, BS=bs, BD=bd,
             num_warps=4, num_stages=2,
         )  # fmt: skip
         codes = None
@@ -157,6 +158,6 @@ def attention_splits(programs: int, most: int, multiprocessors: int) -> int:
     return max(1, min(2 * multiprocessors // programs, most, 64))
 
 
-def _turns(rope: RopeConfig | None) -> Any:
+def turns(rope: RopeConfig | None) -> Any:
     """Turns per position, float64; at least one number."""
     return np.array(rope.inverse_frequencies if rope else (0.0,), np.float64) / (2 * math.pi)

@@ -18,7 +18,6 @@ from hotset.backends.contract import (
     LayerInputs,
     LayerInputSpec,
     LayerInputsSpec,
-    Mixer,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
@@ -29,9 +28,10 @@ from hotset.backends.gpu.attention import GpuAttention
 from hotset.backends.gpu.device import Gpu
 from hotset.backends.gpu.experts import GpuExperts
 from hotset.backends.gpu.ffn import GpuFFN, GpuLayerInput, GpuNeuronFFN, GpuNorm
+from hotset.backends.gpu.latent import GpuLatentAttention
 from hotset.backends.gpu.matrix import build_matrix
 from hotset.backends.gpu.predictor import GpuGates, GpuPredictor
-from hotset.backends.gpu.recurrent import build_recurrent
+from hotset.backends.gpu.recurrent import GpuRecurrent, build_recurrent
 from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
 from hotset.backends.maths import normalise
@@ -116,11 +116,11 @@ class GpuBackend:
         """Build one layer's FFN that is stored by neuron; all its neurons are computed."""
         return GpuNeuronFFN(self.gpu, spec)
 
-    def latent_attention(self, spec: LatentSpec, index: int = 0) -> Mixer:
-        """Refuse: there is none yet."""
-        raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no latent attention yet")
+    def latent_attention(self, spec: LatentSpec, index: int = 0) -> GpuLatentAttention:
+        """Build one layer's multi-head latent attention."""
+        return GpuLatentAttention(self.gpu, spec, index)
 
-    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> Mixer:
+    def recurrent(self, spec: RecurrentSpec, index: int = 0) -> GpuRecurrent:
         """Build one layer with a recurrent state."""
         return build_recurrent(self.gpu, spec, index)
 

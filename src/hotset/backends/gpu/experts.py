@@ -7,17 +7,15 @@ import numpy as np
 import torch
 import triton
 
-from hotset.backends.blocks import dequantise, store_as
 from hotset.backends.checks import check_shape
 from hotset.backends.contract import F32, ExpertsSpec, FFNSpec, Linear, SharedExpertSpec
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import ACTIVATIONS, GpuFFN, GpuNorm
 from hotset.backends.gpu.kernels import experts as kernels
 from hotset.backends.gpu.kernels.activation import neurons
-from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows
+from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows, one_above_the_other
 from hotset.core.config import Gating, NormKind
 from hotset.core.errors import HotsetError
-from hotset.formats.tensor import Tensor, TensorType
 
 _GATINGS = {Gating.SOFTMAX: 0, Gating.SIGMOID: 1, Gating.SELECTED: 2}
 _FEW_ROWS = 8
@@ -211,12 +209,7 @@ class _Stack:
     def __init__(self, gpu: Gpu, linear: Linear, shape: tuple[int, int], resident: Sequence[int]) -> None:
         check_shape(linear.weight.name, linear.weight.shape[1:], shape)
         self._gpu, self._rows, self._slots = gpu, shape[0], len(resident)
-        weight = linear.weight
-        parts = [weight.part(expert) for expert in resident]
-        if weight.scale is not None:  # each expert's own
-            parts = [store_as(part.name, dequantise(part), TensorType.F16) for part in parts]
-        whole = np.concatenate([part.data for part in parts])
-        stacked = Tensor(weight.name, parts[0].type, (self._slots * shape[0], shape[1]), whole)
+        stacked = one_above_the_other(linear.weight, resident)
         bias = None if linear.bias is None else linear.bias[list(resident)]
         self._outputs = None if bias is None else bias.shape[1]
         self.matrix = build_matrix(

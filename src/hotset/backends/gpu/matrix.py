@@ -1,6 +1,6 @@
 """A matrix in the GPU's memory, and its products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import triton
 
+from hotset.backends.blocks import dequantise, store_as
 from hotset.backends.checks import check_shape
 from hotset.backends.contract import F32, Linear
 from hotset.backends.gpu.device import INTERPRETED, Gpu
@@ -16,7 +17,7 @@ from hotset.backends.gpu.kernels.matmul import matmul, to_halves
 from hotset.backends.gpu.kernels.matvec import matvec
 from hotset.backends.gpu.kernels.quantise import quantise
 from hotset.backends.gpu.layouts import Layout, layout
-from hotset.formats.tensor import Tensor
+from hotset.formats.tensor import Tensor, TensorType
 
 
 class Input:
@@ -219,3 +220,13 @@ def _below(first: Linear, second: Linear) -> Linear:
         return Linear(weight)
     biases = [np.zeros(x.weight.shape[0], np.float32) if x.bias is None else x.bias for x in (first, second)]
     return Linear(weight, np.concatenate(biases))
+
+
+def one_above_the_other(weight: Tensor, parts: Iterable[int]) -> Tensor:
+    """The matrix of some parts of a tensor (parts, rows, cols); where each has a scale, of float16."""
+    matrices = [weight.part(part) for part in parts]
+    if weight.scale is not None:
+        matrices = [store_as(part.name, dequantise(part), TensorType.F16) for part in matrices]
+    rows, cols = weight.shape[1:]
+    whole = np.concatenate([part.data for part in matrices])
+    return Tensor(weight.name, matrices[0].type, (len(matrices) * rows, cols), whole)

@@ -27,6 +27,8 @@ Table = NDArray[np.int64]
 class GpuSequence:
     """Keys and values (layers, kv heads, capacity, head_dim) of one sequence; in q8_0 rows are longer.
 
+    Where keys begin with their values, there are no others.
+
     See `hotset.core.batch.Sequence`. A GPU computes all neurons, so there are no choosers.
     """
 
@@ -55,7 +57,7 @@ class GpuSequence:
         size = len(shape.kv), kept.heads, capacity, row
         try:
             keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
-            values = torch.zeros_like(keys)
+            values = torch.zeros_like(keys if kept.values else keys[:, :0])
             states = RecurrentStates(gpu, shape.recurrent)
         except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
             raise HotsetError(

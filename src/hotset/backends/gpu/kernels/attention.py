@@ -21,17 +21,17 @@ _SPAN = tl.constexpr(SPAN)
 
 
 @triton.jit
-def _row_size(head_dim, KV: tl.constexpr):
+def row_size(head_dim, KV: tl.constexpr):
     """Numbers of type KV that a row of keys or values takes."""
     return head_dim // 32 * 34 if KV == tl.int8 else head_dim
 
 
 @triton.jit
-def _keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV: tl.constexpr):
+def keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV: tl.constexpr):
     """Where a span's keys and values of attention number `index` begin, and for how many positions."""
     at = span_ptr + span * _SPAN
     capacity = tl.load(at + 2)
-    skipped = index * n_kv_heads * capacity * _row_size(head_dim, KV)
+    skipped = index * n_kv_heads * capacity * row_size(head_dim, KV)
     key_ptr = tl.load(at).to(tl.pointer_type(KV)) + skipped
     value_ptr = tl.load(at + 1).to(tl.pointer_type(KV)) + skipped
     if KV != tl.int8:
@@ -46,7 +46,7 @@ def _scales_of(row_ptr, head_dim):
 
 
 @triton.jit
-def _load_row(row_ptr, d, mask, head_dim, KV: tl.constexpr):
+def load_row(row_ptr, d, mask, head_dim, KV: tl.constexpr):
     """Numbers d of the rows of keys or values."""
     x = tl.load(row_ptr + d, mask=mask, other=0)
     if KV == tl.int8:
@@ -55,7 +55,7 @@ def _load_row(row_ptr, d, mask, head_dim, KV: tl.constexpr):
 
 
 @triton.jit
-def _store_row(
+def store_row(
     row_ptr, x, c, mask, head_dim, KV: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Write x (BH, BLOCK), zeros after head_dim, to rows of keys or values."""
@@ -73,10 +73,18 @@ def _store_row(
 
 
 @triton.jit
-def _rows_of(span_ptr, span):
+def rows_of(span_ptr, span):
     """A span's first position, the number of its first row, and its rows."""
     at = span_ptr + span * _SPAN
     return tl.load(at + 3).to(tl.int32), tl.load(at + 4).to(tl.int32), tl.load(at + 5).to(tl.int32)
+
+
+@triton.jit
+def angle_of(position, frequency_ptr, mask):
+    """By how much RoPE turns at a position; frequencies, float64, are in turns per position."""
+    # In double precision: a long context's angle has more turns than a float has digits.
+    turns = position.to(tl.float64) * tl.load(frequency_ptr, mask=mask, other=0.0)
+    return ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
 
 
 @triton.jit
@@ -91,10 +99,10 @@ def prepare_heads(
     Those are of type KV; `index` is the attention's number in them. Frequencies (rope_dim / 2,) float64 are
     in turns per position. Grid: (a span's rows, (n_heads + 2 n_kv_heads) / BH, spans).
     """
-    start, first, rows = _rows_of(span_ptr, tl.program_id(2))
+    start, first, rows = rows_of(span_ptr, tl.program_id(2))
     if tl.program_id(0) >= rows:
         return
-    key_ptr, value_ptr, capacity = _keys_of(span_ptr, tl.program_id(2), index, n_kv_heads, head_dim, KV)
+    key_ptr, value_ptr, capacity = keys_of(span_ptr, tl.program_id(2), index, n_kv_heads, head_dim, KV)
     token = first + tl.program_id(0)
     position = start + tl.program_id(0)
     n_all = n_heads + 2 * n_kv_heads
@@ -132,19 +140,17 @@ def prepare_heads(
             x = tl.where(is_query | is_value, x, normed)
             other = tl.where(is_query, other, normed_other)
     if ROPE:
-        # In double precision: a long context's angle has more turns than a float has digits.
-        turns = position.to(tl.float64) * tl.load(frequency_ptr + pair, mask=c < rope_dim, other=0.0)
-        angle = ((turns - tl.floor(turns + 0.5)) * 6.283185307179586).to(tl.float32)
+        angle = angle_of(position, frequency_ptr + pair, c < rope_dim)
         sine = tl.where(second, tl.sin(angle), -tl.sin(angle))
         x = tl.where(rotated, magnitude * (x * tl.cos(angle) + other * sine), x)
 
     tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask & is_query)
     is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
-    size = _row_size(head_dim, KV)
+    size = row_size(head_dim, KV)
     row = (head - n_heads).to(tl.int64) * capacity + position
-    _store_row(key_ptr + row * size, x, c, is_key, head_dim, KV, BH, BLOCK)
+    store_row(key_ptr + row * size, x, c, is_key, head_dim, KV, BH, BLOCK)
     row = (head - n_heads - n_kv_heads).to(tl.int64) * capacity + position
-    _store_row(value_ptr + row * size, x, c, is_value & (head < n_all), head_dim, KV, BH, BLOCK)
+    store_row(value_ptr + row * size, x, c, is_value & (head < n_all), head_dim, KV, BH, BLOCK)
 
 
 @triton.jit
@@ -189,11 +195,11 @@ def attend(
     kv_head = tl.program_id(1)
     span = tl.program_id(2) // splits
     split = tl.program_id(2) % splits
-    start, first, rows = _rows_of(span_ptr, span)
+    start, first, rows = rows_of(span_ptr, span)
     first_token = (tl.program_id(0) * BM) // group
     if first_token >= rows:
         return
-    key_ptr, value_ptr, capacity = _keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV)
+    key_ptr, value_ptr, capacity = keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV)
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     token = r // group  # of the span
     row = (first + token) * n_heads + kv_head * group + r % group  # of q and out
@@ -212,7 +218,7 @@ def attend(
     low += split * share
     high = tl.minimum(low + share, high)
 
-    size = _row_size(head_dim, KV)
+    size = row_size(head_dim, KV)
     base = kv_head.to(tl.int64) * capacity * size
     top = tl.full((BM,), -1e30, tl.float32)
     total = tl.zeros((BM,), tl.float32)
@@ -222,13 +228,13 @@ def attend(
         seen = s <= start + last_token
         rows_at = base + s[:, None] * size
         mask = seen[:, None] & d_mask[None, :]
-        k = _load_row(key_ptr + rows_at, d[None, :], mask, head_dim, KV)
+        k = load_row(key_ptr + rows_at, d[None, :], mask, head_dim, KV)
         visible = (s[None, :] <= position[:, None]) & (s[None, :] > position[:, None] - window)
         scores = tl.where(visible, dot(q, tl.trans(k)), -1e30)
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
         shrink = tl.exp2(top - new_top)
-        v = _load_row(value_ptr + rows_at, d[None, :], mask, head_dim, KV)
+        v = load_row(value_ptr + rows_at, d[None, :], mask, head_dim, KV)
         acc = acc * shrink[:, None] + dot(p, v)
         total = total * shrink + tl.sum(p, axis=1)
         top = new_top
@@ -249,7 +255,7 @@ def merge_splits(
 
     CODES: of one token, its codes too (`quantise`). Grid: (a span's rows n_heads, spans); SPLITS >= splits.
     """
-    _, first, rows = _rows_of(span_ptr, tl.program_id(1))
+    _, first, rows = rows_of(span_ptr, tl.program_id(1))
     if tl.program_id(0) >= rows * n_heads:
         return
     row = (first * n_heads + tl.program_id(0)).to(tl.int64)
