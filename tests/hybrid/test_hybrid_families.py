@@ -26,7 +26,8 @@ from hotset.testing.stand_in import StandInDevice
 MODELS = {**tiny_families(), **tiny_mixtures(), "nemotron-h": nemotron_h}
 DIFFERENT = [
     *("gemma2", "gemma4", "gemma4-beside", "gemma4-shared"),
-    *("nemotron-h", "nemotron-h-moe", "lfm2moe", "granite-hybrid"),
+    *("nemotron-h", "nemotron-h-moe", "lfm2moe", "granite-hybrid", "qwen3next"),
+    *("deepseek-v2-low-rank", "glm4-moe-lite"),
 ]
 
 

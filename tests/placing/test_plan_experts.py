@@ -115,14 +115,3 @@ def test_hot_experts_pay_by_how_often_they_are_selected() -> None:
     skewed = np.zeros(64)
     skewed[:8], skewed[8:] = 0.4, 0.8 / 56
     assert spared([skewed] * 4) > 2.5 * spared(None) > 0
-
-
-def test_a_gpu_without_recurrent_mixers_leaves_them_to_the_processor() -> None:
-    experts = ExpertsConfig(count=6, used=2, size=64)
-    layers = [LayerConfig(None, experts=experts, recurrent=NET), LayerConfig(None, experts=experts)]
-    planner = Planner(mixture(layers, TensorType.Q4_0), machine(), context=128, prompt=64, all_mixers=False)
-    for share in (0.0, 0.5, 1.0):
-        plan = planner.plan(int(share * planner.everything))
-        assert not plan.placement.layers[0].attention
-        assert plan.device_bytes <= plan.budget and plan.ms < 1e3
-    assert plan.placement.layers[1].attention

@@ -87,7 +87,6 @@ def plan(
         context=context,
         prompt=prompt or min(_PROMPT, context),
         frequency=frequency,
-        all_mixers=False,  # no GPU backend has them yet
         sides=sides,
     )
     found = planner.plan(budget)

@@ -82,8 +82,6 @@ class Device(Protocol):
     name: str
     backend: Backend
     """Builds the parts that run on the device, and whose arrays are on it. Raises `DeviceMemoryError`."""
-    all_mixers: bool
-    """Whether that includes recurrent mixers and latent attention."""
 
     def free_bytes(self) -> int:
         """Bytes of the device's memory that nobody uses at present."""

@@ -48,8 +48,6 @@ class Packets(Protocol):
 class TorchArrays(ABC):
     """The part of `Device` that has to do with arrays; copies are in stream order where memory is pinned."""
 
-    all_mixers = False
-
     def __init__(self, torch_device: str) -> None:
         self._gpu = GpuBackend(torch_device)
         self.backend: Backend = self._gpu

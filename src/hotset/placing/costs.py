@@ -106,14 +106,12 @@ def layer_options(
     *,
     context: int,
     filled: int,
-    all_mixers: bool = True,
     times: TimedParts | None = None,
     hidden: int = 0,
 ) -> Options:
     """A layer's options on a machine, with a KV cache of `context` tokens of which `filled` are read.
 
-    Without `all_mixers` the GPU runs no recurrent mixers, nor latent attention. `times` are those of parts
-    that were timed, of a model with vectors of `hidden` numbers.
+    `times` are those of parts that were timed, of a model with vectors of `hidden` numbers.
     """
     gpu, ffn, times = gpu_of(machine), layer.ffn, times or {}
     hot, gates = _counts(ffn)
@@ -137,8 +135,6 @@ def layer_options(
     both = (1 - ffn.audited) * ffn_ms(fires) + ffn.audited * ffn_ms(fires + ffn.first * idle)
     attention = _mixer_ms(layer, machine, filled, times)
     attention *= layer.attention_bytes > 0  # else there is none
-    if layer.other_mixer and not all_mixers:
-        attention[DEVICE] = _NEVER_MS
     own = split * (not timed)  # a split FFN's own hand-shake
     crossings = np.stack([own + ~all_cold, own + (all_cold & (ffn.size > 0))])
     handshake = handshake_ms(gpu, times, hidden) * crossings

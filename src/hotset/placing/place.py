@@ -59,7 +59,6 @@ def place(
         prompt=min(_PROMPT, context),
         frequency=frequency,
         kv_number_bytes=KV_TYPES[kv_type],
-        all_mixers=device.all_mixers,
         sides=sides(host, device),
     )
     free = device.free_bytes()

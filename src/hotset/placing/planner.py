@@ -109,9 +109,9 @@ class Planner:
 
     `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
     timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
-    `hotset.placing.sizes.model_parts`, `all_mixers` says whether the GPU runs recurrent mixers and latent
-    attention; `sides` whose times of parts are meant, as in `MachineProfile.times_of`. Raises `HotsetError`
-    for a machine without a GPU and for a model whose neurons' frequencies are not known.
+    `hotset.placing.sizes.model_parts`, `sides` says whose times of parts are meant, as in
+    `MachineProfile.times_of`. Raises `HotsetError` for a machine without a GPU and for a model whose neurons'
+    frequencies are not known.
     """
 
     def __init__(
@@ -123,7 +123,6 @@ class Planner:
         prompt: int,
         frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
         kv_number_bytes: float = 2.0,
-        all_mixers: bool = True,
         sides: str | None = None,
     ) -> None:
         if not 1 <= prompt <= context:
@@ -134,15 +133,7 @@ class Planner:
         self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
         times, hidden = machine.times_of(sides), self.parts.config.hidden_size
         items = [
-            layer_options(
-                layer,
-                machine,
-                context=context,
-                filled=prompt,
-                all_mixers=all_mixers,
-                times=times,
-                hidden=hidden,
-            )
+            layer_options(layer, machine, context=context, filled=prompt, times=times, hidden=hidden)
             for layer in self.parts.layers
         ]
         # Cold experts are not streamed yet.
@@ -295,17 +286,19 @@ def working_bytes(parts: ModelParts) -> int:
 
     Of a slice, in float32, the hidden vectors are there twice. Attention and FFNs take `BLOCK_ROWS` of its
     rows at a time: their norm, and queries, keys, values twice with what attention gives, which has two sums
-    a row on the way; or gate and up and, in halves, one of them. Mixtures take all rows. A piece of cold
-    weights is in two slots; to lay out one of its matrices, a third of it, takes five times its size, itself
-    and four more, as predicted from its intermediate tensors.
+    a row on the way; or a recurrent layer's projections, convolution and values; or gate and up and, in
+    halves, one of them. Mixtures take all rows. A piece of cold weights is in two slots; to lay out one of
+    its matrices, a third of it, takes five times its size, itself and four more, as predicted from its
+    intermediate tensors.
     """
     config = parts.config
     hidden, of_layers = config.hidden_size, [config.heads(i) for i in range(config.n_layers)]
     attention = max((11 * h.n_heads // 2 + 2 * h.n_kv_heads) * h.head_dim for h in of_layers)
+    recurrent = [4 * x.recurrent.channels for x in config.layers if x.recurrent]
     ffn = max(5 * config.neurons(i) // 2 for i in range(config.n_layers))
     mixtures = [e.used * e.size + e.shared_size for e in (x.experts for x in config.layers) if e]
     mixture = hidden + 2 * max(mixtures) if mixtures else 0
     numbers = SLICE * 2 * hidden + config.vocab_size
-    numbers += max(BLOCK_ROWS * (hidden + max(attention, ffn)), SLICE * mixture)
+    numbers += max(BLOCK_ROWS * (hidden + max(attention, ffn, *recurrent)), SLICE * mixture)
     largest = max(math.ceil(layer.ffn.size * layer.ffn.unit_bytes) for layer in parts.layers)
     return 4 * numbers + (2 * 3 + 5) * min(largest, PIECE_BYTES) // 3

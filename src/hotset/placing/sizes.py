@@ -73,8 +73,6 @@ class LayerPart:
     state_bytes: int
     """Of a recurrent layer, however long the context; read and written with every token."""
     ffn: FFNPart
-    other_mixer: bool = False
-    """A recurrent mixer or latent attention, which not every device runs."""
     name: str = ""
     """What the times of the attention, or the mixer, are known by, with the side."""
 
@@ -134,7 +132,6 @@ def model_parts(
                 window=layer.window,
                 state_bytes=4 * recurrent.state_size if recurrent else 0,
                 ffn=build(checkpoint, i, own, measured),
-                other_mixer=bool(recurrent or config.latent),
                 name=described("mixer", attention, *facts) if attention else "",
             )
         )

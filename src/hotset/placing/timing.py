@@ -130,14 +130,9 @@ class _Timer:
             yield f"{self.parts.head_name} {side}", partial(self.head, bool(on_device))
         for i, layer in self._kinds(lambda layer: layer.name):
             for on_device, side in enumerate(SIDES):
-                if not on_device or self._runs(layer):
-                    yield f"{layer.name} {side}", partial(self.mixer, i, layer, bool(on_device))
+                yield f"{layer.name} {side}", partial(self.mixer, i, layer, bool(on_device))
         for i, layer in self._kinds(lambda layer: layer.ffn.name):
             yield layer.ffn.name, partial(self.ffn, i, layer.ffn)
-
-    def _runs(self, layer: LayerPart) -> bool:
-        """Whether the device has the layer's mixer."""
-        return self._device.all_mixers or not layer.other_mixer
 
     def _kinds(self, name: Callable[[LayerPart], str]) -> Iterator[tuple[int, LayerPart]]:
         """The first layer of each name."""
@@ -198,11 +193,11 @@ class _Timer:
         """Two layers of each kind in each way, against what the planner predicts of them."""
         pieces, places = [], []
         for i, layer in self._kinds(lambda layer: layer.name + layer.ffn.name):
-            ffn, moves = layer.ffn, self._runs(layer)
+            ffn = layer.ffn
             some = ffn.size // 4 // ffn.slab * ffn.slab
             nbytes = layer.attention_bytes + ffn.size * ffn.unit_bytes
             for _ in range(2 if nbytes < _BYTES else 1):
-                for attention, hot in ((False, 0), (False, some), (moves, some), (moves, ffn.size)):
+                for attention, hot in ((False, 0), (False, some), (True, some), (True, ffn.size)):
                     pieces.append(Piece(i))
                     places.append(LayerPlacement(attention, hot))
         run = self._excerpt(pieces, places, head=True, whole_head=True)

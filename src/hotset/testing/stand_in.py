@@ -138,7 +138,6 @@ class StandInDevice(HostStream):
     """A device of `vram` bytes, of which only weights and KV caches are counted; see `Device`."""
 
     name = "stand-in"
-    all_mixers = True
 
     def __init__(self, vram: int = 1 << 62, *, threads: int = 1) -> None:
         super().__init__()
