@@ -161,10 +161,14 @@ def everything_else(backend: GpuBackend) -> None:
         (4, 2 * HEAD, "f16", {}),
         (16, HEAD, "f16", {"rope": rope, "q_norm": head_norm, "k_norm": norm(HEAD), "post_norm": norm(D)}),
         (1, HEAD, "f32", {"window": 100}),
+        (4, 2 * HEAD, "f16", {"gated": True}),
+        (4, HEAD, "f16", {"sinks": np.zeros(D // HEAD, np.float32), "soft_cap": 50.0}),
+        (4, HEAD, "f16", {"head_gate": linear(TensorType.F16, D // HEAD, D)}),
         (4, HEAD, "q8_0", {"rope": rope}),
     ):
+        q_rows = D * (1 + ("gated" in options))
         spec = AttentionSpec(
-            norm(D, NormKind.LAYER, True), linear(t, D, D), linear(t, kv_heads * head, D),
+            norm(D, NormKind.LAYER, True), linear(t, q_rows, D), linear(t, kv_heads * head, D),
             linear(TensorType.Q6_K, kv_heads * head, D), linear(t, D, D), D // head, kv_heads, head, 0.1,
             **options,
         )  # fmt: skip

@@ -50,7 +50,7 @@ def attention_spec(heads: tuple[int, int] = (4, 2), head_dim: int = 20, **option
     q_size, kv_size = heads[0] * head_dim, heads[1] * head_dim
     return AttentionSpec(
         norm=options.pop("norm", norm(1, HIDDEN)),
-        q=linear(10, q_size, HIDDEN, bias),
+        q=linear(10, q_size * (1 + options.get("gated", False)), HIDDEN, bias),
         k=linear(20, kv_size, HIDDEN),
         v=linear(30, kv_size, HIDDEN, bias),
         output=linear(40, HIDDEN, q_size, bias),
@@ -79,6 +79,12 @@ ATTENTIONS = {
     ),
     "post norm": attention_spec(post_norm=norm(7, HIDDEN), norm=norm(8, HIDDEN, NormKind.LAYER, True)),
     "large group": attention_spec((40, 1), 4),
+    "gated": attention_spec(
+        (4, 2), 20, gated=True, rope=rope(10, False), q_norm=norm(5, 20), k_norm=norm(6, 20)
+    ),
+    "a gate for each head": attention_spec((6, 2), 12, head_gate=linear(50, 6, HIDDEN), rope=rope(12, True)),
+    "sinks": attention_spec((4, 2), 20, sinks=numbers(9, 4), window=3, bias=True),
+    "soft cap": attention_spec((4, 2), 20, soft_cap=0.7, window=5),
 }
 
 LENGTHS = (1, 4, 1)
@@ -123,7 +129,10 @@ def test_attention(backend: Any, name: str) -> None:
 def test_attention_over_split_keys(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most splits have no key, or none that the window lets through."""
     monkeypatch.setattr(backend.gpu, "multiprocessors", 8)
-    for spec in (attention_spec((4, 2), 16), attention_spec((2, 1), 16, window=3)):
+    for spec in (
+        attention_spec((4, 2), 16, sinks=numbers(9, 4), gated=True),
+        attention_spec((2, 1), 16, window=3),
+    ):
         lengths = (3, 1)
         found = run_gpu(backend, spec, lengths, capacity=400)
         for a, b in zip(found, run_reference(spec, lengths), strict=True):
@@ -347,7 +356,7 @@ def test_predictor_that_a_plan_has_not(backend: Any) -> None:
 
 
 def test_head_and_embedding(backend: Any) -> None:
-    spec = HeadSpec(norm(1, HIDDEN, NormKind.LAYER, bias=True), linear(2, 301, HIDDEN, bias=True))
+    spec = HeadSpec(norm(1, HIDDEN, NormKind.LAYER, bias=True), linear(2, 301, HIDDEN, bias=True), 3.0)
     table = EmbeddingSpec(tensor_from_array("tokens", numbers(3, 9, HIDDEN)), 1.5)
     embedding, reference = backend.embedding(table), ReferenceBackend().embedding(table)
     for tokens in ([8], [0, 3, 3]):

@@ -11,7 +11,7 @@ import triton.language as tl
 from hotset.backends.contract import AttentionSpec
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
-from hotset.backends.gpu.kernels.attention import attend, merge_splits, prepare_heads
+from hotset.backends.gpu.kernels.attention import attend, gate_heads, merge_splits, prepare_heads
 from hotset.backends.gpu.matrix import Input, build_matrix, build_stacked, code_room, times_stacked
 from hotset.backends.gpu.state import GpuView, Spans
 from hotset.core.batch import BLOCK_ROWS
@@ -37,17 +37,12 @@ class GpuAttention:
             spec.k is None
             or spec.v is None
             or spec.v_norm
-            or spec.soft_cap
             or spec.growth
             or (spec.rope and spec.rope.long_frequencies)
         ):
             raise HotsetError(
                 f"{spec.q.weight.name}: the GPU backend has no attention with shared keys or values, a "
-                "norm of values, a soft cap, queries scaled by position or two sets of RoPE frequencies yet"
-            )
-        if spec.gated or spec.head_gate or spec.sinks is not None:
-            raise HotsetError(
-                f"{spec.q.weight.name}: the GPU backend has no attention with gates or sinks yet"
+                "norm of values, queries scaled by position or two sets of RoPE frequencies yet"
             )
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
@@ -69,10 +64,14 @@ class GpuAttention:
         self.n_heads, self.n_kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
         self.window = spec.window or _ANY_DISTANCE
         self.scale = spec.scale * math.log2(math.e)
+        self.soft_cap = spec.soft_cap * math.log2(math.e)
+        self.gated = spec.gated
         self.norm = GpuNorm(gpu, spec.norm, hidden)
-        self.projections = build_stacked(
-            gpu, [(spec.q, q_size), (spec.k, kv_size), (spec.v, kv_size)], hidden
-        )
+        parts = [(spec.q, q_size * (1 + spec.gated)), (spec.k, kv_size), (spec.v, kv_size)]
+        self.projections = build_stacked(gpu, parts, hidden)
+        self.projected = sum(rows for _, rows in parts)
+        self.head_gate = build_matrix(gpu, spec.head_gate, self.n_heads, hidden) if spec.head_gate else None
+        self.sinks = None if spec.sinks is None else gpu.upload(np.asarray(spec.sinks, np.float32))
         self.output = build_matrix(gpu, spec.output, hidden, q_size)
         self.q_norm = GpuNorm(gpu, spec.q_norm, spec.head_dim) if spec.q_norm else None
         self.k_norm = GpuNorm(gpu, spec.k_norm, spec.head_dim) if spec.k_norm else None
@@ -87,13 +86,19 @@ class GpuAttention:
     def _forward(self, x: Any, out: Any, groups: tuple[Spans, ...], dtype: Any) -> None:
         tokens, gpu = len(x), self.gpu
         n = self.norm.input(x)
-        qkv = gpu.scratch("qkv", tokens, (self.n_heads + 2 * self.n_kv_heads) * self.head_dim)
+        qkv = gpu.scratch("qkv", tokens, self.projected)
         times_stacked(self.projections, n, qkv)
         q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
         mixed = Input(gpu, gpu.scratch("mixed", tokens, self.n_heads * self.head_dim))
         for spans in groups:
             self._prepare(qkv, q, spans, dtype)
             mixed = self._attend(q, mixed.numbers, spans, dtype)
+        if self.gated:
+            self._gate(mixed.numbers, qkv)
+        if self.head_gate:
+            gates = gpu.scratch("head gates", tokens, self.n_heads)
+            self.head_gate.times(n, gates)
+            self._gate(mixed.numbers, gates)
         if self.post_norm is None:
             self.output.times(mixed, out, add=True)
         else:
@@ -113,8 +118,8 @@ class GpuAttention:
             rope.magnitude if rope else 1.0, any_norm.eps, KV=KERNEL_TYPES[dtype],
             Q_NORM=self.q_norm is not None, K_NORM=self.k_norm is not None, LAYER=any_norm.layer,
             Q_BIAS=q_norm.has_bias, K_BIAS=k_norm.has_bias, ROPE=rope is not None,
-            INTERLEAVED=bool(rope and rope.interleaved), BH=at_once,
-            BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
+            INTERLEAVED=bool(rope and rope.interleaved), GATED=self.gated,
+            BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
     def _attend(self, q: Any, mixed: Any, spans: Spans, dtype: Any) -> Input:
@@ -134,13 +139,15 @@ class GpuAttention:
         tops = gpu.scratch("tops", tokens, splits, self.n_heads)
         sums = gpu.scratch("sums_of_weights", tokens, splits, self.n_heads)
         attend[blocks, self.n_kv_heads, splits * count](
-            q, spans.table, self.index, part, tops, sums, tokens, self.n_heads, self.n_kv_heads,
-            self.head_dim, self.scale, self.window, splits, KV=KERNEL_TYPES[dtype], BM=bm, BS=bs, BD=bd,
-            num_warps=4, num_stages=2,
+            q, spans.table, self.index, part, tops, sums, q if self.sinks is None else self.sinks, tokens,
+            self.n_heads, self.n_kv_heads, self.head_dim, self.scale, self.window, self.soft_cap, splits,
+            KV=KERNEL_TYPES[dtype], CAPPED=self.soft_cap > 0, SINKS=self.sinks is not None, BM=bm, BS=bs,
+            BD=bd, num_warps=4, num_stages=2,
         )  # fmt: skip
         codes = None
         if splits > 1:
-            if tokens == 1 and bd == self.head_dim and bd % 32 == 0:
+            gated = self.gated or self.head_gate
+            if tokens == 1 and not gated and bd == self.head_dim and bd % 32 == 0:
                 codes = code_room(gpu, mixed.shape[1])
             merge_splits[spans.most * self.n_heads, count](
                 part, tops, sums, spans.table, mixed, mixed if codes is None else codes, tokens,
@@ -148,6 +155,14 @@ class GpuAttention:
                 SPLITS=triton.next_power_of_2(splits), BD=bd, num_warps=4,
             )  # fmt: skip
         return Input(gpu, mixed, codes)
+
+    def _gate(self, mixed: Any, gates: Any) -> None:
+        """Multiply heads by gates: those that follow queries, or one for each head."""
+        n = mixed.numel()
+        gate_heads[(triton.cdiv(n, 1024),)](
+            mixed, gates, gates.shape[1], n, self.n_heads, self.head_dim,
+            BY_NUMBER=gates.shape[1] > self.n_heads, BLOCK=1024, num_warps=4,
+        )  # fmt: skip
 
 
 def attention_splits(programs: int, most: int, multiprocessors: int) -> int:

@@ -59,13 +59,14 @@ class GpuHead:
         self._host_norm = spec.norm
         self._norm = GpuNorm(gpu, spec.norm, hidden)
         self._output = build_matrix(gpu, spec.output, vocab_size, hidden)
-        if spec.soft_cap:
-            raise HotsetError(f"{spec.output.weight.name}: the GPU backend has no soft cap of logits yet")
+        self._soft_cap = spec.soft_cap
 
     def logits(self, x: Any) -> Any:
         """Logits (T, V) of x (T, D), on the device."""
         logits = self._gpu.scratch("logits", len(x), self._output.rows)
         self._output.times(self._norm.input(x), logits)
+        if self._soft_cap:
+            logits.div_(self._soft_cap).tanh_().mul_(self._soft_cap)
         return logits
 
     def forward(self, x: Any) -> F32:

@@ -26,6 +26,12 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def softplus(x):
+    """log(1 + e^x), by a form that does not overflow."""
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
 def gated(gate, up, ACTIVATION: tl.constexpr):
     """A gated neuron's value."""
     if ACTIVATION == 1:  # DRELU

@@ -11,6 +11,7 @@ Keys and values are floats or, of type int8, a row of d codes and, behind them, 
 import triton
 import triton.language as tl
 
+from hotset.backends.gpu.kernels.activation import softplus
 from hotset.backends.gpu.kernels.norm import moments
 from hotset.backends.gpu.kernels.quantise import store_codes
 
@@ -92,10 +93,12 @@ def prepare_heads(
     qkv_ptr, q_ptr, span_ptr, index, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr, k_bias_ptr,
     n_heads, n_kv_heads, head_dim, rope_dim, magnitude, eps, KV: tl.constexpr, Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr, LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr,
-    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr,
+    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, GATED: tl.constexpr, BH: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the caches.
 
+    GATED: each query is followed by its gate, of as many numbers, which this leaves.
     Those are of type KV; `index` is the attention's number in them. Frequencies (rope_dim / 2,) float64 are
     in turns per position. Grid: (a span's rows, (n_heads + 2 n_kv_heads) / BH, spans).
     """
@@ -111,7 +114,9 @@ def prepare_heads(
     mask = (head < n_all) & (c < head_dim)
     is_query = head < n_heads
     is_value = head >= n_heads + n_kv_heads
-    x_ptr = qkv_ptr + (token.to(tl.int64) * n_all + head) * head_dim
+    gates = n_heads if GATED else 0
+    place = head + (tl.minimum(head, n_heads) if GATED else 0)
+    x_ptr = qkv_ptr + (token.to(tl.int64) * (n_all + gates) + place) * head_dim
     x = tl.load(x_ptr + c, mask=mask, other=0.0)
 
     half = rope_dim // 2
@@ -181,14 +186,16 @@ def dot(x, y):
 
 @triton.jit
 def attend(
-    q_ptr, span_ptr, index, out_ptr, top_ptr, sum_ptr, tokens, n_heads, n_kv_heads, head_dim, scale, window,
-    splits, KV: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    q_ptr, span_ptr, index, out_ptr, top_ptr, sum_ptr, sink_ptr, tokens, n_heads, n_kv_heads, head_dim, scale,
+    window, soft_cap, splits, KV: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, BM: tl.constexpr,
+    BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Causal attention of q (T, heads, d) over each span's keys, those split among programs.
 
     A program's BM rows are (token, head of the group) pairs of a span that share a kv head. Written are each
     split's mixture out (splits, T, heads, d), the largest score (base 2) and the sum of weights (splits, T,
-    heads). With one split these are the results. Scale includes log2(e).
+    heads). With one split these are the results. Scale and soft_cap include log2(e). CAPPED: scores s become
+    ``soft_cap tanh(s / soft_cap)``. SINKS: sinks (heads,) are one more score each, without a value.
     Grid: (a span's T group / BM, kv heads, spans splits).
     """
     group = n_heads // n_kv_heads
@@ -230,7 +237,10 @@ def attend(
         mask = seen[:, None] & d_mask[None, :]
         k = load_row(key_ptr + rows_at, d[None, :], mask, head_dim, KV)
         visible = (s[None, :] <= position[:, None]) & (s[None, :] > position[:, None] - window)
-        scores = tl.where(visible, dot(q, tl.trans(k)), -1e30)
+        scores = dot(q, tl.trans(k))
+        if CAPPED:
+            scores = soft_cap * (2.0 * tl.sigmoid(2.0 * scores / soft_cap) - 1.0)
+        scores = tl.where(visible, scores, -1e30)
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
         shrink = tl.exp2(top - new_top)
@@ -239,6 +249,14 @@ def attend(
         total = total * shrink + tl.sum(p, axis=1)
         top = new_top
 
+    if SINKS:  # the first split's
+        sink = tl.load(sink_ptr + kv_head * group + r % group) * 1.4426950408889634
+        sink = tl.where(split == 0, sink, -1e30)
+        new_top = tl.maximum(top, sink)
+        shrink = tl.exp2(top - new_top)
+        acc *= shrink[:, None]
+        total = total * shrink + tl.where(split == 0, tl.exp2(sink - new_top), 0.0)
+        top = new_top
     acc = acc / tl.maximum(total, 1e-30)[:, None]
     offset = split.to(tl.int64) * tokens * n_heads
     tl.store(out_ptr + offset * head_dim + at, acc, mask=row_mask[:, None] & d_mask[None, :])
@@ -272,3 +290,25 @@ def merge_splits(
     tl.store(out_ptr + row * head_dim + d, y, mask=d < head_dim)
     if CODES:
         store_codes(y, tl.program_id(0) * head_dim, code_ptr, n_heads * head_dim, BD)
+
+
+@triton.jit
+def gate_heads(
+    x_ptr, gate_ptr, gate_stride, n, n_heads, head_dim, BY_NUMBER: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Multiply heads x (T, heads, d) by their gates, whose rows are gate_stride apart.
+
+    BY_NUMBER: by the sigmoid of each number's own, which follow queries, (heads, 2, d); else by the softplus
+    of one for each head. `n` are all numbers. Grid: (n / BLOCK,).
+    """
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n
+    size = n_heads * head_dim
+    head = i % size // head_dim
+    gate_ptr += i // size * gate_stride
+    if BY_NUMBER:
+        gate = tl.load(gate_ptr + (2 * head + 1) * head_dim + i % head_dim, mask=mask, other=0.0)
+        factor = tl.sigmoid(gate)
+    else:
+        factor = softplus(tl.load(gate_ptr + head, mask=mask, other=0.0))
+    tl.store(x_ptr + i, tl.load(x_ptr + i, mask=mask, other=0.0) * factor, mask=mask)

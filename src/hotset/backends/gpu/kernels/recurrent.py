@@ -10,6 +10,7 @@ number of its first row in the call, and its rows. A layer's part of a state is 
 import triton
 import triton.language as tl
 
+from hotset.backends.gpu.kernels.activation import softplus
 from hotset.backends.gpu.kernels.norm import moments
 
 WALK = 4
@@ -88,12 +89,6 @@ def convolve(
     x = _inputs(x_ptr, x_stride, read_ptr, known, first, rows - REACH + i, c, mask, channels, REACH, GATED)
     tl.debug_barrier()  # all has been read, where it is written to the same place
     tl.store(write_ptr + i * channels + c, x, mask=mask)
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + e^x), by a form that does not overflow."""
-    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
 
 
 @triton.jit
