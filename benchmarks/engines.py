@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.batch import Batch
+from hotset.formats.checkpoint import Checkpoint
 from hotset.model.transformer import SINK_TOKENS
 
 F32 = NDArray[np.float32]
@@ -42,10 +44,20 @@ class TokenEngine(Protocol):
 
 
 class HotsetEngine:
-    """Hotset, below its tokenizer and sampler; `way` (dense, exact) replaces the file's plan."""
+    """Hotset, below its tokenizer and sampler.
+
+    `way` (dense, exact) replaces the file's plan; `asked` keeps its predictors, but computes all neurons.
+    """
 
     def __init__(
-        self, model: Path, threads: int, context: int, kv_type: str = "f16", *, way: str | None = None
+        self,
+        model: Path,
+        threads: int,
+        context: int,
+        kv_type: str = "f16",
+        *,
+        way: str | None = None,
+        asked: bool = False,
     ) -> None:
         from hotset.backends.cpu import CpuBackend
         from hotset.core.config import Way
@@ -54,6 +66,8 @@ class HotsetEngine:
         from hotset.serve.load import with_plan
 
         self.checkpoint = with_plan(open_checkpoint(model), Way(way) if way else None)
+        if asked:
+            self.checkpoint = _nothing_left_out(self.checkpoint)
         self.backend = CpuBackend(threads=threads)
         self.vocab_size = self.checkpoint.config.vocab_size
         self._transformer = build_transformer(self.checkpoint, self.backend)
@@ -76,6 +90,16 @@ class HotsetEngine:
     def logits(self, tokens: Sequence[int]) -> F32:
         """Append T tokens: the logits (T, V) after each."""
         return self._transformer.forward(Batch.of(self._kv, np.asarray(tokens, np.int32), logits=None))
+
+
+def _nothing_left_out(checkpoint: Checkpoint) -> Checkpoint:
+    """The same plans with cut-offs that every score reaches."""
+    config = checkpoint.config
+    layers = tuple(
+        replace(layer, ffn=layer.ffn and replace(layer.ffn, cutoff=-1e30, kept=0.0))
+        for layer in config.layers
+    )
+    return replace(checkpoint, config=replace(config, layers=layers))
 
 
 class LlamaCppEngine:
@@ -148,6 +172,7 @@ ENGINES: dict[str, Callable[..., TokenEngine]] = {
     "hotset": HotsetEngine,
     "hotset-dense": partial(HotsetEngine, way="dense"),
     "hotset-exact": partial(HotsetEngine, way="exact"),
+    "hotset-asked": partial(HotsetEngine, asked=True),
     "llama.cpp": LlamaCppEngine,
 }
 
@@ -182,6 +207,17 @@ def decode(engine: TokenEngine, tokens: int, seconds: float = float("inf")) -> f
     return done / (time.perf_counter() - start)
 
 
+def answer(engine: TokenEngine, prompt: int, tokens: int) -> float:
+    """Tokens/s of an answer of random tokens, the time of its prompt counted."""
+    ids = _random_tokens(engine, prompt + tokens)
+    engine.clear()
+    start = time.perf_counter()
+    engine.step(ids[:prompt])
+    for token in ids[prompt:]:
+        engine.step([token])
+    return tokens / (time.perf_counter() - start)
+
+
 def memory_bandwidth(engine: TokenEngine) -> float:
     """GB/s at which Hotset's threads read memory when they do nothing else."""
     if not isinstance(engine, HotsetEngine):
@@ -204,6 +240,7 @@ def peak_bytes(engine: TokenEngine) -> int:
 MEASURES = {
     "prefill": prefill,
     "decode": decode,
+    "answer": answer,
     "memory_bandwidth": memory_bandwidth,
     "density": density,
     "peak_bytes": peak_bytes,
