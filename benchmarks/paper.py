@@ -50,6 +50,7 @@ STEPS = {
     "+ neuron-aware operators": ("sparse", "hotset"),
 }
 """Of the ablation: which file, by which engine."""
+PEER = "llama.cpp"
 GPU_STEPS = ("+ hybrid", "+ placement")
 PROMPT = 64
 """Tokens of each prompt, as in the paper."""
@@ -63,7 +64,7 @@ def speeds(sparse: Path, plain: Path, args: argparse.Namespace) -> dict[str, Any
     files = {"sparse": sparse, "plain": plain}
     engines = dict(STEPS)
     if find_spec("llama_cpp"):
-        engines["llama.cpp"] = ("plain", "llama.cpp")
+        engines[PEER] = ("plain", PEER)
     found: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
         workers = {
@@ -82,12 +83,13 @@ def speeds(sparse: Path, plain: Path, args: argparse.Namespace) -> dict[str, Any
                     rate = workers[name].ask("answer", prompt=PROMPT, tokens=length)
                     rates.setdefault(str(length), []).append(rate)
         density = workers["+ neuron-aware operators"].ask("density")
-    base = found["all neurons"]
+    bases = [name for name in ("all neurons", PEER) if name in found]
     return {
         "density": density,
         "engines": {
             name: {
-                what: summary(values) | {"over all neurons": pairwise(values, base[what])}
+                what: summary(values)
+                | {f"over {base}": pairwise(values, found[base][what]) for base in bases}
                 for what, values in rates.items()
             }
             for name, rates in found.items()

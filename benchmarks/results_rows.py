@@ -37,20 +37,15 @@ def _peers(file: str, document: dict[str, Any]) -> Iterator[Row]:
             if phase not in result:
                 continue
             figures, ratio = result[phase], result[phase]["ratio"]
-            yield Row(
-                claim=phases[phase],
-                test=f"{phase}, {figures['tokens']} tokens, {threads} thread{'s' * (threads > 1)}",
-                model=_name(model),
-                synthetic=model["synthetic"],
-                unit="tokens/s",
-                ours=figures["hotset"]["median"],
-                other=PEER,
-                theirs=figures[PEER]["median"],
-                ratio=ratio["median"],
-                low=ratio["min"],
-                high=ratio["max"],
-                date=document["date"][:10],
-                file=file,
+            yield _rounds(
+                document,
+                file,
+                phases[phase],
+                f"{phase}, {figures['tokens']} tokens, {threads} thread{'s' * (threads > 1)}",
+                (_name(model), model["synthetic"]),
+                figures["hotset"],
+                (PEER, figures[PEER]),
+                ratio,
             )
         for key, test, unit, scale in (
             ("first_token_seconds", "first token from the command", "s", 1.0),
@@ -69,20 +64,15 @@ def _sparse(file: str, document: dict[str, Any]) -> Iterator[Row]:
             if way not in results or f"over {other}" not in results[way]:
                 continue
             ratio = results[way][f"over {other}"]
-            yield Row(
-                claim=f"A tenth of the neurons computed, over {name}",
-                test=f"decode, {way}, a tenth of the neurons",
-                model=_name(model),
-                synthetic=model["synthetic"],
-                unit="tokens/s",
-                ours=results[way]["decode"]["median"],
-                other=name,
-                theirs=results[other]["decode"]["median"],
-                ratio=ratio["median"],
-                low=ratio["min"],
-                high=ratio["max"],
-                date=document["date"][:10],
-                file=file,
+            yield _rounds(
+                document,
+                file,
+                f"A tenth of the neurons computed, over {name}",
+                f"decode, {way}, a tenth of the neurons",
+                (_name(model), model["synthetic"]),
+                results[way]["decode"],
+                (name, results[other]["decode"]),
+                ratio,
             )
 
 
@@ -93,20 +83,45 @@ def _text_decode(file: str, document: dict[str, Any]) -> Iterator[Row]:
         if not isinstance(figures, dict) or "over plain" not in figures or way == "plain":
             continue
         ratio = figures["over plain"]
-        yield Row(
-            claim="Real text, neurons left out, over the ordinary file",
-            test=f"real text, {way}, {figures['density']:.0%} of neurons",
-            model=str(first).removesuffix(".gguf"),
-            synthetic=False,
-            unit="tokens/s",
-            ours=figures["decode"]["median"],
-            other="Hotset, the ordinary file",
-            theirs=results["plain"]["decode"]["median"],
-            ratio=ratio["median"],
-            low=ratio["min"],
-            high=ratio["max"],
-            date=document["date"][:10],
-            file=file,
+        yield _rounds(
+            document,
+            file,
+            "Real text, neurons left out, over the ordinary file",
+            f"real text, {way}, {figures['density']:.0%} of neurons",
+            (str(first).removesuffix(".gguf"), False),
+            figures["decode"],
+            ("Hotset, the ordinary file", results["plain"]["decode"]),
+            ratio,
+        )
+
+
+def _paper(file: str, document: dict[str, Any]) -> Iterator[Row]:
+    results = document["results"]
+    model = results["models"][0]
+    engines, named = results["speeds"]["engines"], (_name(model), model["synthetic"])
+    base, *steps = (name for name in engines if name != PEER)
+    for step in steps:
+        yield _rounds(
+            document,
+            file,
+            "PowerInfer's ablation, as far as a CPU goes: over all neurons",
+            f"decode, {step}",
+            named,
+            engines[step]["decode"],
+            ("Hotset, all neurons", engines[base]["decode"]),
+            engines[step]["decode"][f"over {base}"],
+        )
+    for length in document["arguments"]["length"] if PEER in engines else ():
+        ours, theirs = (engines[name][str(length)] for name in (steps[-1], PEER))
+        yield _rounds(
+            document,
+            file,
+            "Answers after a prompt of 64 tokens, over llama.cpp",
+            f"answer of {length} tokens, its prompt counted",
+            named,
+            ours,
+            (PEER, theirs),
+            ours[f"over {PEER}"],
         )
 
 
@@ -202,6 +217,7 @@ READERS: dict[str, Callable[[str, dict[str, Any]], Iterator[Row]]] = {
     "peers": _peers,
     "sparse": _sparse,
     "text_decode": _text_decode,
+    "paper": _paper,
     "accuracy": _accuracy,
     "quantise": _quantise,
     "contention": _contention,
@@ -209,6 +225,34 @@ READERS: dict[str, Callable[[str, dict[str, Any]], Iterator[Row]]] = {
     "neurons": _neurons,
     "gpu_suite": _gpu_suite,
 }
+
+
+def _rounds(
+    document: dict[str, Any],
+    file: str,
+    claim: str,
+    test: str,
+    model: tuple[str, bool],
+    ours: dict[str, Any],
+    other: tuple[str, dict[str, Any]],
+    ratio: dict[str, Any],
+) -> Row:
+    """Rates in tokens/s, measured in turn; `model` is its name and whether its weights are synthetic."""
+    name, theirs = other
+    return Row(
+        claim,
+        test,
+        *model,
+        "tokens/s",
+        ours["median"],
+        name,
+        theirs["median"],
+        ratio["median"],
+        ratio["min"],
+        ratio["max"],
+        document["date"][:10],
+        file,
+    )
 
 
 def _single(
