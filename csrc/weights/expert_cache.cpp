@@ -9,8 +9,8 @@ namespace {
 constexpr size_t kBlockBytes = size_t{64} << 20;
 constexpr int64_t kPage = 4096;
 
-// So far around a page that is read may a system map others.
-constexpr int64_t kAround = 64 << 10;
+// So far around a page that is read may a system map others: Linux maps as many as it has read together.
+constexpr int64_t kAround = 2 << 20;
 
 // Rows after which an expert that was not used counts half.
 constexpr float kHalfLife = 512;
