@@ -26,14 +26,18 @@ from gpu_suite_models import fire_rates
 from machine import model_identity, report, write_json
 from numpy.typing import NDArray
 
+from hotset.activations.collect import collect
+from hotset.activations.profile import fingerprint
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch
 from hotset.core.config import LayerPlacement, Placement
 from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import build_hybrid
+from hotset.model.build import build_transformer
 from hotset.placing.machine import MachineProfile, find_machine
 from hotset.placing.planner import Planner
+from hotset.placing.sizes import ModelParts
 from hotset.placing.timing import sides, timed
 from hotset.testing.stand_in import StandInDevice
 
@@ -47,16 +51,24 @@ def without_audits(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, config=replace(config, layers=layers))
 
 
-def random_placement(checkpoint: Checkpoint, rng: np.random.Generator) -> Placement:
-    """Each layer's attention on either side, and any number of slabs of its neurons on the device."""
+def selected(checkpoint: Checkpoint, host: CpuBackend) -> NDArray[np.floating]:
+    """How often a mixture's experts are selected for random tokens."""
+    ids = np.random.default_rng(2).integers(0, checkpoint.config.vocab_size, (4, 128)).astype(np.int32)
+    model = build_transformer(checkpoint, host)
+    return collect(model, list(ids), model="", corpus="", fingerprint=fingerprint(checkpoint)).frequency
+
+
+def random_placement(checkpoint: Checkpoint, parts: ModelParts, rng: np.random.Generator) -> Placement:
+    """Each layer's attention on either side, and any number of slabs, or of experts, on the device."""
     config = checkpoint.config
     layers = []
     for i in range(config.n_layers):
-        kind, slabs = rng.integers(4), config.units(i) // 64
-        hot = (0, int(rng.integers(slabs)) * 64, int(rng.integers(slabs // 4 + 1)) * 64, config.units(i))[
-            kind
-        ]
-        layers.append(LayerPlacement(bool(rng.integers(2)), hot))
+        slab = 1 if config.layers[i].experts else 64
+        kind, slabs = rng.integers(4), config.units(i) // slab
+        few = slabs // 4 + 1
+        hot = (0, int(rng.integers(slabs)), int(rng.integers(few)), slabs)[kind] * slab
+        experts = parts.layers[i].ffn.experts[:hot] if config.layers[i].experts else None
+        layers.append(LayerPlacement(bool(rng.integers(2)), hot, experts))
     return Placement(tuple(layers), bool(rng.integers(2)))
 
 
@@ -83,7 +95,7 @@ def rows(
     machine: MachineProfile,
     device: StandInDevice,
     host: CpuBackend,
-    frequency: NDArray[np.float64],
+    frequency: NDArray[np.floating],
     args: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """One for each placement."""
@@ -92,11 +104,12 @@ def rows(
     )
     rng, found = np.random.default_rng(args.seed), []
     for number in range(args.placements):
-        placement = random_placement(checkpoint, rng)
+        placement = random_placement(checkpoint, planner.parts, rng)
         predicted = planner.predicted(placement)
         ms, chosen = measured(checkpoint, placement, device, host, args.tokens)
-        cold = sum(rate[layer.hot :].sum() for rate, layer in zip(frequency, placement.layers, strict=True))
         gc.collect()
+        cold = sum(rate[layer.hot :].sum() for rate, layer in zip(frequency, placement.layers, strict=True))
+        share = None if checkpoint.config.mixture else chosen / cold
         found.append(
             {
                 "placement": number,
@@ -104,15 +117,15 @@ def rows(
                 "hot_share": sum(layer.hot for layer in placement.layers)
                 / sum(checkpoint.config.units(i) for i in range(checkpoint.config.n_layers)),
                 "head_on_device": placement.head,
-                "cold_neurons_chosen_over_predicted": chosen / cold,
+                "cold_neurons_chosen_over_predicted": share,
                 "predicted_ms": predicted.ms,
                 "measured_ms": ms,
                 "measured_over_predicted": ms / predicted.ms,
             }
         )
-        row, share = found[-1], chosen / cold
+        row = found[-1]
         print(
-            f"| {number} | {row['attention_on_device']} | {row['hot_share']:.0%} | {share:.2f} | "
+            f"| {number} | {row['attention_on_device']} | {row['hot_share']:.0%} | {share or 1:.2f} | "
             f"{predicted.ms:.1f} | {ms:.1f} | {row['measured_over_predicted']:.2f} |",
             flush=True,
         )
@@ -121,7 +134,7 @@ def rows(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time random placements against their plans.")
-    parser.add_argument("model", type=Path, help="written by sparse_models.py with its usual density")
+    parser.add_argument("model", type=Path, help="of sparse_models.py with its usual density, or a mixture")
     parser.add_argument("--placements", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=24, help="of each placement")
     parser.add_argument("--threads", type=int, default=1, help="of the host; the stand-in has one more")
@@ -137,7 +150,7 @@ def main() -> int:
     print(f"parts timed in {time.monotonic() - start:.1f} s", flush=True)
     if args.machine:
         machine.save(args.machine)
-    frequency = fire_rates(checkpoint, "")
+    frequency = selected(checkpoint, host) if checkpoint.config.mixture else fire_rates(checkpoint, "")
     print("| placement | attention there | hot | chosen/predicted | predicted ms | measured ms | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     found = rows(checkpoint, machine, device, host, frequency, args)
