@@ -1,5 +1,6 @@
 """Mixtures of experts and delta nets between a stand-in device and the host; experts are swapped."""
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid import swaps
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.swaps import LEAST, Counts, Swap, Swaps, choose_swaps
-from hotset.model.build import build_transformer
+from hotset.model.build import build_transformer, experts_spec
 from hotset.model.transformer import Transformer
 from hotset.testing.late import LateStandIn
 from hotset.testing.stand_in import StandInDevice
@@ -109,6 +110,64 @@ def test_logits_while_experts_are_swapped(device: Any, monkeypatch: pytest.Monke
     assert_close(logits(hybrid))
     assert hybrid.swaps and hybrid.swaps.done > 5
     hybrid.close()
+
+
+@pytest.mark.parametrize("device", [StandInDevice, LateStandIn])
+def test_rows_while_experts_are_swapped(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One to eight rows of several sequences, with swaps between all of them."""
+    eager(monkeypatch)
+    hybrid = build_hybrid(CHECKPOINT, HALF, device(), CpuBackend(threads=1), swap_rate=1e9)
+    dense = build_transformer(CHECKPOINT, CpuBackend(threads=1))
+    sequences = [[model.sequence(32, "f32") for _ in range(8)] for model in (hybrid, dense)]
+    for step, rows in enumerate((1, 2, 8, 4, 3, 8, 7, 8)):
+        tokens = np.resize(TOKENS[step:], rows).astype(np.int32)
+        found, expected = (
+            model.forward(Batch(tokens, tuple(Span(s, 1) for s in own[:rows])))
+            for model, own in zip((hybrid, dense), sequences, strict=True)
+        )
+        assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert hybrid.swaps and hybrid.swaps.done > 2
+    hybrid.close()
+
+
+def test_a_swap_waits_for_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the second stream is held up, steps go on with the experts that are there."""
+    eager(monkeypatch)
+    device, hold = LateStandIn(), threading.Event()
+    hybrid = build_hybrid(CHECKPOINT, HALF, device, CpuBackend(threads=1), swap_rate=1e9)
+    with device.aside():
+        device.tell(hold.wait)
+    sequence = hybrid.sequence(40, "f32")
+
+    def go_on(count: int) -> None:
+        for token in TOKENS[:count]:
+            assert np.isfinite(hybrid.forward(Batch.of(sequence, np.array([token], np.int32)))).all()
+
+    go_on(12)
+    assert hybrid.swaps and hybrid.swaps.done == 0
+    hold.set()
+    hybrid.swaps._copier.submit(int).result()  # those begun are told
+    device.synchronize()
+    go_on(4)
+    assert hybrid.swaps.done
+    hybrid.close()
+
+
+def test_a_swap_before_its_copy_shows() -> None:
+    """What the stand-ins' slots are there for."""
+    device = StandInDevice()
+    part = device.resident_experts(experts_spec(CHECKPOINT, 0), [1, 2])
+    x = np.random.default_rng(0).standard_normal((1, CHECKPOINT.config.hidden_size)).astype(np.float32)
+    weights = part.select(x)
+    part.write(5)
+    part.switch(1, 5)
+    out = np.zeros_like(x)
+    part.add(x, out, weights)
+    assert np.isfinite(out).all() and part.resident == [2, 5]
+    part.write(3)
+    part.switch(2, 4)
+    part.add(x, out, weights)
+    assert np.isnan(out).all()
 
 
 def test_on_the_gpu_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,17 +281,19 @@ def test_swaps_bring_what_is_hotter(counts: list[list[float]], here: int, most: 
 class _Slots:
     def __init__(self) -> None:
         self.resident = [0, 1]
-        self.swaps: list[tuple[int, int]] = []
+        self.written: list[int] = []
 
-    def swap(self, leaving: int, coming: int) -> None:
+    def write(self, expert: int) -> None:
+        self.written.append(expert)
+
+    def switch(self, leaving: int, coming: int) -> None:
         self.resident[self.resident.index(leaving)] = coming
-        self.swaps.append((leaving, coming))
 
 
 def test_swaps_keep_to_their_rate() -> None:
     now = 0.0
     slots = [_Slots() for _ in range(8)]
-    watched = Swaps(slots, 4, 1000, 2500.0, clock=lambda: now)  # type: ignore[arg-type]
+    watched = Swaps(slots, 4, 1000, 2500.0, StandInDevice(), clock=lambda: now)  # type: ignore[arg-type]
     selected = np.zeros((8, 1, 4), np.float32)
     selected[:, :, 2:] = 0.5
     moved = []
@@ -240,7 +301,9 @@ def test_swaps_keep_to_their_rate() -> None:
         now = float(second)
         for _ in range(swaps.EVERY_TOKENS):
             watched.after_step(selected)
-        moved.append(watched.done)
+        watched._copier.submit(int).result()  # those begun are done
+        moved.append(sum(len(slot.written) for slot in slots))
+    watched.close()
     # Two and a half experts a second, of which none is saved up for longer than one.
     assert moved in ([0, 2, 4, 6, 8, 10], [0, 2, 5, 7, 10, 12])
     assert all(slot.resident != [0, 1] for slot in slots[:2])

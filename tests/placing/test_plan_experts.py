@@ -1,5 +1,6 @@
 """Plans at the grain of experts keep their budget, and never get slower with more."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -77,6 +78,8 @@ def on_device(planner: Planner, plan: Plan) -> int:
         if placed.attention:
             total += layer.attention_bytes + layer.kv_position_bytes * planner.context + 2 * layer.state_bytes
         total += round(placed.hot * layer.ffn.unit_bytes) + layer.ffn.fixed_bytes * (placed.hot > 0)
+        if layer.ffn.experts and 0 < placed.hot < layer.ffn.size:
+            total += math.ceil(layer.ffn.unit_bytes)  # the spare slot
     return total + planner.parts.head_bytes * plan.placement.head
 
 

@@ -102,6 +102,9 @@ class _TorchEvent:
     def wait(self) -> None:
         self.event.synchronize()
 
+    def passed(self) -> bool:
+        return bool(self.event.query())
+
 
 class CudaDevice(TorchArrays):
     """The current GPU of torch's; see `Device`. Raises `HotsetError` where there is none."""

@@ -47,10 +47,14 @@ the one before, in stream order."""
 
 
 class ResidentExperts(Protocol):
-    """A mixture whose router, shared expert and some experts are on the device."""
+    """A mixture whose router, shared expert and some experts are on the device, each in a slot.
 
-    resident: list[int]
-    """The numbers of these experts."""
+    One slot is spare.
+    """
+
+    @property
+    def resident(self) -> list[int]:
+        """The numbers of these experts."""
 
     def select(self, x: Array) -> Array:
         """Each row's weights (T, E) of all experts, by what the router reads; see `Experts`."""
@@ -61,8 +65,14 @@ class ResidentExperts(Protocol):
     def for_host(self, weights: Array) -> Array:
         """The weights with those of resident experts negated, (T, E): the host does the positive ones."""
 
-    def swap(self, leaving: int, coming: int) -> None:
-        """Put an expert in place of another, in stream order."""
+    def write(self, expert: int) -> None:
+        """Copy an expert to the spare slot, in the order of the stream that the calling thread speaks to."""
+
+    def switch(self, leaving: int, coming: int) -> None:
+        """Have the expert in the spare slot take the place of another, whose slot becomes the spare one.
+
+        In stream order, between steps: a step sees all of it or nothing.
+        """
 
 
 class DeviceMemoryError(HotsetError, MemoryError):
@@ -74,6 +84,9 @@ class Event(Protocol):
 
     def wait(self) -> None:
         """Wait until the device has done everything before it."""
+
+    def passed(self) -> bool:
+        """Whether it has."""
 
 
 class Device(Protocol):
@@ -120,7 +133,10 @@ class Device(Protocol):
         """Build what tells the activations of an FFN's gates, or of up where it has none."""
 
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
-        """Build a mixture with these experts, at least one. Raises `DeviceMemoryError`."""
+        """Build a mixture with these experts, at least one, and room for another.
+
+        Raises `DeviceMemoryError`.
+        """
 
     def logits(self, head: Head, x: Array) -> Array:
         """Logits (T, V), on the device, of x (T, D): by a head that its backend has built."""

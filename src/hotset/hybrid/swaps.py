@@ -7,12 +7,13 @@ moved stay within a rate. What is selected never depends on where an expert lies
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from hotset.backends.contract import F32
-from hotset.hybrid.device import ResidentExperts
+from hotset.hybrid.device import Device, DeviceMemoryError, Event, ResidentExperts
 
 MEMORY_TOKENS = 256
 """A selection counts half as much after about so many tokens."""
@@ -69,7 +70,12 @@ def choose_swaps(counts: np.ndarray, resident: Sequence[Sequence[int]], most: in
 
 
 class Swaps:
-    """Swaps the experts of a model's mixtures, whose steps it is shown. For one thread at a time."""
+    """Swaps the experts of a model's mixtures, whose steps it is shown. For one thread at a time.
+
+    An expert that comes is copied to its mixture's spare slot, by a thread and the device's second stream,
+    while steps go on. When it is there, the first step that begins after that finds it in place of the one
+    that leaves.
+    """
 
     def __init__(
         self,
@@ -77,18 +83,23 @@ class Swaps:
         experts: int,
         expert_bytes: int,
         bytes_per_second: float,
+        device: Device,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._mixtures, self._expert_bytes = mixtures, expert_bytes
+        self._mixtures, self._expert_bytes, self._device = mixtures, expert_bytes, device
         self._rate, self._clock = bytes_per_second, clock
         self._allowed, self._since = 0.0, clock()
         self.counts = Counts(len(mixtures), experts)
         self.done = 0
         """Swaps so far."""
         self._looked = 0
+        self._copier = ThreadPoolExecutor(1, "hotset-experts")
+        self._coming: dict[int, tuple[Swap, Future[Event]]] = {}
+        """By mixture: those whose copy is under way."""
 
     def after_step(self, selections: F32) -> None:
-        """Count a step's selections (mixtures, rows, experts); swap, if it is time for that."""
+        """Count a step's selections (mixtures, rows, experts); end swaps and, if it is time, begin some."""
+        self._land()
         self.counts.add(selections)
         if self.counts.tokens - self._looked < EVERY_TOKENS:
             return
@@ -97,8 +108,34 @@ class Swaps:
         # Bytes that were not moved while there was nothing to swap may be moved later, those of a second.
         self._allowed = min(self._allowed + (now - self._since) * self._rate, self._rate)
         self._since = now
-        most = int(self._allowed // self._expert_bytes)
-        for swap in choose_swaps(self.counts.counts, [part.resident for part in self._mixtures], most):
-            self._mixtures[swap.mixture].swap(swap.leaving, swap.coming)
-            self._allowed -= self._expert_bytes
-            self.done += 1
+        resident = [part.resident for part in self._mixtures]
+        for swap in choose_swaps(self.counts.counts, resident, self.counts.counts.size):
+            if self._allowed < self._expert_bytes:
+                break
+            if swap.mixture not in self._coming:  # each has one spare slot
+                self._allowed -= self._expert_bytes
+                read = self._device.mark()  # nobody reads the spare slot after what has been said so far
+                self._coming[swap.mixture] = swap, self._copier.submit(self._copy, swap, read)
+
+    def close(self) -> None:
+        """Wait for the copies under way; none begins after that."""
+        self._copier.shutdown()
+
+    def _copy(self, swap: Swap, read: Event) -> Event:
+        with self._device.guard(), self._device.aside():
+            self._device.follow(read)
+            self._mixtures[swap.mixture].write(swap.coming)
+            return self._device.mark()
+
+    def _land(self) -> None:
+        """Have the experts that have come take their places."""
+        for mixture, (swap, copied) in list(self._coming.items()):
+            if not copied.done():
+                continue
+            if isinstance(copied.exception(), DeviceMemoryError):  # others have taken it; another time
+                del self._coming[mixture]
+            elif copied.result().passed():
+                del self._coming[mixture]
+                self._device.follow(copied.result())
+                self._mixtures[mixture].switch(swap.leaving, swap.coming)
+                self.done += 1

@@ -94,7 +94,7 @@ class HybridTransformer(Transformer):
         if mixtures and swap_rate:
             parts = [mixture.resident for mixture in mixtures]
             largest = max(mixture.expert_bytes for mixture in mixtures)
-            self.swaps = Swaps(parts, mixtures[0].count, largest, swap_rate)
+            self.swaps = Swaps(parts, mixtures[0].count, largest, swap_rate, device)
         self._head_backend = device.backend if isinstance(head, OnDevice) else host
         with device.guard():
             self._executor = Executor(self.step, device)
@@ -127,8 +127,11 @@ class HybridTransformer(Transformer):
         return self._executor.selections(rows)
 
     def close(self) -> None:
-        """End the worker's thread; it starts again with the next small batch."""
+        """End the worker's thread, which starts again with the next small batch, and the swaps."""
         self._executor.close()
+        if self.swaps:
+            self.swaps.close()
+            self.swaps = None
 
     def _logits(self, batch: Batch) -> F32:
         on_device, on_host = halves(batch)

@@ -22,6 +22,7 @@ to be faster than one that lies wholly on the GPU, whose dense slice reads them 
 neuron, and would pay for it. Plans leave such options out (`Options.needed`).
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,6 +119,8 @@ def layer_options(
     all_cold, split = hot == 0, (hot > 0) & (hot < ffn.size)
 
     device_bytes = np.ceil(hot * ffn.unit_bytes).astype(np.int64) + ffn.fixed_bytes * ~all_cold
+    if ffn.experts:  # and a spare slot, for swaps
+        device_bytes = device_bytes + math.ceil(ffn.unit_bytes) * split
     told = np.ceil((ffn.size - hot) * ffn.scanned * gates).astype(np.int64)
     resident = device_bytes + ffn.predictor_bytes * split + told
     fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # units computed of those from hot on

@@ -38,6 +38,7 @@ from hotset.backends.contract import (
 )
 from hotset.hybrid.device import AddNormed, Event, Packet, Predict, ResidentExperts, Slot
 from hotset.hybrid.ffn import build_ffn
+from hotset.testing.resident import Slots, StandInExperts
 from hotset.testing.stand_in import StandInDevice, chosen_row
 
 _DELAYS = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0001, 0.001)
@@ -127,6 +128,9 @@ class _End:
             raise TimeoutError("a late stream hangs")
         self._stream.check()
 
+    def passed(self) -> bool:
+        return self._past.is_set()
+
 
 class _Pinned:
     """Memory that outlives the arrays in it: NumPy takes it as another's."""
@@ -172,18 +176,28 @@ class _LateMixture(_LatePart):
 class _LateExperts(_LateMixture):
     """The same of one whose experts are not all resident."""
 
-    def __init__(self, device: "LateStandIn", part: ResidentExperts, count: int) -> None:
+    def __init__(self, device: "LateStandIn", part: StandInExperts, count: int) -> None:
         super().__init__(device, part, count)
-        self.resident = list(part.resident)
+        self._own, self.slots = part, Slots(part.resident)
+        """As they will be when the stream has come here."""
+
+    @property
+    def resident(self) -> list[int]:
+        return self.slots.resident
 
     def for_host(self, weights: F32) -> F32:
         late = self._device.empty(weights.shape)
         self._device.tell(lambda: np.copyto(late, self._mixture.for_host(weights)))
         return late
 
-    def swap(self, leaving: int, coming: int) -> None:
-        self.resident[self.resident.index(leaving)] = coming
-        self._device.tell(lambda: self._mixture.swap(leaving, coming))
+    def write(self, expert: int) -> None:
+        slot = self.slots.spare
+        self._device.tell(lambda: self._own.fill(slot, None))
+        self._device.tell(lambda: self._own.fill(slot, expert))
+
+    def switch(self, leaving: int, coming: int) -> None:
+        self.slots.switch(leaving, coming)
+        self._device.tell(lambda: self._own.switch(leaving, coming))
 
 
 class _LateHead:
@@ -335,7 +349,8 @@ class LateStandIn(StandInDevice):
         return late
 
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> ResidentExperts:
-        return _LateExperts(self, super().resident_experts(spec, experts), spec.shape.count)
+        part = self._metered.resident_experts(spec, experts)
+        return _LateExperts(self, part, spec.shape.count)
 
     def begin(self, control: NDArray[np.uint32]) -> None:
         control = _raw(control)

@@ -107,7 +107,7 @@ class _MeteredBackend(CpuBackend):
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> StandInExperts:
         """A mixture of which only these experts are counted."""
         stacks = (linear for linear in (spec.gate, spec.up, spec.down) if linear)
-        nbytes = sum(stack.weight.nbytes for stack in stacks) // spec.shape.count * len(experts)
+        nbytes = sum(stack.weight.nbytes for stack in stacks) // spec.shape.count * (len(experts) + 1)
         self._memory.check("experts", nbytes)
         part = StandInExperts(super().experts(spec), spec.shape.count, experts)
         self._memory.hold(part, nbytes)

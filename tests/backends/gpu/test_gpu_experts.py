@@ -84,15 +84,20 @@ def test_neurons_of_selected_experts(backend: Any) -> None:
 
 @pytest.mark.parametrize("kind", [TensorType.F32, TensorType.Q4_0])
 def test_what_is_here_and_what_is_not_add_up(backend: Any, kind: TensorType) -> None:
-    """Of two halves each adds its own, also after experts have been swapped between them."""
+    """Of two halves each adds its own, also when experts that come are written, and when they are there."""
     spec = experts_spec(count=10, kind=kind, biased=True)
     reference = ReferenceBackend().experts(spec)
     here, there = (GpuExperts(backend.gpu, spec, resident) for resident in ([7, 2, 5, 0], [1, 3, 4, 6, 8, 9]))
     tolerance = 2e-5 if kind is TensorType.F32 else 0.03
-    for leaving, coming in ((None, None), (2, 9), (7, 1)):
-        if leaving is not None:
-            here.swap(leaving, coming)
-            there.swap(coming, leaving)
+    for step in ("nothing", "write", "switch", "write", "switch"):
+        leaving, coming = here.resident[1], there.resident[-1]
+        if step == "write":
+            here.write(coming)
+            there.write(leaving)
+        elif step == "switch":
+            here.switch(leaving, coming)
+            there.switch(coming, leaving)
+            assert coming in here.resident and leaving in there.resident
         for rows in (2, 9):
             x = numbers(rows, rows, 64)
             expected = np.zeros_like(x)

@@ -23,10 +23,11 @@ _FEW_ROWS = 8
 
 
 class GpuExperts:
-    """`resident` experts are here, at least one: all, if None.
+    """`resident` experts are here, at least one, and room for one more: all, if None.
 
-    Each lies in a slot and another may take its place (`swap`). Decoding is a fixed list of kernels, whatever
-    is selected: for a slot that no row selects nothing is read.
+    Each lies in a slot. Another may be written to the spare slot while the others are read, and then take the
+    place of one of them, whose slot becomes the spare one. Decoding is a fixed list of kernels, whatever is
+    selected: for a slot that no row selects nothing is read.
     """
 
     def __init__(self, gpu: Gpu, spec: ExpertsSpec, resident: Sequence[int] | None = None) -> None:
@@ -38,7 +39,7 @@ class GpuExperts:
         if spec.router_norm and spec.router_norm.kind is not NormKind.NONE:
             raise HotsetError(f"{spec.router.weight.name}: a router's own norm runs on the CPU alone so far")
         self.gpu, self.spec, self.hidden = gpu, spec, hidden
-        self.resident = list(range(shape.count)) if resident is None else list(resident)
+        self.held: list[int | None] = list(range(shape.count)) if resident is None else [*resident, None]
         self.norm = GpuNorm(gpu, spec.norm, hidden)
         self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
         self.router = build_matrix(gpu, spec.router, shape.count, hidden)
@@ -49,9 +50,15 @@ class GpuExperts:
         self.up = self._stack(spec.up, (shape.size, hidden))
         self.down = self._stack(spec.down, (shape.size, hidden) if spec.plan else (hidden, shape.size))
         self._activation = ACTIVATIONS[spec.activation]
-        held, where = np.array(self.resident, np.int32), np.full(shape.count, -1, np.int32)
-        where[held] = np.arange(len(held))
+        held = np.array([-1 if expert is None else expert for expert in self.held], np.int32)
+        where = np.full(shape.count, -1, np.int32)
+        where[held[held >= 0]] = np.flatnonzero(held >= 0)
         self._expert, self._slot = gpu.upload(held), gpu.upload(where)
+
+    @property
+    def resident(self) -> list[int]:
+        """The numbers of the experts that are here."""
+        return [expert for expert in self.held if expert is not None]
 
     def route(self, x: Any) -> Any:
         logits = self.gpu.scratch("router", len(x), self.spec.shape.count)
@@ -98,10 +105,10 @@ class GpuExperts:
         weights = self.select(x)
         n = self.norm.input(x).numbers
         gate[:], h[:] = 0, 0
-        for slot, expert in enumerate(self.resident):
+        for expert in self.resident:
             rows = torch.nonzero(weights[:, expert] > 0).flatten()
             own = slice(expert * size, (expert + 1) * size)
-            before, values = self._hidden(slot, n[rows])
+            before, values = self._hidden(self.held.index(expert), n[rows])
             gate[rows.cpu().numpy(), own] = before.cpu().numpy()
             h[rows.cpu().numpy(), own] = values.cpu().numpy()
 
@@ -109,28 +116,32 @@ class GpuExperts:
         """The weights (T, E) with those of resident experts negated."""
         return torch.where(self._slot >= 0, -weights, weights)
 
-    def swap(self, leaving: int, coming: int) -> None:
-        """Put an expert in the slot of another, in stream order."""
-        slot = self.resident.index(leaving)
+    def write(self, expert: int) -> None:
+        """Copy an expert to the spare slot, in the order of the current stream."""
+        slot = self.held.index(None)
         for stack, linear in (
             (self.gate, self.spec.gate),
             (self.up, self.spec.up),
             (self.down, self.spec.down),
         ):
             if stack and linear:
-                stack.fill(slot, linear, coming)
-        self.resident[slot] = coming
-        self._expert[slot] = coming
-        self._slot[leaving] = -1
-        self._slot[coming] = slot
+                stack.fill(slot, linear, expert)
+
+    def switch(self, leaving: int, coming: int) -> None:
+        """Have the spare slot's expert in place of another, whose slot becomes the spare one."""
+        old, new = self.held.index(leaving), self.held.index(None)
+        self.held[old], self.held[new] = None, coming
+        self._expert[old], self._expert[new] = -1, coming
+        self._slot[leaving], self._slot[coming] = -1, new
 
     def _stack(self, linear: Linear, shape: tuple[int, int]) -> "_Stack":
-        return _Stack(self.gpu, linear, shape, self.resident)
+        first = self.resident[0]  # is in the spare slot, too, until another is
+        return _Stack(self.gpu, linear, shape, [first if expert is None else expert for expert in self.held])
 
     def _add_few(self, n: Any, out: Any, weights: Any) -> None:
         """Rows one by one, each through the experts that it selects."""
         gpu, shape, tokens = self.gpu, self.spec.shape, len(n)
-        slots, up, down = len(self.resident), self.up.matrix, self.down.matrix
+        slots, up, down = len(self.held), self.up.matrix, self.down.matrix
         gate = self.gate.matrix if self.gate else up
         if bool(gate.bits) != bool(up.bits):
             raise HotsetError(f"{self.spec.up.weight.name}: gate of floats and up of codes, or the reverse")
@@ -169,7 +180,7 @@ class GpuExperts:
     def _add_many(self, n: Any, out: Any, weights: Any) -> None:
         """Rows grouped by expert, in the order of the experts' numbers. Waits for the selection."""
         chosen = (weights > 0).cpu().numpy() | torch.isnan(weights).cpu().numpy()
-        slots = {expert: slot for slot, expert in enumerate(self.resident)}
+        slots = {expert: slot for slot, expert in enumerate(self.held)}
         for expert in np.flatnonzero(chosen.any(axis=0)).tolist():
             if expert not in slots:
                 continue
@@ -204,7 +215,7 @@ class GpuExperts:
 
 
 class _Stack:
-    """One matrix of each resident expert, (rows, cols), one after the other."""
+    """One matrix of each slot's expert, (rows, cols), one after the other."""
 
     def __init__(self, gpu: Gpu, linear: Linear, shape: tuple[int, int], resident: Sequence[int]) -> None:
         check_shape(linear.weight.name, linear.weight.shape[1:], shape)
