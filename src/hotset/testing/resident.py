@@ -26,7 +26,7 @@ class Slots:
         return self.held.index(None)
 
     def switch(self, leaving: int, coming: int) -> None:
-        """See `hotset.hybrid.device.ResidentExperts`."""
+        """The spare slot has an expert in place of one whose slot becomes the spare one."""
         old, new = self.held.index(leaving), self.spare
         self.held[old], self.held[new] = None, coming
 
