@@ -10,6 +10,7 @@ there is, shows without a GPU. Prints a line for each kernel.
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ from hotset.core.config import (
     ShortConvConfig,
     Way,
 )
-from hotset.core.heads import KvShape, LatentConfig
+from hotset.core.heads import KvShape, LatentConfig, QueryGrowth
 from hotset.formats.tensor import Tensor, TensorType
 
 SHARED_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -162,6 +163,8 @@ def everything_else(backend: GpuBackend) -> None:
         (16, HEAD, "f16", {"rope": rope, "q_norm": head_norm, "k_norm": norm(HEAD), "post_norm": norm(D)}),
         (1, HEAD, "f32", {"window": 100}),
         (4, 2 * HEAD, "f16", {"gated": True}),
+        (4, HEAD, "f16", {"rope": replace(rope, long_frequencies=(0.1,) * (HEAD // 2), long_from=4096)}),
+        (4, HEAD, "f16", {"rope": rope, "growth": QueryGrowth(0.1, 8192)}),
         (4, HEAD, "f16", {"sinks": np.zeros(D // HEAD, np.float32), "soft_cap": 50.0}),
         (4, HEAD, "f16", {"head_gate": linear(TensorType.F16, D // HEAD, D)}),
         (4, HEAD, "q8_0", {"rope": rope}),

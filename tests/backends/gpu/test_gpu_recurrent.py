@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hotset.backends.contract import StateShape
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
-from hotset.core.config import DeltaNetConfig, MambaConfig, NormKind, Recurrent, ShortConvConfig
+from hotset.core.config import DeltaNetConfig, MambaConfig, Recurrent, ShortConvConfig
 from hotset.core.errors import CheckpointError, HotsetError
 
 # The interpreter is slow.
@@ -179,6 +179,3 @@ def test_what_is_refused(backend: Any) -> None:
     shapes = (SHAPES["tiled"], SHAPES["grouped"])
     with pytest.raises(HotsetError, match="recurrent layers of different shapes"):
         backend.sequence(StateShape(0, 1, 32, recurrent=shapes), 8, "f16")
-    norm = replace(spec.norm, kind=NormKind.NONE)
-    with pytest.raises(HotsetError, match="without a norm"):
-        backend.recurrent(replace(spec, norm=norm))

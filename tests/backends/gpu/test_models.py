@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from helpers.parity import TOKENS, assert_close, run_peer
 from helpers.random_checkpoint import by_neuron, random_checkpoint
-from helpers.tiny_models import save, tiny_models
+from helpers.tiny_families import tiny_families
+from helpers.tiny_mixtures import tiny_mixtures
+from helpers.tiny_models import nemotron_h, save, tiny_models
 
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch
@@ -21,17 +23,33 @@ PROMPT, LENGTH = 8, 9  # longer than the sliding windows; the interpreter is slo
 FIRST = {"llama-silu", "mistral", "qwen2", "qwen3", "gemma3", "falcon-7b", "falcon-40b", "opt", "nemotron"}
 NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_models()]
 
+# Other kinds of mixers and of attention.
+FAMILIES = {**tiny_families(), **tiny_mixtures(), "nemotron-h": nemotron_h}
+OTHERS = ["qwen3next", "lfm2moe", "granite-hybrid", "deepseek-v2", "glm4-moe-lite"]
+OTHERS += ["gpt-oss", "laguna", "olmo2", "exaone4", "ministral3", "phi3-longrope"]
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(backend: Any, name: str, tmp_path: Path) -> None:
     """A prompt, then token by token."""
-    model = tiny_models()[name]()
-    save(model, tmp_path)
+    check_logits(backend, tiny_models()[name](), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma2", "nemotron-h", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_logits_of_families(backend: Any, name: str, tmp_path: Path) -> None:
+    check_logits(backend, FAMILIES[name](), tmp_path)
+
+
+def check_logits(backend: Any, model: Any, directory: Path) -> None:
+    save(model, directory)
     peer = run_peer(model)[:LENGTH]
-    transformer = build_transformer(open_checkpoint(tmp_path), backend)
-    kv = transformer.sequence(LENGTH, "f32")
-    prompt = transformer.forward(Batch.of(kv, TOKENS[:PROMPT], logits=None))
-    rest = [transformer.forward(Batch.of(kv, TOKENS[i : i + 1])) for i in range(PROMPT, LENGTH)]
+    transformer = build_transformer(open_checkpoint(directory), backend)
+    tokens = TOKENS % transformer.config.vocab_size
+    kv = transformer.sequence(len(TOKENS), "f32")  # the peer's RoPE is that of all tokens
+    prompt = transformer.forward(Batch.of(kv, tokens[:PROMPT], logits=None))
+    rest = [transformer.forward(Batch.of(kv, tokens[i : i + 1])) for i in range(PROMPT, LENGTH)]
     assert_close(np.concatenate([prompt, *rest]), peer)
 
 

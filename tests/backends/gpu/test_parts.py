@@ -27,6 +27,7 @@ from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
+from hotset.core.heads import QueryGrowth
 from hotset.formats.tensor import tensor_from_array
 
 HIDDEN = 40
@@ -84,6 +85,13 @@ ATTENTIONS = {
     ),
     "a gate for each head": attention_spec((6, 2), 12, head_gate=linear(50, 6, HIDDEN), rope=rope(12, True)),
     "sinks": attention_spec((4, 2), 20, sinks=numbers(9, 4), window=3, bias=True),
+    "norms of all heads": attention_spec(
+        rope=rope(20, False), q_norm=norm(5, 80), k_norm=norm(6, 40), norm=norm(1, HIDDEN, NormKind.NONE)
+    ),
+    "growing queries": attention_spec(rope=rope(20, False), growth=QueryGrowth(0.3, 2)),
+    "long frequencies": attention_spec(
+        rope=replace(rope(20, False), long_frequencies=tuple(np.linspace(0.1, 0.9, 10)), long_from=5)
+    ),
     "soft cap": attention_spec((4, 2), 20, soft_cap=0.7, window=5),
 }
 

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from hotset.backends.contract import AttentionSpec
+from hotset.backends.contract import AttentionSpec, Norm
 from hotset.backends.gpu.device import INTERPRETED, Gpu
 from hotset.backends.gpu.ffn import GpuNorm
 from hotset.backends.gpu.kernels.attention import attend, gate_heads, merge_splits, prepare_heads
@@ -33,16 +33,10 @@ class GpuAttention:
     """
 
     def __init__(self, gpu: Gpu, spec: AttentionSpec, index: int) -> None:
-        if (
-            spec.k is None
-            or spec.v is None
-            or spec.v_norm
-            or spec.growth
-            or (spec.rope and spec.rope.long_frequencies)
-        ):
+        if spec.k is None or spec.v is None or spec.v_norm:
             raise HotsetError(
-                f"{spec.q.weight.name}: the GPU backend has no attention with shared keys or values, a "
-                "norm of values, queries scaled by position or two sets of RoPE frequencies yet"
+                f"{spec.q.weight.name}: the GPU backend has no attention with shared keys or values, or a "
+                "norm of values, yet"
             )
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
@@ -60,6 +54,8 @@ class GpuAttention:
             raise CheckpointError(
                 f"RoPE: expected {spec.rope.dim // 2} frequencies, found {len(spec.rope.inverse_frequencies)}"
             )
+        if spec.gated and spec.q_norm and spec.q_norm.weight.size != spec.head_dim:
+            raise HotsetError(f"{spec.q.weight.name}: the GPU backend has no norm of all gated queries yet")
         self.gpu, self.index = gpu, index
         self.n_heads, self.n_kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
         self.window = spec.window or _ANY_DISTANCE
@@ -73,8 +69,10 @@ class GpuAttention:
         self.head_gate = build_matrix(gpu, spec.head_gate, self.n_heads, hidden) if spec.head_gate else None
         self.sinks = None if spec.sinks is None else gpu.upload(np.asarray(spec.sinks, np.float32))
         self.output = build_matrix(gpu, spec.output, hidden, q_size)
-        self.q_norm = GpuNorm(gpu, spec.q_norm, spec.head_dim) if spec.q_norm else None
-        self.k_norm = GpuNorm(gpu, spec.k_norm, spec.head_dim) if spec.k_norm else None
+        # Norms of heads belong to their kernel; those of all queries, or keys, as one vector come before.
+        self.q_norm, self.all_q_norm = _head_norm(gpu, spec.q_norm, spec.head_dim, q_size)
+        self.k_norm, self.all_k_norm = _head_norm(gpu, spec.k_norm, spec.head_dim, kv_size)
+        self.growth = spec.growth
         self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
         self.rope = spec.rope
         self.turns = gpu.upload(turns(spec.rope))
@@ -88,6 +86,11 @@ class GpuAttention:
         n = self.norm.input(x)
         qkv = gpu.scratch("qkv", tokens, self.projected)
         times_stacked(self.projections, n, qkv)
+        keys = self.projected - 2 * self.n_kv_heads * self.head_dim
+        for whole, first in ((self.all_q_norm, 0), (self.all_k_norm, keys)):
+            if whole:
+                part = qkv[:, first : first + whole.size]
+                whole.forward(part, part)
         q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
         mixed = Input(gpu, gpu.scratch("mixed", tokens, self.n_heads * self.head_dim))
         for spans in groups:
@@ -107,7 +110,7 @@ class GpuAttention:
             self.post_norm.forward(y, out, add=True)
 
     def _prepare(self, qkv: Any, q: Any, spans: Spans, dtype: Any) -> None:
-        rope, any_norm = self.rope, self.q_norm or self.k_norm or self.norm
+        rope, growth, any_norm = self.rope, self.growth, self.q_norm or self.k_norm or self.norm
         q_norm, k_norm = self.q_norm or any_norm, self.k_norm or any_norm
         n_all = self.n_heads + 2 * self.n_kv_heads
         at_once = triton.next_power_of_2(n_all) if self.gpu.multiprocessors == INTERPRETED else 1
@@ -115,10 +118,12 @@ class GpuAttention:
             qkv, q, spans.table, self.index, self.turns,
             q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
             self.n_heads, self.n_kv_heads, self.head_dim, rope.dim if rope else 0,
-            rope.magnitude if rope else 1.0, any_norm.eps, KV=KERNEL_TYPES[dtype],
+            rope.magnitude if rope else 1.0, rope.long_from if rope else 0, growth.factor if growth else 0.0,
+            growth.context if growth else 1, any_norm.eps, KV=KERNEL_TYPES[dtype],
             Q_NORM=self.q_norm is not None, K_NORM=self.k_norm is not None, LAYER=any_norm.layer,
             Q_BIAS=q_norm.has_bias, K_BIAS=k_norm.has_bias, ROPE=rope is not None,
-            INTERLEAVED=bool(rope and rope.interleaved), GATED=self.gated,
+            INTERLEAVED=bool(rope and rope.interleaved),
+            LONG=bool(rope and rope.long_frequencies), GROWS=growth is not None, GATED=self.gated,
             BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
@@ -174,5 +179,13 @@ def attention_splits(programs: int, most: int, multiprocessors: int) -> int:
 
 
 def turns(rope: RopeConfig | None) -> Any:
-    """Turns per position, float64; at least one number."""
-    return np.array(rope.inverse_frequencies if rope else (0.0,), np.float64) / (2 * math.pi)
+    """Turns per position, float64, those of long sequences last; at least one number."""
+    frequencies = (*rope.inverse_frequencies, *rope.long_frequencies) if rope else (0.0,)
+    return np.array(frequencies, np.float64) / (2 * math.pi)
+
+
+def _head_norm(gpu: Gpu, norm: Norm | None, one: int, all: int) -> tuple[GpuNorm | None, GpuNorm | None]:
+    """A norm of each head's `one` numbers, or one of all of them."""
+    if norm and norm.weight.size == all != one:
+        return None, GpuNorm(gpu, norm, all)
+    return (GpuNorm(gpu, norm, one) if norm else None), None

@@ -16,7 +16,6 @@ from hotset.backends.gpu.kernels.matvec import neurons_matvec
 from hotset.backends.gpu.matrix import Input, Matrix, build_matrix, code_room, matvec_rows
 from hotset.backends.gpu.state import blocks_of
 from hotset.core.config import Activation, NormKind
-from hotset.core.errors import HotsetError
 
 ACTIVATIONS = {activation: _native.ACTIVATIONS[activation.value] for activation in Activation}
 """Their numbers in kernels."""
@@ -25,13 +24,12 @@ Placed = TypeVar("Placed", "GpuNorm", Matrix)
 
 
 class GpuNorm:
-    """RMS or layer norm of vectors of n numbers."""
+    """RMS norm, layer norm or none of vectors of n numbers."""
 
     def __init__(self, gpu: Gpu, norm: Norm, size: int) -> None:
         check_shape("norm", norm.weight.shape, (size,))
-        if norm.kind is NormKind.NONE:
-            raise HotsetError("the GPU backend has no layers without a norm before attention and FFN yet")
         self.gpu, self.size, self.eps = gpu, size, float(norm.eps)
+        self.none = norm.kind is NormKind.NONE
         self.layer = norm.kind is NormKind.LAYER
         self.weight = gpu.upload(np.asarray(norm.weight, np.float32))
         self.has_bias = norm.bias is not None
@@ -42,12 +40,15 @@ class GpuNorm:
         self.weight, self.bias = move(self.weight), move(self.bias)
 
     def forward(self, x: Any, out: Any, *, add: bool = False) -> None:
-        """out (T, n) = the norm of x (T, n), or += with `add`."""
+        """out (T, n) = the norm of x (T, n), or += with `add`; rows may be strided."""
         self._run(x, out, None, add, self._rows())
 
     def input(self, x: Any) -> Input:
         """The norm of x (T, n), as what matrices are multiplied with."""
         out = self.gpu.scratch("n", *x.shape)
+        if self.none:
+            out.copy_(x)
+            return Input(self.gpu, out)
         codes = code_room(self.gpu, self.size) if len(x) == 1 and self.size % 32 == 0 else None
         self._run(x, out, codes, False, 1 if codes is not None else self._rows())
         return Input(self.gpu, out, codes)
@@ -57,9 +58,10 @@ class GpuNorm:
 
     def _run(self, x: Any, out: Any, codes: Any, add: bool, rows: int) -> None:
         norm_kernels.norm[(triton.cdiv(len(x), rows),)](
-            x, self.weight, self.bias, out, out if codes is None else codes, len(x), self.size, self.eps,
-            LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add, CODES=codes is not None, BT=rows,
-            BLOCK=max(32, triton.next_power_of_2(self.size)), num_warps=16 if self.size > 1024 else 4,
+            x, x.stride(0), self.weight, self.bias, out, out.stride(0), out if codes is None else codes,
+            len(x), self.size, self.eps, LAYER=self.layer, HAS_BIAS=self.has_bias, ADD=add,
+            CODES=codes is not None, BT=rows, BLOCK=max(32, triton.next_power_of_2(self.size)),
+            num_warps=16 if self.size > 1024 else 4,
         )  # fmt: skip
 
 

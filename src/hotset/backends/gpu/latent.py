@@ -33,6 +33,8 @@ class GpuLatentAttention:
         shape, heads, hidden = spec.shape, spec.n_heads, spec.norm.weight.size
         if spec.kv_norm.kind is not NormKind.RMS or spec.kv_norm.bias is not None:
             raise HotsetError(f"{spec.kv_a.weight.name}: expected an RMS norm of what is kept")
+        if spec.rope.long_frequencies:
+            raise HotsetError(f"{spec.kv_a.weight.name}: expected one set of RoPE frequencies")
         check_shape(spec.k_b.name, spec.k_b.shape, (heads, shape.rank, shape.nope_dim))
         check_shape(spec.v_b.name, spec.v_b.shape, (heads, shape.value_dim, shape.rank))
         self.gpu, self.index, self.heads, self.shape, self.rope = gpu, index, heads, shape, spec.rope

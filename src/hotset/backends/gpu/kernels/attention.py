@@ -91,16 +91,19 @@ def angle_of(position, frequency_ptr, mask):
 @triton.jit
 def prepare_heads(
     qkv_ptr, q_ptr, span_ptr, index, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr, k_bias_ptr,
-    n_heads, n_kv_heads, head_dim, rope_dim, magnitude, eps, KV: tl.constexpr, Q_NORM: tl.constexpr,
+    n_heads, n_kv_heads, head_dim, rope_dim, magnitude, long_from, growth, growth_context, eps,
+    KV: tl.constexpr, Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr, LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr,
-    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, GATED: tl.constexpr, BH: tl.constexpr,
-    BLOCK: tl.constexpr,
+    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, LONG: tl.constexpr, GROWS: tl.constexpr,
+    GATED: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the caches.
 
-    GATED: each query is followed by its gate, of as many numbers, which this leaves.
     Those are of type KV; `index` is the attention's number in them. Frequencies (rope_dim / 2,) float64 are
-    in turns per position. Grid: (a span's rows, (n_heads + 2 n_kv_heads) / BH, spans).
+    in turns per position. LONG: behind them are those of sequences with room for more than `long_from`
+    positions. GROWS: queries are multiplied as `hotset.core.heads.QueryGrowth` says. GATED: each query is
+    followed by its gate, of as many numbers, which this leaves. Grid: (a span's rows,
+    (n_heads + 2 n_kv_heads) / BH, spans).
     """
     start, first, rows = rows_of(span_ptr, tl.program_id(2))
     if tl.program_id(0) >= rows:
@@ -144,11 +147,16 @@ def prepare_heads(
             )
             x = tl.where(is_query | is_value, x, normed)
             other = tl.where(is_query, other, normed_other)
+    if LONG:
+        frequency_ptr += tl.where(capacity > long_from, half, 0)
     if ROPE:
         angle = angle_of(position, frequency_ptr + pair, c < rope_dim)
         sine = tl.where(second, tl.sin(angle), -tl.sin(angle))
         x = tl.where(rotated, magnitude * (x * tl.cos(angle) + other * sine), x)
 
+    if GROWS:
+        steps = (position // growth_context).to(tl.float32)
+        x = tl.where(is_query, x * (1.0 + growth * tl.log(1.0 + steps)), x)
     tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask & is_query)
     is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
     size = row_size(head_dim, KV)

@@ -18,18 +18,19 @@ def moments(x, mask, size, eps, LAYER: tl.constexpr):
 
 @triton.jit
 def norm(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, code_ptr, tokens, size, eps, LAYER: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ADD: tl.constexpr, CODES: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, x_stride, weight_ptr, bias_ptr, out_ptr, out_stride, code_ptr, tokens, size, eps,
+    LAYER: tl.constexpr, HAS_BIAS: tl.constexpr, ADD: tl.constexpr, CODES: tl.constexpr, BT: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out (T, size) = norm(x (T, size)), or += with ADD; CODES: of one token, its codes too (`quantise`).
 
-    Grid: (T / BT,); BLOCK >= size.
+    Rows are x_stride and out_stride apart. Grid: (T / BT,); BLOCK >= size.
     """
     token = tl.program_id(0) * BT + tl.arange(0, BT)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
     mask = (token < tokens) & (c < size)
-    at = token.to(tl.int64) * size + c
-    x = tl.load(x_ptr + at, mask=mask, other=0.0)
+    at = token.to(tl.int64) * out_stride + c
+    x = tl.load(x_ptr + token.to(tl.int64) * x_stride + c, mask=mask, other=0.0)
     mean, scale = moments(x, mask, size, eps, LAYER)
     y = (x - mean) * scale * tl.load(weight_ptr + c, mask=c < size, other=0.0)
     if HAS_BIAS:
