@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from helpers.parity import assert_close
+from helpers.placements import eager_machine
 from helpers.random_checkpoint import latent, random_checkpoint, recurrent
 
 from hotset.backends.cpu import CpuBackend
@@ -27,6 +28,7 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import Device
 from hotset.model.build import build_transformer
+from hotset.placing.planner import Planner
 
 if not (find_spec("torch") and find_spec("triton")):
     pytest.skip("needs torch and triton", allow_module_level=True)
@@ -101,4 +103,22 @@ def test_sequences_of_two_halves(interpreter: Device, kind: str, monkeypatch: py
         sequence.rewind(9)
     go_on(2, 1)
     assert len(recorded) == 2  # for four rows and two
+    model.close()
+
+
+@pytest.mark.parametrize("kind", ["Mamba-2", "latent"])
+def test_planned(interpreter: Device, kind: str) -> None:
+    """A plan that has room for all puts the mixers on the device."""
+    checkpoint = model_with(kind)
+    planner = Planner(checkpoint, eager_machine(), context=16, prompt=8)
+    placement = planner.plan(planner.everything).placement
+    assert all(layer.attention for layer in placement.layers)
+    model = build_hybrid(checkpoint, placement, interpreter, CpuBackend(threads=1))
+    whole = build_transformer(checkpoint, CpuBackend(threads=1))
+    tokens = np.arange(10, dtype=np.int32)
+    found, expected = (
+        at.forward(Batch.of(at.sequence(16, "f32"), tokens, lossless=True, logits=None))
+        for at in (model, whole)
+    )
+    assert_close(found, expected, 1e-3)
     model.close()
