@@ -35,11 +35,17 @@ def assert_runs_or_refuses(path: Path, overrides: Overrides | None = None) -> No
     if checkpoint is None:
         return
     try:
-        model = build_transformer(checkpoint, CPU)
-        logits = model.forward(Batch.of(model.sequence(2, "f32"), np.zeros(2, np.int32), logits=None))
-        assert logits.shape == (2, checkpoint.config.vocab_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            _run(checkpoint)
     except HotsetError as error:
         assert_one_line(error)
+
+
+def _run(checkpoint: Checkpoint) -> None:
+    model = build_transformer(checkpoint, CPU)
+    logits = model.forward(Batch.of(model.sequence(2, "f32"), np.zeros(2, np.int32), logits=None))
+    assert logits.shape == (2, checkpoint.config.vocab_size)
 
 
 def assert_one_line(error: HotsetError) -> None:

@@ -90,6 +90,7 @@ def normalise(x: F32, norm: Norm) -> F32:
     return y if norm.bias is None else y + norm.bias
 
 
+@np.errstate(over="ignore", invalid="ignore")  # damage shows in what is computed
 def layer_inputs(spec: LayerInputsSpec, rows: F32, projected: F32) -> F32:
     """Each layer's own embedding (T, L, P), of the table's rows and the products, both (T, L * P)."""
     size = spec.norm.weight.size

@@ -153,6 +153,7 @@ _AS_GGUF: Mapping[str, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
 }
 
 
+@np.errstate(over="ignore")  # damage shows in what is computed
 def _converted(name: str, part: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return tensor_from_array(name, _AS_GGUF[part](tensor.to_float32()).reshape(shape))
 

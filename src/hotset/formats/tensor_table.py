@@ -372,6 +372,7 @@ def _heads(name: str, fused: Tensor, heads: NDArray[np.int64], rows: int) -> Ten
     return Tensor(name, fused.type, (rows, *fused.shape[1:]), data, fused.scale)
 
 
+@np.errstate(invalid="ignore")  # damage shows in what is computed
 def _plus_one(name: str, tensor: Tensor) -> Tensor:
     values = tensor.to_float32() + np.float32(1)
     return Tensor(name, TensorType.F32, tensor.shape, values.reshape(-1).view(np.uint8))

@@ -326,6 +326,7 @@ class _Weights:
         )
         return self.with_ffn_beside(i, spec) if self.config.layers[i].beside else spec
 
+    @np.errstate(over="ignore", invalid="ignore")  # damage shows in what is computed
     def with_ffn_beside(self, i: int, spec: ExpertsSpec) -> ExpertsSpec:
         """A mixture with an ordinary FFN beside it, whose norms are numbered 1 and 2."""
         ffn = f"blk.{i}"
@@ -366,6 +367,7 @@ class _Weights:
             post_norm=self.optional_norm(f"{ffn}.post_ffw_norm"),
         )
 
+    @np.errstate(over="ignore", invalid="ignore")
     def head(self) -> HeadSpec:
         # Without a matrix of its own, the output is the token embedding's.
         name = "output" if "output.weight" in self.tensors else "token_embd"

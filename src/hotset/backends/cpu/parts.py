@@ -32,7 +32,8 @@ class CpuEmbedding:
                 f"token {error}: expected 0 to {self._tokens.shape[0] - 1}; is the tokenizer another model's?"
             ) from None
         if self._scale != 1:
-            x *= self._scale
+            with np.errstate(over="ignore", invalid="ignore"):  # damage shows in what is computed
+                x *= self._scale
         if self._positions is not None:
             try:
                 x += dequantise(self._positions, positions + np.int32(self._position_offset))
