@@ -11,7 +11,7 @@ from hotset.serve.stream import Stream
 from hotset.server.answers import Answer, Piece
 from hotset.server.errors import as_api_error
 
-_CADENCE = 0.01
+_CADENCE = 0.025
 """Seconds between two looks at a quick model's tokens: each costs the threads that compute."""
 
 
