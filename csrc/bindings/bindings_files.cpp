@@ -2,6 +2,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <utility>
+
 #include "runtime/cut_files.h"
 
 namespace nb = nanobind;
@@ -19,7 +21,8 @@ int tell_python(void*) {
 }
 
 void survive_cut_files(nb::callable tell) {
-  Py_XSETREF(on_cut, tell.release().ptr());
+  PyObject* old = std::exchange(on_cut, tell.release().ptr());
+  Py_XDECREF(old);
   // Needs a lock that a thread which reads a mapped file never holds.
   hotset::survive_cut_files([] { Py_AddPendingCall(tell_python, nullptr); });
 }
