@@ -45,6 +45,7 @@ def doctor(
     again: Annotated[
         bool, typer.Option("--again", help="Measure again, even if that was done before.")
     ] = False,
+    override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Measure this machine's memories and the bus between them, once; `hotset plan` uses it.
@@ -53,8 +54,9 @@ def doctor(
     """
     from hotset.cli.console import progress, table
     from hotset.placing.doctor import cache_path, no_gpu, this_machine
+    from hotset.serve.load import open_model
 
-    checkpoint = _opened(model)
+    checkpoint = None if model is None else open_model(model, options.overrides(override))
     with progress("Measuring") as measuring:
         machine = this_machine(again=again, progress=measuring)
     if checkpoint and (reason := no_gpu()):
@@ -96,12 +98,6 @@ def timed_here(checkpoint: "Checkpoint") -> "tuple[MachineProfile, str]":
     device, host = gpu_device(), CpuBackend()
     with progress("Timing the model's parts") as timing:
         return machine_for(checkpoint, device, host, progress=timing), sides(host, device)
-
-
-def _opened(model: str | None) -> "Checkpoint | None":
-    from hotset.serve.load import open_model
-
-    return None if model is None else open_model(model)
 
 
 def _part_rows(times: dict[str, Any]) -> list[tuple[str, ...]]:
