@@ -168,6 +168,7 @@ def everything_else(backend: GpuBackend) -> None:
         (4, HEAD, "f16", {"sinks": np.zeros(D // HEAD, np.float32), "soft_cap": 50.0}),
         (4, HEAD, "f16", {"head_gate": linear(TensorType.F16, D // HEAD, D)}),
         (4, HEAD, "q8_0", {"rope": rope}),
+        *((2, 4 * HEAD, kv_type, {"v_norm": norm(4 * HEAD)}) for kv_type in ("f16", "f32", "q8_0")),
     ):
         q_rows = D * (1 + ("gated" in options))
         spec = AttentionSpec(

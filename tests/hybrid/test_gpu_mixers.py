@@ -5,12 +5,16 @@ The interpreter runs the same parts as a GPU, one program after the other; the s
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers.parity import assert_close
 from helpers.placements import eager_machine
 from helpers.random_checkpoint import latent, random_checkpoint, recurrent
+from helpers.tiny_families import gemma4_beside, gemma4_shared
+from helpers.tiny_models import save
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.batch import Batch, Span
@@ -24,6 +28,7 @@ from hotset.core.config import (
     ShortConvConfig,
 )
 from hotset.core.heads import LatentConfig
+from hotset.formats import open_checkpoint
 from hotset.formats.checkpoint import Checkpoint
 from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import Device
@@ -121,4 +126,25 @@ def test_planned(interpreter: Device, kind: str) -> None:
         for at in (model, whole)
     )
     assert_close(found, expected, 1e-3)
+    model.close()
+
+
+@pytest.mark.parametrize("build", [gemma4_shared, gemma4_beside])
+def test_layers_that_differ(interpreter: Device, build: Callable[[], Any], tmp_path: Path) -> None:
+    """As the CPU alone: all attention but the second layer's on the device, FFNs there, split, and not."""
+    save(build(), tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    layers = [
+        LayerPlacement(i != 1, checkpoint.config.units(i) * (i % 3) // 2)
+        for i in range(checkpoint.config.n_layers)
+    ]
+    model = build_hybrid(checkpoint, Placement(tuple(layers), True), interpreter, CpuBackend(threads=1))
+    whole = build_transformer(checkpoint, CpuBackend(threads=1))
+    found, expected = [], []
+    for at, logits in ((model, found), (whole, expected)):
+        sequence = at.sequence(12, "f32")
+        for tokens in (np.arange(9), np.arange(9, 10), np.arange(10, 12)):
+            batch = Batch.of(sequence, tokens.astype(np.int32), lossless=True, logits=None)
+            logits.append(at.forward(batch))
+    assert_close(np.concatenate(found), np.concatenate(expected), 1e-3)
     model.close()

@@ -165,7 +165,8 @@ class RecordedBatches:
         key = rows, described.dtype, described.capacity
         if key not in self._recorded:
             spans = Spans(self._table[:rows], 1, described.capacity)
-            view = GpuView(rows, described.dtype, (Block(slice(0, rows), (spans,), self._walks[:rows]),))
+            block = Block(slice(0, rows), (spans,), self._walks[:rows])
+            view = GpuView(rows, described.dtype, described.before, (block,))
             self._recorded[key] = self._device.record(partial(self._tell_view, view))
         self._recorded[key]()
 

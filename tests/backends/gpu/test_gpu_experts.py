@@ -8,11 +8,10 @@ import pytest
 from helpers.experts import experts_spec, numbers
 from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
 
-from hotset.backends.contract import Norm
+from hotset.backends.contract import FFNSpec, Linear, Norm
 from hotset.backends.gpu.experts import GpuExperts
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.config import Activation, FFNPlan, Gating, NormKind, Way
-from hotset.core.errors import HotsetError
 from hotset.formats.tensor import TensorType
 
 MIXTURES: dict[str, dict[str, Any]] = {
@@ -120,9 +119,45 @@ def test_numbers_that_are_not_finite_are_seen(backend: Any) -> None:
         assert np.isnan(to_numpy(out)[0]).any()
 
 
-def test_groups_are_refused(backend: Any) -> None:
-    with pytest.raises(HotsetError, match="groups of experts run on the CPU alone"):
-        backend.experts(experts_spec(groups=2, groups_used=1))
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("count", "groups", "groups_used"), [(12, 4, 2), (6, 6, 3), (34, 2, 1)])
+def test_experts_in_groups(backend: Any, count: int, groups: int, groups_used: int, biased: bool) -> None:
+    """Groups of several experts, of one, and one that leaves half of them."""
+    options = {"groups": groups, "groups_used": groups_used, "biased": biased}
+    spec = experts_spec(count=count, gating=Gating.SIGMOID, scale=1.5, **options)
+    layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
+    x = numbers(1, 40, 64)
+    assert_close(layer.select(to_gpu(backend, x)), reference.select(x), 1e-5)
+    # Without a bias all are equal, and the first are selected.
+    x, even = x[:1], np.zeros((1, count), np.float32)
+    found = layer.select(to_gpu(backend, x), to_gpu(backend, even))
+    assert_close(found, reference.select(x, even), 1e-5)
+
+
+def norm(seed: int) -> Norm:
+    return Norm(NormKind.RMS, 1e-5, 1 + numbers(seed, 64) / 4)
+
+
+def test_an_ffn_beside(backend: Any) -> None:
+    """As Gemma 4 has it: the router has a norm of its own, experts have factors."""
+    spec = experts_spec(post_norm=True)
+    up = (Linear(spec.up.weight.part(i)) for i in (0, 1))
+    spec = replace(
+        spec,
+        router_norm=norm(3),
+        factors=np.abs(numbers(4, 6)) + np.float32(0.1),
+        beside=FFNSpec(norm(5), *up, Linear(spec.down.weight.part(0)), Activation.SILU, norm(6)),
+        joined_norm=norm(7),
+    )
+    layer, reference = backend.experts(spec), ReferenceBackend().experts(spec)
+    for rows in (1, 9):
+        x = numbers(rows, rows, 64)
+        assert_close(layer.select(to_gpu(backend, x)), reference.select(x), 1e-5)
+        expected = x.copy()
+        reference.forward(x, expected, None)
+        out = to_gpu(backend, x)
+        layer.forward(out, out, None)
+        assert_close(to_numpy(out) - x, expected - x, 1e-3 if rows > 8 else 2e-5)
 
 
 def test_scales_of_experts(backend: Any) -> None:

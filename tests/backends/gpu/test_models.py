@@ -25,8 +25,9 @@ NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) f
 
 # Other kinds of mixers and of attention.
 FAMILIES = {**tiny_families(), **tiny_mixtures(), "nemotron-h": nemotron_h}
+QUICK = ["gemma2", "nemotron-h", "gemma4-shared", "gemma4-beside", "deepseek-v3"]
 OTHERS = ["qwen3next", "lfm2moe", "granite-hybrid", "deepseek-v2", "glm4-moe-lite"]
-OTHERS += ["gpt-oss", "laguna", "olmo2", "exaone4", "ministral3", "phi3-longrope"]
+OTHERS += ["gpt-oss", "laguna", "olmo2", "exaone4", "ministral3", "phi3-longrope", "gemma4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,9 +36,7 @@ def test_logits(backend: Any, name: str, tmp_path: Path) -> None:
     check_logits(backend, tiny_models()[name](), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["gemma2", "nemotron-h", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
-)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_logits_of_families(backend: Any, name: str, tmp_path: Path) -> None:
     check_logits(backend, FAMILIES[name](), tmp_path)
 

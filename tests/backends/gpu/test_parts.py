@@ -15,6 +15,7 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     LayerInputSpec,
+    LayerInputsSpec,
     Linear,
     NeuronFFNSpec,
     Norm,
@@ -27,7 +28,7 @@ from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch, Span
 from hotset.core.config import Activation, FFNPlan, NormKind, RopeConfig, Score, Way
 from hotset.core.errors import CheckpointError, HotsetError, RequestError
-from hotset.core.heads import QueryGrowth
+from hotset.core.heads import KvShape, QueryGrowth
 from hotset.formats.tensor import tensor_from_array
 
 HIDDEN = 40
@@ -93,6 +94,15 @@ ATTENTIONS = {
         rope=replace(rope(20, False), long_frequencies=tuple(np.linspace(0.1, 0.9, 10)), long_from=5)
     ),
     "soft cap": attention_spec((4, 2), 20, soft_cap=0.7, window=5),
+    "a norm of values": attention_spec(
+        rope=rope(20, False), q_norm=norm(5, 20), k_norm=norm(6, 20), v_norm=norm(7, 20)
+    ),
+    "values are the keys": replace(
+        attention_spec((6, 2), 20, rope=rope(10, True), k_norm=norm(6, 20), v_norm=norm(7, 20)), v=None
+    ),
+    "gated, values are the keys": replace(
+        attention_spec((3, 1), 20, gated=True, rope=rope(20, False)), v=None
+    ),
 }
 
 LENGTHS = (1, 4, 1)
@@ -132,6 +142,49 @@ def test_attention(backend: Any, name: str) -> None:
     found = run_gpu(backend, spec, lengths)
     for a, b in zip(found, run_reference(spec, lengths), strict=True):
         assert_close(a, b, 2e-5)
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16"])
+def test_layers_with_different_heads(backend: Any, kv_type: str) -> None:
+    """Each has a place of its own in the cache, and the last reads what the second has written."""
+    specs = [
+        attention_spec((4, 2), 20, rope=rope(20, False)),
+        attention_spec((3, 1), 7, v_norm=norm(7, 7)),
+        attention_spec((4, 4), 10, rope=rope(4, True)),
+        replace(attention_spec((5, 1), 7, rope=rope(6, False), q_norm=norm(5, 7)), k=None, v=None),
+    ]
+    shape = StateShape(3, 1, 1, own=tuple(KvShape(s.n_kv_heads, s.head_dim) for s in specs[:3]))
+    results = []
+    for at in (backend, ReferenceBackend()):
+        layers = [at.attention(spec, index) for spec, index in zip(specs, (0, 1, 2, 1), strict=True)]
+        sequence = at.sequence(shape, 11, kv_type)
+        for step, count in enumerate((4, 1, 2)):
+            x = numbers(step, count, HIDDEN)
+            x = to_gpu(backend, x) if at is backend else x
+            view = at.view(Batch.of(sequence, np.zeros(count, np.int32)))
+            for layer in layers:
+                layer.forward(x, x, view)
+            sequence.advance(count)
+            sequence = sequence.fork()
+            results.append(to_numpy(x) if at is backend else x)
+    for found, expected in zip(results[:3], results[3:], strict=True):
+        assert_close(found, expected, 2e-5 if kv_type == "f32" else 5e-4)
+
+
+def test_a_norm_of_all_keys_is_none_of_values(backend: Any) -> None:
+    with pytest.raises(HotsetError, match="no norm of all keys of values yet"):
+        backend.attention(replace(attention_spec(k_norm=norm(6, 40)), v=None))
+
+
+def test_inputs_for_each_layer(backend: Any) -> None:
+    spec = LayerInputsSpec(
+        tensor_from_array("rows", numbers(1, 7, 3 * 9)), linear(2, 3 * 9, HIDDEN), norm(3, 9), 3
+    )
+    tokens, x = np.array([3, 0, 6], np.int32), numbers(4, 3, HIDDEN)
+    expected = ReferenceBackend().layer_inputs(spec).forward(tokens, x)
+    for rows in (1, 3):
+        found = backend.layer_inputs(spec).forward(tokens[:rows], to_gpu(backend, x[:rows]))
+        assert_close(found, expected[:rows], 2e-5)
 
 
 def test_attention_over_split_keys(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,6 @@ class GpuAttention:
     """
 
     def __init__(self, gpu: Gpu, spec: AttentionSpec, index: int) -> None:
-        if spec.k is None or spec.v is None or spec.v_norm:
-            raise HotsetError(
-                f"{spec.q.weight.name}: the GPU backend has no attention with shared keys or values, or a "
-                "norm of values, yet"
-            )
         hidden = spec.norm.weight.size
         q_size, kv_size = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
         if spec.n_heads < 1 or spec.n_kv_heads < 1 or spec.n_heads % spec.n_kv_heads:
@@ -56,6 +51,8 @@ class GpuAttention:
             )
         if spec.gated and spec.q_norm and spec.q_norm.weight.size != spec.head_dim:
             raise HotsetError(f"{spec.q.weight.name}: the GPU backend has no norm of all gated queries yet")
+        if spec.k and not spec.v and spec.k_norm and spec.k_norm.weight.size != spec.head_dim:
+            raise HotsetError(f"{spec.k.weight.name}: the GPU backend has no norm of all keys of values yet")
         self.gpu, self.index = gpu, index
         self.n_heads, self.n_kv_heads, self.head_dim = spec.n_heads, spec.n_kv_heads, spec.head_dim
         self.window = spec.window or _ANY_DISTANCE
@@ -63,7 +60,9 @@ class GpuAttention:
         self.soft_cap = spec.soft_cap * math.log2(math.e)
         self.gated = spec.gated
         self.norm = GpuNorm(gpu, spec.norm, hidden)
-        parts = [(spec.q, q_size * (1 + spec.gated)), (spec.k, kv_size), (spec.v, kv_size)]
+        parts = [(spec.q, q_size * (1 + spec.gated))]
+        parts += [(linear, kv_size) for linear in (spec.k, spec.v) if linear]
+        self.parts = len(parts)
         self.projections = build_stacked(gpu, parts, hidden)
         self.projected = sum(rows for _, rows in parts)
         self.head_gate = build_matrix(gpu, spec.head_gate, self.n_heads, hidden) if spec.head_gate else None
@@ -72,6 +71,7 @@ class GpuAttention:
         # Norms of heads belong to their kernel; those of all queries, or keys, as one vector come before.
         self.q_norm, self.all_q_norm = _head_norm(gpu, spec.q_norm, spec.head_dim, q_size)
         self.k_norm, self.all_k_norm = _head_norm(gpu, spec.k_norm, spec.head_dim, kv_size)
+        self.v_norm = GpuNorm(gpu, spec.v_norm, spec.head_dim) if spec.v_norm else None
         self.growth = spec.growth
         self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
         self.rope = spec.rope
@@ -79,14 +79,14 @@ class GpuAttention:
 
     def forward(self, x: Any, out: Any, view: GpuView) -> None:
         for block in view.blocks:
-            self._forward(x[block.rows], out[block.rows], block.spans, view.dtype)
+            self._forward(x[block.rows], out[block.rows], block.spans, view)
 
-    def _forward(self, x: Any, out: Any, groups: tuple[Spans, ...], dtype: Any) -> None:
+    def _forward(self, x: Any, out: Any, groups: tuple[Spans, ...], view: GpuView) -> None:
         tokens, gpu = len(x), self.gpu
         n = self.norm.input(x)
         qkv = gpu.scratch("qkv", tokens, self.projected)
         times_stacked(self.projections, n, qkv)
-        keys = self.projected - 2 * self.n_kv_heads * self.head_dim
+        keys = (1 + self.gated) * self.n_heads * self.head_dim
         for whole, first in ((self.all_q_norm, 0), (self.all_k_norm, keys)):
             if whole:
                 part = qkv[:, first : first + whole.size]
@@ -94,8 +94,8 @@ class GpuAttention:
         q = gpu.scratch("q", tokens, self.n_heads * self.head_dim)
         mixed = Input(gpu, gpu.scratch("mixed", tokens, self.n_heads * self.head_dim))
         for spans in groups:
-            self._prepare(qkv, q, spans, dtype)
-            mixed = self._attend(q, mixed.numbers, spans, dtype)
+            self._prepare(qkv, q, spans, view)
+            mixed = self._attend(q, mixed.numbers, spans, view)
         if self.gated:
             self._gate(mixed.numbers, qkv)
         if self.head_gate:
@@ -109,33 +109,34 @@ class GpuAttention:
             self.output.times(mixed, y)
             self.post_norm.forward(y, out, add=True)
 
-    def _prepare(self, qkv: Any, q: Any, spans: Spans, dtype: Any) -> None:
-        rope, growth, any_norm = self.rope, self.growth, self.q_norm or self.k_norm or self.norm
-        q_norm, k_norm = self.q_norm or any_norm, self.k_norm or any_norm
-        n_all = self.n_heads + 2 * self.n_kv_heads
+    def _prepare(self, qkv: Any, q: Any, spans: Spans, view: GpuView) -> None:
+        rope, growth = self.rope, self.growth
+        any_norm = self.q_norm or self.k_norm or self.v_norm or self.norm
+        q_norm, k_norm, v_norm = (norm or any_norm for norm in (self.q_norm, self.k_norm, self.v_norm))
+        n_all = self.n_heads + (2 * self.n_kv_heads if self.parts > 1 else 0)
         at_once = triton.next_power_of_2(n_all) if self.gpu.multiprocessors == INTERPRETED else 1
         prepare_heads[spans.most, triton.cdiv(n_all, at_once), len(spans.table)](
-            qkv, q, spans.table, self.index, self.turns,
-            q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias,
+            qkv, q, spans.table, view.before[self.index], self.turns,
+            q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, v_norm.weight,
             self.n_heads, self.n_kv_heads, self.head_dim, rope.dim if rope else 0,
             rope.magnitude if rope else 1.0, rope.long_from if rope else 0, growth.factor if growth else 0.0,
-            growth.context if growth else 1, any_norm.eps, KV=KERNEL_TYPES[dtype],
-            Q_NORM=self.q_norm is not None, K_NORM=self.k_norm is not None, LAYER=any_norm.layer,
-            Q_BIAS=q_norm.has_bias, K_BIAS=k_norm.has_bias, ROPE=rope is not None,
+            growth.context if growth else 1, any_norm.eps, KV=KERNEL_TYPES[view.dtype], PARTS=self.parts,
+            Q_NORM=self.q_norm is not None, K_NORM=self.k_norm is not None, V_NORM=self.v_norm is not None,
+            LAYER=any_norm.layer, Q_BIAS=q_norm.has_bias, K_BIAS=k_norm.has_bias, ROPE=rope is not None,
             INTERLEAVED=bool(rope and rope.interleaved),
             LONG=bool(rope and rope.long_frequencies), GROWS=growth is not None, GATED=self.gated,
             BH=at_once, BLOCK=triton.next_power_of_2(self.head_dim), num_warps=1,
         )  # fmt: skip
 
-    def _attend(self, q: Any, mixed: Any, spans: Spans, dtype: Any) -> Input:
+    def _attend(self, q: Any, mixed: Any, spans: Spans, view: GpuView) -> Input:
         """Write the spans' rows of mixed (T, heads d)."""
         gpu, tokens = self.gpu, len(q)
         rows = spans.most * self.n_heads // self.n_kv_heads
         bd = max(16, triton.next_power_of_2(self.head_dim))
         # As much as shared memory holds.
-        most = (64 if gpu.capability >= 80 else 32) // (1 if bd <= 128 else 2)
+        most = max(16, (64 if gpu.capability >= 80 else 32) // max(1, bd // 128))
         bm = min(most, max(16, triton.next_power_of_2(rows)))
-        bs = max(16, most // 2) if dtype == torch.float32 else most
+        bs = max(16, most // 2) if view.dtype == torch.float32 else most
         blocks, count = triton.cdiv(rows, bm), len(spans.table)
         programs = blocks * self.n_kv_heads * count
         most_splits = min(spans.capacity // (4 * bs), SPLIT_ROWS // tokens)
@@ -144,10 +145,11 @@ class GpuAttention:
         tops = gpu.scratch("tops", tokens, splits, self.n_heads)
         sums = gpu.scratch("sums_of_weights", tokens, splits, self.n_heads)
         attend[blocks, self.n_kv_heads, splits * count](
-            q, spans.table, self.index, part, tops, sums, q if self.sinks is None else self.sinks, tokens,
-            self.n_heads, self.n_kv_heads, self.head_dim, self.scale, self.window, self.soft_cap, splits,
-            KV=KERNEL_TYPES[dtype], CAPPED=self.soft_cap > 0, SINKS=self.sinks is not None, BM=bm, BS=bs,
-            BD=bd, num_warps=4, num_stages=2,
+            q, spans.table, view.before[self.index], part, tops, sums,
+            q if self.sinks is None else self.sinks, tokens, self.n_heads, self.n_kv_heads, self.head_dim,
+            self.scale, self.window, self.soft_cap, splits, KV=KERNEL_TYPES[view.dtype],
+            CAPPED=self.soft_cap > 0, SINKS=self.sinks is not None,
+            FLOATS=gpu.capability < 80 and bd > 256, BM=bm, BS=bs, BD=bd, num_warps=4, num_stages=2,
         )  # fmt: skip
         codes = None
         if splits > 1:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hotset.backends.blocks import dequantise
 from hotset.backends.contract import (
     F32,
     AttentionSpec,
@@ -15,7 +16,6 @@ from hotset.backends.contract import (
     FFNSpec,
     HeadSpec,
     LatentSpec,
-    LayerInputs,
     LayerInputSpec,
     LayerInputsSpec,
     NeuronFFNSpec,
@@ -36,7 +36,6 @@ from hotset.backends.gpu.slot import GpuSlot
 from hotset.backends.gpu.state import GpuSequence, GpuView
 from hotset.backends.maths import normalise
 from hotset.core.batch import I32, Batch
-from hotset.core.errors import HotsetError
 
 
 class GpuEmbedding:
@@ -48,6 +47,26 @@ class GpuEmbedding:
 
     def forward(self, tokens: I32, positions: I32) -> Any:
         return self._gpu.upload(self._rows.forward(tokens, positions))
+
+
+class GpuLayerInputs:
+    """Each layer's own embedding of the tokens; rows are looked up as `GpuEmbedding`'s."""
+
+    def __init__(self, gpu: Gpu, spec: LayerInputsSpec) -> None:
+        self._gpu, self._spec = gpu, spec
+        self._project = build_matrix(gpu, spec.project, *spec.project.weight.shape)
+        self._norm = GpuNorm(gpu, spec.norm, spec.norm.weight.size)
+
+    def forward(self, tokens: I32, x: Any) -> Any:
+        """Numbers (T, L, P), on the device; see `LayerInputsSpec`."""
+        e = self._gpu.empty(len(tokens), self._project.rows)
+        self._project.times(x, e)
+        e.div_(self._project.cols**0.5)
+        by_layer = e.view(-1, self._norm.size)
+        self._norm.forward(by_layer, by_layer)
+        rows = self._gpu.upload(dequantise(self._spec.rows, tokens))
+        e.add_(rows, alpha=self._norm.size**0.5).mul_(0.5**0.5)
+        return e.view(len(tokens), self._spec.layers, -1)
 
 
 class GpuHead:
@@ -133,9 +152,9 @@ class GpuBackend:
         """Build it with some of its experts."""
         return GpuExperts(self.gpu, spec, experts)
 
-    def layer_inputs(self, spec: LayerInputsSpec) -> LayerInputs:
-        """Refuse: the table is the host's."""
-        raise HotsetError(f"{spec.rows.name}: the GPU backend has no embeddings for each layer yet")
+    def layer_inputs(self, spec: LayerInputsSpec) -> GpuLayerInputs:
+        """Build the tokens' embeddings for each layer, whose table stays on the host."""
+        return GpuLayerInputs(self.gpu, spec)
 
     def layer_input(self, spec: LayerInputSpec) -> GpuLayerInput:
         """Build what one of them adds."""

@@ -14,7 +14,7 @@ from hotset.backends.gpu.ffn import ACTIVATIONS, GpuFFN, GpuNorm
 from hotset.backends.gpu.kernels import experts as kernels
 from hotset.backends.gpu.kernels.activation import neurons
 from hotset.backends.gpu.matrix import Matrix, build_matrix, matvec_rows, one_above_the_other
-from hotset.core.config import Gating, NormKind
+from hotset.core.config import Gating
 from hotset.core.errors import HotsetError
 
 _GATINGS = {Gating.SOFTMAX: 0, Gating.SIGMOID: 1, Gating.SELECTED: 2}
@@ -32,19 +32,18 @@ class GpuExperts:
 
     def __init__(self, gpu: Gpu, spec: ExpertsSpec, resident: Sequence[int] | None = None) -> None:
         shape, hidden = spec.shape, spec.norm.weight.size
-        if shape.groups > 1:
-            raise HotsetError(f"{spec.router.weight.name}: groups of experts run on the CPU alone so far")
-        if spec.beside or spec.factors is not None:
-            raise HotsetError(f"{spec.router.weight.name}: experts beside an FFN run on the CPU alone so far")
-        if spec.router_norm and spec.router_norm.kind is not NormKind.NONE:
-            raise HotsetError(f"{spec.router.weight.name}: a router's own norm runs on the CPU alone so far")
         self.gpu, self.spec, self.hidden = gpu, spec, hidden
         self.held: list[int | None] = list(range(shape.count)) if resident is None else [*resident, None]
         self.norm = GpuNorm(gpu, spec.norm, hidden)
         self.post_norm = GpuNorm(gpu, spec.post_norm, hidden) if spec.post_norm else None
         self.router = build_matrix(gpu, spec.router, shape.count, hidden)
-        bias = spec.selection_bias
-        self._selection_bias = None if bias is None else gpu.upload(np.asarray(bias, np.float32))
+        self._router_norm = GpuNorm(gpu, spec.router_norm or spec.norm, hidden)
+        self._selection_bias, self._factors = (
+            None if numbers is None else gpu.upload(np.asarray(numbers, np.float32))
+            for numbers in (spec.selection_bias, spec.factors)
+        )
+        self._beside = GpuFFN(gpu, spec.beside) if spec.beside else None
+        self._joined_norm = GpuNorm(gpu, spec.joined_norm, hidden) if spec.joined_norm else None
         self._shared = _Shared(gpu, spec, spec.shared) if spec.shared else None
         self.gate = self._stack(spec.gate, (shape.size, hidden)) if spec.gate else None
         self.up = self._stack(spec.up, (shape.size, hidden))
@@ -66,14 +65,15 @@ class GpuExperts:
         return logits
 
     def select(self, x: Any, logits: Any = None) -> Any:
-        spec, shape = self.spec, self.spec.shape
+        shape, bias, factors = self.spec.shape, self._selection_bias, self._factors
         if logits is None:
-            logits = self.route(x if spec.router_norm else self.norm.input(x).numbers)
+            logits = self.route(self._router_norm.input(x).numbers)
         weights = self.gpu.scratch("experts", len(x), shape.count)
-        bias = self._selection_bias
         kernels.select_experts[(len(x),)](
-            logits, logits if bias is None else bias, weights, shape.count, shape.scale, USED=shape.used,
-            GATING=_GATINGS[shape.gating], NORMALISED=shape.normalised, HAS_BIAS=bias is not None,
+            logits, logits if bias is None else bias, logits if factors is None else factors, weights,
+            shape.count, shape.scale, USED=shape.used, GATING=_GATINGS[shape.gating],
+            NORMALISED=shape.normalised, GROUPS=shape.groups, GROUPS_USED=shape.groups_used,
+            HAS_BIAS=bias is not None, HAS_FACTORS=factors is not None,
             BLOCK=triton.next_power_of_2(shape.count), num_warps=1,
         )  # fmt: skip
         return weights
@@ -82,7 +82,17 @@ class GpuExperts:
         self.add(x, out, self.select(x, logits))
 
     def add(self, x: Any, out: Any, weights: Any) -> None:
-        """Those that are here, and the shared one."""
+        """Those that are here, the shared one, and the FFN beside them."""
+        if not self._beside or not self._joined_norm:
+            self._add_mixture(x, out, weights)
+            return
+        both = self.gpu.scratch("both", *x.shape)
+        both.zero_()
+        self._add_mixture(x, both, weights)
+        self._beside.forward(x, both)
+        self._joined_norm.forward(both, out, add=True)
+
+    def _add_mixture(self, x: Any, out: Any, weights: Any) -> None:
         y = out
         if self.post_norm or self._shared:
             y = self.gpu.scratch("y", *x.shape)

@@ -169,7 +169,7 @@ class GpuLayerInput:
         self.gate.times(x, h)
         neurons[(triton.cdiv(h.numel(), 1024),)](
             h,
-            e,
+            e.contiguous(),
             h,
             h.numel(),
             GATED=True,

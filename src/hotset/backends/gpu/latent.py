@@ -52,9 +52,9 @@ class GpuLatentAttention:
 
     def forward(self, x: Any, out: Any, view: GpuView) -> None:
         for block in view.blocks:
-            self._forward(x[block.rows], out[block.rows], block.spans, view.dtype)
+            self._forward(x[block.rows], out[block.rows], block.spans, view)
 
-    def _forward(self, x: Any, out: Any, groups: tuple[Spans, ...], dtype: Any) -> None:
+    def _forward(self, x: Any, out: Any, groups: tuple[Spans, ...], view: GpuView) -> None:
         gpu, tokens, shape, heads = self.gpu, len(x), self.shape, self.heads
         n = self.norm.input(x)
         kv = gpu.scratch("latent", tokens, shape.kept)
@@ -70,8 +70,8 @@ class GpuLatentAttention:
         turned = gpu.scratch("turned", tokens, heads * shape.rope_dim)
         mixed = gpu.scratch("mixed", tokens, heads * shape.rank)
         for spans in groups:
-            self._prepare(kv, q, turned, spans, dtype)
-            self._attend(absorbed, turned, mixed, spans, dtype)
+            self._prepare(kv, q, turned, spans, view)
+            self._attend(absorbed, turned, mixed, spans, view)
         values = gpu.scratch("values", tokens, heads * shape.value_dim)
         self._head_products(mixed, shape.rank, self.v_b, values)
         self.output.times(values, out, add=True)
@@ -90,13 +90,13 @@ class GpuLatentAttention:
             EVEN=rows % br == 0 and matrix.cols % bc == 0, num_warps=4, num_stages=2,
         )  # fmt: skip
 
-    def _prepare(self, kv: Any, q: Any, turned: Any, spans: Spans, dtype: Any) -> None:
+    def _prepare(self, kv: Any, q: Any, turned: Any, spans: Spans, view: GpuView) -> None:
         """What is kept of the spans' rows, and the turned parts of their queries."""
         shape, rope, count = self.shape, self.rope, len(spans.table)
         keep_latent[spans.most, count](
-            kv, spans.table, self.index, self.turns, self.kv_norm.weight, shape.rank, shape.rope_dim,
-            rope.magnitude, self.kv_norm.eps, KV=KERNEL_TYPES[dtype], INTERLEAVED=rope.interleaved,
-            BLOCK=max(32, triton.next_power_of_2(shape.kept)), num_warps=4,
+            kv, spans.table, view.before[self.index], self.turns, self.kv_norm.weight, shape.rank,
+            shape.rope_dim, rope.magnitude, self.kv_norm.eps, KV=KERNEL_TYPES[view.dtype],
+            INTERLEAVED=rope.interleaved, BLOCK=max(32, triton.next_power_of_2(shape.kept)), num_warps=4,
         )  # fmt: skip
         at_once = triton.next_power_of_2(self.heads) if self.gpu.multiprocessors == INTERPRETED else 1
         turn_queries[spans.most, triton.cdiv(self.heads, at_once), count](
@@ -105,7 +105,7 @@ class GpuLatentAttention:
             num_warps=1,
         )  # fmt: skip
 
-    def _attend(self, q: Any, turned: Any, mixed: Any, spans: Spans, dtype: Any) -> None:
+    def _attend(self, q: Any, turned: Any, mixed: Any, spans: Spans, view: GpuView) -> None:
         """Write the spans' rows of mixed (T, heads rank)."""
         gpu, tokens, shape, count = self.gpu, len(q), self.shape, len(spans.table)
         rows = spans.most * self.heads
@@ -119,8 +119,8 @@ class GpuLatentAttention:
         tops = gpu.scratch("tops", tokens, splits, self.heads)
         sums = gpu.scratch("sums_of_weights", tokens, splits, self.heads)
         attend_latent[blocks, splits * count, pieces](
-            q, turned, spans.table, self.index, part, tops, sums, tokens, self.heads, shape.rank,
-            shape.rope_dim, self.scale, splits, KV=KERNEL_TYPES[dtype], BM=bm, BS=bs, PIECES=pieces,
+            q, turned, spans.table, view.before[self.index], part, tops, sums, tokens, self.heads, shape.rank,
+            shape.rope_dim, self.scale, splits, KV=KERNEL_TYPES[view.dtype], BM=bm, BS=bs, PIECES=pieces,
             BL=bl // pieces, BD=bd, num_warps=4, num_stages=1,
         )  # fmt: skip
         if splits > 1:

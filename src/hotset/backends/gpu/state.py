@@ -1,7 +1,7 @@
 """Sequences on the GPU, and a batch of them as its kernels take it."""
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,26 @@ Table = NDArray[np.int64]
 
 
 class GpuSequence:
-    """Keys and values (layers, kv heads, capacity, head_dim) of one sequence; in q8_0 rows are longer.
+    """Keys and values of one sequence, layer by layer (kv heads, capacity, head_dim).
 
-    Where keys begin with their values, there are no others.
+    In q8_0 rows are longer. Where keys begin with their values, there are no others.
 
     See `hotset.core.batch.Sequence`. A GPU computes all neurons, so there are no choosers.
     """
 
-    def __init__(self, keys: Any, values: Any, states: RecurrentStates, choosers: int) -> None:
-        self.keys, self.values, self.states = keys, values, states
+    def __init__(
+        self,
+        keys: Any,
+        values: Any,
+        before: tuple[int, ...],
+        capacity: int,
+        states: RecurrentStates,
+        choosers: int,
+    ) -> None:
+        """A layer's keys, and its values, begin as many capacities behind others' as `before` says."""
+        self.keys, self.values, self.before, self.states = keys, values, before, states
         self.choosers: list[None] = [None] * choosers
-        self._length = 0
+        self._length, self._capacity = 0, capacity
 
     @classmethod
     def empty(cls, gpu: Gpu, shape: StateShape, capacity: int, kv_type: str) -> "GpuSequence":
@@ -46,25 +55,17 @@ class GpuSequence:
             )
         if capacity < 1:
             raise HotsetError(f"context: expected at least 1 token, found {capacity}")
-        if len(set(shape.kv)) > 1:
-            raise HotsetError("the GPU backend has no layers with different heads yet")
-        kept = shape.kv[0] if shape.kv else KvShape(shape.n_kv_heads, shape.head_dim)
-        row = kept.size
-        if kv_type == "q8_0" and shape.kv:
-            if row % 32:
-                raise HotsetError(f"KV cache type q8_0: expected heads of a multiple of 32, found {row}")
-            row = row // 32 * 34  # with a float16 scale for each 32
-        size = len(shape.kv), kept.heads, capacity, row
+        *before, numbers = accumulate((_numbers(kept, kv_type) for kept in shape.kv), initial=0)
         try:
-            keys = torch.zeros(size, dtype=_TYPES[kv_type], device=gpu.device)
-            values = torch.zeros_like(keys if kept.values else keys[:, :0])
+            keys = torch.zeros(numbers * capacity, dtype=_TYPES[kv_type], device=gpu.device)
+            values = torch.zeros_like(keys if all(kept.values for kept in shape.kv) else keys[:0])
             states = RecurrentStates(gpu, shape.recurrent)
         except RuntimeError as error:  # torch.OutOfMemoryError, and DefaultCPUAllocator's
             raise HotsetError(
                 f"KV cache: no memory for {capacity} positions of {shape.n_layers} layers; "
                 "ask for a smaller context"
             ) from error
-        return cls(keys, values, states, len(shape.cutoffs))
+        return cls(keys, values, tuple(before), capacity, states, len(shape.cutoffs))
 
     @property
     def length(self) -> int:
@@ -72,7 +73,7 @@ class GpuSequence:
 
     @property
     def capacity(self) -> int:
-        return int(self.keys.shape[2])
+        return self._capacity
 
     def reusable(self, length: int) -> int:
         return self.states.reusable(length, self._length)
@@ -102,14 +103,12 @@ class GpuSequence:
         self.states.limit_saved(nbytes)
 
     def fork(self) -> "GpuSequence":
-        """What is filled is copied, states are shared."""
+        """Keys and values are copied, states are shared."""
         try:
-            keys, values = torch.zeros_like(self.keys), torch.zeros_like(self.values)
-            copy = GpuSequence(keys, values, self.states.fork(), len(self.choosers))
+            keys, values, states = self.keys.clone(), self.values.clone(), self.states.fork()
         except RuntimeError as error:
             raise MemoryError(f"no memory for another sequence of {self.capacity} positions") from error
-        for mine, its in ((self.keys, copy.keys), (self.values, copy.values)):
-            its[:, :, : self._length] = mine[:, :, : self._length]
+        copy = GpuSequence(keys, values, self.before, self.capacity, states, len(self.choosers))
         copy._length = self._length
         return copy
 
@@ -118,6 +117,17 @@ class GpuSequence:
             raise ValueError(f"no room for {count} positions after {self._length} of {self.capacity}")
         self.states.advance(self._length)
         self._length += count
+
+
+def _numbers(kept: KvShape, kv_type: str) -> int:
+    """What a layer's keys take of a position, of the type's numbers: a multiple of 16, so that they are
+    aligned whatever is before them. Raises `HotsetError`."""
+    row = kept.size
+    if kv_type == "q8_0":
+        if row % 32:
+            raise HotsetError(f"KV cache type q8_0: expected heads of a multiple of 32, found {row}")
+        row = row // 32 * 34  # with a float16 scale for each 32
+    return -(-kept.heads * row // 16) * 16
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,8 @@ class GpuView:
     rows: int
     dtype: Any
     """torch's type of the keys and values."""
+    before: tuple[int, ...]
+    """Of each layer's keys; see `GpuSequence`."""
     blocks: tuple[Block, ...]
 
     @classmethod
@@ -166,7 +178,7 @@ class GpuView:
             return Block(rows, spans, gpu.upload(described.walks_within(rows)))
 
         rows = len(batch.tokens)
-        return cls(rows, described.dtype, tuple(map(block, blocks_of(rows))))
+        return cls(rows, described.dtype, described.before, tuple(map(block, blocks_of(rows))))
 
 
 def blocks_of(rows: int) -> list[slice]:
@@ -184,6 +196,7 @@ class Described:
     walks: Table
     """The same spans for recurrent layers."""
     dtype: Any
+    before: tuple[int, ...]
     capacity: int
 
     def walks_within(self, rows: slice) -> Table:
@@ -224,7 +237,7 @@ def describe(batch: Batch) -> Described:
     """
     table = np.zeros((len(batch.spans), SPAN), np.int64)
     walks = np.zeros((len(batch.spans), WALK), np.int64)
-    dtypes, capacity = set(), 1
+    types, capacity = set(), 1
     for entry, walk, (span, rows) in zip(table, walks, batch.rows(), strict=True):
         sequence = span.sequence
         if not isinstance(sequence, GpuSequence):
@@ -236,8 +249,8 @@ def describe(batch: Batch) -> Described:
         addresses = sequence.keys.data_ptr(), sequence.values.data_ptr()
         entry[:] = (*addresses, sequence.capacity, sequence.length, rows.start, span.count)
         walk[:] = (*sequence.states.addresses(sequence.length), rows.start, span.count)
-        dtypes.add(sequence.keys.dtype)
+        types.add((sequence.keys.dtype, sequence.before))
         capacity = max(capacity, sequence.capacity)
-    if len(dtypes) != 1:
+    if len(types) != 1:
         raise HotsetError("a batch's sequences must have one type of keys and values, as launches have one")
-    return Described(table, walks, dtypes.pop(), 1 << (capacity - 1).bit_length())
+    return Described(table, walks, *types.pop(), 1 << (capacity - 1).bit_length())

@@ -1,9 +1,10 @@
 """Attention: heads' norms, RoPE and the cache's writes in one kernel, flash attention over split keys.
 
 The rows of a call belong to spans, each of a sequence with keys and values of its own. The kernels find them
-by a table of `SPAN` numbers (int64) a span: the addresses of its keys and values (layers, kv heads, capacity,
-d), the capacity, the position of its first row, the number of that row in the call, and its rows. So what is
-launched depends on no sequence, and a recorded launch is good for any.
+by a table of `SPAN` numbers (int64) a span: the addresses of its keys and values, the capacity, the position
+of its first row, the number of that row in the call, and its rows. So what is launched depends on no
+sequence, and a recorded launch is good for any. A layer's keys (kv heads, capacity, d), and its values, begin
+`before` capacities behind those addresses.
 
 Keys and values are floats or, of type int8, a row of d codes and, behind them, a float16 scale for each 32.
 """
@@ -28,11 +29,11 @@ def row_size(head_dim, KV: tl.constexpr):
 
 
 @triton.jit
-def keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV: tl.constexpr):
-    """Where a span's keys and values of attention number `index` begin, and for how many positions."""
+def keys_of(span_ptr, span, before, KV: tl.constexpr):
+    """Where a span's keys and values of a layer begin, and for how many positions."""
     at = span_ptr + span * _SPAN
     capacity = tl.load(at + 2)
-    skipped = index * n_kv_heads * capacity * row_size(head_dim, KV)
+    skipped = before * capacity
     key_ptr = tl.load(at).to(tl.pointer_type(KV)) + skipped
     value_ptr = tl.load(at + 1).to(tl.pointer_type(KV)) + skipped
     if KV != tl.int8:
@@ -90,36 +91,39 @@ def angle_of(position, frequency_ptr, mask):
 
 @triton.jit
 def prepare_heads(
-    qkv_ptr, q_ptr, span_ptr, index, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr, k_bias_ptr,
-    n_heads, n_kv_heads, head_dim, rope_dim, magnitude, long_from, growth, growth_context, eps,
-    KV: tl.constexpr, Q_NORM: tl.constexpr,
-    K_NORM: tl.constexpr, LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr,
-    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr, LONG: tl.constexpr, GROWS: tl.constexpr,
-    GATED: tl.constexpr, BH: tl.constexpr, BLOCK: tl.constexpr,
+    qkv_ptr, q_ptr, span_ptr, before, frequency_ptr, q_weight_ptr, q_bias_ptr, k_weight_ptr, k_bias_ptr,
+    v_weight_ptr, n_heads, n_kv_heads, head_dim, rope_dim, magnitude, long_from, growth, growth_context, eps,
+    KV: tl.constexpr, PARTS: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, V_NORM: tl.constexpr,
+    LAYER: tl.constexpr, Q_BIAS: tl.constexpr, K_BIAS: tl.constexpr, ROPE: tl.constexpr,
+    INTERLEAVED: tl.constexpr, LONG: tl.constexpr, GROWS: tl.constexpr, GATED: tl.constexpr,
+    BH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Norm and rotate the heads of qkv (T, [q | k | v]); write q (T, heads, d), and k and v to the caches.
 
-    Those are of type KV; `index` is the attention's number in them. Frequencies (rope_dim / 2,) float64 are
-    in turns per position. LONG: behind them are those of sequences with room for more than `long_from`
-    positions. GROWS: queries are multiplied as `hotset.core.heads.QueryGrowth` says. GATED: each query is
-    followed by its gate, of as many numbers, which this leaves. Grid: (a span's rows,
-    (n_heads + 2 n_kv_heads) / BH, spans).
+    Those are of type KV. PARTS of [q | k | v] are there: with two, values are the keys as they are in qkv;
+    with one, no keys or values are written. Frequencies (rope_dim / 2,) float64 are in turns per position.
+    LONG: behind them are those of sequences with room for more than `long_from` positions. GROWS: queries are
+    multiplied as `hotset.core.heads.QueryGrowth` says. GATED: each query is followed by its gate, of as many
+    numbers, which this leaves. Grid: (a span's rows, (n_heads and twice the kv heads written) / BH, spans).
     """
+    written = n_kv_heads if PARTS > 1 else 0
     start, first, rows = rows_of(span_ptr, tl.program_id(2))
     if tl.program_id(0) >= rows:
         return
-    key_ptr, value_ptr, capacity = keys_of(span_ptr, tl.program_id(2), index, n_kv_heads, head_dim, KV)
+    key_ptr, value_ptr, capacity = keys_of(span_ptr, tl.program_id(2), before, KV)
     token = first + tl.program_id(0)
     position = start + tl.program_id(0)
-    n_all = n_heads + 2 * n_kv_heads
+    n_all = n_heads + 2 * written
     head = tl.program_id(1) * BH + tl.arange(0, BH)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
     mask = (head < n_all) & (c < head_dim)
     is_query = head < n_heads
-    is_value = head >= n_heads + n_kv_heads
-    gates = n_heads if GATED else 0
+    is_value = head >= n_heads + written
+    in_row = n_heads * (2 if GATED else 1) + (PARTS - 1) * n_kv_heads
     place = head + (tl.minimum(head, n_heads) if GATED else 0)
-    x_ptr = qkv_ptr + (token.to(tl.int64) * (n_all + gates) + place) * head_dim
+    if PARTS == 2:
+        place = tl.where(is_value, place - n_kv_heads, place)
+    x_ptr = qkv_ptr + (token.to(tl.int64) * in_row + place) * head_dim
     x = tl.load(x_ptr + c, mask=mask, other=0.0)
 
     half = rope_dim // 2
@@ -131,9 +135,9 @@ def prepare_heads(
         partner = tl.where(c < half, c + half, c - half)
         pair = tl.where(c < half, c, c - half)
         second = c >= half
-    rotated = (c < rope_dim) & (head < n_heads + n_kv_heads)
+    rotated = (c < rope_dim) & (head < n_heads + written)
     other = tl.load(x_ptr + partner, mask=rotated, other=0.0)
-    if Q_NORM or K_NORM:
+    if Q_NORM or K_NORM or V_NORM:
         mean, scale = moments(x, mask, head_dim, eps, LAYER)
         if Q_NORM:
             normed, normed_other = _norm_pair(
@@ -147,6 +151,9 @@ def prepare_heads(
             )
             x = tl.where(is_query | is_value, x, normed)
             other = tl.where(is_query, other, normed_other)
+        if V_NORM:
+            weight = tl.load(v_weight_ptr + c, mask=c < head_dim, other=0.0)
+            x = tl.where(is_value, (x - mean) * scale * weight, x)
     if LONG:
         frequency_ptr += tl.where(capacity > long_from, half, 0)
     if ROPE:
@@ -158,12 +165,13 @@ def prepare_heads(
         steps = (position // growth_context).to(tl.float32)
         x = tl.where(is_query, x * (1.0 + growth * tl.log(1.0 + steps)), x)
     tl.store(q_ptr + (token.to(tl.int64) * n_heads + head) * head_dim + c, x, mask=mask & is_query)
-    is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
-    size = row_size(head_dim, KV)
-    row = (head - n_heads).to(tl.int64) * capacity + position
-    store_row(key_ptr + row * size, x, c, is_key, head_dim, KV, BH, BLOCK)
-    row = (head - n_heads - n_kv_heads).to(tl.int64) * capacity + position
-    store_row(value_ptr + row * size, x, c, is_value & (head < n_all), head_dim, KV, BH, BLOCK)
+    if PARTS > 1:
+        is_key = (head >= n_heads) & (head < n_heads + n_kv_heads)
+        size = row_size(head_dim, KV)
+        row = (head - n_heads).to(tl.int64) * capacity + position
+        store_row(key_ptr + row * size, x, c, is_key, head_dim, KV, BH, BLOCK)
+        row = (head - n_heads - n_kv_heads).to(tl.int64) * capacity + position
+        store_row(value_ptr + row * size, x, c, is_value & (head < n_all), head_dim, KV, BH, BLOCK)
 
 
 @triton.jit
@@ -194,9 +202,9 @@ def dot(x, y):
 
 @triton.jit
 def attend(
-    q_ptr, span_ptr, index, out_ptr, top_ptr, sum_ptr, sink_ptr, tokens, n_heads, n_kv_heads, head_dim, scale,
-    window, soft_cap, splits, KV: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, BM: tl.constexpr,
-    BS: tl.constexpr, BD: tl.constexpr,
+    q_ptr, span_ptr, before, out_ptr, top_ptr, sum_ptr, sink_ptr, tokens, n_heads, n_kv_heads, head_dim,
+    scale, window, soft_cap, splits, KV: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr,
+    FLOATS: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Causal attention of q (T, heads, d) over each span's keys, those split among programs.
 
@@ -204,7 +212,8 @@ def attend(
     split's mixture out (splits, T, heads, d), the largest score (base 2) and the sum of weights (splits, T,
     heads). With one split these are the results. Scale and soft_cap include log2(e). CAPPED: scores s become
     ``soft_cap tanh(s / soft_cap)``. SINKS: sinks (heads,) are one more score each, without a value.
-    Grid: (a span's T group / BM, kv heads, spans splits).
+    FLOATS: products are of float32, which takes less shared memory than of halves. Grid: (a span's T
+    group / BM, kv heads, spans splits).
     """
     group = n_heads // n_kv_heads
     kv_head = tl.program_id(1)
@@ -214,7 +223,7 @@ def attend(
     first_token = (tl.program_id(0) * BM) // group
     if first_token >= rows:
         return
-    key_ptr, value_ptr, capacity = keys_of(span_ptr, span, index, n_kv_heads, head_dim, KV)
+    key_ptr, value_ptr, capacity = keys_of(span_ptr, span, before, KV)
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     token = r // group  # of the span
     row = (first + token) * n_heads + kv_head * group + r % group  # of q and out
@@ -245,6 +254,8 @@ def attend(
         mask = seen[:, None] & d_mask[None, :]
         k = load_row(key_ptr + rows_at, d[None, :], mask, head_dim, KV)
         visible = (s[None, :] <= position[:, None]) & (s[None, :] > position[:, None] - window)
+        if FLOATS:
+            k = k.to(tl.float32)
         scores = dot(q, tl.trans(k))
         if CAPPED:
             scores = soft_cap * (2.0 * tl.sigmoid(2.0 * scores / soft_cap) - 1.0)
@@ -253,6 +264,8 @@ def attend(
         p = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
         shrink = tl.exp2(top - new_top)
         v = load_row(value_ptr + rows_at, d[None, :], mask, head_dim, KV)
+        if FLOATS:
+            v = v.to(tl.float32)
         acc = acc * shrink[:, None] + dot(p, v)
         total = total * shrink + tl.sum(p, axis=1)
         top = new_top

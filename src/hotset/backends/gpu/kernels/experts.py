@@ -18,10 +18,11 @@ LEAST_SUM: tl.constexpr = tl.constexpr(6.1e-5)
 
 @triton.jit
 def select_experts(
-    logit_ptr, bias_ptr, out_ptr, experts, scale, USED: tl.constexpr, GATING: tl.constexpr,
-    NORMALISED: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    logit_ptr, bias_ptr, factor_ptr, out_ptr, experts, scale, USED: tl.constexpr, GATING: tl.constexpr,
+    NORMALISED: tl.constexpr, GROUPS: tl.constexpr, GROUPS_USED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_FACTORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights (T, experts) of logits, by the rule of `hotset.backends.maths.route` without groups.
+    """Weights (T, experts) of logits, by the rule of `hotset.backends.maths.route`, times experts' factors.
 
     GATING: 0 softmax, 1 sigmoid, 2 softmax of the selected. Grid: (T,); BLOCK >= experts.
     """
@@ -39,11 +40,11 @@ def select_experts(
     if HAS_BIAS:
         score += tl.load(bias_ptr + e, mask=mask, other=0.0)
     score = tl.where(mask, score, float("-inf"))
-    chosen = e < 0
-    for _ in tl.static_range(USED):
-        best = e == tl.argmax(score, axis=0)
-        chosen = chosen | best
-        score = tl.where(best, float("-inf"), score)
+    if GROUPS > 1:
+        group = e // (experts // GROUPS)
+        allowed = _best(_of_groups(score, e, group, GROUPS), group, GROUPS_USED)
+        score = tl.where(allowed & mask, score, float("-inf"))
+    chosen = _best(score, e, USED)
     if GATING == 2:
         p = tl.where(chosen, p, float("-inf"))
         p = tl.exp(p - tl.max(p, axis=0))
@@ -51,7 +52,34 @@ def select_experts(
     p = tl.where(chosen, p, 0.0)
     if NORMALISED:
         p /= tl.maximum(tl.sum(p, axis=0), LEAST_SUM)
+    if HAS_FACTORS:
+        p *= tl.load(factor_ptr + e, mask=mask, other=0.0)
     tl.store(out_ptr + at, p * scale, mask=mask)
+
+
+@triton.jit
+def _best(score, of, COUNT: tl.constexpr):
+    """Whether each place is `of` the COUNT that have the best scores; of equal ones, the first."""
+    chosen = of < 0
+    for _ in tl.static_range(COUNT):
+        first = tl.argmax(score, axis=0)
+        best = of == tl.sum(tl.where(tl.arange(0, of.shape[0]) == first, of, 0), axis=0)
+        chosen = chosen | best
+        score = tl.where(best, float("-inf"), score)
+    return chosen
+
+
+@triton.jit
+def _of_groups(score, e, group, GROUPS: tl.constexpr):
+    """For each expert, the sum of its group's two best scores, or of the one that there is."""
+    sums = score
+    for g in tl.static_range(GROUPS):
+        own = tl.where(group == g, score, float("-inf"))
+        rest = tl.where(e == tl.argmax(own, axis=0), float("-inf"), own)
+        second = tl.max(rest, axis=0)
+        second = tl.where(second == float("-inf"), 0.0, second)
+        sums = tl.where(group == g, tl.max(own, axis=0) + second, sums)
+    return sums
 
 
 @triton.jit

@@ -38,7 +38,7 @@ def _turned(x_ptr, c, mask, size, position, frequency_ptr, magnitude, INTERLEAVE
 
 @triton.jit
 def keep_latent(
-    x_ptr, span_ptr, index, frequency_ptr, weight_ptr, rank, rope_dim, magnitude, eps, KV: tl.constexpr,
+    x_ptr, span_ptr, before, frequency_ptr, weight_ptr, rank, rope_dim, magnitude, eps, KV: tl.constexpr,
     INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write rows of x (T, rank + rope_dim) to the caches of their spans: the norm of l, and k turned.
@@ -49,7 +49,7 @@ def keep_latent(
     if tl.program_id(0) >= rows:
         return
     kept = rank + rope_dim
-    key_ptr, _, _ = keys_of(span_ptr, tl.program_id(1), index, 1, kept, KV)
+    key_ptr, _, _ = keys_of(span_ptr, tl.program_id(1), before, KV)
     position = start + tl.program_id(0)
     x_ptr += (first + tl.program_id(0)).to(tl.int64) * kept
     c = tl.arange(0, BLOCK)[None, :]
@@ -120,7 +120,7 @@ def head_products(
 
 @triton.jit
 def attend_latent(
-    q_ptr, turned_ptr, span_ptr, index, out_ptr, top_ptr, sum_ptr, tokens, n_heads, rank, rope_dim, scale,
+    q_ptr, turned_ptr, span_ptr, before, out_ptr, top_ptr, sum_ptr, tokens, n_heads, rank, rope_dim, scale,
     splits, KV: tl.constexpr, BM: tl.constexpr, BS: tl.constexpr, PIECES: tl.constexpr, BL: tl.constexpr,
     BD: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +137,7 @@ def attend_latent(
     if first_token >= rows:
         return
     kept = rank + rope_dim
-    key_ptr, _, _ = keys_of(span_ptr, span, index, 1, kept, KV)
+    key_ptr, _, _ = keys_of(span_ptr, span, before, KV)
     r = tl.program_id(0) * BM + tl.arange(0, BM)
     token = r // n_heads  # of the span
     row = (first * n_heads + r).to(tl.int64)
