@@ -72,6 +72,15 @@ def test_gguf(tmp_path: Path) -> None:
     assert_close(logits(path), run_peer(model))
 
 
+def test_a_key_of_another_family(tmp_path: Path) -> None:
+    """Of Gemma 4's, which has embeddings for each layer: nothing reads it, in either kind of file."""
+    path = exported(laguna(), tmp_path)
+    overrides = {"laguna.embedding_length_per_layer_input": 9}
+    assert open_checkpoint(path, overrides).config.layer_input == 0
+    overrides = {"hidden_size_per_layer_input": 9}
+    assert open_checkpoint(tmp_path, overrides).config.layer_input == 0
+
+
 @pytest.mark.slow
 def test_llama_cpp(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")

@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 from hotset.backends.contract import (
     AttentionSpec,
     DeltaNetSpec,
+    ExpertsSpec,
     FFNSpec,
     HeadSpec,
     LatentSpec,
@@ -31,6 +32,7 @@ from hotset.backends.contract import (
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
+    SharedExpertSpec,
     ShortConvSpec,
     StateShape,
 )
@@ -40,7 +42,9 @@ from hotset.core.batch import Batch
 from hotset.core.config import (
     Activation,
     DeltaNetConfig,
+    ExpertsConfig,
     FFNPlan,
+    Gating,
     MambaConfig,
     NormKind,
     RopeConfig,
@@ -239,6 +243,45 @@ def latent_attention(backend: GpuBackend) -> None:
                 layer.forward(torch.zeros(tokens, D), torch.zeros(tokens, D), view)
 
 
+def mixtures(backend: GpuBackend) -> None:
+    """As Gemma 4 26B's and DeepSeek-V3's, with fewer experts."""
+    count, size = 64, 256
+
+    def stacked(type: TensorType, rows: int, cols: int) -> Linear:
+        return Linear(tensor(type, count, rows, cols))
+
+    for t, activation, plan in (
+        (TensorType.Q4_K, Activation.SILU, None),
+        (TensorType.BF16, Activation.GELU_TANH, None),
+        (TensorType.Q8_0, Activation.RELU, FFNPlan(Way.EXACT)),
+    ):
+        up, down = linear(t, size, D), linear(t, D, size)
+        down_stack = stacked(t, size, D) if plan else stacked(t, D, size)
+        common = ExpertsSpec(
+            norm(D), linear(TensorType.F32, count, D), stacked(t, size, D), stacked(t, size, D), down_stack,
+            activation, ExpertsConfig(count, 8, size), plan=plan,
+        )  # fmt: skip
+        grouped = ExpertsConfig(
+            count, 8, size, size, gating=Gating.SIGMOID, normalised=True, scale=2.5, groups=8, groups_used=4
+        )
+        for spec in (
+            replace(
+                common, router_norm=norm(D), factors=np.ones(count, np.float32), post_norm=norm(D),
+                beside=FFNSpec(norm(D), up, up, down, activation, norm(D)), joined_norm=norm(D),
+            ),
+            replace(
+                common, shape=grouped, selection_bias=np.zeros(count, np.float32),
+                shared=SharedExpertSpec(up, up, down, linear(TensorType.F32, 1, D)),
+            ),
+        ):  # fmt: skip
+            layer = backend.experts(spec)
+            for tokens in (1, 8, 100):
+                x = torch.zeros(tokens, D)
+                weights = layer.select(x)
+                weights.fill_(0.1)
+                layer.add(x, torch.zeros(tokens, D), weights)
+
+
 def main() -> None:
     capability, everything = int(sys.argv[1]), "all" in sys.argv
     launches = _Launches(capability)
@@ -253,6 +296,7 @@ def main() -> None:
         everything_else(backend)
         recurrent_layers(backend)
         latent_attention(backend)
+        mixtures(backend)
     print(f"{len(launches.seen)} launches for compute capability {capability}")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hotset.architectures.row import Architecture
 from hotset.core.config import LayerConfig
 from hotset.core.errors import CheckpointError
 from hotset.core.heads import HeadsConfig
@@ -55,6 +56,11 @@ def from_gguf(keys: Keys, sliding: list[bool], tensors: Mapping[str, Tensor]) ->
         )
         for i in range(layers)
     )
+
+
+def layer_input(keys: Keys, key: str, architecture: Architecture) -> int:
+    """Numbers of a layer's own embedding of a token, in families that have such; otherwise 0."""
+    return keys.integer(key, 0, low=0) if "inp_gate" in architecture.tensors else 0
 
 
 def most_heads(keys: Keys) -> int:

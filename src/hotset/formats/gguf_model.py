@@ -228,7 +228,7 @@ def _sizes(keys: Keys, architecture: Architecture, tensors: Mapping[str, Tensor]
         kinds=kinds,
         own=own,
         beside=bool(architecture.experts and architecture.experts.beside),
-        layer_input=keys.integer("embedding_length_per_layer_input", 0, low=0) if own else 0,
+        layer_input=by_layer.layer_input(keys, "embedding_length_per_layer_input", architecture),
         latent=latent,
     )
     sizes.check_heads(keys, "attention.head_count_kv")

@@ -168,7 +168,7 @@ def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
     for architecture in named:
         if len(named) == 1 or mixture == bool(architecture.experts):
             return architecture
-    known = ", ".join(name for architecture in ARCHITECTURES for name in architecture.model_types)
+    known = ", ".join(dict.fromkeys(name for row in ARCHITECTURES for name in row.model_types))
     raise CheckpointError(f"{path}: model_type: expected one of {known}; found {shown(model_type)}")
 
 
@@ -214,7 +214,7 @@ def _sizes(where: str, keys: Keys, architecture: Architecture, tensors: int) -> 
         kinds=kinds,
         own=own,
         beside=bool(architecture.experts and architecture.experts.beside),
-        layer_input=keys.integer("hidden_size_per_layer_input", 0, low=0) if own else 0,
+        layer_input=by_layer.layer_input(keys, "hidden_size_per_layer_input", architecture),
         latent=latent,
     )
     sizes.check_heads(keys, "num_key_value_heads")
