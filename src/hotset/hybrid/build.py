@@ -79,10 +79,7 @@ def build_hybrid(
         for i, place in enumerate(placement.layers):
             layers.append(builder.layer(i, place))
             done(i + 2)
-        spec = head_spec(checkpoint)
-        head: OnHost[Head] | OnDevice[Head] = (
-            OnDevice(device.backend.head(spec)) if placement.head else OnHost(host.head(spec))
-        )
+        head = _head(checkpoint, device if placement.head else None, host)
         stream = ColdStream(device, builder.cold) if builder.cold else None
     done(n_layers + 2)
     return HybridTransformer(
@@ -97,6 +94,12 @@ def build_hybrid(
         stream_from=stream_from or 0,
         swap_rate=swap_rate,
     )
+
+
+def _head(checkpoint: Checkpoint, device: Device | None, host: CpuBackend) -> OnHost[Head] | OnDevice[Head]:
+    """The head on the device, or on the host where that is None."""
+    spec = head_spec(checkpoint)
+    return OnDevice(device.backend.head(spec)) if device else OnHost(host.head(spec))
 
 
 class _LayerBuilder:

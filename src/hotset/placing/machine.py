@@ -71,7 +71,7 @@ class GpuRates:
     to_host: float = _number("GB/s")
     to_host_contended: float = _number("GB/s")
     handshake_us: float = _number("us")
-    """One task for the processor, and back: input sent, flags raised and seen, output read."""
+    """One task for the processor, and back: input sent and taken, answer sent and taken."""
     vram_bytes: float = _number("bytes")
 
 

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,8 @@ def place(
         kv_number_bytes=KV_TYPES[kv_type],
         sides=sides(host, device),
     )
+    rate = BUS_SHARE * gpu_of(machine).to_device * 1e9
+    build = partial(build_hybrid, checkpoint, device=device, host=host, swap_rate=rate, progress=progress)
     free = device.free_bytes()
     shrunk = None
     if budget > free:
@@ -69,29 +72,24 @@ def place(
     while True:
         plan = planner.plan(budget)
         try:
-            transformer = build_hybrid(
-                checkpoint,
-                plan.placement,
-                device,
-                host,
-                stream_from=plan.stream_from,
-                swap_rate=BUS_SHARE * gpu_of(machine).to_device * 1e9,
-                progress=progress,
-            )
+            transformer = build(placement=plan.placement, stream_from=plan.stream_from)
             transformer.sequence(context, kv_type)  # given back at once: only to see that there is room
-            note = () if shrunk is None else (f"{shrunk}: used {gib(budget)}",)
-            return Placed(transformer, plan, note)
+            return Placed(transformer, plan, (f"{shrunk}: used {gib(budget)}",) if shrunk else ())
         except DeviceMemoryError:
             held = free - device.free_bytes() + plan.working_bytes
         gc.collect()
         fits = int(_SHRINK * min(budget, held, device.free_bytes()))
         if shrunk:
-            raise DeviceMemoryError(
-                f"the {device.name} has no room for {gib(budget)} of weights and KV cache: use --vram "
-                f"{fits >> 20}MiB, or end what else uses its memory"
-            )
+            raise _no_room(device, budget, fits)
         shrunk = f"the {device.name} ran full with {gib(budget)} planned"
         budget = fits
+
+
+def _no_room(device: Device, budget: int, fits: int) -> DeviceMemoryError:
+    return DeviceMemoryError(
+        f"the {device.name} has no room for {gib(budget)} of weights and KV cache: use --vram "
+        f"{fits >> 20}MiB, or end what else uses its memory"
+    )
 
 
 def gib(nbytes: int) -> str:
