@@ -42,7 +42,9 @@ def conversations(model: Any) -> list[NDArray[np.float32]]:
 
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 17))]
+)
 def test_late_streams(seed: int, share: float, parallel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "PIECE_BYTES", 5000)  # several pieces to a layer
     checkpoint = random_checkpoint(
