@@ -2,17 +2,12 @@
 
 import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers.other_levels import RUNNERS, WINE, ZIG, ZIG_ENVIRONMENT
+from helpers.other_levels import WINDOWS, WINE, cross_build
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ziglang") is None, reason="needs ziglang"),
-    pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake"),
-]
+pytestmark = pytest.mark.slow
 
 STARTS = {
     "x86_64-windows-gnu": b"MZ",
@@ -24,20 +19,6 @@ STARTS = {
 LEVELS = {"x86_64": ("x86_64_v2", "avx2", "avx512"), "aarch64": ("neon", "neon_dotprod")}
 
 
-@pytest.fixture(scope="module", params=STARTS)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A target and the folder of its programs."""
-    folder = tmp_path_factory.mktemp(request.param)
-    environment = ZIG_ENVIRONMENT | {"ZIG_TARGET": request.param}
-    toolchain = f"-DCMAKE_TOOLCHAIN_FILE={Path(ZIG).with_name('toolchain.cmake')}"
-    for command in (
-        ["cmake", "-G", "Ninja", "-S", str(RUNNERS), "-B", str(folder), toolchain],
-        ["cmake", "--build", str(folder)],
-    ):
-        subprocess.run(command, check=True, env=environment)
-    return request.param, folder
-
-
 def programs(target: str, folder: Path) -> dict[str, Path]:
     processor, _, system = target.partition("-")
     end = ".exe" if system.startswith("windows") else ""
@@ -45,9 +26,10 @@ def programs(target: str, folder: Path) -> dict[str, Path]:
     return {name: folder / (name + end) for name in ["pool_stress", "host_worker_stress", *kernels]}
 
 
-def test_every_program_is_one_of_its_system(built: tuple[str, Path]) -> None:
-    for path in programs(*built).values():
-        assert path.read_bytes().startswith(STARTS[built[0]]), path
+@pytest.mark.parametrize("target", STARTS)
+def test_every_program_is_one_of_its_system(target: str) -> None:
+    for path in programs(target, cross_build(target)).values():
+        assert path.read_bytes().startswith(STARTS[target]), path
 
 
 @pytest.mark.skipif(shutil.which("wine") is None, reason="needs Wine")
@@ -62,11 +44,8 @@ def test_every_program_is_one_of_its_system(built: tuple[str, Path]) -> None:
     ],
     ids=" ".join,
 )
-def test_threads_under_wine(built: tuple[str, Path], arguments: tuple[str, ...]) -> None:
-    target, folder = built
-    if target != "x86_64-windows-gnu":
-        pytest.skip("Wine here runs x86-64's programs of Windows alone")
+def test_threads_under_wine(arguments: tuple[str, ...]) -> None:
     program, *rest = arguments
-    command = [*WINE, str(programs(target, folder)[program]), *rest]
+    command = [*WINE, str(cross_build(WINDOWS) / f"{program}.exe"), *rest]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stdout + done.stderr

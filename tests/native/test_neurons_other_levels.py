@@ -4,7 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
+from helpers.other_levels import ALL_LEVELS, RUNNERS, SOURCES, build_runner
 from test_linear import dequantise, quantise_activations, random_weights
 
 from hotset.formats.tensor import TensorType
@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 1, 1), (9, 3, 1, 5), (70, 19, 3, 33), (37, 32, 8, 37)]
 """Neurons, blocks of columns, tokens, listed neurons."""
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=ALL_LEVELS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the level's kernels."""
     sources = [SOURCES / "kernels/neurons.cpp", RUNNERS / "neuron_runner.cpp"]

@@ -4,7 +4,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
+from helpers.other_levels import ALL_LEVELS, RUNNERS, SOURCES, build_runner
 from test_linear import dequantise, expected, random_weights
 
 from hotset.backends.codebooks import CODEBOOK_TYPES, entries
@@ -16,7 +16,7 @@ SHAPES = [(1, 1, 2), (5, 3, 1), (37, 9, 19)]
 """Rows, blocks of columns, tokens."""
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=ALL_LEVELS)
 def runner(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command that runs the level's kernels."""
     sources = [SOURCES / "kernels/linear.cpp", RUNNERS / "linear_runner.cpp"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from helpers.other_levels import LEVELS, RUNNERS, SOURCES, build_runner
+from helpers.other_levels import ALL_LEVELS, RUNNERS, SOURCES, build_runner
 from numpy.typing import NDArray
 from test_vector import (  # noqa: F401
     test_activation,
@@ -54,7 +54,7 @@ class Runner:
         self.request("t", [type, tokens, *k.shape[:1], heads, k.shape[1], dim, window], [q, k, v], out)
 
 
-@pytest.fixture(scope="module", params=LEVELS)
+@pytest.fixture(scope="module", params=ALL_LEVELS)
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     names = ("kernels/vector.cpp", "kernels/attention.cpp", "runtime/memory.cpp")
     sources = [*(SOURCES / name for name in names), RUNNERS / "vector_runner.cpp"]
