@@ -220,12 +220,9 @@ void bind_worker(nb::module_& m) {
       .def("attention", &add_mixer<LatentAttention>, "attention"_a, "x"_a, "out"_a)
       .def("ffn", &add_ffn, "ffn"_a, "x"_a, "out"_a, "Add the FFN of x (T, D) to out (T, D).")
       .def("take_chosen", &add_take_chosen, "ffn"_a, "packet"_a, "x"_a, "cutoffs"_a,
-           "Before its work: take x (T, ceil(F / 32) + F) from the device's packet, bits of the neurons that "
-           "it "
-           "chooses at the cut-offs (T,), or their scores where that is NaN; with those of a layer that "
-           "leaves out "
-           "zeros alone, also their activations. The worker writes these, when a "
-           "step begins.")
+           "Before its work: take x (T, ceil(F / 32) + F) from the device's packet. That is bits of the "
+           "neurons that it chooses at the cut-offs (T,), which the worker writes when a step begins, or all "
+           "scores where that is NaN; where a layer leaves out zeros alone, bits and activations.")
       .def("prefetch", &add_prefetch, "ffn"_a, "packet"_a, "x"_a, "cutoffs"_a, "until"_a,
            "Take bits as `take_chosen` does, no scores, and have these neurons fetched into caches until "
            "another packet comes.")

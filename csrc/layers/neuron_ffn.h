@@ -85,8 +85,9 @@ class NeuronFfn {
   // thread that will probably read it; for as long as `enough` does not hold.
   void prefetch(const Batch& batch, const Said& said, const std::function<bool()>& enough) const;
 
-  // Whether scores must be given where neurons are chosen, and whether they are in a batch.
+  // Whether zeros alone are left out.
   bool exact() const { return parts_.way == Way::kExact; }
+  // Whether scores must be given where neurons are chosen, and whether they are in a batch.
   bool needs_scores() const { return parts_.way == Way::kPredictor && parts_.predictor.empty(); }
   bool wants_scores(const Batch& batch) const;
 

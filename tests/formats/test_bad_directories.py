@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.bad_input import JSON, MUTATIONS, assert_runs_or_refuses, fuzz, mutated
+from helpers.bad_input import JSON, MUTATIONS, assert_runs_or_refuses, fuzz, mutated, of_families
 from helpers.changed_values import changed, changes
 from helpers.tiny_families import tiny_families
 from helpers.tiny_mixtures import tiny_mixtures
@@ -37,19 +37,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return build
 
 
-def of_families(everyday: int, thorough: int) -> Any:
-    slow = pytest.mark.slow
-    return pytest.mark.parametrize(
-        "names, examples",
-        [
-            pytest.param(SOME, everyday, id="some"),
-            pytest.param(WITH_EXPERTS, thorough, marks=slow, id="experts"),
-            pytest.param(OTHERS, thorough, marks=slow, id="others"),
-        ],
-    )
+def of_names(everyday: int, thorough: int) -> Any:
+    return of_families("names", (SOME, everyday), experts=(WITH_EXPERTS, thorough), others=(OTHERS, thorough))
 
 
-@of_families(60, 5000)
+@of_names(60, 5000)
 def test_mutated_bytes(names: list[str], examples: int, saved: Saved, tmp_path: Path) -> None:
     def check(case: Any) -> None:
         name, in_config, mutations = case
@@ -61,7 +53,7 @@ def test_mutated_bytes(names: list[str], examples: int, saved: Saved, tmp_path: 
     fuzz(st.tuples(st.sampled_from(names), st.booleans(), MUTATIONS), check, examples)
 
 
-@of_families(60, 5000)
+@of_names(60, 5000)
 def test_odd_values(names: list[str], examples: int, saved: Saved, tmp_path: Path) -> None:
     """Values near those that a model has, or nothing like them, in two places."""
 

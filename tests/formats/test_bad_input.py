@@ -12,7 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.bad_input import JSON, MUTATION, MUTATIONS, NUMBERS, WEIRD, assert_runs_or_refuses, fuzz, mutated
+from helpers.bad_input import (
+    JSON,
+    MUTATION,
+    MUTATIONS,
+    NUMBERS,
+    WEIRD,
+    assert_runs_or_refuses,
+    fuzz,
+    mutated,
+    of_families,
+)
 from helpers.gguf_bytes import by_neuron, lacks, shape_of, split, tiny_model
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -32,16 +42,10 @@ def examples(everyday: int, thorough: int) -> Any:
     return pytest.mark.parametrize("examples", [everyday, pytest.param(thorough, marks=pytest.mark.slow)])
 
 
-def of_families(everyday: int, thorough: int) -> Any:
+def of_rows(everyday: int, thorough: int) -> Any:
     """So many cases of all rows of the table, or of each of two parts of it."""
-    slow = pytest.mark.slow
-    return pytest.mark.parametrize(
-        "rows, examples",
-        [
-            pytest.param(ARCHITECTURES, everyday, id="all"),
-            pytest.param(WITH_EXPERTS, thorough, marks=slow, id="experts"),
-            pytest.param(OTHERS, thorough, marks=slow, id="others"),
-        ],
+    return of_families(
+        "rows", (ARCHITECTURES, everyday), experts=(WITH_EXPERTS, thorough), others=(OTHERS, thorough)
     )
 
 
@@ -80,7 +84,7 @@ IN_DIRECTORIES = [
 DIRECTORIES = st.sampled_from(IN_DIRECTORIES)
 
 
-@of_families(200, 5000)
+@of_rows(200, 5000)
 def test_mutated_gguf_bytes(rows: Sequence[Architecture], examples: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
 
@@ -92,7 +96,7 @@ def test_mutated_gguf_bytes(rows: Sequence[Architecture], examples: int, tmp_pat
     fuzz(st.tuples(files(rows), MUTATIONS), check, examples)
 
 
-@of_families(200, 5000)
+@of_rows(200, 5000)
 def test_weird_gguf_values(rows: Sequence[Architecture], examples: int, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import gguf  # noqa: F401 - not to be counted when an error message needs it
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,12 @@ from hotset.model.build import build_transformer
 MOST_BYTES = 2 << 20  # a thousand times the files
 MOST_SECONDS = 2.0
 CPU = CpuBackend(1)
+
+
+def of_families(argument: str, everyday: tuple[Any, int], **thorough: tuple[Any, int]) -> Any:
+    """Parameters `argument` and `examples`: so many cases every day, others by name in the slow run."""
+    slow = [pytest.param(*case, marks=pytest.mark.slow, id=name) for name, case in thorough.items()]
+    return pytest.mark.parametrize(f"{argument}, examples", [pytest.param(*everyday, id="everyday"), *slow])
 
 
 def assert_runs_or_refuses(path: Path, overrides: Overrides | None = None) -> None:

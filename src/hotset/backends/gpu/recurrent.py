@@ -4,6 +4,7 @@ A prompt's rows are walked one after the other, inside one kernel, by programs t
 one head's sums in registers.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ _COLUMNS = 8
 """Of a head's sums for a program, which is one warp: so no number of a walk moves between warps."""
 
 
-class _GpuRecurrent:
+class _GpuRecurrent(ABC):
     """What such layers share: projections of the normed input, the convolution, and the output's product."""
 
     def __init__(
@@ -49,9 +50,9 @@ class _GpuRecurrent:
             self._mix(projected, y, block)
             self.output.times(y, out[block.rows], add=True)
 
+    @abstractmethod
     def _mix(self, projected: Any, y: Any, block: Block) -> None:
         """Write what the output reads (T, values)."""
-        raise NotImplementedError
 
     def _convolve(self, x: Any, out: Any, block: Block, *, gated: bool = False, bias: Any = None) -> None:
         """See the kernel; x begins at the columns that it takes."""
