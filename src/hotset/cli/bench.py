@@ -15,6 +15,8 @@ from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.formats.checkpoint import Checkpoint
+    from hotset.measure.speed import Speed
+    from hotset.serve.loaded import Model
 
 _MOST_SEQUENCES = 64
 
@@ -144,7 +146,7 @@ def _speed(
     counts: list[int],
     as_json: bool,
 ) -> None:
-    from hotset.cli.console import notes, progress, size, table
+    from hotset.cli.console import notes, progress, table
     from hotset.measure.parallel import CONTEXT_TOKENS, measure_parallel
     from hotset.measure.speed import Sizes, measure
     from hotset.serve.load import load_model
@@ -164,25 +166,47 @@ def _speed(
     if counts:
         with progress("Measuring several sequences") as measuring:
             parallel = measure_parallel(loaded, counts, sizes, progress=measuring)
-    backend = loaded.backend
     if as_json:
-        machine: dict[str, Any] = {
-            "model": str(loaded.path),
-            "threads": backend.threads,
-            "level": backend.level,
-        }
-        if loaded.config.mixture:
-            machine["experts"] = dataclasses.asdict(backend.packed_experts)
         together = {"parallel": [dataclasses.asdict(point) for point in parallel]} if counts else {}
-        print(json.dumps(machine | dataclasses.asdict(speed) | together, indent=2))
+        print(json.dumps(_machine(loaded) | dataclasses.asdict(speed) | together, indent=2))
         return
+    table(_speed_rows(loaded, speed))
+    if parallel:
+        rows = [
+            (
+                str(point.sequences),
+                f"{point.tokens_per_second:.1f}",
+                f"{point.gap_p50_ms:.1f}",
+                f"{point.gap_max_ms:.1f}",
+            )
+            for point in parallel
+        ]
+        table(rows, header=("sequences", "tokens/s", "gap, median ms", "gap, longest ms"))
+
+
+def _machine(loaded: "Model") -> dict[str, Any]:
+    backend = loaded.backend
+    values: dict[str, Any] = {
+        "model": str(loaded.path),
+        "threads": backend.threads,
+        "level": backend.level,
+    }
+    if loaded.config.mixture:
+        values["experts"] = dataclasses.asdict(backend.packed_experts)
+    return values
+
+
+def _speed_rows(loaded: "Model", speed: "Speed") -> list[tuple[str, str]]:
+    from hotset.cli.console import size
+
+    backend = loaded.backend
     rows = [("model", loaded.path.name), ("threads, kernels", f"{backend.threads}, {backend.level}")]
-    if speed.prefill_tokens_per_second is not None:
-        rate = f"{speed.prefill_tokens_per_second:.1f} tokens/s"
-        rows.append((f"prefill, {speed.prefill_tokens} tokens", rate))
-    if speed.decode_tokens_per_second is not None:
-        rate = f"{speed.decode_tokens_per_second:.1f} tokens/s"
-        rows.append((f"decode, {speed.decode_tokens} tokens", rate))
+    for name, tokens, rate in (
+        ("prefill", speed.prefill_tokens, speed.prefill_tokens_per_second),
+        ("decode", speed.decode_tokens, speed.decode_tokens_per_second),
+    ):
+        if rate is not None:
+            rows.append((f"{name}, {tokens} tokens", f"{rate:.1f} tokens/s"))
     if speed.density is not None:
         rows.append(("neurons computed", f"{speed.density:.1%}"))
     if loaded.config.mixture:
@@ -191,26 +215,13 @@ def _speed(
         rows.append(("experts packed, given back so far", f"{packed.packs}, {packed.evictions}"))
     if loaded.plan:  # two memories, neither of which is read alone
         rows.append(("predicted decode", f"{loaded.plan.tokens_per_second:.1f} tokens/s"))
-    else:
-        if speed.decode_gb_per_second is not None:
-            rows.append(("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"))
-        rows.append(("memory bandwidth, the most seen", f"{speed.memory_gb_per_second:.1f} GB/s"))
-        if speed.memory_share is not None:
-            rows.append(("share of the bandwidth", f"{speed.memory_share:.0%}"))
-    table(rows)
-    if parallel:
-        table(
-            [
-                (
-                    str(point.sequences),
-                    f"{point.tokens_per_second:.1f}",
-                    f"{point.gap_p50_ms:.1f}",
-                    f"{point.gap_max_ms:.1f}",
-                )
-                for point in parallel
-            ],
-            header=("sequences", "tokens/s", "gap, median ms", "gap, longest ms"),
-        )
+        return rows
+    if speed.decode_gb_per_second is not None:
+        rows.append(("decode reads weights at", f"{speed.decode_gb_per_second:.1f} GB/s"))
+    rows.append(("memory bandwidth, the most seen", f"{speed.memory_gb_per_second:.1f} GB/s"))
+    if speed.memory_share is not None:
+        rows.append(("share of the bandwidth", f"{speed.memory_share:.0%}"))
+    return rows
 
 
 def _zones(
