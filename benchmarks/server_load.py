@@ -87,7 +87,8 @@ def ours(model: str | None, threads: int, parallel: int, context: int, *more: st
 def peers(program: Path, model: str, threads: int, parallel: int, context: int) -> list[str]:
     """The command of llama.cpp's server with the same room for each request; it divides its context."""
     room = ["-np", str(parallel), "-c", str(parallel * context), "-t", str(threads), "-tb", str(threads)]
-    return [str(program), "-m", model, "--port", "{port}", "--no-webui", *room]
+    # Its prompts' cache may grow to 8 GiB, more than the machine has for both servers.
+    return [str(program), "-m", model, "--port", "{port}", "--no-webui", "--cache-ram", "0", *room]
 
 
 def resident(pid: int) -> float:
