@@ -87,15 +87,33 @@ def _terminal_reader(commands: Sequence[str]) -> Read:
     )
 
     def read(prompt: str) -> str:
+        put_back = _mode_keeper()
         try:
             # In colour, for the last space of a prompt without one is not written but stepped over.
             return session.prompt([("ansicyan", prompt)])
         except SystemExit:  # of a signal: the editor has not put the terminal back
             session.output.disable_bracketed_paste()
             session.output.flush()
+            put_back()
             raise
 
     return read
+
+
+def _mode_keeper() -> Callable[[], None]:
+    """What puts the terminal back into the mode that it is in now; on Windows, nothing."""
+    if sys.platform == "win32":
+        return lambda: None
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    mode = termios.tcgetattr(descriptor)
+
+    def put_back() -> None:
+        with suppress(termios.error):  # a terminal that has gone
+            termios.tcsetattr(descriptor, termios.TCSANOW, mode)
+
+    return put_back
 
 
 def _history() -> "History":
