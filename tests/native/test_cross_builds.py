@@ -47,5 +47,5 @@ def test_every_program_is_one_of_its_system(target: str) -> None:
 def test_threads_under_wine(arguments: tuple[str, ...]) -> None:
     program, *rest = arguments
     command = [*WINE, str(cross_build(WINDOWS) / f"{program}.exe"), *rest]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stdout + done.stderr

@@ -36,3 +36,8 @@ def save(figure: Any, path: Path) -> None:
     """Write a figure of matplotlib's, whole or not at all, in the format that the name says."""
     with written(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:].lower() or "png")
+
+
+def headline(axes: Any, text: str) -> None:
+    """Write what a picture shows above its axes."""
+    axes.set_title(text, loc="left", fontweight="bold", pad=10)

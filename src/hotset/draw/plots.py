@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hotset.draw.picture import check_drawing, save
+from hotset.draw.picture import check_drawing, headline, save
 from hotset.measure.sweep import SweepPoint
 from hotset.measure.trace import TracePoint
 from hotset.placing.planner import Plan, Planner
@@ -36,7 +36,8 @@ def plot_sweep(points: Sequence[SweepPoint], title: str, path: Path) -> None:
         color=_MEASURED,
         label="measured",
     )
-    axis.set(xlabel="neurons computed, %", ylabel="decoded tokens/s", title=title, ylim=(0, None))
+    axis.set(xlabel="neurons computed, %", ylabel="decoded tokens/s", ylim=(0, None))
+    headline(axis, title)
     axis.legend(frameon=False)
     save(figure, path)
 
@@ -46,7 +47,8 @@ def plot_trace(points: Sequence[TracePoint], title: str, path: Path) -> None:
     figure, axes = _figure(3)
     tokens = [point.tokens for point in points]
     axes[0].plot(tokens, [100 * point.density for point in points], color=_MEASURED)
-    axes[0].set(ylabel="density, %", title=title)
+    axes[0].set(ylabel="density, %")
+    headline(axes[0], title)
     axes[1].plot(tokens, [100 * point.kept for point in points], color=_THIRD)
     axes[1].set(ylabel="activation kept, %")
     cutoffs = np.array([point.cutoffs for point in points])
@@ -79,7 +81,8 @@ def plot_plan(planner: Planner, plan: Plan, title: str, path: Path) -> None:
         if heights.any():
             bars.bar(layers, heights, bottom=bottom, color=color, width=0.85, label=label)
         bottom += heights
-    bars.set(xlabel="layer", ylabel="MB", title=title, xlim=(-0.6, len(layers) - 0.4), ylim=(0, None))
+    bars.set(xlabel="layer", ylabel="MB", xlim=(-0.6, len(layers) - 0.4), ylim=(0, None))
+    headline(bars, title)
     bars.grid(visible=False, axis="x")
     bars.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.42), fontsize=8)
 

@@ -17,7 +17,7 @@ from hotset.activations.summary import PART, TOP, LayerSummary, cumulated, summa
 from hotset.backends.contract import F32
 from hotset.core.errors import HotsetError
 from hotset.draw.page import document, figure, table
-from hotset.draw.picture import check_drawing, is_picture
+from hotset.draw.picture import check_drawing, headline, is_picture
 from hotset.formats.output import check_output, written
 
 PAGE = "index.html"
@@ -135,7 +135,7 @@ def _power_law(profile: ActivationProfile, layers: Sequence[LayerSummary]) -> An
         xlim=(0, 100),
         ylim=(0, 100.5),
     )
-    _title(axes, "Activations that the hottest neurons make")
+    headline(axes, "Activations that the hottest neurons make")
     axes.grid(color="0.92")
     figure.colorbar(scale, ax=axes, label="layer", pad=0.02, ticks=_layer_ticks(len(layers)))
     return figure
@@ -162,7 +162,7 @@ def _heat(profile: ActivationProfile, layers: Sequence[LayerSummary]) -> Any:
         color="white",
         linewidth=1.5,
     )
-    _title(axes, "How often neurons fire, layer by layer")
+    headline(axes, "How often neurons fire, layer by layer")
     axes.set(
         xlabel="neurons of the layer, hottest first (%)",
         ylabel="layer",
@@ -194,7 +194,7 @@ def _agreement(halves: F32, layers: Sequence[LayerSummary]) -> Any:
         ylim=(0, 100),
         aspect="equal",
     )
-    _title(left, "Each neuron in the two halves of the text")
+    headline(left, "Each neuron in the two halves of the text")
     figure.colorbar(cells, ax=left, label="neurons", pad=0.02, shrink=0.85)
     for name, label, colour, marker in (
         ("correlation", "correlation of frequencies", _BLUE, "o"),
@@ -211,7 +211,7 @@ def _agreement(halves: F32, layers: Sequence[LayerSummary]) -> Any:
         ylim=(np.floor(bottom * 10) / 10 - 0.02, 1.02),
         xticks=_layer_ticks(len(layers)),
     )
-    _title(right, "Agreement of the halves, by layer")
+    headline(right, "Agreement of the halves, by layer")
     right.grid(color="0.92")
     right.legend(loc="lower right", framealpha=0.9)
     return figure
@@ -230,7 +230,7 @@ def _density(layers: Sequence[LayerSummary]) -> Any:
         ylim=(0, min(100.0, max([*densities, 1.0]) * 1.25)),
         xticks=_layer_ticks(len(layers)),
     )
-    _title(axes, "Neurons that fire for a token")
+    headline(axes, "Neurons that fire for a token")
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
     axes.legend(loc="upper right", framealpha=0.9)
@@ -247,10 +247,6 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     for part in np.ravel(axes):
         part.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, loc="left", fontweight="bold", pad=10)
 
 
 def _depths(n_layers: int) -> tuple[Any, Any]:
