@@ -32,7 +32,8 @@ struct Chosen {
   const float* factors;
   bool magnitude;
   const float* cutoffs;
-  bool everything;  // add up zeros too
+  const uint64_t* looked_at;  // of each row: of each 64 neurons, those that are chosen whatever their score
+  bool everything;            // add up zeros too
 
   // Values known for all neurons (rows x neurons): the activation of gate, or the neurons' values themselves.
   // Null where `first` has to be multiplied.
@@ -48,10 +49,11 @@ struct Chosen {
 
   // The bits of n <= 64 neurons from `first` on, a multiple of 64, that a row has chosen.
   uint64_t chosen(const NeuronKernels& kernels, int64_t row, int64_t first, int64_t n) const {
-    if (bits) return bits[row * ceil_div(neurons, 64) + first / 64];
-    if (!scores) return ~uint64_t{0} >> (64 - n);
-    return kernels.select(scores + row * neurons + first, factors ? factors + first : nullptr, magnitude, n,
-                          cutoffs[row]);
+    const uint64_t all = ~uint64_t{0} >> (64 - n), looked = looked_at ? looked_at[row] & all : 0;
+    if (bits) return bits[row * ceil_div(neurons, 64) + first / 64] | looked;
+    if (!scores) return all;
+    return looked | kernels.select(scores + row * neurons + first, factors ? factors + first : nullptr,
+                                   magnitude, n, cutoffs[row]);
   }
 
   // Some rows' part.
@@ -63,6 +65,7 @@ struct Chosen {
       rows_of.scores += row * neurons;
       rows_of.cutoffs += row;
     }
+    if (looked_at) rows_of.looked_at += row;
     if (known) rows_of.known += row * neurons;
     if (x.packed) rows_of.x.packed += row * x.bytes;
     if (values) rows_of.values += row * neurons;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 namespace hotset {
@@ -38,13 +37,13 @@ float Cutoff::value() {
     const auto age = static_cast<double>(audits_.back().position - recent[i].position);
     total += weights[i] = std::exp2(-age / kHalfLife);
     low = std::min<double>(low, recent[i].scores[0]);
-    high = std::max<double>(high, recent[i].scores[kLevels - 1]);
+    high = std::max<double>(high, recent[i].scores[Shown::kLevels - 1]);
   }
   for (int step = 0; step < kHalvings; ++step) {
     const double middle = (low + high) / 2;
     double lost = 0;
     for (size_t i = 0; i < n; ++i) {
-      lost += weights[i] * interpolated(middle, recent[i].scores.data(), kLevels);
+      lost += weights[i] * interpolated(middle, recent[i].scores.data(), Shown::kLevels);
     }
     (lost > total ? high : low) = middle;
   }
@@ -58,47 +57,51 @@ bool Cutoff::due(int64_t position, bool lossless) const {
   return (position + 7 * plan_.layer) % (audits_.empty() ? kFirstGap : audits_.back().gap) == 0;
 }
 
-double Cutoff::learn(int64_t position, const float* scores, const float* h, int64_t neurons, bool lossless) {
+Shown Cutoff::look(const float* scores, const float* h, int64_t neurons, float cutoff, float may_be_lost) {
   std::vector<std::pair<float, float>> fired;  // scores and shares
   double total = 0, lost = 0;
-  const float cutoff = lossless ? -std::numeric_limits<float>::infinity() : value();
-  const float may_be_lost = 1 - plan_.kept;
   for (int64_t j = 0; j < neurons; ++j) {
     if (h[j] == 0) continue;
-    const float share = std::abs(h[j]);
+    const bool chosen = !(scores[j] < cutoff);
+    const float share = std::abs(h[j]) * (chosen ? 1 : kQuarters);
     fired.emplace_back(scores[j], share);
     total += share;
-    if (scores[j] < cutoff) lost += share;
+    if (!chosen) lost += share;
   }
-  if (!(total > 0)) return 1;
-  const double kept = 1 - lost / total;
-  Audit audit = {position, {}, kFirstGap, 0};
+  if (!(total > 0)) return {};
+  Shown shown = {true, 1 - lost / total, {}};
+  // The lowest scores one after the other; few are needed.
+  const auto higher = [](const auto& a, const auto& b) { return a.first > b.first; };
+  std::make_heap(fired.begin(), fired.end(), higher);
+  int level = 0;
+  float score = 0;
+  for (lost = 0; level < Shown::kLevels && !fired.empty(); fired.pop_back()) {
+    std::pop_heap(fired.begin(), fired.end(), higher);
+    score = fired.back().first;
+    lost += fired.back().second;
+    for (; level < Shown::kLevels && lost > kLevelsOf[level] * may_be_lost * total; ++level) {
+      shown.scores[level] = score;
+    }
+  }
+  for (; level < Shown::kLevels; ++level) shown.scores[level] = score;
+  return shown;
+}
+
+double Cutoff::learn(int64_t position, const Shown& shown, bool lossless) {
+  if (!shown.fired) return 1;
+  Audit audit = {position, shown.scores, kFirstGap, 0};
   if (!lossless) {
     if (!audits_.empty()) audit.gap = audits_.back().gap, audit.calm = audits_.back().calm;
-    if (1 - kept > kSurprise * may_be_lost) {
+    if (1 - shown.kept > kSurprise * (1 - plan_.kept)) {
       audit.gap = std::max(kLeastGap, audit.gap / 2);
       audit.calm = 0;
     } else if (++audit.calm % kCalm == 0) {
       audit.gap = std::min(kMostGap, 2 * audit.gap);
     }
   }
-  // The lowest scores one after the other; few are needed.
-  const auto higher = [](const auto& a, const auto& b) { return a.first > b.first; };
-  std::make_heap(fired.begin(), fired.end(), higher);
-  int level = 0;
-  float score = 0;
-  for (lost = 0; level < kLevels && !fired.empty(); fired.pop_back()) {
-    std::pop_heap(fired.begin(), fired.end(), higher);
-    score = fired.back().first;
-    lost += fired.back().second;
-    for (; level < kLevels && lost > kLevelsOf[level] * may_be_lost * total; ++level) {
-      audit.scores[level] = score;
-    }
-  }
-  for (; level < kLevels; ++level) audit.scores[level] = score;
   audits_.push_back(audit);
   stale_ = true;
-  return kept;
+  return shown.kept;
 }
 
 void Cutoff::rewind(int64_t length) {

@@ -15,6 +15,16 @@ struct CutoffPlan {
   int64_t layer = 0;
 };
 
+// What a row shows of a cut-off: how much of its activation reaches it, and the scores at which, as cut-offs,
+// the row would lose certain shares. Where nothing has fired, it shows nothing.
+struct Shown {
+  static constexpr int kLevels = 7;
+
+  bool fired = false;
+  double kept = 1;
+  std::array<float, kLevels> scores{};
+};
+
 class Cutoff {
  public:
   explicit Cutoff(CutoffPlan plan = {}) : plan_(plan), value_(plan.start) {}
@@ -33,19 +43,27 @@ class Cutoff {
   // Whether the row at this position is audited: one whose neurons are chosen, or one of a lossless span.
   bool due(int64_t position, bool lossless) const;
 
-  // An audit: all neurons' scores and values for the row at `position`. Returns the share of the activation
-  // that the cut-off has kept: in a lossless span, all.
-  double learn(int64_t position, const float* scores, const float* h, int64_t neurons, bool lossless);
+  // Of each 64 neurons, the bits of those that the next audit computes besides the chosen ones.
+  uint64_t looked_at() const { return uint64_t{0xffff} << 16 * (audits_.size() % kQuarters); }
+
+  // What an audited row shows, of its neurons' scores and of the values that were computed, others being
+  // zero. All were, unless `cutoff` is a number: then all those whose score reaches it, and a quarter of the
+  // others.
+  static Shown look(const float* scores, const float* h, int64_t neurons, float cutoff, float may_be_lost);
+
+  // An audit of the row at `position`. Returns the share of the activation that the cut-off has kept: in a
+  // lossless span, all.
+  double learn(int64_t position, const Shown& shown, bool lossless);
 
   // Forgets what positions from `length` on have shown.
   void rewind(int64_t length);
 
  private:
-  static constexpr int kLevels = 7;
+  static constexpr int kQuarters = 4;
 
   struct Audit {
     int64_t position;
-    std::array<float, kLevels> scores;
+    std::array<float, Shown::kLevels> scores;
     int32_t gap, calm;
   };
 

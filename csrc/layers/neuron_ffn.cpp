@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 
 namespace hotset {
 namespace {
@@ -22,6 +23,23 @@ float* gather(Session& session, const float* from, const int64_t* rows, int64_t 
   for (int64_t i = 0; i < n; ++i) std::copy_n(from + rows[i] * cols, cols, to + i * cols);
   return to;
 }
+
+// What rows show whose neurons are all computed.
+struct LookJob {
+  const float* scores;         // (rows x neurons)
+  const float* const* values;  // of each row
+  int64_t neurons;
+  const float* may_be_lost;  // by each row
+  Shown* shown;
+
+  static size_t scratch_bytes() { return sizeof(Shown); }
+
+  void compute(int64_t row, void* scratch) const {
+    constexpr float kAll = -std::numeric_limits<float>::infinity();
+    new (scratch) Shown(Cutoff::look(scores + row * neurons, values[row], neurons, kAll, may_be_lost[row]));
+  }
+  void commit(int64_t row, void* scratch) const { shown[row] = *static_cast<const Shown*>(scratch); }
+};
 
 }  // namespace
 
@@ -181,10 +199,15 @@ void NeuronFfn::add_lossless(Session& session, const float* x, float* out, int64
     scores = predict(session, pack_input(session, gather(session, x, of, n_due, hidden()), n_due));
   }
   const float* h = add_all_neurons(session, x, out, rows);
+  auto* shown = session.allocate<Shown>(n_due);
+  auto* values = session.allocate<const float*>(n_due);
+  auto* may_be_lost = session.allocate<float>(n_due);
   for (int64_t i = 0; i < n_due; ++i) {
-    due[i].chooser->cutoff.learn(due[i].position, scores + i * neurons(), h + due[i].row * neurons(),
-                                 neurons(), true);
+    values[i] = h + due[i].row * neurons();
+    may_be_lost[i] = 1 - due[i].chooser->cutoff.plan().kept;
   }
+  session.run(n_due, LookJob{scores, values, neurons(), may_be_lost, shown});
+  for (int64_t i = 0; i < n_due; ++i) due[i].chooser->cutoff.learn(due[i].position, shown[i], true);
 }
 
 // Returns their values (rows x neurons).
@@ -266,9 +289,10 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
     chosen.factors = parts_.factors.empty() ? nullptr : parts_.factors.data();
     chosen.magnitude = !predicted;
   }
-  // An audited row computes all its neurons. What it shows counts from its sequence's next row on, so that
-  // the rows up to it are computed first.
+  // What an audited row shows counts from its sequence's next row on, so that the rows up to it are computed
+  // first.
   auto* cutoffs = session.allocate<float>(rows);
+  auto* looked_at = session.allocate<uint64_t>(rows);
   chosen.cutoffs = cutoffs;
   for (int64_t start = 0, end = 0; start < rows; start = end) {
     bool audited = false, any_audited = false;
@@ -276,7 +300,8 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       Cutoff& cutoff = of[end].chooser->cutoff;
       audited = predicted && cutoff.due(of[end].position, false);
       any_audited |= audited;
-      cutoffs[end] = audited ? -std::numeric_limits<float>::infinity() : exact() ? kNotZero : cutoff.value();
+      looked_at[end] = audited ? cutoff.looked_at() : 0;
+      cutoffs[end] = exact() ? kNotZero : cutoff.value();
       if (told) {
         take(said, of[end].row, cutoffs[end], bits + end * words, known ? known + end * neurons() : nullptr);
       }
@@ -284,6 +309,7 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
     } while (end < rows && !(audited && of[end].chooser == of[end - 1].chooser));
     Chosen part = chosen.part(start, end - start);
     if (any_audited) {
+      part.looked_at = looked_at + start;
       part.values = session.allocate<float>(part.rows * neurons());
       std::fill_n(part.values, part.rows * neurons(), 0.0f);
     }
@@ -302,8 +328,10 @@ void NeuronFfn::add_chosen_neurons(Session& session, const float* x, float* out,
       if (!predicted || !chooser.cutoff.due(of[t].position, false)) continue;
       ++chooser.audits;
       const float* scores = told ? said.scores(of[t].row) : chosen.scores + t * neurons();
-      chooser.kept += chooser.cutoff.learn(of[t].position, scores, part.values + (t - start) * neurons(),
-                                           neurons(), false);
+      const float* h = part.values + (t - start) * neurons();
+      const float may_be_lost = 1 - chooser.cutoff.plan().kept;
+      const Shown shown = Cutoff::look(scores, h, neurons(), cutoffs[t], may_be_lost);
+      chooser.kept += chooser.cutoff.learn(of[t].position, shown, false);
     }
   }
 }

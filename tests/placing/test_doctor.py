@@ -29,7 +29,7 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = doctor.this_machine(progress=lambda done, total: steps.append((done, total)))
     assert steps == [(i, len(steps)) for i in range(1, len(steps) + 1)]
     assert first.gpu is None
-    assert first.cpu.parts == max(8, 4 * physical_cores())
+    assert first.cpu.parts == max(16, 4 * physical_cores())
     assert first.sources["cpu.parts"] == f"measured: of {physical_cores()} cores"
     assert first.cpu.stream_contended == first.cpu.stream
     assert "no GPU" in first.sources["cpu.stream_contended"]

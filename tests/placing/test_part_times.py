@@ -44,7 +44,7 @@ def test_an_ffns_time_depends_on_what_is_hot_and_what_the_host_computes() -> Non
 
 
 def test_audits_are_part_of_a_plan() -> None:
-    """Of a ReGLU neuron that does not fire, an audit reads one of three rows."""
+    """Of a quarter of the ReGLU neurons that do not fire, an audit reads one of three rows."""
     ms = []
     for kept in (0.0, 0.95):
         plan = FFNPlan(Way.PREDICTOR, Score.LOW_RANK, 0.0, kept)
@@ -55,7 +55,7 @@ def test_audits_are_part_of_a_plan() -> None:
         profile = replace(machine(), times={BOTH: {name: time}})
         planner = Planner(model, profile, context=128, prompt=50)
         ms.append(planner.predicted(Placement((LayerPlacement(False, 0),), False)).times.ffn)
-    fires, audited = 64, 64 + 192 / 3
+    fires, audited = 64, 64 + 192 / 4 / 3
     assert ms[0] == pytest.approx((10 + 4 * fires) / 1e3)
     assert ms[1] - ms[0] == pytest.approx(4 * (audited - fires) / 64 / 1e3)
 

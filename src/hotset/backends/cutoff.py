@@ -1,7 +1,8 @@
 """Where a predictor cuts off in one layer of one sequence, and how audits move it: the definition.
 
-An *audit* looks at one token in one layer: all neurons are computed there, so that what the predictor would
-have left out is known. Of a token whose neurons add ``|h_j|``, a cut-off loses the share that lies in neurons
+An *audit* looks at one token in one layer: more neurons are computed there, so that what the predictor would
+have left out is known. In a prompt these are all; in an answer the chosen ones and, in turn, a quarter of the
+others, which count four times. Of a token whose neurons add ``|h_j|``, a cut-off loses the share that lies in neurons
 of lower scores; the cut-off is where the sequence's recent audits lose ``1 - kept`` on average. The native
 core does the same (csrc/layers/cutoff.h); backends differ by rounding.
 
@@ -30,6 +31,8 @@ SURPRISE = 3.0
 """An audit that loses so many times what may be lost halves the gap,"""
 CALM = 3
 """and so many in a row that do not double it."""
+QUARTERS, RUN = 4, 16
+"""An answer's audits look at so many neighbours in each `QUARTERS` times as many, besides the chosen neurons."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +97,25 @@ class Cutoff:
         gap = self.audits[-1].gap if self.audits else FIRST_GAP
         return (position + 7 * self.layer) % gap == 0
 
+    def looked_at(self, neurons: int) -> NDArray[np.bool_]:
+        """(F,): those that the next audit computes besides the chosen ones."""
+        return np.arange(neurons) // RUN % QUARTERS == len(self.audits) % QUARTERS
+
     def learn(self, position: int, scores: F32, h: F32, lossless: bool) -> float:
         """An audit: all neurons' scores (F,) and values (F,) for the token at `position`.
 
-        Returns the share of the activation that the cut-off has kept: in a prompt, all.
+        In an answer only values of chosen neurons and of those `looked_at` are read. Returns the share of the
+        activation that the cut-off has kept: in a prompt, all.
         """
         share = np.abs(h).astype(np.float64)
+        chosen = np.full(h.shape, lossless) | (scores >= np.float32(self.value))
+        share[~chosen] *= QUARTERS * self.looked_at(len(h))[~chosen]
         total = float(share.sum())
         if total <= 0:
             return 1.0
         kept, gap, calm = 1.0, FIRST_GAP, 0
         if not lossless:
-            kept = float(share[scores >= np.float32(self.value)].sum()) / total
+            kept = float(share[chosen].sum()) / total
             gap, calm = (self.audits[-1].gap, self.audits[-1].calm) if self.audits else (FIRST_GAP, 0)
             if 1 - kept > SURPRISE * (1 - self.kept):
                 gap, calm = max(LEAST_GAP, gap // 2), 0

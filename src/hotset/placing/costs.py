@@ -13,7 +13,7 @@ are of one token decoded after `filled` others. Where the machine's profile has 
 - where both sides work, both do at their contended rates until one is done;
 - of a mixture's experts, on either side, those that the router selects are read, each at the streaming
   bandwidth, as they are megabytes long;
-- where a predictor's cut-off is audited, one token in 64 computes all cold neurons;
+- where a predictor's cut-off is audited, one token in 64 computes a quarter of the other cold neurons;
 - a recurrent layer reads and writes its state;
 - a hand-shake is paid where a layer is split, and where attention lies across from a part of its FFN.
 
@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.backends.cutoff import QUARTERS
 from hotset.core.errors import HotsetError
 from hotset.placing.machine import GpuRates, MachineProfile
 from hotset.placing.part_times import TimedParts, ffn_us
@@ -134,7 +135,7 @@ def layer_options(
         gain = _ffn_ms(ffn, machine, hot, computed, device_bytes, np.zeros_like(gates)) - by_rates
         return np.maximum(ffn_us(times[ffn.name], ffn.size, hot, computed) / 1e3 - gain, 0.0)
 
-    idle = ffn.size - hot - fires  # of which an audit reads a part
+    idle = (ffn.size - hot - fires) / QUARTERS  # that an audit computes, of which it reads a part
     both = (1 - ffn.audited) * ffn_ms(fires) + ffn.audited * ffn_ms(fires + ffn.first * idle)
     attention = _mixer_ms(layer, machine, filled, times)
     attention *= layer.attention_bytes > 0  # else there is none

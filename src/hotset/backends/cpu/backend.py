@@ -70,8 +70,8 @@ def cache_bytes() -> int:
 
 
 def machine_parts() -> int:
-    """Sums that a sparse layer's neurons are added up in at most: four to a core of this machine, or 8."""
-    return min(max(8, 4 * physical_cores()), MAX_PARTS)
+    """Sums that a sparse layer's neurons are added up in at most: four to a core of this machine, or 16."""
+    return min(max(16, 4 * physical_cores()), MAX_PARTS)
 
 
 class CpuBackend(Packing):

@@ -85,15 +85,14 @@ class ReferenceNeuronFFN:
         spec, place = self.spec, chooser.place
         audited = spec.plan.way is Way.PREDICTOR and place.due(position, lossless)
         cutoff = place.value
+        looked_at = place.looked_at(h.shape[-1]) if audited else np.False_
         if audited:
             read = x if spec.plan.raw_input else normalise(x, spec.norm)
             scores = predict(self._matrices, read, spec.plan.score is Score.LOW_RANK_RELU)
             kept = place.learn(position, scores[0], h[0], lossless)
         if lossless:
             return
-        chosen = np.ones(h.shape, np.bool_)
-        if not audited:
-            chosen = chosen_neurons(spec, cutoff, x, gate, h, self._lengths, self._matrices)
+        chosen = chosen_neurons(spec, cutoff, x, gate, h, self._lengths, self._matrices) | looked_at
         # Of a chosen neuron whose gate turns out to be zero, the row of down is not read.
         read_rows = chosen & (h != 0) if spec.activation.zero_producing else chosen
         h[~read_rows] = 0
