@@ -2,9 +2,9 @@
 
 An *audit* looks at one token in one layer: more neurons are computed there, so that what the predictor would
 have left out is known. In a prompt these are all; in an answer the chosen ones and, in turn, a quarter of the
-others, which count four times. Of a token whose neurons add ``|h_j|``, a cut-off loses the share that lies in neurons
-of lower scores; the cut-off is where the sequence's recent audits lose ``1 - kept`` on average. The native
-core does the same (csrc/layers/cutoff.h); backends differ by rounding.
+others, which count four times. Of a token whose neurons add ``|h_j|``, a cut-off loses the share that lies in
+neurons of lower scores; the cut-off is where the sequence's recent audits lose ``1 - kept`` on average. The
+native core does the same (csrc/layers/cutoff.h); backends differ by rounding.
 
 All depends on the sequence's own tokens and their positions, so that neither its neighbours in a batch nor
 how its prompt was cut change a bit, and a sequence that goes back is as it was then.
@@ -32,7 +32,7 @@ SURPRISE = 3.0
 CALM = 3
 """and so many in a row that do not double it."""
 QUARTERS, RUN = 4, 16
-"""An answer's audits look at so many neighbours in each `QUARTERS` times as many, besides the chosen neurons."""
+"""An answer's audits look at so many of each `QUARTERS` times as many neighbours, besides the chosen ones."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Cutoff:
 
     def looked_at(self, neurons: int) -> NDArray[np.bool_]:
         """(F,): those that the next audit computes besides the chosen ones."""
-        return np.arange(neurons) // RUN % QUARTERS == len(self.audits) % QUARTERS
+        looked: NDArray[np.bool_] = np.arange(neurons) // RUN % QUARTERS == len(self.audits) % QUARTERS
+        return looked
 
     def learn(self, position: int, scores: F32, h: F32, lossless: bool) -> float:
         """An audit: all neurons' scores (F,) and values (F,) for the token at `position`.
