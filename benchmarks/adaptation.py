@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hotset.backends.contract import F32, FFN, BatchView, NeuronFFNSpec
 from hotset.backends.cpu import CpuBackend
+from hotset.backends.cutoff import QUARTERS
 from hotset.backends.maths import normalise, predict, predictor_matrices
 from hotset.core.batch import Batch, Sequence, Work
 from hotset.core.config import DEFAULT_KEPT, Score, Way
@@ -150,8 +151,8 @@ def _cost(checkpoint: Checkpoint, before: list[Work | None], after: list[Work | 
     for size, first, mean, a, b in zip(read.by_neuron, read.predicted, means, before, after, strict=True):
         if a and b and b.rows > a.rows and b.audits > a.audits:
             audits = b.audits - a.audits
-            rate = audits / (b.rows - a.rows)
-            chosen = (mean.chosen - rate * read.ffn_size) / (1 - rate)  # without the audited tokens
+            rate = audits / (b.rows - a.rows) / QUARTERS  # as if all neurons were computed so often
+            chosen = (mean.chosen - rate * read.ffn_size) / (1 - rate)  # without those looked at
             missed = (1 - (b.kept - a.kept) / audits) * mean.read  # were they no smaller than the others
             extra += rate * (first * (read.ffn_size - chosen) + (size - first) * missed)
     return extra / total
