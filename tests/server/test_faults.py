@@ -268,6 +268,16 @@ def test_fault_28_health_answers_during_a_prompt(server):
     assert sorted(times)[len(times) // 2] < 0.05
 
 
+def test_answers_on_a_connection_that_stays_open_are_sent_at_once(server):
+    """Where small pieces wait for the client's receipt, each answer but the first takes 40 ms."""
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        assert server.http.get("/health").status_code == 200
+        times.append(time.perf_counter() - start)
+    assert min(times[2:]) < 0.03
+
+
 def test_fault_28_health_answers_while_a_long_text_is_cut_into_tokens(server):
     connection = begin(server, "/v1/completions", {"prompt": "words of text, and more. " * 40_000})
     times = []

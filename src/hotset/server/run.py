@@ -31,7 +31,8 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket that listens; `RequestError` where that cannot be. Port 0 is any that is free."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sends small pieces at once; else each would wait some 40 ms.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
         raise RequestError(f"{host} is no address of this machine: {error.strerror} (--host)") from None
     if sys.platform != "win32":  # where it would take the port from the program that listens there
