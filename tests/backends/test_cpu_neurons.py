@@ -181,8 +181,8 @@ def test_parts_follow_the_machine_and_not_the_threads(parts: int, expected: int)
     assert_close(results[0], run(LoneFFN(CpuBackend(1, parts=1), spec), x), TOLERANCE[TensorType.Q4_0])
 
 
-def test_parts_are_eight_or_four_to_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, parts in ((1, 8), (4, 16), (12, 48), (4096, 2048)):
+def test_parts_are_sixteen_or_four_to_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, parts in ((1, 16), (4, 16), (12, 48), (4096, 2048)):
         monkeypatch.setattr(backend_module, "physical_cores", lambda cores=cores: cores)
         assert CpuBackend(threads=1).parts == parts
     with pytest.raises(HotsetError, match="parts: expected 1 to 2048, found 0"):
