@@ -51,6 +51,11 @@ def begin(server, path, body):
     return connection
 
 
+def endless(path):
+    """What asks for a long answer, always the same one."""
+    return {"options": {"num_predict": 900, "temperature": 0}} if path.startswith("/api") else ENDLESS
+
+
 def is_over(server, slow):
     """Nothing runs any more, within a step or two of now."""
     end = time.monotonic() + 5
@@ -63,8 +68,7 @@ def is_over(server, slow):
 
 @pytest.mark.parametrize("path", APIS)
 def test_fault_1_a_reader_of_a_stream_leaves(server, slow, path):
-    options = {"options": {"num_predict": 900, "temperature": 0}} if path.startswith("/api") else ENDLESS
-    connection = begin(server, path, APIS[path] | options | {"stream": True})
+    connection = begin(server, path, APIS[path] | endless(path) | {"stream": True})
     response = connection.getresponse()
     response.read(300 if path.startswith("/v1") else 100)
     server.until(lambda: server.engine.running == 1)
@@ -86,7 +90,7 @@ def test_fault_2_a_client_leaves_during_a_long_prompt(server, stream):
 
 @pytest.mark.parametrize("path", APIS)
 def test_fault_3_a_client_of_a_whole_answer_leaves(server, slow, path):
-    connection = begin(server, path, APIS[path] | {"stream": False} | ENDLESS)
+    connection = begin(server, path, APIS[path] | {"stream": False} | endless(path))
     server.until(lambda: slow.steps > 2)
     connection.close()
     is_over(server, slow)
