@@ -127,8 +127,27 @@ def test_some_values(name: str, saved: Callable[[str], Saved]) -> None:
 
 
 @pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
+        ("gemma4-beside", {"use_bidirectional_attention": "vision"}),
+    ],
+)
+def test_what_is_accepted(
+    name: str, changes: dict[str, Any], saved: Callable[[str], Saved], tmp_path: Path
+) -> None:
+    model = saved(name)
+    directory = Path(shutil.copytree(model.directory, tmp_path / "model"))
+    key, value = next(iter(changes.items()))
+    assert Saved(name, directory, {**model.config, **changes}).check((key,), value)
+
+
+@pytest.mark.parametrize(
     "name, path, value, message",
     [
+        ("qwen3moe", ["partial_rotary_factor"], 0.5, "partial_rotary_factor: expected 1.0, found 0.5"),
+        ("smollm3", ["rope_parameters", "partial_rotary_factor"], 0.5, "expected 1.0, found 0.5"),
+        ("gemma4-beside", ["use_bidirectional_attention"], "all", "expected False, found 'all'"),
         ("lfm2", ["block_ffn_dim_multiplier"], float("nan"), "expected a number over 0, found nan"),
         ("lfm2moe", ["use_expert_bias"], False, "use_expert_bias: expected true, as the tensors have it"),
         ("nemotron-h", ["layers_block_type"], [], "layers_block_type: expected each layer's kind"),

@@ -14,6 +14,7 @@ from hotset.replies import (
     CallEnd,
     Content,
     Reasoning,
+    Tool,
     collect,
     forced_parser_for,
     joined,
@@ -202,6 +203,15 @@ def test_values_without_types():
     assert calls_of(parse("<tool_call><function=", text + "</function></tool_call>")) == [
         ("f", {"a": 1, "b": True, "c": "x y", "d": [1]})
     ]
+
+
+def test_types_that_are_none_say_nothing():
+    schema = {"properties": {"a": {"type": None}, "b": {"type": 3}, "c": {"type": [None, "string"]}}}
+    text = "<tool_call><function=f>" + "".join(
+        f"<parameter={name}>\n1\n</parameter>" for name in schema["properties"]
+    )
+    found = parse("<tool_call><function=", text + "</function></tool_call>", tools=[Tool("f", schema)])
+    assert calls_of(found) == [("f", {"a": 1, "b": 1, "c": "1"})]
 
 
 def test_where_reasoning_begins():

@@ -321,8 +321,8 @@ def test_schemas_of_tools_may_refer_to_their_own_parts(server):
     city = {"type": "string", "enum": ["Nice", "Lyon"]}
     parameters = {
         "type": "object",
-        "properties": {"from": {"$ref": "#/$defs/city"}, "to": {"$ref": "#/$defs/city"}},
-        "required": ["from", "to"],
+        "properties": {"from": {"$ref": "#/$defs/city"}, "default": {"$ref": "#/$defs/city"}},
+        "required": ["from", "default"],
         "additionalProperties": False,
         "$defs": {"city": city},
     }

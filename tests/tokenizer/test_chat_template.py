@@ -104,6 +104,15 @@ def test_a_conversation_is_the_rendered_text_encoded() -> None:
     assert tokenizer.encode_chat(MESSAGES) == tokenizer.encode(rendered, add_special=False)
 
 
+@pytest.mark.parametrize("begun", ["<", "|", "i", "end", "<|im_end|>", "hi", "assistant"])
+def test_what_is_continued_is_the_message_not_the_words_of_the_template(begun: str) -> None:
+    template = chat(CHATML).chat_template
+    assert template
+    messages = [*MESSAGES, {"role": "assistant", "content": begun}]
+    text = template.write(messages, add_generation_prompt=False, continue_last=True)
+    assert text.endswith(f"<|im_start|>assistant\n{begun}")
+
+
 pieces = st.sampled_from(
     [
         "<|im_end|>",

@@ -1,6 +1,8 @@
 """The rows of Gemma 2 and Gemma 4, which differ from Gemma 3 (`dense`) in more than sizes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from hotset.architectures.dense import GEMMA3, LLAMA_TENSORS, QK_NORMS
 from hotset.architectures.row import Architecture, Mixture, Windows
@@ -36,6 +38,14 @@ _BESIDE = {
     "post_ffw_norm_2": f"{_LAYER}.post_feedforward_layernorm_2",
     "pre_ffw_norm_2": f"{_LAYER}.pre_feedforward_layernorm_2",
 }
+
+
+def _of_text(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leaves out what is said of images alone, whose parts see each other both ways."""
+    key = "use_bidirectional_attention"
+    return {name: value for name, value in raw.items() if (name, value) != (key, "vision")}
+
+
 _GEMMA4 = Architecture(
     name="gemma4",
     model_types=("gemma4_text", "gemma4_unified_text"),
@@ -78,6 +88,7 @@ _GEMMA4 = Architecture(
         "attn_logit_softcapping": None,
         "hidden_act": "gelu_pytorch_tanh",
     },
+    hf_adapt=_of_text,
 )
 
 GEMMAS: tuple[Architecture, ...] = (

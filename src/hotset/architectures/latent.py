@@ -101,6 +101,7 @@ LATENT: tuple[Architecture, ...] = (
             "norm_topk_prob": True,
             "num_experts": 64,
             "num_experts_per_tok": 4,
+            "partial_rotary_factor": 1.0,
             "q_lora_rank": 768,
             "qk_nope_head_dim": 192,
             "routed_scaling_factor": 1.8,

@@ -171,6 +171,7 @@ LEADING_DENSE: tuple[Architecture, ...] = (
             "num_experts": 256,
             "num_experts_per_tok": 8,
             "num_key_value_heads": 8,
+            "partial_rotary_factor": 1.0,
             "shared_expert_intermediate_size": 512,
             "sliding_window": 512,
         },

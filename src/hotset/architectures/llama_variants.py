@@ -64,6 +64,7 @@ LLAMA_VARIANTS: tuple[Architecture, ...] = (
             "max_position_embeddings": 4096,
             "norm_eps": 1e-5,
             "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 1.0,
         },
     ),
     replace(

@@ -199,6 +199,7 @@ MIXTURES: tuple[Architecture, ...] = (
             "head_dim": 128,
             "max_position_embeddings": 131072,
             "norm_topk_prob": True,
+            "partial_rotary_factor": 1.0,
             "rope_parameters": {
                 "full_attention": {"rope_theta": 5e5},
                 "sliding_attention": {"rope_theta": 1e4},

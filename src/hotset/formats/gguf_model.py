@@ -392,7 +392,7 @@ def _layers(
         _ropes(keys, architecture, sizes, factors),
         keys.integer("attention.sliding_window", 0, low=0),
         _sliding(keys, architecture, sizes.layers),
-        rotated(architecture, sizes.layers),
+        rotated(architecture.rope_period, sizes.layers),
     )
 
 

@@ -44,6 +44,7 @@ _OF_SOME = frozenset(
     }
 )
 _SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_WHOLE_HEADS: Mapping[str, Any] = {"partial_rotary_factor": 1.0}
 _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
 _ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
@@ -158,7 +159,14 @@ def _keys(raw: Mapping[str, Any], path: Path) -> tuple[Architecture, Keys]:
     free = architecture.experts or architecture.by_layer
     keys.require(neutral if free else {**neutral, **_NO_MIXTURE})
     keys.require(architecture.hf_required)
+    if not _turns_part(architecture):
+        keys.require(_WHOLE_HEADS)
     return architecture, keys
+
+
+def _turns_part(architecture: Architecture) -> bool:
+    """Whether RoPE turns a share of each head, if config.json says so: other families' code turns all."""
+    return "partial_rotary_factor" in architecture.hf_defaults
 
 
 def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
@@ -315,9 +323,11 @@ def _query_growth(keys: Keys, architecture: Architecture) -> QueryGrowth | None:
 
 def _rotated(keys: Keys, architecture: Architecture, layers: int) -> list[bool]:
     """Which layers have RoPE, where not all have."""
-    stated = keys.get("no_rope_layers") if architecture.rope_period else None
+    if not architecture.rope_period:
+        return rotated(0, layers)
+    stated = keys.get("no_rope_layers")
     if not stated:
-        return rotated(architecture, layers)
+        return rotated(keys.integer("no_rope_layer_interval", architecture.rope_period), layers)
     if not isinstance(stated, list) or len(stated) != layers or not all(x in (0, 1) for x in stated):
         raise keys.refuse("no_rope_layers", f"0 or 1 for each of {layers} layers", stated)
     return [bool(x) for x in stated]
@@ -393,6 +403,8 @@ def _ropes(
     theta = keys.get("rope_theta", 1e4)
 
     def resolve(table: Keys, theta: Any, size: int = sizes.rope_dim) -> RopeConfig:
+        if not _turns_part(architecture) and table.get("rope_type") != "proportional":
+            table.require(_WHOLE_HEADS)
         return rope_from_config(
             table,
             size,

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.architectures.row import Architecture
 from hotset.core.config import RopeConfig
 from hotset.core.errors import CheckpointError
 from hotset.formats.keys import LARGEST, Keys
@@ -216,9 +215,8 @@ def rope_from_gguf(
     return replace(resolved, long_frequencies=long, long_from=original)
 
 
-def rotated(architecture: Architecture, layers: int) -> list[bool]:
-    """Which layers have RoPE, as far as the family says."""
-    period = architecture.rope_period
+def rotated(period: int, layers: int) -> list[bool]:
+    """Which layers have RoPE, where the last of each `period` has none; 0: all have it."""
     return [not period or (layer + 1) % period != 0 for layer in range(layers)]
 
 

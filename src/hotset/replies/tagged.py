@@ -154,7 +154,8 @@ def _types(schema: Any) -> set[str]:
         return set()
     if "type" in schema:
         kind = schema["type"]
-        return {kind} if isinstance(kind, str) else {one for one in kind if isinstance(one, str)}
+        stated = kind if isinstance(kind, list) else [kind]
+        return {one for one in stated if isinstance(one, str)}
     if isinstance(schema.get("enum"), list):
         return {name for value in schema["enum"] for name in _type(value)}
     either: list[Any] = next((schema[k] for k in ("anyOf", "oneOf") if isinstance(schema.get(k), list)), [])

@@ -31,6 +31,8 @@ _JSON = {"lenient": False, "whitespace_pattern": r"(\n {0,24}| )"}
 
 _VALUES = ("const", "enum", "default", "examples")
 """Keywords of JSON schemas that hold no schemas."""
+_BY_NAME = ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+"""Keywords that hold schemas by names, which may be those of keywords."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,12 @@ def _placed(schema: Any, place: str) -> Any:
         return [_placed(part, place) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    made = {key: part if key in _VALUES else _placed(part, place) for key, part in schema.items()}
+    made: dict[str, Any] = {}
+    for key, part in schema.items():
+        if key in _BY_NAME and isinstance(part, Mapping):
+            made[key] = {name: _placed(one, place) for name, one in part.items()}
+        else:
+            made[key] = part if key in _VALUES else _placed(part, place)
     reference = made.get("$ref")
     if isinstance(reference, str) and reference.startswith("#"):
         made["$ref"] = f"#{place}{reference[1:]}"

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hotset.core.errors import RequestError
-from hotset.tokenizer.written import Written, by_template, named
+from hotset.tokenizer.written import Written, anybody_wrote, by_template, named
 
 if TYPE_CHECKING:
     import jinja2
@@ -140,6 +140,8 @@ def _until_last(text: Written, messages: Sequence[Mapping[str, Any]]) -> Written
     """The text up to the end of the last message's content, which the model is to continue."""
     content = str(messages[-1].get("content") or "").strip()
     start = text.rfind(content) if content else -1
+    while start >= 0 and not anybody_wrote(text, start, start + len(content)):
+        start = text.rfind(content, 0, start + len(content) - 1)
     if start < 0:
         raise RequestError(
             "the last message cannot be continued: its text is not in what the template writes"

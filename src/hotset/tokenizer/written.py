@@ -155,6 +155,11 @@ def template_wrote(text: str, start: int, end: int) -> bool:
     return 0 not in by and _TEMPLATE in by
 
 
+def anybody_wrote(text: str, start: int, end: int) -> bool:
+    """Whether neither the template nor a name has a part in the characters from ``start`` to ``end``."""
+    return not any(_by(text)[start:end])
+
+
 def joined(texts: Iterable[str], separator: str = "") -> Written:
     """``separator.join(texts)``, each character with its author."""
     parts = list(texts)
