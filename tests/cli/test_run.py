@@ -133,8 +133,9 @@ def test_tools_and_variables_reach_the_template(
     function = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
     (tmp_path / "tools.json").write_text(json.dumps([{"type": "function", "function": function}, function]))
     options = ("--tools", tmp_path / "tools.json", "--think", "--template-var", "reasoning_effort=low")
-    code, _, _ = hotset("run", demo, "Hi", "-n", "1", *options, "--template-var", 'today={"day": 3}')
+    code, _, err = hotset("run", demo, "Hi", "-n", "1", *options, "--template-var", 'today={"day": 3}')
     assert code == 0
+    assert "note: the model's chat template has no place for tools" in err
     tool = {"type": "function", "function": function}
     assert seen == {
         "tools": [tool, tool],

@@ -56,7 +56,7 @@ def run_server(make_engine):
     running = []
 
     def start(*names, engine=None, **options):
-        known = [Known(name, None, 1000, 8192) for name in names or (NAME,)]
+        known = [Known(name, None, 1000, 8192, weights=900) for name in names or (NAME,)]
         running.append(Running(known, lambda known: make_engine(**(engine or {})), **options))
         return running[-1]
 

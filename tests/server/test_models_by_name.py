@@ -119,6 +119,11 @@ def test_a_server_of_two_models(run_server):
         loaded = [m["model"] for m in server.http.get("/api/ps").json()["models"]]
         assert name in loaded
     assert names == ["b", "a", "b"]
+    listed = {model["name"]: model for model in server.http.get("/api/tags").json()["models"]}
+    (held,) = server.http.get("/api/ps").json()["models"]
+    assert 0 < listed["b"]["size"] < held["size"]
+    assert held["digest"] == listed["b"]["digest"] != listed["a"]["digest"]
+    assert len(held["digest"]) == 64
     unknown = server.http.post(
         "/v1/messages", json={"model": "c", "messages": [{"role": "user", "content": "x"}]}
     )

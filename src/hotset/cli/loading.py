@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hotset.cli import options
-from hotset.cli.answer import Speaker
+from hotset.cli.answer import Speaker, note
 
 if TYPE_CHECKING:
     from hotset.serve.constraint import Constraint
@@ -35,8 +35,12 @@ def load_speaker(
         presence_penalty=asked.presence_penalty,
         seed=asked.seed,
     )
+    engine = _load_engine(model, asked)
+    template = engine.tokenizer.chat_template
+    if tools and template and not template.shows_tools:
+        note("the model's chat template has no place for tools: it is not told of them (--tools)")
     return Speaker(
-        _load_engine(model, asked),
+        engine,
         sampling,
         max_tokens=asked.max_tokens,
         stop=asked.stop or (),

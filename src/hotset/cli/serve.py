@@ -180,6 +180,7 @@ def known_model(
     config = checkpoint.config
     tokens = check_context(config, context)
     keys_and_values = room or kv_cache_bytes(config, tokens, check_kv_type(kv_type, config))
+    weights = traffic(checkpoint).weights
     path = checkpoint.path
     return Known(
         name
@@ -189,9 +190,10 @@ def known_model(
             else path.name.removesuffix(".gguf")
         ),
         str(path),
-        traffic(checkpoint).weights + keys_and_values,
+        weights + keys_and_values,
         config.context_length,
         config.architecture,
+        weights,
     )
 
 

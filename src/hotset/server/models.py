@@ -23,6 +23,8 @@ class Known:
     """What it takes in memory: weights, keys and values."""
     trained_context: int = 0
     architecture: str = ""
+    weights: int = 0
+    """Bytes of its weights alone."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 

@@ -1,5 +1,6 @@
 """Ollama's API: a JSON object a line, and durations in nanoseconds."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -205,10 +206,15 @@ def _about(known: Known) -> dict[str, Any]:
         "name": known.name,
         "model": known.name,
         "modified_at": _time(known.created),
-        "size": known.bytes,
-        "digest": "",
+        "size": known.weights,
+        "digest": _digest(known),
         "details": _details(known),
     }
+
+
+def _digest(known: Known) -> str:
+    """Tells models apart: clients show its beginning. Not of the weights, which are not read for it."""
+    return hashlib.sha256(f"{known.name} {known.source} {known.weights}".encode()).hexdigest()
 
 
 def _details(known: Known) -> dict[str, Any]:
@@ -232,7 +238,9 @@ async def ps(server: "Server", call: Call) -> Reply:
     far = "2318-09-04T00:00:00Z"  # nothing is dropped by the clock
     return {
         "models": [
-            _about(held.known) | {"expires_at": far, "size_vram": 0, "context_length": held.engine.context}
+            _about(held.known)
+            | {"size": held.known.bytes, "expires_at": far, "size_vram": 0}
+            | {"context_length": held.engine.context}
             for held in server.models.held.values()
         ]
     }
@@ -245,7 +253,7 @@ async def show(server: "Server", call: Call) -> Reply:
     known, template = held.known, held.engine.tokenizer.chat_template
     source = "" if template is None else template.source
     capabilities = ["completion", *(["embedding"] if held.engine.model.pooling else [])]
-    if "tools" in source or (template is not None and template.tool_use):
+    if template is not None and template.shows_tools:
         capabilities.append("tools")
     if "think" in source:
         capabilities.append("thinking")

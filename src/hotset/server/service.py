@@ -38,7 +38,7 @@ def _model(server: "Server", known: Known) -> dict[str, Any]:
         "owned_by": "hotset",
         "max_model_len": context or known.trained_context,
         "status": {"value": "loaded" if held else "unloaded"},
-        "meta": {"n_ctx": context, "n_ctx_train": known.trained_context, "size": known.bytes},
+        "meta": {"n_ctx": context, "n_ctx_train": known.trained_context, "size": known.weights},
     }
 
 

@@ -31,6 +31,11 @@ class ChatTemplate:
         self.tool_use = tool_use
         self._tokens = {name: by_template(text) for name, text in (tokens or {}).items()}
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model is told of tools."""
+        return self.tool_use is not None or "tools" in self.source
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
