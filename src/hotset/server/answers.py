@@ -18,6 +18,10 @@ class Block:
     text: str = ""
     id: str = ""
     name: str = ""
+    index: int = 0
+    """A call's number among the answer's calls, those that broke off too."""
+    broken: bool = False
+    """It is a call that broke off: what the model wrote of it follows as content."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -47,6 +51,7 @@ class Answer:
         """`one_call`: it ends after its first call of a tool."""
         self.index = index
         self.blocks: list[Block] = []
+        """All that have begun, as they are streamed."""
         self.logprobs: list[Token] = []
         """The content's tokens, where their probabilities were asked for."""
         self.tokens = 0
@@ -70,9 +75,14 @@ class Answer:
         return self._text("reasoning")
 
     @property
+    def parts(self) -> list[Block]:
+        """The blocks without the calls that broke off."""
+        return [block for block in self.blocks if not block.broken]
+
+    @property
     def calls(self) -> list[Block]:
         """The calls of tools."""
-        return [block for block in self.blocks if block.kind == "call"]
+        return [block for block in self.parts if block.kind == "call"]
 
     def read(self, tokens: Sequence[Token]) -> list[Piece]:
         """Take new tokens; what they add, neighbours of a kind together."""
@@ -104,13 +114,13 @@ class Answer:
                 self._write("content", text, pieces, tokens)
             case Reasoning(text):
                 self._write("reasoning", text, pieces, [])
-            case CallBegin(_, id, name):
-                self.blocks.append(Block("call", id=id, name=name))
+            case CallBegin(index, id, name):
+                self.blocks.append(Block("call", id=id, name=name, index=index))
                 pieces.append(Piece(self.blocks[-1], "", opens=True))
             case CallArguments(_, text):
                 self._write("call", text, pieces, [])
             case CallEnd(_, broken) if broken:  # it was no call: what the model wrote is the answer
-                self.blocks.pop()
+                self.blocks[-1].broken = True
                 self._write("content", broken, pieces, tokens)
 
     def _write(self, kind: str, text: str, pieces: list[Piece], tokens: list[Token]) -> None:

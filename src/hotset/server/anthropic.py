@@ -126,7 +126,7 @@ async def messages(server: "Server", call: Call) -> Reply:
     if ask.stream:
         return streamed(generation, _Events(head), server.limits.keep_alive)
     (answer,) = await generation.whole()
-    content = [_block(block, whole=True) for block in answer.blocks]
+    content = [_block(block, whole=True) for block in answer.parts]
     return {**head, "content": content, **_ending(answer), "usage": _usage(generation.usage)}
 
 

@@ -119,7 +119,7 @@ class _Chunks(ChunkForm):
 
     def news(self, answer: Answer, pieces: list[Piece]) -> bytes:
         """Pieces of an answer, and its end."""
-        chunks = [self._chunk(answer, _delta(answer, piece), piece.tokens) for piece in pieces]
+        chunks = [self._chunk(answer, _delta(piece), piece.tokens) for piece in pieces]
         if answer.finish_reason:
             chunks.append(self._chunk(answer, {}, finish=answer.finish_reason))
         return b"".join(chunks)
@@ -136,13 +136,13 @@ class _Chunks(ChunkForm):
         return event({**self._head, "choices": [choice]})
 
 
-def _delta(answer: Answer, piece: Piece) -> dict[str, Any]:
+def _delta(piece: Piece) -> dict[str, Any]:
     block = piece.block
     if block.kind == "content":
         return {"content": piece.text}
     if block.kind == "reasoning":
         return {"reasoning_content": piece.text}
-    call: dict[str, Any] = {"index": len(answer.calls) - 1, "function": {"arguments": piece.text}}
+    call: dict[str, Any] = {"index": block.index, "function": {"arguments": piece.text}}
     if piece.opens:  # names are added up by clients: once, and first
         call |= {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": ""}}
     return {"tool_calls": [call]}

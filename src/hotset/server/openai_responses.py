@@ -140,17 +140,19 @@ async def respond(server: "Server", call: Call) -> Reply:
     if ask.stream:
         return streamed(generation, _Events(head), server.limits.keep_alive)
     (answer,) = await generation.whole()
-    return _whole(head, answer, generation.usage, [_id(block) for block in answer.blocks])
+    output = [_item(block, _id(block), _status(answer, block)) for block in answer.parts]
+    return _whole(head, answer, generation.usage, output)
 
 
-def _whole(head: dict[str, Any], answer: Answer, usage: Usage, ids: list[str]) -> dict[str, Any]:
+def _whole(
+    head: dict[str, Any], answer: Answer, usage: Usage, output: list[dict[str, Any]]
+) -> dict[str, Any]:
     cut = answer.finish_reason == "length"
-    status = "incomplete" if cut else "completed"
     return {
         **head,
-        "status": status,
+        "status": "incomplete" if cut else "completed",
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "output": [_item(block, id, status) for block, id in zip(answer.blocks, ids, strict=True)],
+        "output": output,
         "usage": {
             "input_tokens": usage.prompt,
             "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
@@ -163,6 +165,12 @@ def _whole(head: dict[str, Any], answer: Answer, usage: Usage, ids: list[str]) -
 
 def _id(block: Block) -> str:
     return f"{_IDS[block.kind]}_{uuid.uuid4().hex}"
+
+
+def _status(answer: Answer, block: Block) -> str:
+    """How a block ended that is over."""
+    cut = answer.finish_reason == "length" and block is answer.blocks[-1]
+    return "incomplete" if cut or block.broken else "completed"
 
 
 def _part(block: Block, text: str) -> dict[str, Any]:
@@ -191,8 +199,9 @@ class _Events:
     def __init__(self, head: dict[str, Any]) -> None:
         self._head = head
         self._number = 0
-        self._ids: list[str] = []
+        self._output: list[dict[str, Any]] = []  # items that are over
         self._open: Block | None = None
+        self._id = ""  # of the item that is open
 
     def begin(self, generation: Generation) -> bytes:
         """The response, before anything of it is there."""
@@ -207,18 +216,16 @@ class _Events:
         made: list[bytes] = []
         for piece in pieces:
             if piece.opens:
-                made += [self._close("completed"), self._begin(piece.block)]
+                made += [self._close(answer), self._begin(piece.block)]
             if piece.text:
                 made.append(self._of_block(piece.block, "delta", delta=piece.text))
         if answer.finish_reason:
-            made.append(self._close("incomplete" if answer.finish_reason == "length" else "completed"))
+            made.append(self._close(answer))
         return b"".join(made)
 
     def end(self, generation: Generation) -> bytes:
         """The whole response."""
-        answer = generation.answers[0]
-        ids = self._ids[: len(answer.blocks)] + [_id(b) for b in answer.blocks[len(self._ids) :]]
-        response = _whole(self._head, answer, generation.usage, ids)
+        response = _whole(self._head, generation.answers[0], generation.usage, self._output)
         return self._event(f"response.{response['status']}", response=response)
 
     def failed(self, error: ApiError) -> bytes:
@@ -229,14 +236,14 @@ class _Events:
 
     def _begin(self, block: Block) -> bytes:
         self._open = block
-        self._ids.append(_id(block))
-        item = _item(block, self._ids[-1], "in_progress")
-        added = self._event("response.output_item.added", output_index=len(self._ids) - 1, item=item)
+        self._id = _id(block)
+        item = _item(block, self._id, "in_progress")
+        added = self._event("response.output_item.added", output_index=len(self._output), item=item)
         if block.kind == "call":
             return added
         return added + self._of_item("response.content_part.added", content_index=0, part=_part(block, ""))
 
-    def _close(self, status: str) -> bytes:
+    def _close(self, answer: Answer) -> bytes:
         block, self._open = self._open, None
         if block is None:
             return b""
@@ -247,8 +254,10 @@ class _Events:
         if block.kind != "call":
             part = _part(block, block.text)
             done += self._of_item("response.content_part.done", content_index=0, part=part)
-        item = _item(block, self._ids[-1], status)
-        return done + self._event("response.output_item.done", output_index=len(self._ids) - 1, item=item)
+        item = _item(block, self._id, _status(answer, block))
+        done += self._event("response.output_item.done", output_index=len(self._output), item=item)
+        self._output.append(item)
+        return done
 
     def _of_block(self, block: Block, what: str, **data: Any) -> bytes:
         if block.kind == "call":
@@ -258,7 +267,7 @@ class _Events:
         return self._of_item(f"response.{name}.{what}", content_index=0, **data, **more)
 
     def _of_item(self, kind: str, **data: Any) -> bytes:
-        return self._event(kind, item_id=self._ids[-1], output_index=len(self._ids) - 1, **data)
+        return self._event(kind, item_id=self._id, output_index=len(self._output), **data)
 
     def _event(self, kind: str, **data: Any) -> bytes:
         number, self._number = self._number, self._number + 1
