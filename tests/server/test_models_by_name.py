@@ -3,11 +3,13 @@
 import asyncio
 import threading
 import time
+import weakref
 
 import pytest
 from helpers.running_server import Running
 
 from hotset.core.errors import CheckpointError
+from hotset.core.limits import Memory
 from hotset.server.errors import ApiError
 from hotset.server.models import Known, Models
 
@@ -52,6 +54,27 @@ def test_the_longest_unused_goes_first():
         assert loaded == ["a", "b", "c"]
         await some.close()
         assert a.closed
+
+    asyncio.run(run())
+
+
+def test_no_more_goes_than_has_to(monkeypatch):
+    """What was dropped is out of memory when that is looked at next, whatever the dropping thread does."""
+    alive = weakref.WeakSet()
+
+    def load(known):
+        engine = FakeEngine(known.name)
+        alive.add(engine)
+        return engine
+
+    monkeypatch.setattr("hotset.server.models.available_memory", lambda: Memory(30 - 10 * len(alive), ""))
+
+    async def run():
+        some = Models([Known(name, None, 10) for name in "abcd"], load)
+        for name in "abcd" * 50:
+            some.give_back(await some.take(name))
+            assert len(some.held) == min(3, len(alive))
+        assert list(some.held) == ["b", "c", "d"]
 
     asyncio.run(run())
 

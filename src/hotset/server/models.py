@@ -92,8 +92,9 @@ class Models:
 
     async def drop(self, held: Held) -> None:
         """Take an idle model out of memory."""
-        del self.held[held.known.name]
-        await asyncio.to_thread(held.engine.close)
+        engines = [self.held.pop(held.known.name).engine]
+        # The thread keeps what it is given for a moment longer, and so would keep the weights.
+        await asyncio.to_thread(lambda: engines.pop().close())
 
     async def close(self) -> None:
         """End all requests and drop all models."""
@@ -119,11 +120,18 @@ class Models:
         """Drop models, the longest unused first, until one more fits; wait while all are busy."""
         while self.held and self._lacks(known):
             self._idle.clear()
-            idle = [held for held in self.held.values() if not held.busy]
-            if idle:
-                await self.drop(min(idle, key=lambda held: held.used))
-            else:
+            if not await self._drop_one():
                 await self._idle.wait()
+
+    async def _drop_one(self) -> bool:
+        """Drop the longest unused model that is idle; False where all are busy.
+
+        A method of its own: nothing may refer to the model when memory is looked at next.
+        """
+        idle = [held for held in self.held.values() if not held.busy]
+        if idle:
+            await self.drop(min(idle, key=lambda held: held.used))
+        return bool(idle)
 
     def _lacks(self, known: Known) -> bool:
         if self._room is not None:
