@@ -75,13 +75,24 @@ def test_pages_of_a_site_that_is_allowed(locked):
         ("localhost.evil.example", 403),
         ("127.0.0.1.evil.example", 403),
         ("", 403),
+        ("[", 403),
+        ("localhost]", 403),
     ],
 )
 def test_without_a_key_the_host_has_to_be_this_one(server, host, status):
     assert server.http.get("/v1/models", headers={"host": host}).status_code == status
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])
+def test_a_host_that_is_no_address_is_no_fault_of_the_server(locked, server):
+    headers = {"host": "[", "authorization": "Bearer secret"}
+    assert locked.http.get("/v1/models", headers=headers).status_code == 200
+    assert locked.http.get("/v1/nothing", headers=headers).status_code == 404
+    assert server.http.post("/health", headers=headers).status_code == 405
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:1", "http://[", "//[::1"]
+)
 def test_pages_of_other_sites_may_not_ask(server, origin):
     answer = server.http.post("/v1/completions", json=BODY, headers={"origin": origin})
     assert answer.status_code == 403

@@ -145,7 +145,7 @@ def make_app(
 async def _http_error(request: HTTPRequest, error: Exception) -> Response:
     """What the router says, in the shape of the path's API."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    path = request.url.path
+    path = request.scope["path"]  # Starlette 1.0 reads no URL whose Host is no address
     messages = {404: f"no such path: {path[:100]!r}", 405: f"{request.method} is not for this path"}
     body = error_body(path, ApiError(status, messages.get(status, str(error))))
     headers = error.headers if isinstance(error, HTTPException) else None

@@ -58,7 +58,7 @@ class Guard:
                 403, f"Host {host[:100]!r} is no name of this server: use an address, or --api-key"
             )
         origin = headers.get(b"origin")
-        if origin and not self._origins & {origin, "*"} and urlsplit(origin).netloc != host:
+        if origin and not self._origins & {origin, "*"} and _place(origin) != host:
             return ApiError(
                 403, f"pages of {origin[:100]!r} may not ask this server: start it with --cors-origin"
             )
@@ -80,3 +80,11 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
