@@ -1,5 +1,6 @@
 """What can fail under a server: memory, its engine's thread, the disk of a batch."""
 
+import asyncio
 import ctypes
 import json
 import threading
@@ -10,6 +11,10 @@ from test_faults import ENDLESS, begin
 
 from hotset import _native
 from hotset.cli import main
+from hotset.core.errors import HotsetError
+from hotset.server.app import Server
+from hotset.server.models import Known, Models
+from hotset.server.run import bind, serve
 
 
 def stream(server, prompt):
@@ -95,3 +100,12 @@ def test_a_full_disk_ends_a_batch_that_goes_on_where_there_is_room(tmp_path, cap
         main(command)
     assert ended.value.code == 0
     assert sorted(int(json.loads(line)["custom_id"]) for line in out.read_text().splitlines()) == [*range(20)]
+
+
+def test_any_fault_of_the_first_model_ends_the_server_with_one_line():
+    def load(_):
+        raise KeyError("tensor")
+
+    server = Server(Models([Known("x", None)], load))
+    with pytest.raises(HotsetError, match="^x cannot be loaded: KeyError: 'tensor'$"):
+        asyncio.run(asyncio.wait_for(serve(server, bind("127.0.0.1", 0)), 10))

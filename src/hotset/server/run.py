@@ -114,6 +114,10 @@ async def _load_first(server: Server, listener: uvicorn.Server) -> None:
         listener.should_exit = True
         cause = error.__cause__
         raise (cause if isinstance(cause, HotsetError) else HotsetError(error.message)) from None
+    except Exception as error:  # else the server would say forever that it is loading
+        listener.should_exit = True
+        name = server.models.find(None).name
+        raise HotsetError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     server.models.give_back(held)
     server.ready = True
     log.info("%s is loaded", held.known.name)
