@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hotset.cli import main
+from hotset.server.batch import resume
 
 
 def line(id, **fields):
@@ -41,7 +42,9 @@ def test_a_batch_and_its_rest(server, tmp_path, capsys):
     first, *_ = out.read_text().splitlines(keepends=True)
     out.write_text(first + '{"custom_id": "c", "resp')  # killed while it wrote
     assert run(source, "-o", out, "--threads", 2) == 0
-    assert "3 answered, 1 were there" in capsys.readouterr().err
+    failed = json.loads(first)["response"]["status_code"] != 200
+    told = f"3 answered, {1 - failed} of them with an error; 1 kept, {failed:d} of them with an error"
+    assert told in capsys.readouterr().err
     ids = [json.loads(one)["custom_id"] for one in out.read_text().splitlines()]
     assert sorted(ids) == ["a", "b", "c", "d"]
 
@@ -54,6 +57,7 @@ def test_a_batch_and_its_rest(server, tmp_path, capsys):
         (json.dumps(line("a")) + "\n" + json.dumps(line("a")), "line 2: custom_id 'a' is there twice"),
         (json.dumps(line("a") | {"url": "/etc/passwd"}), "line 1: expected"),
         ("[]", "line 1: expected"),
+        ("\n", "in.jsonl has no requests"),
     ],
 )
 def test_a_wrong_line_is_named_before_anything_is_computed(tmp_path, capsys, text, words):
@@ -63,13 +67,52 @@ def test_a_wrong_line_is_named_before_anything_is_computed(tmp_path, capsys, tex
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_other_files_stay_as_they_are(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my notes\n",
+        "my notes",
+        '{"a": 1}',
+        json.dumps(line("b")) + "\n",
+        '{"custom_id": "a", "response": null, "error": null}\n',
+        "[" * 100_000 + "\n",
+        "\n",
+    ],
+)
+def test_other_files_stay_as_they_are(tmp_path, capsys, text):
     source = write(tmp_path / "in.jsonl", [line("a")])
-    assert run(source, "-o", source) == 2
     other = tmp_path / "notes.txt"
-    other.write_text("my notes\n")
+    other.write_text(text)
     assert run(source, "-o", other) == 2
-    assert other.read_text() == "my notes\n"
-    assert "name another file" in capsys.readouterr().err
+    assert other.read_text() == text
+    error = capsys.readouterr().err
+    assert "name another file" in error
+    assert error.count("\n") == 1
+
+
+def test_a_first_line_that_was_cut_off_is_written_again(tmp_path):
+    out = tmp_path / "out.jsonl"
+    for text in ("", '{"id":"bat', '{"id":"batch_req_1","custom_id":"a","resp'):
+        out.write_text(text)
+        assert not resume(out)
+        assert out.read_text() == ""
+
+
+def test_files_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
+    source = write(tmp_path / "in.jsonl", [line("a")])
+    for asked, out, words in (
+        (tmp_path / "none", tmp_path / "out.jsonl", "none cannot be read: No such file"),
+        (tmp_path, tmp_path / "out.jsonl", "cannot be read: Is a directory"),
+        (source, source, "one of the files to be read: name another file"),
+        (source, tmp_path / "none" / "x", f"x: cannot be written: there is no directory {tmp_path / 'none'}"),
+        (source, tmp_path, "cannot be written: expected a file, found a directory"),
+    ):
+        assert run(asked, "-o", out) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Errno" not in error
+        assert error.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]

@@ -55,16 +55,16 @@ def batch(
     import asyncio
 
     from hotset.cli.console import progress
+    from hotset.formats.output import check_output
     from hotset.serve.engine import Engine
     from hotset.server.app import Server
     from hotset.server.batch import answer_lines, read_lines, resume
     from hotset.server.models import Models
 
-    if output.exists() and output.samefile(requests):
-        raise RequestError(f"{output} is the input: name another file (-o)")
     lines = read_lines(requests)
-    done = resume(output)
-    left = {id: line for id, line in lines.items() if id not in done}
+    check_output(output, [requests])
+    kept = resume(output)
+    left = {id: line for id, line in lines.items() if id not in kept}
     overrides = options.overrides(override)
     known = known_model(model, context, kv_type, None, overrides)
     load: dict[str, Any] = {
@@ -86,5 +86,5 @@ def batch(
             server = Server(Models([known], lambda known: Engine.load(model, **load)))
             failed = asyncio.run(answer_lines(server, left, out, parallel, told))
     if not quiet:
-        kept = f", {len(done)} were there" if done else ""
-        print(f"{len(left)} answered{kept}, {failed} of them with an error: {output}", file=sys.stderr)
+        there = f"; {len(kept)} kept, {list(kept.values()).count(False)} of them with an error" if kept else ""
+        print(f"{len(left)} answered, {failed} of them with an error{there}: {output}", file=sys.stderr)

@@ -18,13 +18,18 @@ from hotset.server.parallel import for_each
 Lines = dict[str, tuple[str, bytes]]
 """Each line's path and body by its ``custom_id``."""
 
+Kept = dict[str, bool]
+"""Whether a line was answered without an error, by its ``custom_id``."""
+
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+_BEGINNING = b'{"id":"batch_req_'
+"""How a line of the output begins (`answer`)."""
 
 
 def read_lines(path: Path) -> Lines:
-    """The lines of a batch. Raises `RequestError` that names a wrong one."""
+    """The lines of a batch. Raises `RequestError` that names a wrong one, and for a file without any."""
     found: Lines = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(_read(path).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -40,23 +45,43 @@ def read_lines(path: Path) -> Lines:
         if id in found:
             raise RequestError(f"{where}: custom_id {id!r} is there twice")
         found[id] = url, dump(value["body"] | {"stream": False})
+    if not found:
+        raise RequestError(f"{path} has no requests: expected one a line, a JSON object each")
     return found
 
 
-def resume(path: Path) -> set[str]:
-    """The ids that an earlier run has answered; a line that it did not finish is cut off."""
+def resume(path: Path) -> Kept:
+    """What an earlier run has answered; a line that it did not finish is cut off.
+
+    Raises `RequestError` for a file that no batch has written, which stays as it is.
+    """
     if not path.exists():
-        return set()
-    whole = path.read_bytes()
-    kept = whole[: whole.rfind(b"\n") + 1]
+        return {}
+    *lines, rest = _read(path).split(b"\n")
     try:
-        done = {json.loads(line)["custom_id"] for line in kept.splitlines()}
-    except (ValueError, KeyError, TypeError):
+        kept = dict(map(_read_answer, lines))
+        if not kept and rest[: len(_BEGINNING)] != _BEGINNING[: len(rest)]:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RequestError(f"{path} is there and is no batch's output: name another file (-o)") from None
-    if len(kept) < len(whole):
+    if rest:
         with path.open("r+b") as file:
-            file.truncate(len(kept))
-    return done
+            file.truncate(sum(len(line) + 1 for line in lines))
+    return kept
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_answer(line: bytes) -> tuple[str, bool]:
+    """The id of a line of an output, and whether it has no error; raises for other lines."""
+    value = json.loads(line)
+    response, error = value["response"], value["error"]
+    return value["custom_id"], error is None and response["status_code"] == 200
 
 
 async def answer_lines(
