@@ -93,6 +93,27 @@ def test_other_files_stay_as_they_are(tmp_path, capsys, text):
     assert error.count("\n") == 1
 
 
+def test_a_model_that_cannot_be_loaded_is_no_answer(monkeypatch, tmp_path, capsys):
+    from hotset.placing import doctor
+
+    monkeypatch.setattr(doctor, "no_gpu", lambda: "no GPU")
+    source, out = write(tmp_path / "in.jsonl", [line("a"), line("b")]), tmp_path / "out.jsonl"
+    assert run(source, "-o", out, "--vram", "1GiB") == 2
+    assert capsys.readouterr().err == "error: no GPU; without --vram the CPU does all\n"
+    assert not out.exists()
+
+
+def test_where_all_is_answered_nothing_is_loaded(monkeypatch, tmp_path, capsys):
+    monkeypatch.delattr("hotset.serve.engine.Engine.load")
+    source, out = write(tmp_path / "in.jsonl", [line("a")]), tmp_path / "out.jsonl"
+    write(out, [{"custom_id": "a", "response": {"status_code": 400, "body": {}}, "error": None}])
+    before = out.read_text()
+    assert run(source, "-o", out) == 0
+    told = "0 answered, 0 of them with an error; 1 kept, 1 of them with an error"
+    assert told in capsys.readouterr().err
+    assert out.read_text() == before
+
+
 def test_a_first_line_that_was_cut_off_is_written_again(tmp_path):
     out = tmp_path / "out.jsonl"
     for text in ("", '{"id":"bat', '{"id":"batch_req_1","custom_id":"a","resp'):

@@ -75,16 +75,20 @@ def batch(
         "parallel": parallel,
         "overrides": overrides,
     }
+    # Loaded first: else each line would be answered by what is wrong with the model.
+    engine = Engine.load(model, **load) if left and not ray else None
     with output.open("ab", buffering=0) as out, progress("Answering") as bar:
         told = None if quiet else bar
-        if ray:
+        failed = 0
+        if engine:
+            server = Server(Models([known], lambda _: engine))
+            failed = asyncio.run(answer_lines(server, left, out, parallel, told))
+        elif ray and left:
             from hotset.cluster.batch import answer_lines as answer_by_cluster
 
             known = replace(known, source=model)
             failed = answer_by_cluster(left, out, known, load, address=ray, replicas=replicas, progress=told)
-        else:
-            server = Server(Models([known], lambda known: Engine.load(model, **load)))
-            failed = asyncio.run(answer_lines(server, left, out, parallel, told))
     if not quiet:
-        there = f"; {len(kept)} kept, {list(kept.values()).count(False)} of them with an error" if kept else ""
+        wrong = sum(not answered for answered in kept.values())
+        there = f"; {len(kept)} kept, {wrong} of them with an error" if kept else ""
         print(f"{len(left)} answered, {failed} of them with an error{there}: {output}", file=sys.stderr)
