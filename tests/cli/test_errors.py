@@ -139,6 +139,21 @@ def test_version_and_help(hotset):
         assert all(command in out for command in ("run", "chat", "bench", "eval", "inspect", "profile"))
 
 
+def test_help_shows_brackets(hotset, monkeypatch):
+    """Rich takes ``[word]`` for markup, and leaves it out."""
+    from typer.main import get_command
+
+    from hotset.cli.app import app
+
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, command in get_command(app).commands.items():
+        told = [command.help, *(getattr(option, "help", None) for option in command.params)]
+        words = [word for text in told for word in (text or "").replace("\\[", "[").split() if "[" in word]
+        code, out, err = hotset(name, "--help")
+        assert (code, err, [word for word in words if word not in out]) == (0, "", [])
+    assert "(needs hotset[serve])" in hotset("run", "--help")[1]
+
+
 def test_the_version_names_the_commit_of_the_build(tmp_path):
     assert commit(tmp_path) == ""
     (tmp_path / "commit.txt").write_text("0123456789ab-dirty\n")

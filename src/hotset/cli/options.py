@@ -177,7 +177,7 @@ Schema = Annotated[
     typer.Option(
         "--json-schema",
         metavar="FILE.json",
-        help="Answer in JSON by the schema in a file (needs hotset[serve]).",
+        help=r"Answer in JSON by the schema in a file (needs hotset\[serve]).",
         show_default=False,
     ),
 ]
@@ -185,7 +185,7 @@ Grammar = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Answer by the grammar in a file, GBNF or llguidance's Lark (needs hotset[serve]).",
+        help=r"Answer by the grammar in a file, GBNF or llguidance's Lark (needs hotset\[serve]).",
         show_default=False,
     ),
 ]
