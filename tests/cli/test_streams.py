@@ -11,6 +11,7 @@ import pytest
 from helpers.random_gguf import random_model, write_plain
 
 from hotset.cli import streams
+from hotset.cli.console import table
 from hotset.core.errors import HotsetError
 
 COMMAND = f'{sys.executable} -c "from hotset.cli import main; main()"'
@@ -80,3 +81,11 @@ def test_windows_calls_a_reader_that_has_gone_an_invalid_argument(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(BrokenPipeError):
         output.write(b"x")
+
+
+def test_tables_show_text_as_it_is(capsys):
+    rows = ("a[b].gguf", "[/x]", ":smile: [bold]"), ("[red]c[/red]", "\\[d]", "1")
+    for header in (None, ("[name]", ":x:", "count")):
+        table(rows, header)
+        shown = capsys.readouterr().out
+        assert all(cell in shown for row in (*rows, header or ()) for cell in row)

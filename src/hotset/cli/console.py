@@ -60,7 +60,7 @@ def notes(model: "Model | Checkpoint", *more: str) -> None:
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...] | None = None) -> None:
-    """Print rows to stdout; under a header, all columns but the first are flush right."""
+    """Print rows of plain text to stdout; under a header, all columns but the first are flush right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -78,7 +78,8 @@ def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...] | None = None
     for row in rows:
         drawn.add_row(*row)
     # Where there is no terminal to fit, nothing is folded.
-    Console(width=None if sys.stdout.isatty() else 500, highlight=False).print(drawn)
+    width = None if sys.stdout.isatty() else 500
+    Console(width=width, highlight=False, markup=False, emoji=False).print(drawn)
 
 
 def size(n_bytes: int) -> str:
