@@ -148,6 +148,25 @@ def test_repetition_penalty_reaches_answer_and_prompt_and_presence_only_the_answ
     assert [sampler.sample(logits) for _ in range(4)] == [0, 1, 2, 0]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_huge_values_are_as_far_as_it_goes(temperature):
+    """Nothing overflows, and what a bias forbids stays so."""
+
+    def tokens(**options):
+        sampler = Sampler(Sampling(temperature=temperature, seed=1, **options), 8, prompt=range(8))
+        return [sampler.sample(LOGITS) for _ in range(8)]
+
+    for penalty in ("presence_penalty", "frequency_penalty"):
+        assert sorted(tokens(**{penalty: 1e308})) == list(range(8))
+        assert len(set(tokens(**{penalty: -1e308}))) == 1
+    assert set(tokens(repetition_penalty=1e-308)) == {3}
+    assert set(tokens(repetition_penalty=1e308, logit_bias={6: 1e308})) == {6}
+    for repetition in (1e-308, 1e308):
+        every = {"presence_penalty": 1e308, "frequency_penalty": 1e308, "repetition_penalty": repetition}
+        assert 3 not in tokens(**every, logit_bias={3: -1e308})
+
+
 def test_logit_bias_forces_and_forbids():
     forced = frequencies(Sampling(temperature=1.0, logit_bias={4: 100.0}), draws=100)
     assert forced[4] == 100
@@ -187,6 +206,7 @@ def test_logprobs_are_log_softmax_of_the_raw_logits(logits, top, data):
         ("repetition_penalty", 0),
         ("repetition_penalty", float("inf")),
         ("presence_penalty", float("nan")),
+        pytest.param("presence_penalty", 10**400, id="presence_penalty-10**400"),
         ("seed", -1),
         ("seed", "x"),
         ("logprobs", -1),

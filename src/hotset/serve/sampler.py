@@ -15,6 +15,7 @@ Log-probabilities are those of the raw logits, before step 1.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.core.errors import RequestError
-from hotset.serve.arguments import check_integer
+from hotset.serve.arguments import check_integer, shown
 
 _F32 = NDArray[np.float32]
 _I64 = NDArray[np.int64]
+
+_MOST_BIAS, _MOST_PENALTY = 1e30, 1e6
+"""More counts as this: it is farther than logits reach, and all sums and products stay finite in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,13 @@ class Sampler:
                 raise RequestError(f"logit_bias names token {token}: the vocabulary has {vocab_size} tokens")
         self._sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
-        biases = {**sampling.logit_bias, **dict.fromkeys(never, -math.inf)}
+        biases = {token: _bounded(bias, _MOST_BIAS) for token, bias in sampling.logit_bias.items()}
+        biases |= dict.fromkeys(never, -math.inf)
         self._bias_ids = np.fromiter(biases.keys(), np.int64)
         self._bias = np.fromiter(biases.values(), np.float32)
+        self._repetition = max(_bounded(sampling.repetition_penalty), 1 / _MOST_PENALTY)
+        self._presence = _bounded(sampling.presence_penalty)
+        self._frequency = _bounded(sampling.frequency_penalty)
         self._repeated = _IdSet(vocab_size) if sampling.repetition_penalty != 1 else None
         self._present = _IdSet(vocab_size) if sampling.presence_penalty != 0 else None
         self._counts = np.zeros(vocab_size, np.float32) if sampling.frequency_penalty != 0 else None
@@ -124,13 +132,13 @@ class Sampler:
         logits = logits.copy()
         logits[self._bias_ids] += self._bias
         if self._repeated:
-            ids, penalty = self._repeated.ids, self._sampling.repetition_penalty
+            ids, penalty = self._repeated.ids, self._repetition
             seen = logits[ids]
             logits[ids] = np.where(seen > 0, seen / penalty, seen * penalty)
         if self._present:
-            logits[self._present.ids] -= self._sampling.presence_penalty
+            logits[self._present.ids] -= self._presence
         if self._counts is not None:
-            logits -= self._sampling.frequency_penalty * self._counts
+            logits -= self._frequency * self._counts
         return logits
 
     def _draw(self, logits: _F32) -> int:
@@ -213,12 +221,16 @@ def _draw_index(weights: _F32, uniform: float) -> int:
     return start * block + index
 
 
+def _bounded(value: float, most: float = _MOST_PENALTY) -> float:
+    return min(max(value, -most), most)
+
+
 def _check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and low <= value <= high:
+    if is_number and abs(value) <= sys.float_info.max and low <= value <= high:
         return
     if math.isfinite(high):
         expected = f"a number from {low:g} to {high:g}"
     else:
         expected = f"a number of {low:g} or more" if math.isfinite(low) else "a finite number"
-    raise RequestError(f"{name} is {value!r}: expected {expected}")
+    raise RequestError(f"{name} is {shown(value)}: expected {expected}")
