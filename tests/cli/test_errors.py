@@ -83,6 +83,26 @@ def test_wrong_arguments(hotset, arguments, named):
     assert named in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["run", "-p", "x"], ["chat"], ["bench"], ["inspect"], ["doctor"], ["demo"], ["serve"]),
+        ["plan", "--vram", "1GiB"],
+        *(["eval", "--text", __file__], ["profile", "--text", __file__]),
+        ["quantize", "--type", "q8_0", "-o", "no-such.gguf"],
+        *(["pull"], ["rm"]),
+    ],
+    ids=lambda command: command[0],
+)
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_name_is_no_model(hotset, command, empty):
+    """As of a variable of the shell that is not set."""
+    code, out, err = hotset(command[0], empty, *command[1:])
+    named = "NAME" if command[0] in ("pull", "rm") else "MODEL"
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: {named} is empty: expected ")
+
+
 @pytest.mark.parametrize("command", [["run", "-p", "x"], ["chat"], ["bench"], ["inspect"]])
 def test_a_text_file_is_no_model(hotset, tmp_path, command):
     path = tmp_path / "notes.gguf"

@@ -45,8 +45,9 @@ def parse_hub_name(name: str, endpoint: str | None = None) -> HubName:
     if not at:
         chosen, at, revision = chosen.partition("@")
     if not _REPOSITORY.fullmatch(repo) or (colon and not chosen) or (at and not revision):
+        found = f"hf:{text}" if name.strip() else "NAME is empty"
         raise CheckpointError(
-            f"hf:{text}: expected hf:org/repo or hf:org/repo:file, such as hf:org/repo:Q4_K_M or "
+            f"{found}: expected hf:org/repo or hf:org/repo:file, such as hf:org/repo:Q4_K_M or "
             "hf:org/repo@revision:file.gguf"
         )
     return _named(repo, revision, chosen)

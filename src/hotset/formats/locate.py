@@ -19,6 +19,11 @@ def locate(name: str | None) -> Path:
     """
     if name is None:
         return _demo_model()
+    if not name.strip():
+        raise CheckpointError(
+            "MODEL is empty: expected a GGUF file, a directory or hf:org/repo; "
+            "for the demo model leave it out"
+        )
     try:
         path = Path(name).expanduser()
     except RuntimeError:
