@@ -85,6 +85,8 @@ def test_what_cannot_be_served_is_one_line(start, model, tmp_path):
             ((str(tmp_path / "none.gguf"),), ("none.gguf",)),
             (("--port", "0", "--context", "999999"), ("999999",)),
             (("--ram", "much"), ("much",)),
+            (("--port", "0", "--cache-ram", "1"), ("0.0 MB", "--cache-ram")),
+            (("--port", "0", "--cache-ram", "0"), ("0.0 MB", "--cache-ram")),
             (("--ram", "100MB"), ("SmolLM2", "100 MB", "--ram")),
             (("--cors-origin", "localhost"), ("--cors-origin localhost", "http://localhost:3000")),
         ):
@@ -94,6 +96,17 @@ def test_what_cannot_be_served_is_one_line(start, model, tmp_path):
             assert error.count("\n") == 1, error
             assert error.startswith("error: ")
             assert all(word in error for word in words)
+
+
+def test_a_gpu_that_is_not_there_is_said_before_the_address(monkeypatch, capsys, model):
+    from hotset.cli import main
+    from hotset.placing import doctor
+
+    monkeypatch.setattr(doctor, "no_gpu", lambda: "no GPU")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--port", "0", "--vram", "1GiB"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: no GPU; without --vram the CPU does all\n"
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):

@@ -104,6 +104,7 @@ def serve(
     import asyncio
 
     from hotset.serve.engine import Engine
+    from hotset.serve.load import check_gpu
     from hotset.server.app import Limits, Server
     from hotset.server.models import Models
     from hotset.server.run import bind, serve
@@ -111,6 +112,8 @@ def serve(
     room = None if cache_ram is None else options.parse_size(cache_ram)
     budget = None if ram is None else options.parse_size(ram)
     gpu = options.vram_bytes(vram)
+    if gpu:
+        check_gpu()
 
     def load(known: "Known") -> "Engine":
         return Engine.load(
@@ -170,16 +173,14 @@ def known_model(
     """A model's name and size, by the headers of its file."""
     from hotset.model.reading import traffic
     from hotset.serve.load import open_model
-    from hotset.serve.loaded import check_context
+    from hotset.serve.room import check_room
     from hotset.server.models import Known
-    from hotset.state.kv_types import check_kv_type, kv_cache_bytes
 
     named = _NAMED.fullmatch(model) if model and not Path(model).exists() else None
     name, source = (named[1], named[2]) if named else (None, model)
     checkpoint = open_model(source, overrides)
     config = checkpoint.config
-    tokens = check_context(config, context)
-    keys_and_values = room or kv_cache_bytes(config, tokens, check_kv_type(kv_type, config))
+    keys_and_values = max(room or 0, check_room(config, context, kv_type, room))
     weights = traffic(checkpoint).weights
     path = checkpoint.path
     return Known(

@@ -131,13 +131,18 @@ def _place(
 
 def gpu_device() -> "Device":
     """This machine's GPU; `HotsetError` where there is none."""
+    check_gpu()
+    from hotset.hybrid.cuda import CudaDevice
+
+    return CudaDevice()
+
+
+def check_gpu() -> None:
+    """Raise `HotsetError` where there is no GPU to use."""
     from hotset.placing.doctor import no_gpu
 
     if reason := no_gpu():
         raise HotsetError(f"{reason}; without --vram the CPU does all")
-    from hotset.hybrid.cuda import CudaDevice
-
-    return CudaDevice()
 
 
 def neuron_frequency(

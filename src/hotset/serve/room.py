@@ -1,5 +1,6 @@
 """How many sequences a model may have at the same time, and how much memory."""
 
+from hotset.core.config import ModelConfig
 from hotset.core.errors import RequestError
 from hotset.core.limits import available_memory
 from hotset.serve.loaded import Model, check_context
@@ -29,24 +30,31 @@ def check_parallel(model: Model, parallel: int | None) -> int:
     return parallel
 
 
+def check_room(config: ModelConfig, context: int | None, kv_type: str, kv_room: int | None) -> int:
+    """The bytes that one sequence of `context` tokens takes; `RequestError` if `kv_room` has none for it."""
+    capacity = check_context(config, context)
+    # Two states: the present one, and the one that is being written.
+    whole = kv_cache_bytes(config, capacity, kv_type) + 2 * state_bytes(config)
+    if kv_room is not None and kv_room < whole:
+        raise RequestError(
+            f"keys and values may take {kv_room / 1e6:.1f} MB, but a context of {capacity} tokens takes "
+            f"{whole / 1e6:.1f} MB: give more room (--cache-ram) or ask for a smaller --context"
+        )
+    return whole
+
+
 def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv_room: int | None) -> Pool:
     """Room for sequences of `context` tokens each, of `kv_room` bytes in all; None: see `Engine.load`."""
     config = model.config
     capacity = check_context(config, context)
     kv_type = check_kv_type(kv_type, config)
     state = state_bytes(config)
-    # Two states: the present one, and the one that is being written.
-    whole = kv_cache_bytes(config, capacity, kv_type) + 2 * state
+    whole = check_room(config, context, kv_type, kv_room)
     if kv_room is None:
         kv_room = parallel * (whole + _SAVED_STATES * state)
         memory = None if model.plan else available_memory()
         if memory:
             kv_room = min(kv_room, int(_SHARE_OF_MEMORY * memory.free))
-    elif kv_room < whole:
-        raise RequestError(
-            f"keys and values may take {kv_room / 1e6:.1f} MB, but a context of {capacity} tokens takes "
-            f"{whole / 1e6:.1f} MB: give more room (--cache-ram) or ask for a smaller --context"
-        )
 
     def bytes_at(positions: int) -> int:
         """On the CPU memory is taken as it is written, on a GPU all at once."""
