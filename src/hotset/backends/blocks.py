@@ -1,5 +1,7 @@
 """Quantised blocks to numbers and back, by native code: what the `gguf` library gives, to the bit."""
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,26 @@ def memory_bytes(tensor: Tensor) -> int:
     if tensor.type not in _RELAID_BYTES:
         return tensor.nbytes
     return tensor.nbytes // tensor.type.block_bytes * _RELAID_BYTES[tensor.type]
+
+
+_FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
+_GPU_BLOCKS = {
+    **{TensorType.Q4_0: 18, TensorType.Q4_1: 20, TensorType.Q8_0: 34},
+    **{TensorType.Q5_0: 34, TensorType.Q5_1: 36, TensorType.IQ4_NL: 34, TensorType.MXFP4: 36},
+    **{TensorType.Q4_K: 148, TensorType.Q5_K: 276, TensorType.Q6_K: 210},
+    **{TensorType.Q2_K: 228, TensorType.Q3_K: 210, TensorType.IQ4_XS: 288},
+}
+"""Bytes of a block in `hotset.backends.gpu.layouts`, which imports torch; others' numbers are float16."""
+
+
+def gpu_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes on a GPU: vectors and biases are float32 there, matrices laid out."""
+    count = math.prod(tensor.shape)
+    if len(tensor.shape) == 1 or tensor.name.endswith("bias"):
+        return 4 * count
+    if tensor.scale is not None or tensor.type not in (*_FLOATS, *_GPU_BLOCKS):
+        return 2 * count
+    return count // tensor.type.block_size * _GPU_BLOCKS.get(tensor.type, tensor.type.block_bytes)
 
 
 def neuron_type(type: TensorType, columns: int) -> TensorType:

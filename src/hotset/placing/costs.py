@@ -119,10 +119,10 @@ def layer_options(
     hot, gates = _counts(ffn)
     all_cold, split = hot == 0, (hot > 0) & (hot < ffn.size)
 
-    device_bytes = np.ceil(hot * ffn.unit_bytes).astype(np.int64) + ffn.fixed_bytes * ~all_cold
+    device_bytes = np.ceil(hot * ffn.device_unit_bytes).astype(np.int64) + ffn.device_fixed_bytes * ~all_cold
     if ffn.experts:  # and a spare slot, for swaps
-        device_bytes = device_bytes + math.ceil(ffn.unit_bytes) * split
-    told = np.ceil((ffn.size - hot) * ffn.scanned * gates).astype(np.int64)
+        device_bytes = device_bytes + math.ceil(ffn.device_unit_bytes) * split
+    told = np.ceil((ffn.size - hot) * ffn.device_scanned * gates).astype(np.int64)
     resident = device_bytes + ffn.predictor_bytes * split + told
     fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # units computed of those from hot on
     timed = ffn.name in times and ffn.size > 0
@@ -142,7 +142,7 @@ def layer_options(
     own = split * (not timed)  # a split FFN's own hand-shake
     crossings = np.stack([own + ~all_cold, own + (all_cold & (ffn.size > 0))])
     handshake = handshake_ms(gpu, times, hidden) * crossings
-    kept_bytes = layer.attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes
+    kept_bytes = layer.device_attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes
     nbytes = np.stack([resident, resident + kept_bytes])
     ms = attention[:, None] + both + handshake
     return Options(hot, gates, nbytes, ms, attention, handshake)
@@ -166,9 +166,11 @@ def handshake_ms(gpu: GpuRates, times: TimedParts, hidden: int) -> float:
 def _mixer_ms(layer: LayerPart, machine: MachineProfile, filled: int, times: TimedParts) -> F64:
     """(2,): of a layer's attention on either side."""
     seen = min(filled, layer.window or filled)
-    read = layer.attention_bytes + layer.kv_position_bytes * seen + 2 * layer.state_bytes
+    kept = layer.kv_position_bytes * seen + 2 * layer.state_bytes
     found = np.zeros(2)
+    weights = layer.attention_bytes, layer.device_attention_bytes
     for home, rates in ((HOST, machine.cpu), (DEVICE, gpu_of(machine))):
+        read = weights[home] + kept
         timed = times.get(f"{layer.name} {SIDES[home]}")
         rated = rates.part_us / 1e3 + read / (rates.stream * rates.kernel_share * 1e6)
         found[home] = timed[0].at(seen) / 1e3 if timed else rated
@@ -187,9 +189,8 @@ def _ffn_ms(
     cpu, gpu = machine.cpu, gpu_of(machine)
     all_cold, split, all_hot = hot == 0, (hot > 0) & (hot < ffn.size), hot == ffn.size
     # The device computes all of its neurons, but of its experts only the selected ones.
-    device_read = (
-        (fires[0] - fires) * ffn.chosen + ffn.fixed_bytes * ~all_cold if ffn.experts else device_bytes
-    )
+    selected = (fires[0] - fires) * ffn.device_unit_bytes + ffn.device_fixed_bytes * ~all_cold
+    device_read = selected if ffn.experts else device_bytes
     scanned = (ffn.size - hot) * ffn.scanned
     streamed = scanned * ~gates + ffn.fixed_bytes + ffn.predictor_bytes * all_cold
     gathered = fires * ffn.chosen
@@ -209,7 +210,8 @@ def _ffn_ms(
         gather = (cpu.stream * cpu.kernel_share, cpu.stream_contended * cpu.kernel_share)
     quiet = host(cpu.stream, gather[0]), device(gpu.stream)
     busy = host(cpu.stream_contended, gather[1]), device(gpu.stream_contended)
-    prediction = split * (ffn.predictor_bytes + scanned * gates) / (gpu.stream * gpu.kernel_share * 1e6)
+    told = (ffn.size - hot) * ffn.device_scanned * gates
+    prediction = split * (ffn.predictor_bytes + told) / (gpu.stream * gpu.kernel_share * 1e6)
     both: F64 = np.where(split, _overlapped(quiet, busy), quiet[HOST] + quiet[DEVICE]) + prediction
     return both
 
@@ -222,7 +224,7 @@ def head_options(parts: ModelParts, machine: MachineProfile, times: TimedParts |
     cpu, gpu = machine.cpu, gpu_of(machine)
     logits = 4 * parts.config.vocab_size
     on_host = cpu.part_us / 1e3 + parts.head_bytes / (cpu.stream * cpu.kernel_share * 1e6)
-    on_device = gpu.part_us / 1e3 + parts.head_bytes / (gpu.stream * gpu.kernel_share * 1e6)
+    on_device = gpu.part_us / 1e3 + parts.device_head_bytes / (gpu.stream * gpu.kernel_share * 1e6)
     back = gpu.handshake_us / 2e3 + logits / (gpu.to_host * 1e6)
     ms = np.array([[on_host], [on_device + back]])
     for home, side in enumerate(SIDES):
@@ -231,7 +233,7 @@ def head_options(parts: ModelParts, machine: MachineProfile, times: TimedParts |
     return Options(
         np.zeros(1, np.int64),
         gates=np.zeros(1, np.bool_),
-        bytes=np.array([[0], [parts.head_bytes]], np.int64),
+        bytes=np.array([[0], [parts.device_head_bytes]], np.int64),
         ms=ms,
         attention_ms=np.zeros(2),
         handshake_ms=np.zeros((2, 1)),

@@ -223,7 +223,7 @@ class Planner:
             context=self.context,
             prompt=self.prompt,
             layers=tuple(uses),
-            head_bytes=self.parts.head_bytes * placement.head,
+            head_bytes=self.parts.device_head_bytes * placement.head,
             working_bytes=self.working_bytes if uses_gpu else 0,
             times=times,
             ms=solution.ms,
@@ -261,7 +261,7 @@ class Planner:
         kv = layer.kv_position_bytes * self.context + 2 * layer.state_bytes
         gates = bool(item.gates[option])
         predictor = layer.ffn.predictor_bytes if split else 0
-        predictor += math.ceil((layer.ffn.size - hot) * layer.ffn.scanned) if gates else 0
+        predictor += math.ceil((layer.ffn.size - hot) * layer.ffn.device_scanned) if gates else 0
         neurons = int(item.bytes[HOST, option]) - predictor
         ffn = round(layer.ffn.size * layer.ffn.unit_bytes) + layer.ffn.fixed_bytes
         on_device = home == DEVICE
@@ -270,7 +270,7 @@ class Planner:
             placement=LayerPlacement(
                 on_device, hot, layer.ffn.experts[:hot] if layer.ffn.experts else None, gates
             ),
-            attention_bytes=attention if on_device else 0,
+            attention_bytes=layer.device_attention_bytes if on_device else 0,
             kv_bytes=kv if on_device else 0,
             neuron_bytes=neurons,
             predictor_bytes=predictor,
@@ -289,7 +289,7 @@ def working_bytes(parts: ModelParts) -> int:
     a row on the way; or a recurrent layer's projections, convolution and values; or gate and up and, in
     halves, one of them. Mixtures take all rows. A piece of cold weights is in two slots; to lay out one of
     its matrices, a third of it, takes five times its size, itself and four more, as predicted from its
-    intermediate tensors.
+    intermediate tensors. The slots grow with what the device's layout adds to a type.
     """
     config = parts.config
     hidden, of_layers = config.hidden_size, [config.heads(i) for i in range(config.n_layers)]
@@ -301,4 +301,6 @@ def working_bytes(parts: ModelParts) -> int:
     numbers = SLICE * 2 * hidden + config.vocab_size
     numbers += max(BLOCK_ROWS * (hidden + max(attention, ffn, *recurrent)), SLICE * mixture)
     largest = max(math.ceil(layer.ffn.size * layer.ffn.unit_bytes) for layer in parts.layers)
-    return 4 * numbers + (2 * 3 + 5) * min(largest, PIECE_BYTES) // 3
+    units = [(layer.ffn.device_unit_bytes, layer.ffn.unit_bytes) for layer in parts.layers if layer.ffn.size]
+    laid_out = max([1.0, *(there / here for there, here in units)])
+    return 4 * numbers + int((2 * 3 * laid_out + 5) * min(largest, PIECE_BYTES)) // 3

@@ -50,7 +50,9 @@ def _layer_ms(
     # Each token with those before it: q times k, and the weights times v.
     scores = tokens * min(tokens, layer.window or tokens) * config.n_heads * config.head_dim
     attention = compute(
-        gpu if on_device else cpu, layer.attention_parameters * tokens + scores, layer.attention_bytes
+        gpu if on_device else cpu,
+        layer.attention_parameters * tokens + scores,
+        layer.device_attention_bytes if on_device else layer.attention_bytes,
     )
     n_cold = ffn.size - hot
     crossing = tokens * config.hidden_size * 4 * (1 / gpu.to_host + 1 / gpu.to_device) / 1e6
@@ -59,7 +61,7 @@ def _layer_ms(
     each, share = ffn.used * ffn.parameters, 1 - (1 - ffn.used) ** min(tokens, SLICE)
 
     def on_gpu(units: int) -> float:
-        return compute(gpu, units * each * tokens, units * share * ffn.unit_bytes) if units else 0.0
+        return compute(gpu, units * each * tokens, units * share * ffn.device_unit_bytes) if units else 0.0
 
     if cold is ColdPrefill.STREAM:
         bus = passes * n_cold * ffn.unit_bytes / (gpu.to_device * 1e6)

@@ -1,15 +1,17 @@
 """Sizes of a model's parts: what its tensors say of each layer's attention and FFN, and of the head."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotset.backends.blocks import gpu_bytes
 from hotset.backends.cutoff import MOST_GAP
 from hotset.core.config import ModelConfig, Way
 from hotset.core.errors import HotsetError
+from hotset.core.heads import KvShape
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.model.reading import COPY_BITS, skipped_matrices
@@ -27,7 +29,8 @@ _OWN_INPUT = ("inp_gate.", "proj.", "post_norm.")
 class FFNPart:
     """One layer's FFN: units that are placed, neurons or, in a mixture, experts.
 
-    Bytes of a neuron are those of its rows (columns) of all matrices.
+    Bytes of a neuron are those of its rows (columns) of all matrices, in the file's types but where they are
+    said to be on the device, which lays out some types in more.
     """
 
     size: int
@@ -59,6 +62,12 @@ class FFNPart:
     """Share of a long conversation's tokens for which all cold neurons are computed, to move the cut-off."""
     first: float = 1.0
     """Of what is read of a chosen neuron, the share that is read before it is known to be zero."""
+    device_unit_bytes: float = 0.0
+    """Of a unit on the device."""
+    device_scanned: float = 0.0
+    """Of `scanned` there."""
+    device_fixed_bytes: int = 0
+    """Of `fixed_bytes` there."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class LayerPart:
     state_bytes: int
     """Of a recurrent layer, however long the context; read and written with every token."""
     ffn: FFNPart
+    device_attention_bytes: int
+    """Of the same on the device."""
     name: str = ""
     """What the times of the attention, or the mixer, are known by, with the side."""
 
@@ -84,6 +95,7 @@ class ModelParts:
     config: ModelConfig
     layers: tuple[LayerPart, ...]
     head_bytes: int
+    device_head_bytes: int
     head_name: str = ""
 
     @property
@@ -122,23 +134,36 @@ def model_parts(
             attention = {}
         build = _experts_part if layer.experts else _ffn_part if layer.feeds else _no_ffn
         recurrent = layer.recurrent
-        kept = config.kv_shape(i).numbers if i in config.kv_layers else 0
+        kept = _kept_bytes(config.kv_shape(i), kv_number_bytes) if i in config.kv_layers else 0
         facts = recurrent or config.latent or config.heads(i), layer.window, f"{kv_number_bytes:g} bytes kept"
         layers.append(
             LayerPart(
                 attention_bytes=sum(tensor.nbytes for tensor in attention.values()),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention.values()),
-                kv_position_bytes=int(kept * kv_number_bytes),
+                kv_position_bytes=kept,
                 window=layer.window,
                 state_bytes=4 * recurrent.state_size if recurrent else 0,
                 ffn=build(checkpoint, i, own, measured),
+                device_attention_bytes=_on_device(attention.values()),
                 name=described("mixer", attention, *facts) if attention else "",
             )
         )
     output = tensors.get("output.weight", tensors["token_embd.weight"])
-    norms = sum(tensor.nbytes for name, tensor in tensors.items() if name.startswith("output_norm"))
+    beside = [t for name, t in tensors.items() if name.startswith("output_norm") or name == "output.bias"]
+    head = [output, *beside]
     name = described("head", {"output": output})
-    return ModelParts(config, tuple(layers), output.nbytes + norms, name)
+    nbytes = sum(tensor.nbytes for tensor in head)
+    return ModelParts(config, tuple(layers), nbytes, _on_device(head), name)
+
+
+def _on_device(tensors: Iterable[Tensor]) -> int:
+    return sum(map(gpu_bytes, tensors))
+
+
+def _kept_bytes(kept: KvShape, number_bytes: float) -> int:
+    """Of a position's keys and values; on a GPU each are padded to 16 numbers, in q8_0 to 16 bytes."""
+    step = 16 * max(1, int(number_bytes))
+    return math.ceil(kept.heads * kept.size * number_bytes / step) * step * (1 + kept.values)
 
 
 def needs_profile(checkpoint: Checkpoint) -> bool:
@@ -184,8 +209,10 @@ def _ffn_part(
     if plan and plan.score in COPY_BITS:
         predictor = int(size * config.hidden_size * COPY_BITS[plan.score] / 8)
     elif plan and plan.way is Way.PREDICTOR:
-        predictor = own["fc1.weight"].nbytes + own["fc2.weight"].nbytes
+        predictor = _on_device((own["fc1.weight"], own["fc2.weight"]))
     shared = ("ffn_norm.", "post_ffw", "ffn_down.bias", "ffn_down_t.bias", *_OWN_INPUT)
+    fixed = [tensor for name, tensor in own.items() if name.startswith(shared)]
+    device_unit = _on_device((*matrices.values(), *biases)) / size
     return FFNPart(
         size=size,
         slab=SLAB if "ffn_down_t" in matrices else math.lcm(SLAB, matrices["ffn_down"].type.block_size),
@@ -194,13 +221,16 @@ def _ffn_part(
         chosen=chosen,
         f16_rows=bool(skipped) and matrices[skipped[-1]].type is TensorType.F16,
         frequency=frequency,
-        fixed_bytes=sum(tensor.nbytes for name, tensor in own.items() if name.startswith(shared)),
+        fixed_bytes=sum(tensor.nbytes for tensor in fixed),
         predictor_bytes=predictor,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices.values()) / size,
         exact=plan is not None and plan.way is Way.EXACT,
         name=described("FFN", _feeding(own), config.activation.value, plan and (plan.way.value, plan.score)),
         audited=1 / MOST_GAP if plan and plan.way is Way.PREDICTOR and plan.kept else 0.0,
         first=row[skipped[0]] / chosen if skipped and config.activation.zero_producing else 1.0,
+        device_unit_bytes=device_unit,
+        device_scanned=device_unit - _on_device(matrices[name] for name in skipped) / size,
+        device_fixed_bytes=_on_device(fixed),
     )
 
 
@@ -220,18 +250,19 @@ def _experts_part(
     experts = checkpoint.config.layers[number].experts
     assert experts
     matrices = [tensor for name, tensor in own.items() if name.endswith("_exps.weight")]
-    stacked = sum(tensor.nbytes for name, tensor in own.items() if "_exps." in name)
+    stacked = [tensor for name, tensor in own.items() if "_exps." in name]
     profile = own.get("ffn_profile.weight")
     frequency = np.full(experts.count, experts.used / experts.count)
     if measured is not None:
         frequency = np.asarray(measured, np.float64)
     elif profile is not None:
         frequency = profile.to_float32()[0].astype(np.float64)
-    each = stacked / experts.count
+    each = sum(tensor.nbytes for tensor in stacked) / experts.count
     order = np.argsort(-frequency, kind="stable")
     # An FFN beside the experts goes where they go.
     beside = ("ffn_gate.", "ffn_up.", "ffn_down.", "pre_ffw")
-    fixed = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw", *beside, *_OWN_INPUT)
+    names = ("ffn_norm.", "ffn_gate_inp", "exp_probs", "post_ffw", *beside, *_OWN_INPUT)
+    fixed = [tensor for name, tensor in own.items() if name.startswith(names) or "_shexp." in name]
     return FFNPart(
         size=experts.count,
         slab=1,
@@ -240,10 +271,12 @@ def _experts_part(
         chosen=each,
         f16_rows=False,
         frequency=frequency[order],
-        fixed_bytes=sum(t.nbytes for name, t in own.items() if name.startswith(fixed) or "_shexp." in name),
+        fixed_bytes=sum(tensor.nbytes for tensor in fixed),
         predictor_bytes=0,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices) / experts.count,
         experts=tuple(order.tolist()),
         used=experts.used / experts.count,
         name=described("experts", _feeding(own), checkpoint.config.activation.value, experts),
+        device_unit_bytes=_on_device(stacked) / experts.count,
+        device_fixed_bytes=_on_device(fixed),
     )

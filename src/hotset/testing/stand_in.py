@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset import _native
+from hotset.backends.blocks import gpu_bytes
 from hotset.backends.building import Backend
 from hotset.backends.contract import (
     F32,
@@ -107,7 +108,7 @@ class _MeteredBackend(CpuBackend):
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> StandInExperts:
         """A mixture of which only these experts are counted."""
         stacks = (linear for linear in (spec.gate, spec.up, spec.down) if linear)
-        nbytes = sum(stack.weight.nbytes for stack in stacks) // spec.shape.count * (len(experts) + 1)
+        nbytes = sum(gpu_bytes(stack.weight) for stack in stacks) // spec.shape.count * (len(experts) + 1)
         self._memory.check("experts", nbytes)
         part = StandInExperts(super().experts(spec), spec.shape.count, experts)
         self._memory.hold(part, nbytes)
@@ -127,7 +128,7 @@ class _MeteredBackend(CpuBackend):
     def _built(
         self, what: str, build: Callable[[_Spec], _Part], spec: _Spec, linears: tuple[Linear | None, ...]
     ) -> _Part:
-        nbytes = sum(linear.weight.nbytes for linear in linears if linear is not None)
+        nbytes = sum(gpu_bytes(linear.weight) for linear in linears if linear is not None)
         self._memory.check(what, nbytes)
         part = build(spec)
         self._memory.hold(part, nbytes)
@@ -226,11 +227,12 @@ class StandInDevice(HostStream):
 
     def gates(self, spec: NeuronFFNSpec) -> Callable[[F32], F32]:
         first, act = spec.gate or spec.up, ACTIVATIONS[spec.activation]
-        self.memory.check("gates", first.weight.nbytes)
+        nbytes = gpu_bytes(first.weight)
+        self.memory.check("gates", nbytes)
         matrix = first.weight.to_float32(), first.bias
 
         def values(x: F32) -> F32:
             return np.ascontiguousarray(act(predict([matrix], normalise(x, spec.norm), rectified=False)))
 
-        self.memory.hold(values, first.weight.nbytes)
+        self.memory.hold(values, nbytes)
         return values

@@ -4,6 +4,7 @@ One token's are sums in float32, activations being 8-bit codes where weights are
 tokens take activations as float16, with bfloat16 weights as tf32, and with float32 weights as they are.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from helpers.gpu_arrays import assert_close, to_gpu, to_numpy
 from helpers.random_tensors import random_tensor
 
+from hotset.backends.blocks import gpu_bytes
 from hotset.backends.codebooks import CODEBOOK_TYPES
 from hotset.backends.contract import F32, Linear, Norm
 from hotset.backends.gpu.ffn import GpuNorm
@@ -180,15 +182,20 @@ def test_two_bit_copy(backend: Any) -> None:
 
 @pytest.mark.parametrize("type", TYPES)
 def test_size(backend: Any, type: TensorType) -> None:
-    """About the type's own; a fifth bit costs a byte, and so does a table; two and three bits cost six."""
-    if type in AS_HALVES:
-        return
+    """About the type's own; a fifth bit costs a byte, and so does a table; two and three bits cost six.
+
+    Plans know it.
+    """
     tensor = random_tensor(type, 8, 2048)
     built = build_matrix(backend.gpu, Linear(tensor), 8, 2048)
+    assert built.nbytes == gpu_bytes(tensor)
     more = dict.fromkeys((TensorType.Q5_0, TensorType.Q5_1, TensorType.Q5_K), 1.6)
     more |= {TensorType.IQ4_NL: 1.9, TensorType.IQ4_XS: 2.12, TensorType.MXFP4: 2.12}
     more |= {TensorType.Q2_K: 2.72, TensorType.Q3_K: 1.91}
-    assert built.nbytes <= more.get(type, 1.04) * tensor.nbytes
+    if type not in AS_HALVES:
+        assert built.nbytes <= more.get(type, 1.04) * tensor.nbytes
+    scaled = replace(tensor, scale=np.full(1, 0.5, np.float32))
+    assert build_matrix(backend.gpu, Linear(scaled), 8, 2048).nbytes == gpu_bytes(scaled)
 
 
 def test_slabs_of_rows(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
