@@ -1,5 +1,6 @@
 """A model by its name, on a device within a budget: the engine, evaluation and measuring on top of it."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ def test_an_answer_that_is_interrupted(demo: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             answer()
         assert answer() == expected
+
+
+def test_kept_conversations_keep_the_budget(demo: Path) -> None:
+    """However much room is asked for: the GPU's plan has some for one context."""
+    device = StandInDevice()
+    model = load_model(demo, threads=1, context=64, vram=60 << 20, device=device, machine=eager_machine())
+    assert model.plan and any(layer.attention for layer in model.plan.placement.layers)
+    engine = Engine(model, context=64, kv_room=1 << 30)
+    used = []
+    for prompt in ("1 2 3 4 5 6", "One, two, three,", "Once upon a time"):
+        list(engine.generate(prompt, max_tokens=2))
+        gc.collect()
+        used.append(device.memory.used)
+    assert used[0] == used[1] == used[2]
 
 
 def test_a_budget_of_nothing_is_the_cpus(demo: Path) -> None:

@@ -76,7 +76,7 @@ def on_device(planner: Planner, plan: Plan) -> int:
     total = 0
     for layer, placed in zip(planner.parts.layers, plan.placement.layers, strict=True):
         if placed.attention:
-            total += layer.attention_bytes + layer.kv_position_bytes * planner.context + 2 * layer.state_bytes
+            total += layer.attention_bytes + layer.kept_bytes(planner.context, 1)
         total += round(placed.hot * layer.ffn.unit_bytes) + layer.ffn.fixed_bytes * (placed.hot > 0)
         if layer.ffn.experts and 0 < placed.hot < layer.ffn.size:
             total += math.ceil(layer.ffn.unit_bytes)  # the spare slot
@@ -99,6 +99,16 @@ def test_a_plan_keeps_its_budget(planner: Planner, share: float) -> None:
 def test_more_memory_is_never_predicted_slower(planner: Planner, shares: list[float]) -> None:
     for less, more in pairwise([planner.plan(int(share * planner.everything)) for share in sorted(shares)]):
         assert more.ms <= less.ms
+
+
+def test_each_sequence_has_states() -> None:
+    """The present one, the next, and those that were saved to come back to."""
+    checkpoint = mixture([LayerConfig(None, recurrent=NET), LayerConfig(None)], TensorType.F16)
+    for sequences in (1, 3):
+        planner = Planner(checkpoint, machine(), context=64, prompt=8, sequences=sequences)
+        recurrent, attention = planner.plan(planner.everything).layers
+        assert recurrent.kv_bytes == (2 + 6) * sequences * 4 * NET.state_size
+        assert attention.kv_bytes == 64 * 2 * 2 * 128 * 2
 
 
 def test_hot_experts_pay_by_how_often_they_are_selected() -> None:

@@ -77,7 +77,7 @@ def serve(
         typer.Option(
             metavar="SIZE",
             help="Memory for keys and values, of running requests and kept for later ones, such as 4GiB; "
-            "half of what is free, if not given, or less.",
+            "half of what is free, if not given, or less; with --vram at most --parallel contexts.",
             show_default=False,
         ),
     ] = None,

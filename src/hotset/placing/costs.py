@@ -108,10 +108,13 @@ def layer_options(
     *,
     context: int,
     filled: int,
+    sequences: int = 1,
     times: TimedParts | None = None,
     hidden: int = 0,
 ) -> Options:
     """A layer's options on a machine, with a KV cache of `context` tokens of which `filled` are read.
+
+    The context is that of all `sequences` together, each of which has recurrent states of its own.
 
     `times` are those of parts that were timed, of a model with vectors of `hidden` numbers.
     """
@@ -142,7 +145,7 @@ def layer_options(
     own = split * (not timed)  # a split FFN's own hand-shake
     crossings = np.stack([own + ~all_cold, own + (all_cold & (ffn.size > 0))])
     handshake = handshake_ms(gpu, times, hidden) * crossings
-    kept_bytes = layer.device_attention_bytes + layer.kv_position_bytes * context + 2 * layer.state_bytes
+    kept_bytes = layer.device_attention_bytes + layer.kept_bytes(context, sequences)
     nbytes = np.stack([resident, resident + kept_bytes])
     ms = attention[:, None] + both + handshake
     return Options(hot, gates, nbytes, ms, attention, handshake)

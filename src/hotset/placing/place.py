@@ -44,14 +44,15 @@ def place(
     machine: MachineProfile,
     context: int,
     kv_type: str,
+    sequences: int = 1,
     frequency: NDArray[np.floating] | None = None,
     progress: Progress | None = None,
 ) -> Placed:
     """Build the model with at most `budget` bytes on the device, a KV cache of `context` tokens among them.
 
-    `frequency` is as in `hotset.placing.planner.Planner`. Where the device has less memory than the budget
-    says, because others have taken it, the budget is shrunk once. Raises `DeviceMemoryError`, with a budget
-    that fits, where that does not help.
+    These are of all `sequences` together. `frequency` is as in `hotset.placing.planner.Planner`. Where the
+    device has less memory than the budget says, because others have taken it, the budget is shrunk once.
+    Raises `DeviceMemoryError`, with a budget that fits, where that does not help.
     """
     planner = Planner(
         checkpoint,
@@ -60,6 +61,7 @@ def place(
         prompt=min(_PROMPT, context),
         frequency=frequency,
         kv_number_bytes=KV_TYPES[kv_type],
+        sequences=sequences,
         sides=sides(host, device),
     )
     rate = BUS_SHARE * gpu_of(machine).to_device * 1e9

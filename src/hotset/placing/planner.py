@@ -107,9 +107,9 @@ class Plan:
 class Planner:
     """Plans one model on one machine, for any budget.
 
-    `context` is the tokens that the KV cache has room for, `prompt` those read before the token that is
-    timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is as in
-    `hotset.placing.sizes.model_parts`, `sides` says whose times of parts are meant, as in
+    `context` is the tokens that the KV cache has room for, of all `sequences` together, `prompt` those read
+    before the token that is timed, `kv_number_bytes` those of a number in the cache (2: F16); `frequency` is
+    as in `hotset.placing.sizes.model_parts`, `sides` says whose times of parts are meant, as in
     `MachineProfile.times_of`. Raises `HotsetError` for a machine without a GPU and for a model whose neurons'
     frequencies are not known.
     """
@@ -123,17 +123,26 @@ class Planner:
         prompt: int,
         frequency: Sequence[NDArray[np.floating]] | NDArray[np.floating] | None = None,
         kv_number_bytes: float = 2.0,
+        sequences: int = 1,
         sides: str | None = None,
     ) -> None:
         if not 1 <= prompt <= context:
             raise RequestError(
                 f"prompt is {prompt} tokens: expected 1 to {context}, the context (--prompt, --context)"
             )
-        self.machine, self.context, self.prompt = machine, context, prompt
+        self.machine, self.context, self.prompt, self.sequences = machine, context, prompt, sequences
         self.parts = model_parts(checkpoint, frequency, kv_number_bytes)
         times, hidden = machine.times_of(sides), self.parts.config.hidden_size
         items = [
-            layer_options(layer, machine, context=context, filled=prompt, times=times, hidden=hidden)
+            layer_options(
+                layer,
+                machine,
+                context=context,
+                filled=prompt,
+                sequences=sequences,
+                times=times,
+                hidden=hidden,
+            )
             for layer in self.parts.layers
         ]
         # Cold experts are not streamed yet.
@@ -258,7 +267,7 @@ class Planner:
         layer = self.parts.layers[number]
         hot, split = int(item.hot[option]), 0 < item.hot[option] < layer.ffn.size
         attention = layer.attention_bytes
-        kv = layer.kv_position_bytes * self.context + 2 * layer.state_bytes
+        kv = layer.kept_bytes(self.context, self.sequences)
         gates = bool(item.gates[option])
         predictor = layer.ffn.predictor_bytes if split else 0
         predictor += math.ceil((layer.ffn.size - hot) * layer.ffn.device_scanned) if gates else 0

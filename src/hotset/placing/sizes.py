@@ -16,6 +16,7 @@ from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType
 from hotset.model.reading import COPY_BITS, skipped_matrices
 from hotset.placing.part_times import described, whole_step
+from hotset.state.kv_types import STATES
 
 F64 = NDArray[np.float64]
 
@@ -86,6 +87,10 @@ class LayerPart:
     """Of the same on the device."""
     name: str = ""
     """What the times of the attention, or the mixer, are known by, with the side."""
+
+    def kept_bytes(self, context: int, sequences: int) -> int:
+        """Of keys and values of so many positions, and of the states of so many sequences."""
+        return self.kv_position_bytes * context + STATES * sequences * self.state_bytes
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class Engine:
         `parallel` requests are computed at the same time; None: 8, or 1 with `vram`. `kv_room` is how many
         bytes their keys and values may take, and those that are kept for requests that begin in the same
         way; None: as many as `parallel` contexts, but no more than half of the free memory, and one context.
+        With `vram` it is at most that of `parallel` contexts, for which the GPU has room.
         `speculate` lets a step compute several tokens of an answer, where the request's own text says how it
         may go on; answers are the same, and with `vram` there is none of it.
         `overrides` are values to put in place of the file's metadata (`hotset.serve.load.open_model`).

@@ -88,6 +88,7 @@ def load_model(
             machine=machine,
             context=check_context(checkpoint.config, context) * parallel,
             kv_type=kv_type,
+            sequences=parallel,
             progress=progress,
         )
         transformer, plan = placed.transformer, placed.plan
@@ -106,6 +107,7 @@ def _place(
     machine: "MachineProfile | None",
     context: int,
     kv_type: str,
+    sequences: int,
     progress: Progress | None,
 ) -> "Placed":
     """A model on a device, of which it may take `vram` bytes, and the CPU."""
@@ -120,6 +122,7 @@ def _place(
         machine=machine or machine_for(checkpoint, device, backend, kv_type=kv_type, progress=progress),
         context=context,
         kv_type=kv_type,
+        sequences=sequences,
         frequency=neuron_frequency(checkpoint, threads=backend.threads, progress=progress),
         progress=progress,
     )

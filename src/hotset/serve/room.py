@@ -4,7 +4,7 @@ from hotset.core.config import ModelConfig
 from hotset.core.errors import RequestError
 from hotset.core.limits import available_memory
 from hotset.serve.loaded import Model, check_context
-from hotset.state.kv_types import check_kv_type, kv_cache_bytes, state_bytes
+from hotset.state.kv_types import SAVED_STATES, check_kv_type, kv_cache_bytes, state_bytes
 from hotset.state.pool import Pool
 
 PARALLEL = 8
@@ -12,10 +12,6 @@ PARALLEL = 8
 
 _SHARE_OF_MEMORY = 0.5
 """Of what is free beside the model, for keys and values, unless the user says."""
-
-
-_SAVED_STATES = 6
-"""Recurrent states that a sequence keeps to come back to, at most."""
 
 
 def check_parallel(model: Model, parallel: int | None) -> int:
@@ -50,11 +46,12 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
     kv_type = check_kv_type(kv_type, config)
     state = state_bytes(config)
     whole = check_room(config, context, kv_type, kv_room)
-    if kv_room is None:
-        kv_room = parallel * (whole + _SAVED_STATES * state)
-        memory = None if model.plan else available_memory()
-        if memory:
-            kv_room = min(kv_room, int(_SHARE_OF_MEMORY * memory.free))
+    usual = parallel * (whole + SAVED_STATES * state)
+    if model.plan:  # which has room for these on the GPU
+        kv_room = usual if kv_room is None else min(usual, kv_room)
+    elif kv_room is None:
+        memory = available_memory()
+        kv_room = min(usual, int(_SHARE_OF_MEMORY * memory.free)) if memory else usual
 
     def bytes_at(positions: int) -> int:
         """On the CPU memory is taken as it is written, on a GPU all at once."""
@@ -65,6 +62,6 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
         capacity=capacity,
         bytes_at=bytes_at,
         room=kv_room,
-        saved_room=_SAVED_STATES * state,
+        saved_room=SAVED_STATES * state,
         approximate=any(layer.ffn is not None and layer.ffn.way.approximate for layer in config.layers),
     )

@@ -20,6 +20,10 @@ def _unfit(config: ModelConfig) -> int:
     return next((size for size in sizes if size % _BLOCK), 0)
 
 
+SAVED_STATES = 6
+"""Recurrent states that a sequence keeps to come back to, at most."""
+STATES = 2 + SAVED_STATES
+"""And the present one, and the one that is being written."""
 _CHUNK = 16
 """Positions beside which a recurrent layer's state is kept on the CPU."""
 _LINE = 16
