@@ -16,6 +16,7 @@ void bind_batch(nb::module_& m);
 void bind_latent(nb::module_& m);
 void bind_recurrent(nb::module_& m);
 void bind_experts(nb::module_& m);
+void bind_chain(nb::module_& m);
 void bind_quantise(nb::module_& m);
 void bind_worker(nb::module_& m);
 void bind_files(nb::module_& m);
@@ -44,6 +45,7 @@ NB_MODULE(_native, m) {
   bind_latent(m);
   bind_recurrent(m);
   bind_experts(m);
+  bind_chain(m);
   bind_quantise(m);
   bind_worker(m);
   bind_files(m);

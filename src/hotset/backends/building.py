@@ -1,5 +1,6 @@
 """What a backend is: it builds the parts that `hotset.backends.contract` describes."""
 
+from collections.abc import Sequence as ListOf
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,13 @@ from hotset.backends.contract import (
     StateShape,
 )
 from hotset.core.batch import Batch, Sequence
+
+
+class Chain(Protocol):
+    """Parts that run one after another, each of which reads what those before it have added."""
+
+    def forward(self, x: Array, view: BatchView) -> None:
+        """Each adds to x (T, D)."""
 
 
 class Backend(Protocol):
@@ -70,6 +78,9 @@ class Backend(Protocol):
 
     def head(self, spec: HeadSpec) -> Head:
         """Build the final norm and the output projection."""
+
+    def chain(self, parts: ListOf[Mixer | FFN], hidden: int) -> Chain | None:
+        """Those parts, of rows of `hidden` numbers, as one that is faster; None where there is none."""
 
     def layer_inputs(self, spec: LayerInputsSpec) -> LayerInputs:
         """Build the tokens' embeddings for each layer."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hotset.backends.building import Backend
+from hotset.backends.building import Backend, Chain
 from hotset.backends.contract import (
     F32,
     FFN,
@@ -31,6 +31,10 @@ from hotset.model.finite import is_finite, traced
 SLICE = 512
 """Batches of more rows are cut: so many are enough to read each weight seldom, and few enough that the
 activations between two layers stay small."""
+
+CHAINED = 8
+"""Batches of at most so many rows go through all parts in one call; of more, each part takes long enough for
+Ctrl-C to be looked at in between."""
 
 SINK_TOKENS = 8
 """At so many first positions of a sequence, neurons are left out only where they are zero: all later tokens
@@ -101,6 +105,18 @@ class Transformer:
         self.head = head
         self.inputs = inputs
         """Each layer's own embedding of the tokens, where there is one."""
+        self._chain = self._chained()
+
+    def _chained(self) -> Chain | None:
+        """All layers' parts as one, where no layer does more than add what its parts give."""
+        if self.config.parallel or any(
+            layer.early or layer.own_input or layer.scale != 1 for layer in self.layers
+        ):
+            return None
+        parts = [part for layer in self.layers for part in (layer.mixer, layer.ffn)]
+        return self.backend.chain(
+            [part for part in parts if not isinstance(part, Absent)], self.config.hidden_size
+        )
 
     def sequence(self, capacity: int, kv_type: str = "f16") -> Sequence:
         """An empty sequence with room for `capacity` tokens; `kv_type` is ``f16``, ``q8_0`` or ``f32``."""
@@ -174,6 +190,9 @@ class Transformer:
         parallel = self.config.parallel
         view = self.backend.view(batch)
         x = self.embedding.forward(batch.tokens, batch.positions)
+        if self._chain and len(batch.tokens) <= CHAINED:
+            self._chain.forward(x, view)
+            return x
         e = self.inputs.forward(batch.tokens, x) if self.inputs else None
         for i, layer in enumerate(self.layers):
             # Both parts read x and add to out. One after the other, out is x itself, so the FFN reads what

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from collections.abc import Sequence as ListOf
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 
 from hotset import _native
 from hotset.backends.blocks import dequantise
+from hotset.backends.building import Chain
 from hotset.backends.checks import check_exact, check_gate
 from hotset.backends.contract import (
     F32,
+    FFN,
     AttentionSpec,
     EmbeddingSpec,
     ExpertsSpec,
@@ -20,11 +23,13 @@ from hotset.backends.contract import (
     LatentSpec,
     LayerInputSpec,
     LayerInputsSpec,
+    Mixer,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
     StateShape,
 )
+from hotset.backends.cpu.chain import native_chain
 from hotset.backends.cpu.experts import CpuExperts, PackedExperts, build_experts
 from hotset.backends.cpu.packing import COPIES, Packing
 from hotset.backends.cpu.parts import (
@@ -292,6 +297,10 @@ class CpuBackend(Packing):
         output = self._linear(spec.output, vocab_size, hidden)
         native = _native.Head(self._runtime, self._norm(spec.norm, hidden), output, spec.soft_cap)
         return CpuHead(native, vocab_size, spec.norm)
+
+    def chain(self, parts: ListOf[Mixer | FFN], hidden: int) -> Chain | None:
+        """All parts in one native call; None if one of them is not this backend's."""
+        return native_chain(parts, hidden)
 
     def layer_inputs(self, spec: LayerInputsSpec) -> CpuLayerInputs:
         """Build the tokens' embeddings for each layer; it keeps the table's tensor."""

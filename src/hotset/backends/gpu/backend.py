@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from hotset.backends.blocks import dequantise
 from hotset.backends.contract import (
     F32,
+    FFN,
     AttentionSpec,
     EmbeddingSpec,
     ExpertsSpec,
@@ -18,6 +19,7 @@ from hotset.backends.contract import (
     LatentSpec,
     LayerInputSpec,
     LayerInputsSpec,
+    Mixer,
     NeuronFFNSpec,
     Norm,
     RecurrentSpec,
@@ -151,6 +153,9 @@ class GpuBackend:
     def resident_experts(self, spec: ExpertsSpec, experts: Sequence[int]) -> GpuExperts:
         """Build it with some of its experts."""
         return GpuExperts(self.gpu, spec, experts)
+
+    def chain(self, parts: Sequence[Mixer | FFN], hidden: int) -> None:
+        """There is none: parts run one by one."""
 
     def layer_inputs(self, spec: LayerInputsSpec) -> GpuLayerInputs:
         """Build the tokens' embeddings for each layer, whose table stays on the host."""

@@ -1,5 +1,6 @@
 """The backend, and the parts at a model's ends."""
 
+from collections.abc import Sequence as ListOf
 from itertools import zip_longest
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from hotset.backends.blocks import dequantise
 from hotset.backends.contract import (
     F32,
+    FFN,
     AttentionSpec,
     DeltaNetSpec,
     EmbeddingSpec,
@@ -146,6 +148,9 @@ class ReferenceBackend:
     def head(self, spec: HeadSpec) -> ReferenceHead:
         """Build the final norm and the output projection."""
         return ReferenceHead(spec)
+
+    def chain(self, parts: ListOf[Mixer | FFN], hidden: int) -> None:
+        """There is none: parts run one by one."""
 
     def layer_inputs(self, spec: LayerInputsSpec) -> ReferenceLayerInputs:
         """Build the tokens' embeddings for each layer."""
