@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from helpers.parity import LENGTH, TOKENS, assert_close
-from helpers.placements import by_share
+from helpers.placements import by_share, eager_machine
 from helpers.random_checkpoint import by_neuron, quantised, random_checkpoint
 from helpers.tiny_models import tiny_models
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from hotset.hybrid.build import build_hybrid
 from hotset.hybrid.device import Device
 from hotset.model.build import build_transformer
 from hotset.model.transformer import Transformer
+from hotset.placing.planner import Planner
 
 if not (find_spec("torch") and find_spec("triton")):
     pytest.skip("needs torch and triton", allow_module_level=True)
@@ -70,6 +71,45 @@ def hybrid(checkpoint: Checkpoint, placement: Placement, device: Device, stream:
     return build_hybrid(
         checkpoint, placement, device, CpuBackend(threads=1), stream_from=9 if stream else None
     )
+
+
+@pytest.mark.parametrize("type", [TensorType.Q4_0, TensorType.Q5_0])
+@pytest.mark.parametrize("plan", [None, Way.EXACT, Score.GATE_Q2, Score.GATE_Q4])
+def test_matrices_take_what_is_planned(
+    interpreter: Device, type: TensorType, plan: Way | Score | None
+) -> None:
+    """What is planned besides are norms, some of which are there twice."""
+    from hotset.backends.gpu.matrix import Matrix
+
+    usual = random_checkpoint(hidden_size=64, ffn_size=512, head_dim=16, windows=(None,) * 3)
+    if plan is not None:
+        if type is not TensorType.Q4_0:
+            return  # others' rows cannot be read one by one
+        way = FFNPlan(Way.PREDICTOR, plan, 0.0, 0.95) if isinstance(plan, Score) else FFNPlan(plan)
+        usual = by_neuron(usual, way, [np.arange(512)] * 3)
+    checkpoint = quantised(usual, type)
+    tensors = dict(checkpoint.tensors)
+    heat = np.tile(np.linspace(1, 0, 512, dtype=np.float32), (2, 1))
+    tensors |= {
+        name: tensor_from_array(name, heat) for name in (f"blk.{i}.ffn_profile.weight" for i in range(3))
+    }
+    planner = Planner(replace(checkpoint, tensors=tensors), eager_machine(), context=32, prompt=8)
+
+    def matrices() -> int:
+        gc.collect()
+        return sum(found.nbytes for found in gc.get_objects() if isinstance(found, Matrix))
+
+    for share in (0.3, 0.6, 1.0):
+        room = int(share * (planner.everything - planner.working_bytes))
+        found = planner.plan(planner.working_bytes + room)
+        before = matrices()
+        model = build_hybrid(checkpoint, found.placement, interpreter, CpuBackend(threads=1))
+        taken = matrices() - before
+        kept = sum(use.kv_bytes for use in found.layers)
+        planned = found.device_bytes - found.working_bytes - kept
+        assert 0.97 * planned <= taken <= planned
+        model.close()
+        del model
 
 
 SPLIT = Placement((LayerPlacement(True, 32),), True)

@@ -80,6 +80,7 @@ def test_a_question_must_fit_the_context(demo_model):
     [
         ("", "is empty"),
         ("nonsense", "line 1 is no JSON"),
+        ("[" * 100_000, "line 1 is no JSON"),
         ("[1]", "expected a JSON object of query, choices and gold, found"),
         ('{"query": "a", "choices": ["b", "c"]}', "expected a JSON object"),
         ('{"query": " ", "choices": ["b", "c"], "gold": 0}', "query is ' ': expected text"),

@@ -7,16 +7,31 @@ import pytest
 from helpers.random_checkpoint import by_neuron, random_checkpoint
 
 from hotset.backends.cpu import CpuBackend
+from hotset.cli.bench import room_for
 from hotset.core.config import FFNPlan, Score, Way
 from hotset.core.errors import RequestError
 from hotset.draw.plots import plot_sweep, plot_trace
 from hotset.formats.checkpoint import Checkpoint
 from hotset.formats.tensor import Tensor, TensorType
+from hotset.measure.speed import Sizes
 from hotset.measure.sweep import PLAN, sweep
 from hotset.measure.trace import EVERY, trace
 from hotset.model.build import build_transformer
 from hotset.model.reading import traffic
 from hotset.serve.loaded import Model
+from hotset.state.kv_types import STATES
+
+
+@pytest.mark.parametrize("longest", [200, 2048, 1 << 20])
+@pytest.mark.parametrize("counts", [[], [1], [1, 8, 64]])
+@pytest.mark.parametrize(("prompt", "tokens"), [(512, 128), (0, 3000), (0, 1)])
+def test_a_gpu_has_room_for_what_is_timed(longest: int, counts: list[int], prompt: int, tokens: int) -> None:
+    context, requests = room_for(Sizes(prompt, tokens), counts, longest)
+    assert 1 <= context <= longest
+    assert context * requests >= min(max(prompt, 8 + tokens), longest)
+    sequences = 2 * max(counts, default=0)  # copies, and what they are copies of
+    assert context * requests >= sequences * min(128 + tokens, longest)
+    assert STATES * requests >= 2 * sequences
 
 
 class Letters:

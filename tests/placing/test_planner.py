@@ -88,7 +88,8 @@ def bytes_by_hand(planner: Planner, plan: Plan) -> int:
             total += layer.attention_bytes + layer.kv_position_bytes * planner.context
         total += placed.hot * round(layer.ffn.unit_bytes * 64) // 64
         if 0 < placed.hot < layer.ffn.size:
-            total += layer.ffn.predictor_bytes
+            own = layer.ffn.predictor_unit_bytes * placed.hot  # the cold neurons' alone is there
+            total += math.ceil(layer.ffn.predictor_bytes - own)
         if placed.gates:
             assert layer.ffn.exact and 0 < placed.hot < layer.ffn.size
             total += math.ceil((layer.ffn.size - placed.hot) * layer.ffn.scanned)

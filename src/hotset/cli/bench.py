@@ -14,8 +14,10 @@ from hotset.core.config import Way
 from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hotset.formats.checkpoint import Checkpoint
-    from hotset.measure.speed import Speed
+    from hotset.measure.speed import Sizes, Speed
     from hotset.serve.loaded import Model
 
 _MOST_SEQUENCES = 64
@@ -147,17 +149,22 @@ def _speed(
     as_json: bool,
 ) -> None:
     from hotset.cli.console import notes, progress, table
-    from hotset.measure.parallel import CONTEXT_TOKENS, measure_parallel
+    from hotset.measure.parallel import measure_parallel
     from hotset.measure.speed import Sizes, measure
     from hotset.serve.load import load_model
 
     sizes = Sizes(**sizes_given)
-    # On a GPU room is left for so many tokens: each sequence is timed as a copy of one that has read.
-    context = max(sizes.prompt_tokens, 2 * max(counts, default=0) * (CONTEXT_TOKENS + sizes.tokens), 1)
-    context = min(context, model.config.context_length)
+    context, together = room_for(sizes, counts, model.config.context_length)
     with progress("Loading") as loading:
         loaded = load_model(
-            model, threads=threads, ffn=ffn, vram=vram, ram=ram, context=context, progress=loading
+            model,
+            threads=threads,
+            ffn=ffn,
+            vram=vram,
+            ram=ram,
+            context=context,
+            parallel=together,
+            progress=loading,
         )
     notes(loaded)
     with progress("Measuring") as measuring:
@@ -167,8 +174,8 @@ def _speed(
         with progress("Measuring several sequences") as measuring:
             parallel = measure_parallel(loaded, counts, sizes, progress=measuring)
     if as_json:
-        together = {"parallel": [dataclasses.asdict(point) for point in parallel]} if counts else {}
-        print(json.dumps(_machine(loaded) | dataclasses.asdict(speed) | together, indent=2))
+        several = {"parallel": [dataclasses.asdict(point) for point in parallel]} if counts else {}
+        print(json.dumps(_machine(loaded) | dataclasses.asdict(speed) | several, indent=2))
         return
     table(_speed_rows(loaded, speed))
     if parallel:
@@ -182,6 +189,24 @@ def _speed(
             for point in parallel
         ]
         table(rows, header=("sequences", "tokens/s", "gap, median ms", "gap, longest ms"))
+
+
+def room_for(sizes: "Sizes", counts: "Sequence[int]", longest: int) -> tuple[int, int]:
+    """The context, at most `longest`, and the requests that a GPU is to have room for.
+
+    Of several sequences each is timed as a copy of one that has read. None saves recurrent states, for which
+    a request has room.
+    """
+    from hotset.measure.parallel import CONTEXT_TOKENS
+    from hotset.model.transformer import SINK_TOKENS
+    from hotset.state.kv_types import SAVED_STATES, STATES
+
+    sequences = 2 * max(counts, default=0)
+    alone = min(max(sizes.prompt_tokens, SINK_TOKENS + sizes.tokens), longest)
+    tokens = max(alone, sequences * min(CONTEXT_TOKENS + sizes.tokens, longest))
+    states = (STATES - SAVED_STATES) * sequences
+    requests = max(math.ceil(tokens / longest), math.ceil(states / STATES), 1)
+    return math.ceil(tokens / requests), requests
 
 
 def _machine(loaded: "Model") -> dict[str, Any]:

@@ -70,7 +70,7 @@ def read_questions(text: str, name: str) -> list[Question]:
 def _question(line: str, where: str) -> Question:
     try:
         item = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{where} is no JSON: {error}") from None
     if not isinstance(item, dict) or not {"query", "choices", "gold"} <= item.keys():
         raise RequestError(f"{where}: expected a JSON object of {_FIELDS}, found {line.strip()[:60]}")

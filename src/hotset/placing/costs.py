@@ -126,7 +126,7 @@ def layer_options(
     if ffn.experts:  # and a spare slot, for swaps
         device_bytes = device_bytes + math.ceil(ffn.device_unit_bytes) * split
     told = np.ceil((ffn.size - hot) * ffn.device_scanned * gates).astype(np.int64)
-    resident = device_bytes + ffn.predictor_bytes * split + told
+    resident = device_bytes + ffn.predictor_of(hot) * split + told
     fires = np.append(np.cumsum(ffn.frequency[::-1])[::-1], 0.0)[hot]  # units computed of those from hot on
     timed = ffn.name in times and ffn.size > 0
 
@@ -214,7 +214,7 @@ def _ffn_ms(
     quiet = host(cpu.stream, gather[0]), device(gpu.stream)
     busy = host(cpu.stream_contended, gather[1]), device(gpu.stream_contended)
     told = (ffn.size - hot) * ffn.device_scanned * gates
-    prediction = split * (ffn.predictor_bytes + told) / (gpu.stream * gpu.kernel_share * 1e6)
+    prediction = split * (ffn.predictor_of(hot) + told) / (gpu.stream * gpu.kernel_share * 1e6)
     both: F64 = np.where(split, _overlapped(quiet, busy), quiet[HOST] + quiet[DEVICE]) + prediction
     return both
 

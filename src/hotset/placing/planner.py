@@ -269,7 +269,7 @@ class Planner:
         attention = layer.attention_bytes
         kv = layer.kept_bytes(self.context, self.sequences)
         gates = bool(item.gates[option])
-        predictor = layer.ffn.predictor_bytes if split else 0
+        predictor = int(layer.ffn.predictor_of(item.hot[option])) if split else 0
         predictor += math.ceil((layer.ffn.size - hot) * layer.ffn.device_scanned) if gates else 0
         neurons = int(item.bytes[HOST, option]) - predictor
         ffn = round(layer.ffn.size * layer.ffn.unit_bytes) + layer.ffn.fixed_bytes

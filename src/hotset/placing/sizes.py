@@ -48,7 +48,8 @@ class FFNPart:
     fixed_bytes: int
     """Norms, routers, shared experts and the like: wherever the FFN, or a part of it, lies."""
     predictor_bytes: int
-    """On the device where the layer is split, on the host where it is wholly cold, unused if wholly hot."""
+    """On the host where the layer is wholly cold; where it is split, that of its cold neurons is on the
+    device. Unused if wholly hot."""
     parameters: float
     """Of one unit."""
     experts: tuple[int, ...] = ()
@@ -69,6 +70,15 @@ class FFNPart:
     """Of `scanned` there."""
     device_fixed_bytes: int = 0
     """Of `fixed_bytes` there."""
+    predictor_unit_bytes: float = 0.0
+    """Of `predictor_bytes`, a unit's own."""
+
+    def predictor_of(self, hot: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of the predictor of the units from so many on."""
+        found: NDArray[np.int64] = np.ceil(self.predictor_bytes - hot * self.predictor_unit_bytes).astype(
+            np.int64
+        )
+        return found
 
 
 @dataclass(frozen=True)
@@ -210,11 +220,13 @@ def _ffn_part(
                 f"{checkpoint.path}: layer {number} chooses neurons, and the file does not say how often "
                 "they fire: store it with hotset convert"
             )
-    predictor = 0
+    predictor, predictor_unit = 0, 0.0
     if plan and plan.score in COPY_BITS:
-        predictor = int(size * config.hidden_size * COPY_BITS[plan.score] / 8)
+        predictor_unit = config.hidden_size * COPY_BITS[plan.score] / 8
+        predictor = int(size * predictor_unit)
     elif plan and plan.way is Way.PREDICTOR:
         predictor = _on_device((own["fc1.weight"], own["fc2.weight"]))
+        predictor_unit = gpu_bytes(own["fc2.weight"]) / size
     shared = ("ffn_norm.", "post_ffw", "ffn_down.bias", "ffn_down_t.bias", *_OWN_INPUT)
     fixed = [tensor for name, tensor in own.items() if name.startswith(shared)]
     device_unit = _on_device((*matrices.values(), *biases)) / size
@@ -236,6 +248,7 @@ def _ffn_part(
         device_unit_bytes=device_unit,
         device_scanned=device_unit - _on_device(matrices[name] for name in skipped) / size,
         device_fixed_bytes=_on_device(fixed),
+        predictor_unit_bytes=predictor_unit,
     )
 
 
