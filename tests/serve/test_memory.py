@@ -6,10 +6,12 @@ import sys
 
 import pytest
 from helpers.random_gguf import CONTEXT, random_model, write_plain
+from helpers.shape_only import shape_only
 
 from hotset.core.errors import HotsetError, RequestError
 from hotset.core.limits import Memory
 from hotset.formats import open_checkpoint
+from hotset.formats.tensor import TensorType
 from hotset.model.reading import traffic
 from hotset.serve import memory
 from hotset.serve.engine import Engine
@@ -55,6 +57,18 @@ def test_needed_against_available(checkpoint, available):
         check_memory(checkpoint, CONTEXT, "q8_0")
     available(None)
     check_memory(checkpoint, CONTEXT, "f32")
+
+
+def test_a_gpu_spares_what_it_holds(available):
+    """Of IQ3_XXS, whose 98 bytes in the file are 138 in main memory, and 512 on a GPU."""
+    checkpoint = shape_only(n_layers=4, hidden=1024, ffn=2048, kind=TensorType.IQ3_XXS)
+    weights, cache = traffic(checkpoint).weights, kv_cache_bytes(checkpoint.config, CONTEXT, "f16")
+    needed = weights + cache - (1 << 20) * 138 // 512
+    available(needed)
+    check_memory(checkpoint, CONTEXT, "f16", vram=1 << 20)
+    available(needed - 1)
+    with pytest.raises(HotsetError, match="0.3 MB of them on the GPU"):
+        check_memory(checkpoint, CONTEXT, "f16", vram=1 << 20)
 
 
 def test_nothing_is_loaded_that_does_not_fit(checkpoint, available, monkeypatch):

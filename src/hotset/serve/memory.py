@@ -1,5 +1,6 @@
 """Whether a model fits into the memory that there is: looked at before it is loaded."""
 
+from hotset.backends.blocks import gpu_bytes, memory_bytes
 from hotset.core.errors import HotsetError
 from hotset.core.limits import available_memory
 from hotset.formats.checkpoint import Checkpoint
@@ -12,13 +13,15 @@ def check_memory(
 ) -> None:
     """Raise `HotsetError` if the weights and the KV cache of `context` tokens do not fit into main memory.
 
-    `vram` bytes of them lie on a GPU, and experts of a mixture take at most `ram` bytes. What is needed
+    `vram` bytes lie on a GPU, which lays some types out in more, and experts of a mixture take at most `ram`
+    bytes. What is needed
     besides, some tens of megabytes, is not counted.
     """
     available = available_memory()
     read, cache = traffic(checkpoint), kv_cache_bytes(checkpoint.config, context, kv_type)
     weights = read.weights if ram is None else read.weights - max(0, read.experts - ram)
-    needed = weights + cache - vram
+    spared = _spared(checkpoint, vram)
+    needed = weights + cache - spared
     if available is None or needed <= available.free:
         return
     remedies = ["a smaller quantisation (hotset quantize)", "a smaller --context"]
@@ -28,9 +31,18 @@ def check_memory(
         remedies.append(f"a {'smaller ' if ram else ''}--ram, which leaves experts in the file")
     raise HotsetError(
         f"{checkpoint.path} needs {_size(needed)} of memory (weights {_size(weights)}, KV cache of {context} "
-        f"tokens {_size(cache)}{f', {_size(vram)} of them on the GPU' if vram else ''}), but "
+        f"tokens {_size(cache)}{f', {_size(spared)} of them on the GPU' if vram else ''}), but "
         f"{_size(available.free)} are free {available.bound}: try {' or '.join(remedies)}"
     )
+
+
+def _spared(checkpoint: Checkpoint, vram: int) -> int:
+    """Bytes that main memory need not have of what so many bytes of a GPU's hold."""
+    if not vram:
+        return 0
+    tensors = [checkpoint.tensors[name] for name in checkpoint.tensors]
+    here, there = sum(map(memory_bytes, tensors)), sum(map(gpu_bytes, tensors))
+    return vram * min(here, there) // there
 
 
 def _size(n_bytes: int) -> str:
