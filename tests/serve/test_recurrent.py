@@ -1,7 +1,9 @@
 """The engine over a small model most of whose layers cannot go back: what it saves, where others begin."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.core.batch import Batch
-from hotset.core.config import Activation, DeltaNetConfig, LayerConfig
+from hotset.core.config import Activation, DeltaNetConfig, LayerConfig, LayerPlacement, Placement
 from hotset.model.build import build_transformer
 from hotset.serve.engine import Engine
 from hotset.serve.loaded import Model
 from hotset.serve.request import Request, Token
+from hotset.serve.room import make_pool
 from hotset.serve.sampler import Sampling
 from hotset.state.kv_types import kv_cache_bytes, state_bytes
 
@@ -91,6 +94,17 @@ def test_size_of_a_state() -> None:
     made("cpu").forward(Batch.of(sequence, np.array(ids(0, 20), np.int32)))
     sequence.save()
     assert sequence.saved_bytes == state_bytes(made("cpu").config)
+
+
+def test_states_on_a_gpu_are_smaller(model: Model) -> None:
+    """So that no more are saved there than its plan has room for."""
+    config = model.config
+    layers = tuple(LayerPlacement(True, 0) for _ in config.layers)
+    plan: Any = SimpleNamespace(placement=Placement(layers, False))
+    pool = make_pool(replace(model, plan=plan), CONTEXT, "f32", 1, None)
+    state = 4 * sum(layer.recurrent.state_size for layer in config.layers if layer.recurrent)
+    assert pool._saved_room == 6 * state < 6 * state_bytes(config)
+    assert pool.room == kv_cache_bytes(config, CONTEXT, "f32") + (2 + 6) * state
 
 
 def test_saved_states_have_room(model: Model) -> None:

@@ -44,8 +44,10 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
     config = model.config
     capacity = check_context(config, context)
     kv_type = check_kv_type(kv_type, config)
-    state = state_bytes(config)
-    whole = check_room(config, context, kv_type, kv_room)
+    check_room(config, context, kv_type, kv_room)
+    layers = model.plan.placement.layers if model.plan else ()
+    state = state_bytes(config, [i for i, layer in enumerate(layers) if layer.attention])
+    whole = kv_cache_bytes(config, capacity, kv_type) + 2 * state
     usual = parallel * (whole + SAVED_STATES * state)
     if model.plan:  # which has room for these on the GPU
         kv_room = usual if kv_room is None else min(usual, kv_room)

@@ -1,5 +1,7 @@
 """Types that keys and values may be kept in, and the bytes that they take."""
 
+from collections.abc import Collection
+
 from hotset.core.config import ModelConfig
 from hotset.core.errors import RequestError
 
@@ -36,10 +38,19 @@ def kv_cache_bytes(config: ModelConfig, context: int, kv_type: str) -> int:
     return int(numbers * KV_TYPES[check_kv_type(kv_type, config)])
 
 
-def state_bytes(config: ModelConfig) -> int:
-    """Bytes of one state of all recurrent layers, as the CPU keeps it; 0: there are none."""
+def state_bytes(config: ModelConfig, on_gpu: Collection[int] = ()) -> int:
+    """Bytes of one state of all recurrent layers; 0: there are none.
+
+    As the CPU keeps it, but for the layers `on_gpu`.
+    """
     numbers = 0
-    for layer in [own.recurrent for own in config.layers if own.recurrent]:
+    for i, own in enumerate(config.layers):
+        layer = own.recurrent
+        if layer is None:
+            continue
+        if i in on_gpu:
+            numbers += layer.state_size
+            continue
         sums = layer.sums
         width = -(-sums.value_dim // _LINE) * _LINE
         numbers += sums.n_value_heads * (sums.key_dim * width + _CHUNK * width + _CHUNK)
