@@ -1,5 +1,6 @@
 """`hotset chat` in a pseudo-terminal: pasted lines, history, Ctrl-C, a full context."""
 
+import json
 import os
 import re
 import signal
@@ -68,6 +69,26 @@ def test_ctrl_c_stops_an_answer_and_clears_a_line_but_does_not_leave(demo: Path,
         terminal.write(CTRL_D)
         assert terminal.code() == 0
     assert b"Traceback" not in terminal.seen
+
+
+def test_the_bar_of_a_long_prompt_is_gone_when_the_answer_begins(demo: Path, tmp_path: Path) -> None:
+    with Terminal("chat", demo, "-n", "8", "--temp", "0", XDG_STATE_HOME=str(tmp_path)) as terminal:
+        terminal.until(PROMPT)
+        for message in (
+            b"Hello there. " * 100,
+            b"What is the capital of France?",
+        ):  # few of the second's are new
+            terminal.write(message + ENTER)
+            shown = terminal.until(SPEED)
+            terminal.until(PROMPT)
+        terminal.write(b"/save " + bytes(tmp_path / "talk.json") + ENTER)
+        terminal.until(b"written: ")
+        terminal.until(PROMPT)
+        terminal.write(CTRL_D)
+        assert terminal.code() == 0
+    answer = json.loads((tmp_path / "talk.json").read_text())[-1]["content"]
+    assert len(answer) > 8
+    assert answer.strip().replace("\n", "\r\n").encode() in shown
 
 
 def test_a_full_context_in_a_terminal(demo: Path, tmp_path: Path) -> None:

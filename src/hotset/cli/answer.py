@@ -139,9 +139,10 @@ class Speaker:
 
             def read(done: int, total: int) -> None:
                 watch.read = total
-                if bar and not self.quiet and total > _LONG_PROMPT:
-                    bar(done, total)
-                    if done == total:
+                if bar and not self.quiet:
+                    if total > _LONG_PROMPT:
+                        bar(done, total)
+                    if done == total:  # `total` falls to what the cache lacks, once that is known
                         bar.close()
 
             tokens = self.engine.generate(
