@@ -106,6 +106,7 @@ def bench(
     from hotset.serve.load import open_model
 
     checkpoint = open_model(model, options.overrides(override))
+    _check_sizes(sizes_given, checkpoint.config.context_length, bool(counts))
     if sweep:
         _sweep(checkpoint, threads, plot, as_json)
     elif zones:
@@ -136,6 +137,21 @@ def _counts(text: str | None, tokens: int | None) -> list[int]:
     if counts and tokens == 0:
         raise RequestError("--parallel times single tokens: expected --tokens of 1 or more")
     return counts
+
+
+def _check_sizes(sizes_given: dict[str, int], context: int, parallel: bool) -> None:
+    """Raise `RequestError` where the context has no room for what is to be timed."""
+    from hotset.measure.parallel import opening
+    from hotset.measure.speed import room
+
+    most = room(context)
+    tokens = min(most.tokens, context - opening(context)) if parallel else most.tokens
+    for name, limit in (("prompt_tokens", most.prompt_tokens), ("tokens", tokens)):
+        if (given := sizes_given.get(name, 0)) > limit:
+            raise RequestError(
+                f"--{name.replace('_', '-')} is {given}: expected at most {limit}, for which the model's "
+                f"context of {context} tokens has room"
+            )
 
 
 def _speed(

@@ -27,6 +27,11 @@ class Parallel:
     gap_max_ms: float
 
 
+def opening(context: int) -> int:
+    """How many tokens each sequence has before, less where the model's context is small."""
+    return min(CONTEXT_TOKENS, context // 2)
+
+
 def measure_parallel(
     model: Model, counts: Sequence[int], sizes: Sizes, *, progress: Callable[[int, int], None] | None = None
 ) -> list[Parallel]:
@@ -35,7 +40,7 @@ def measure_parallel(
     Each sequence has `CONTEXT_TOKENS` before, a different part of a built-in text for each, and goes on with
     it for so many steps as `sizes` has single tokens. A first, shorter round warms up.
     """
-    context = min(CONTEXT_TOKENS, model.config.context_length // 2)
+    context = opening(model.config.context_length)
     tokens = min(sizes.tokens, model.config.context_length - context)
     most = max(counts)
     text = sample_tokens(model, (context + tokens) * most).reshape(most, context + tokens)

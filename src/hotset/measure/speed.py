@@ -28,6 +28,11 @@ class Sizes:
 _USUAL = Sizes()
 
 
+def room(context: int) -> Sizes:
+    """The most tokens that can be timed in a context."""
+    return Sizes(context, context - min(SINK_TOKENS, context - 1))
+
+
 @dataclass(frozen=True)
 class Speed:
     """Medians over the repeats, None for what was left out. One GB is 10^9 bytes."""
@@ -60,9 +65,9 @@ def measure(
     (`SINK_TOKENS`). Tokens are those of a built-in text, over and over: which neurons fire depends on what is
     said. A first, shorter round warms up.
     """
-    context = model.config.context_length
-    opening = min(SINK_TOKENS, context - 1)
-    n_prefill, n_decode = min(sizes.prompt_tokens, context), min(sizes.tokens, context - opening)
+    most = room(model.config.context_length)
+    opening = most.prompt_tokens - most.tokens
+    n_prefill, n_decode = min(sizes.prompt_tokens, most.prompt_tokens), min(sizes.tokens, most.tokens)
     sequence = model.sequence(max(n_prefill, opening + n_decode))
     ids = sample_tokens(model, sequence.capacity)
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hotset.core.batch import Batch
-from hotset.measure.speed import Sizes, sample_tokens
-from hotset.model.transformer import SINK_TOKENS
+from hotset.measure.speed import Sizes, room, sample_tokens
 from hotset.serve.loaded import Model
 
 
@@ -27,9 +26,9 @@ def measure_zones(
 
     A zone's time is the calling thread's: it begins the work, takes part in it and waits for its end.
     """
-    context = model.config.context_length
-    opening = min(SINK_TOKENS, context - 1)
-    n_prefill, n_decode = min(sizes.prompt_tokens, context), min(sizes.tokens, context - opening)
+    most = room(model.config.context_length)
+    opening = most.prompt_tokens - most.tokens
+    n_prefill, n_decode = min(sizes.prompt_tokens, most.prompt_tokens), min(sizes.tokens, most.tokens)
     sequence = model.sequence(max(n_prefill, opening + n_decode))
     ids = sample_tokens(model, sequence.capacity)
     backend = model.backend
