@@ -31,7 +31,10 @@ def profile(
     ] = None,
     *,
     text: Annotated[
-        list[Path] | None, typer.Option(help="UTF-8 text to read; repeat it for a mix, read in turn.")
+        list[Path] | None,
+        typer.Option(
+            help="UTF-8 text to read, two windows or more (--context); repeat it for a mix, read in turn."
+        ),
     ] = None,
     import_from: Annotated[
         Path | None,
