@@ -53,6 +53,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     model = write_plain(tmp_path / "m.gguf", random_model("llama"))
     random_profile(open_checkpoint(model)).save(tmp_path / "p.npz")
     other = write_plain(tmp_path / "other.gguf", random_model("llama", ffn=128))
+    empty = tmp_path / "empty.txt"
+    empty.touch()
     out = tmp_path / "o.gguf"
     for arguments, message in [
         ((model, "-o", out), "--profile"),
@@ -62,6 +64,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ((model, "--profile", tmp_path / "p.npz", "-o", model), "is one of the files to be read"),
         ((model, "--profile", tmp_path / "p.npz", "-o", out, "--ffn", "q6_k"), "q6_k"),
         ((model, "--profile", tmp_path / "p.npz", "-o", out, "--text", out), "o.gguf cannot be read"),
+        ((model, "--profile", tmp_path / "p.npz", "-o", out, "--text", empty), "--text: expected text to"),
     ]:
         assert hotset("convert", *arguments) == 2
         printed = capsys.readouterr()

@@ -11,6 +11,7 @@ import typer
 from hotset.cli import options
 from hotset.cli.outputs import check_model_output
 from hotset.cli.text import read_text
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.convert.by_neuron import Conversion
@@ -59,6 +60,8 @@ def convert(
     """
     check_model_output(output, [model, profile, *(text or ())])
     written = "\n".join(read_text(path) for path in text) if text else ""
+    if text and not written.strip():
+        raise RequestError("--text: expected text to measure on, found none")
 
     from hotset.activations.profile import load_profile
     from hotset.cli.console import notes, progress
