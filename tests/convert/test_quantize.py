@@ -291,6 +291,9 @@ def test_command_and_its_mistakes(model, tmp_path, capsys):
     out = tmp_path / "q.gguf"
     assert hotset("quantize", model, "--type", "q4_1", "-o", out, "--threads", 1) == 0
     assert "the weights alone" in capsys.readouterr().out
+    assert hotset("quantize", model, "--type", "q4_1", "-o", tmp_path / "a b.gguf") == 0
+    assert f"hotset eval '{tmp_path / 'a b.gguf'}' --against" in capsys.readouterr().out
+    (tmp_path / "a b.gguf").unlink()
     assert hotset("quantize", model, "--type", "Q4_1", "-o", out, "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["out"], told["type"], told["text_tokens"]) == (str(out), "q4_1", 0)

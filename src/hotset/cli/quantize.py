@@ -1,6 +1,7 @@
 """`hotset quantize`: store a model in fewer bits."""
 
 import json
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -95,6 +96,6 @@ def quantize(
             ("model", f"{checkpoint.path.name}, {size(before)}"),
             ("written", f"{output.name}, {size(written)}"),
             ("errors weighed by", f"{read} tokens of text" if read else "the weights alone (no --text)"),
-            ("next", f"hotset eval {output} --against MODEL --text FILE"),
+            ("next", f"hotset eval {shlex.quote(str(output))} --against MODEL --text FILE"),
         ]
     )
