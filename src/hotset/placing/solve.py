@@ -25,6 +25,8 @@ I64 = NDArray[np.int64]
 
 _UNITS, _COARSE_UNITS = 1 << 15, 1 << 12
 """Parts into which all bytes of a problem are divided for `tabulated`, more or less."""
+_TRIED, _MOST_UNITS = 1 << 25, 1 << 19
+"""Few options are tried with smaller units: what rounding up wastes counts most in small models."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Problem:
     @cached_property
     def unit(self) -> float:
         """Bytes of a unit, such as a slab or a part of it, to which rounding options up wastes little."""
-        usual = self.most_bytes / _UNITS
+        options = sum(len(part) for pair in self.ms for part in pair)
+        usual = self.most_bytes / min(max(_UNITS, _TRIED // options), _MOST_UNITS)
         steps = np.unique(np.concatenate([np.diff(part) for pair in self.bytes[:4] for part in pair]))
         parts = np.divide.outer(steps[steps > 0].astype(np.float64), np.arange(1, 65)).ravel()
         candidates = np.append(parts[(parts >= usual / 4) & (parts <= usual)][:256], usual)
