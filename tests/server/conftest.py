@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.running_server import Running
+from scripted import scripted_engine
 
 from hotset.serve.engine import Engine
 from hotset.serve.load import load_model
@@ -63,6 +64,14 @@ def run_server(make_engine):
     yield start
     for one in running:
         one.close()
+
+
+@pytest.fixture(scope="module")
+def hermes(model):
+    """A server whose model says what it is told to, in Hermes's form of calls."""
+    running = Running([Known("h", None)], lambda _: scripted_engine(model, "hermes_tools"))
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="session")

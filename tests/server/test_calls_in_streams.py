@@ -19,13 +19,6 @@ LISTED = '<|tool_call_start|>[weather(city="Nice"), weather(city="Lyon")]<|tool_
 
 
 @pytest.fixture(scope="module")
-def hermes(model):
-    running = Running([Known("h", None)], lambda _: scripted_engine(model, "hermes_tools"))
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
 def lfm2(model):
     running = Running([Known("l", None)], lambda _: scripted_engine(model, "lfm2"))
     yield running

@@ -29,13 +29,6 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def hermes(model):
-    running = Running([Known("h", None)], lambda _: scripted_engine(model, "hermes_tools"))
-    yield running
-    running.close()
-
-
-@pytest.fixture(scope="module")
 def qwen(model):
     running = Running([Known("q", None)], lambda _: scripted_engine(model, "qwen_3_5"))
     yield running

@@ -14,8 +14,7 @@ def check_memory(
     """Raise `HotsetError` if the weights and the KV cache of `context` tokens do not fit into main memory.
 
     `vram` bytes lie on a GPU, which lays some types out in more, and experts of a mixture take at most `ram`
-    bytes. What is needed
-    besides, some tens of megabytes, is not counted.
+    bytes. What is needed besides, some tens of megabytes, is not counted.
     """
     available = available_memory()
     read, cache = traffic(checkpoint), kv_cache_bytes(checkpoint.config, context, kv_type)
