@@ -292,3 +292,44 @@ def test_the_request_that_came_last_makes_way_and_comes_back(make_engine):
     assert any(not lossless for _, _, lossless in again)
     for job, request in zip(jobs, requests, strict=True):
         assert ids(job.out) == alone(make_engine, request)
+
+
+def test_an_event_loop_reads_what_was_begun_for_a_thread(make_engine):
+    """Nobody else would compute it."""
+    engine = make_engine()
+
+    async def read():
+        return [token.id async for token in engine.generate("x", max_tokens=20)]
+
+    assert len(asyncio.run(asyncio.wait_for(read(), LONG))) == 20
+    wait_for(lambda: engine._runner._thread is None)
+
+
+def test_cancelling_wakes_the_event_loop_that_waits(make_engine):
+    """In the queue too, and where no step ends meanwhile."""
+    engine = make_engine(parallel=1)
+    gate = Gate(engine)
+
+    async def run():
+        first = engine.submit(ask("first", max_tokens=5))
+        await asyncio.to_thread(gate.wait)
+        stream = engine.submit(ask("second"))
+        task = asyncio.create_task(anext(stream, None))
+        await asyncio.sleep(0.01)
+        stream.cancel()
+        assert await asyncio.wait_for(task, LONG) is None
+        gate.open()
+        return [token.id async for token in first]
+
+    assert len(asyncio.run(run())) == 5
+
+
+@pytest.mark.parametrize("submitted", [True, False])
+def test_a_step_that_begins_late_begins_a_request(make_engine, monkeypatch, submitted):
+    """Another thread may have had the processor, or the interpreter, since the step began."""
+    monkeypatch.setattr(runner, "_LONGEST_ADMITTING", -1.0)
+    engine = make_engine()
+    requests = [ask(c, max_tokens=4) for c in "abc"]
+    begin = engine.submit if submitted else lambda one: engine.generate(one.prompt, max_tokens=4)
+    streams = [begin(request) for request in requests]
+    assert [ids(stream) for stream in streams] == [alone(make_engine, request) for request in requests]

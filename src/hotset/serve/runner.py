@@ -84,12 +84,18 @@ class Runner:
             self._number += 1
             job.number = self._number
             self._waiting.append(job)
-            if job.lasting and self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="hotset-engine", daemon=True)
-                # A daemon thread inside native code must not outlive the interpreter.
-                atexit.register(self.close)
-                self._thread.start()
+            if job.lasting:
+                self._begin_thread()
             self._tell()
+
+    def let_go_on(self, job: Job) -> None:
+        """Have a job go on by itself from now on: its caller waits in no thread."""
+        if not job.lasting:
+            with self._changed:
+                job.lasting = True
+                if not (job.done or self._closed):
+                    self._begin_thread()
+                self._tell()
 
     def cancel(self, job: Job) -> None:
         """End a job; what it had is free as soon as no step is under way. May be called by any thread."""
@@ -163,6 +169,14 @@ class Runner:
         """Something has changed that others may wait for; under the lock."""
         self._news = True
         self._changed.notify_all()
+
+    def _begin_thread(self) -> None:
+        """Have a thread of the runner's own; under the lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="hotset-engine", daemon=True)
+            # A daemon thread inside native code must not outlive the interpreter.
+            atexit.register(self.close)
+            self._thread.start()
 
     def _work(self) -> None:
         """Step as long as there are jobs that go on by themselves."""
@@ -251,13 +265,14 @@ class Runner:
             job.done = True
 
     def _admit(self, until: float) -> list[Job]:
-        """Begin the jobs that waited longest, as far as there is room; prefixes take time to copy.
+        """Begin the jobs that waited longest, as far as there is room and time; prefixes take some to copy.
 
         Those for which there will never be room are over, and returned.
         """
         refused: list[Job] = []
-        for job in tuple(self._waiting):
-            if len(self._running) >= self._parallel or time.perf_counter() > until:
+        for place, job in enumerate(tuple(self._waiting)):
+            # The first is tried however late it is: a step that does nothing would be the last.
+            if len(self._running) >= self._parallel or (place and time.perf_counter() > until):
                 break
             if job.cancelled or (job.reuse and self._pool.is_coming(job.tokens)):
                 continue

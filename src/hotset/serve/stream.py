@@ -28,6 +28,8 @@ class Stream(Iterator[Token]):
         self._job = job
         self._runner = runner
         self._progress = progress
+        self._wake: Callable[[], None] | None = None
+        """Wakes the coroutine that waits for the next token."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -100,6 +102,8 @@ class Stream(Iterator[Token]):
     def cancel(self) -> None:
         """End the request, from any thread and at any stage."""
         self._runner.cancel(self._job)
+        if wake := self._wake:
+            wake()
 
     def close(self) -> None:
         """The same as `cancel`."""
@@ -107,7 +111,7 @@ class Stream(Iterator[Token]):
 
     def __del__(self) -> None:
         """Nobody can read it any more."""
-        self.cancel()
+        self._runner.cancel(self._job)
 
     def _tell_progress(self) -> None:
         job = self._job
@@ -128,7 +132,10 @@ class Stream(Iterator[Token]):
         return self
 
     async def __anext__(self) -> Token:
-        """Wait for the next token without holding up the event loop. Takes the place of ``notify``."""
+        """Wait for the next token without holding up the event loop. Takes the place of ``notify``.
+
+        From then on the answer goes on by itself.
+        """
         import asyncio
 
         job, loop, news = self._job, asyncio.get_running_loop(), asyncio.Event()
@@ -136,10 +143,14 @@ class Stream(Iterator[Token]):
         def notify() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        job.notify = notify
-        while not self.finished:
-            if token := job.take():
-                return token
-            await news.wait()
-            news.clear()
+        job.notify = self._wake = notify
+        self._runner.let_go_on(job)
+        try:
+            while not self.finished:
+                if token := job.take():
+                    return token
+                await news.wait()
+                news.clear()
+        finally:
+            self._wake = None
         raise StopAsyncIteration
