@@ -117,6 +117,17 @@ def test_saved_states_have_room(model: Model) -> None:
     same(found, answer(Engine(model, context=CONTEXT, kv_type="f32"), prompt)[0])
 
 
+def test_an_answer_that_grows_needs_the_room_of_saved_states(model: Model) -> None:
+    """They are saved where the answer is short, and go when nothing else has room for more of it."""
+    whole = kv_cache_bytes(model.config, CONTEXT, "f32") + 2 * state_bytes(model.config)
+    engine = Engine(model, context=CONTEXT, kv_type="f32", kv_room=whole)
+    prompt = ids(0, 100)
+    found, _ = answer(engine, prompt, tokens=600)
+    assert len(found) == 600
+    assert engine._pool.bytes <= whole
+    same(found, answer(Engine(model, context=CONTEXT, kv_type="f32"), prompt, tokens=600)[0])
+
+
 def test_nothing_is_appended_in_pieces(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call of several pieces that fails in a later one leaves the sequence as it was."""
     transformer = model.transformer

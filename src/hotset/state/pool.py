@@ -145,7 +145,12 @@ class Pool:
         """Make room for so many positions of a sequence in use; False: there is none at present."""
         if positions > slot.counted:
             positions = min(-(-positions // _BLOCK) * _BLOCK, self.capacity)
-            if not self._make_room(self._bytes_at(positions) - self._bytes_at(slot.counted)):
+            need = self._bytes_at(positions) - self._bytes_at(slot.counted)
+            fits = self._make_room(need)
+            if not fits and self._saved_room:  # what others may begin with makes way first
+                slot.sequence.limit_saved(0)
+                fits = self._make_room(need)
+            if not fits:
                 return False
             slot.counted = positions
         return True
