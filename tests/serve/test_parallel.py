@@ -294,6 +294,18 @@ def test_the_request_that_came_last_makes_way_and_comes_back(make_engine):
         assert ids(job.out) == alone(make_engine, request)
 
 
+def test_what_comes_back_finds_its_own_prompt_which_is_not_cached(make_engine):
+    engine = make_engine()
+    stream = engine.generate("a prompt that was computed once", max_tokens=9)
+    tokens = [next(stream).id]
+    with engine._runner._changed:
+        engine._runner._make_way(stream._job)
+        engine._runner._tell()
+    assert tokens + ids(stream) == alone(make_engine, ask("a prompt that was computed once", max_tokens=9))
+    assert stream.cached_tokens == 0
+    assert stream.read_tokens == stream.prompt_tokens
+
+
 def test_an_event_loop_reads_what_was_begun_for_a_thread(make_engine):
     """Nobody else would compute it."""
     engine = make_engine()

@@ -285,8 +285,9 @@ class Runner:
                 continue
             if slot is None:
                 break
-            job.slot, job.cached = slot, min(slot.length, job.prompt)
-            job.read = max(job.read, job.cached)
+            job.slot = slot
+            if not job.read:  # else it comes back, to what it has computed itself
+                job.read = job.cached = min(slot.length, job.prompt)
             with self._changed:
                 self._waiting.remove(job)
                 self._running.append(job)
