@@ -49,6 +49,14 @@ def test_a_batch_and_its_rest(server, tmp_path, capsys):
     assert sorted(ids) == ["a", "b", "c", "d"]
 
 
+def test_no_line_is_refused_as_others_wait(tmp_path, capsys):
+    """Together they ask for more answers than a server would let wait."""
+    asked = [line(str(i), n=16, max_tokens=1) for i in range(7)]
+    source, out = write(tmp_path / "in.jsonl", asked), tmp_path / "out.jsonl"
+    assert run(source, "-o", out, "--threads", 2) == 0
+    assert "7 answered, 0 of them with an error" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -73,6 +73,7 @@ def batch(
         "kv_type": kv_type,
         "vram": options.vram_bytes(vram),
         "parallel": parallel,
+        "queue": sys.maxsize,  # lines may ask for many answers each, and none of them is refused
         "overrides": overrides,
     }
     # Loaded first: else each line would be answered by what is wrong with the model.

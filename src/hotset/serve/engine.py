@@ -53,7 +53,7 @@ class Engine:
         queue: int = QUEUE,
         speculate: bool = True,
     ) -> None:
-        """As for `load`; `queue` requests may wait for their turn. Raises `RequestError`."""
+        """As for `load`. Raises `RequestError`."""
         self.model = model
         self.tokenizer = model.tokenizer
         # A matrix may have more rows than the tokenizer has tokens: padding, never to be chosen.
@@ -77,6 +77,7 @@ class Engine:
         ram: int | None = None,
         parallel: int | None = None,
         kv_room: int | None = None,
+        queue: int = QUEUE,
         speculate: bool = True,
         overrides: Overrides | None = None,
         progress: Progress | None = None,
@@ -93,6 +94,7 @@ class Engine:
         bytes their keys and values may take, and those that are kept for requests that begin in the same
         way; None: as many as `parallel` contexts, but no more than half of the free memory, and one context.
         With `vram` it is at most that of `parallel` contexts, for which the GPU has room.
+        `queue` requests may wait for their turn.
         `speculate` lets a step compute several tokens of an answer, where the request's own text says how it
         may go on; answers are the same, and with `vram` there is none of it.
         `overrides` are values to put in place of the file's metadata (`hotset.serve.load.open_model`).
@@ -108,6 +110,7 @@ class Engine:
             ram=ram,
             parallel=parallel,
             kv_room=kv_room,
+            queue=queue,
         )
         loaded = load_model(
             model,
@@ -127,6 +130,7 @@ class Engine:
             kv_type=kv_type,
             parallel=parallel,
             kv_room=kv_room,
+            queue=queue,
             speculate=speculate,
         )
 
