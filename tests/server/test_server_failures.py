@@ -3,7 +3,10 @@
 import asyncio
 import ctypes
 import json
+import signal
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 from helpers.small_disk import small_disk
@@ -12,6 +15,7 @@ from test_faults import ENDLESS, begin
 from hotset import _native
 from hotset.cli import main
 from hotset.core.errors import HotsetError
+from hotset.model.finite import NotFiniteError
 from hotset.server.app import Server
 from hotset.server.models import Known, Models
 from hotset.server.run import bind, serve
@@ -100,6 +104,32 @@ def test_a_full_disk_ends_a_batch_that_goes_on_where_there_is_room(tmp_path, cap
         main(command)
     assert ended.value.code == 0
     assert sorted(int(json.loads(line)["custom_id"]) for line in out.read_text().splitlines()) == [*range(20)]
+
+
+def test_a_model_that_computes_no_numbers_is_no_fault_of_the_request(server):
+    def spoil(batch):
+        raise NotFiniteError("the model computes numbers that are not finite", batch.spans[0].sequence)
+
+    server.transformer.hook = spoil
+    answer = server.http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 2})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+
+
+def test_a_server_that_is_stopped_while_it_loads_loads_once():
+    loads = []
+
+    def load(_):
+        loads.append(server)
+        time.sleep(0.3)  # until the server takes signals
+        if len(loads) == 1:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)
+        return SimpleNamespace(close=lambda: None)
+
+    server = Server(Models([Known("x", None)], load))
+    asyncio.run(asyncio.wait_for(serve(server, bind("127.0.0.1", 0)), 20))
+    assert server.closing
+    assert len(loads) == 1
 
 
 def test_any_fault_of_the_first_model_ends_the_server_with_one_line():

@@ -7,7 +7,7 @@ import numpy as np
 
 from hotset.backends.contract import F32
 from hotset.core.batch import Batch, Sequence
-from hotset.core.errors import HotsetError
+from hotset.core.errors import ModelError
 
 if TYPE_CHECKING:
     from hotset.model.transformer import Transformer
@@ -17,7 +17,7 @@ _DAMAGED = "the model's file is damaged: get it again"
 _OVERFLOW = "its numbers overflow: try another quantisation of the model"
 
 
-class NotFiniteError(HotsetError):
+class NotFiniteError(ModelError):
     """A model that computes infinities or NaN: a damaged weight, or numbers too large for their type."""
 
     def __init__(self, message: str, sequence: Sequence | None = None) -> None:

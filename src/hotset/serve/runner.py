@@ -412,8 +412,10 @@ def _span(job: Job, count: int) -> tuple[I32, Span]:
 
 def _failure(error: Exception) -> HotsetError:
     """What a caller is told, in one line and an exception of its own."""
-    if isinstance(error, HotsetError):
+    if isinstance(error, RequestError | ModelError):
         return type(error)(str(error))
+    if isinstance(error, HotsetError):  # such as of a GPU without memory: no fault of the request's
+        return ModelError(str(error))
     failure = ModelError(f"the model failed: {type(error).__name__}: {' '.join(str(error).split())}")
     failure.__cause__ = error
     return failure

@@ -102,8 +102,10 @@ async def serve(
     try:
         await listener.serve(sockets=[bound])
     finally:
+        stopped = first.cancel()  # before the models are closed: it would load its own again
         await server.models.close()
-    await first
+    if not stopped:
+        await first
 
 
 async def _load_first(server: Server, listener: uvicorn.Server) -> None:
