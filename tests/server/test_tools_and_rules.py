@@ -352,6 +352,26 @@ def test_fault_33_drafts_within_calls_and_schemas(run_server, monkeypatch):
     assert all(len(json.loads(answer)["cities"]) == 12 for answer in said_by[True])
 
 
+def test_log_probabilities_beside_reasoning_are_the_answers_alone(qwen):
+    say(qwen, "Let me\n think.\n</think>\n\nIt is warm.")
+    choice = chat(qwen, tools=[], logprobs=True).choices[0]
+    assert (
+        choice.message.content == "".join(token.token for token in choice.logprobs.content) == "It is warm."
+    )
+    chunks = [chunk.choices[0] for chunk in chat(qwen, tools=[], logprobs=True, stream=True)]
+    streamed = [token.token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.content]
+    assert "".join(streamed) == "It is warm."
+
+
+def test_a_rule_for_what_is_no_conversation_holds_from_the_first_token(qwen):
+    """Where a prompt ends within reasoning, nobody takes that out of the text."""
+    say(qwen, "abcdefgh")
+    body = {"prompt": "Hm. <think>\n", "guided_regex": "[0-9]{3}", "temperature": 0, "max_tokens": 8}
+    choice = qwen.http.post("/v1/completions", json=body).json()["choices"][0]
+    assert choice["text"].isdecimal()
+    assert (len(choice["text"]), choice["finish_reason"]) == (3, "stop")
+
+
 def test_fault_24_bytes_that_are_no_text(hermes):
     """Emoji in pieces come whole, and bytes that are none as U+FFFD, in JSON that can be read."""
     tokenizer = hermes.engine.tokenizer

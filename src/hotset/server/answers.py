@@ -110,6 +110,7 @@ class Answer:
         tokens, self._pending = self._pending, []
         match event:
             case Content(text):
+                tokens = _of_text(tokens, text)
                 self.logprobs += tokens
                 self._write("content", text, pieces, tokens)
             case Reasoning(text):
@@ -139,3 +140,12 @@ class Answer:
 
     def _text(self, kind: str) -> str:
         return "".join(block.text for block in self.blocks if block.kind == kind)
+
+
+def _of_text(tokens: list[Token], text: str) -> list[Token]:
+    """The last of these tokens, as far as this text is theirs: before them may be marks, and spaces."""
+    start, left = len(tokens), len(text)
+    while start and (left > 0 or not tokens[start - 1].text):
+        start -= 1
+        left -= len(tokens[start].text)
+    return tokens[start:]

@@ -28,7 +28,7 @@ from hotset.server import (
 )
 from hotset.server.access import Access
 from hotset.server.answers import Answer
-from hotset.server.ask import Ask
+from hotset.server.ask import Ask, Conversation
 from hotset.server.call import Call, Endpoint, Handler, dump
 from hotset.server.conversation import check_fits, token_ids
 from hotset.server.errors import ApiError, error_body
@@ -75,7 +75,9 @@ class Server:
     async def generate(self, call: Call, held: Held, ask: Ask) -> Generation:
         """Begin to answer; it ends with the request. Raises `ApiError` and `HotsetError`."""
         engine, rule = held.engine, ask.rule
-        constraint = None if rule is None else await asyncio.to_thread(rule.constraint)
+        # What is no conversation is continued as it stands: nothing of it is reasoning.
+        talks = isinstance(ask.prompts[0], Conversation)
+        constraint = None if rule is None else await asyncio.to_thread(rule.constraint, reasoning=talks)
         requests: list[Request] = []
         for prompt in ask.prompts:
             ids = await asyncio.to_thread(token_ids, engine, prompt)

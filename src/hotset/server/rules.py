@@ -21,16 +21,17 @@ class Rule:
 
     param: str
     """The field that asks for it."""
-    make: Callable[[], Constraint]
+    make: Callable[[bool], Constraint]
+    """Told whether the answer may begin with reasoning."""
     call: bool = False
     """It asks for a call of a tool, in one form for all models."""
     schema: Mapping[str, Any] | None = None
     """It is this JSON schema."""
 
-    def constraint(self) -> Constraint:
-        """The constraint; `ApiError` 400 where it cannot be kept."""
+    def constraint(self, *, reasoning: bool) -> Constraint:
+        """The constraint, before which there may be `reasoning`; `ApiError` 400 where it cannot be kept."""
         try:
-            return self.make()
+            return self.make(reasoning)
         except ConstraintError as error:
             raise wrong(self.param, str(error)) from None
 
@@ -47,10 +48,10 @@ def response_format(fields: Fields) -> Rule | None:
     """JSON, or JSON by a schema; also the fields ``grammar``, ``guided_regex`` and ``json_schema``."""
     if fields.text("grammar"):
         grammar = _short(fields, "grammar")
-        return Rule("grammar", lambda: Constraint.written(grammar))
+        return Rule("grammar", lambda reasoning: Constraint.written(grammar, reasoning=reasoning))
     if fields.text("guided_regex"):
         pattern = _short(fields, "guided_regex")
-        return Rule("guided_regex", lambda: Constraint.regex(pattern))
+        return Rule("guided_regex", lambda reasoning: Constraint.regex(pattern, reasoning=reasoning))
     if (given := fields.fields("json_schema")) is not None:
         return _schema("json_schema", given.all)
     format = fields.fields("response_format")
@@ -119,7 +120,9 @@ def tool_choice(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> Choice:
         found = f"no function {shown(chosen)}" if chosen else "no functions"
         raise wrong("tool_choice", f"tool_choice asks for a call, but there are {found} among the tools")
     allowed = [Tool.from_schema(tool) for tool in named]
-    return Choice(tools, Rule("tool_choice", lambda: Constraint.call(allowed), call=True))
+    return Choice(
+        tools, Rule("tool_choice", lambda reasoning: Constraint.call(allowed, reasoning=reasoning), call=True)
+    )
 
 
 def one_rule(format: Rule | None, choice: Choice) -> Rule | None:
@@ -137,11 +140,18 @@ def one_rule(format: Rule | None, choice: Choice) -> Rule | None:
             "required beside it",
         )
     tools = [Tool.from_schema(tool) for tool in choice.tools]
-    return Rule(format.param, lambda: Constraint.call(tools, otherwise=schema), call=True)
+
+    def make(reasoning: bool) -> Constraint:
+        return Constraint.call(tools, otherwise=schema, reasoning=reasoning)
+
+    return Rule(format.param, make, call=True)
 
 
 def _schema(param: str, schema: Mapping[str, Any]) -> Rule:
-    return Rule(param, lambda: Constraint.json_schema(schema), schema=schema)
+    def make(reasoning: bool) -> Constraint:
+        return Constraint.json_schema(schema, reasoning=reasoning)
+
+    return Rule(param, make, schema=schema)
 
 
 def _short(fields: Fields, name: str) -> str:
