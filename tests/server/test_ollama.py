@@ -37,6 +37,24 @@ def test_generate(server, client):
     assert client.generate("m", "").done_reason == "load"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs(server, client, stream):
+    options = {"options": GREEDY, "logprobs": True, "top_logprobs": 2, "stream": stream}
+    for answer in (
+        client.chat("m", EIFFEL, **options),
+        client.generate("m", EIFFEL[0]["content"], **options),
+    ):
+        lines = list(answer) if stream else [answer]
+        tokens = [token for line in lines for token in line.logprobs or []]
+        said = "".join(
+            getattr(line, "response", None) or line.message.content for line in lines if not line.done
+        )
+        if not stream:
+            said = answer.response if hasattr(answer, "response") else answer.message.content
+        assert "".join(token.token for token in tokens) == said != ""
+        assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in tokens)
+
+
 def test_streams_are_lines_and_the_default(server):
     answer = server.http.post("/api/chat", json={"messages": EIFFEL, "options": GREEDY})
     assert answer.headers["content-type"] == "application/x-ndjson"

@@ -2,10 +2,11 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from hotset.serve.request import Token
 from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, Gap, Prompt, sampling
 from hotset.server.call import Call, Handler, Reply, Streamed, dump, fields_of
@@ -14,6 +15,7 @@ from hotset.server.errors import ApiError
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation
 from hotset.server.models import Held, Known
+from hotset.server.openai_chat import logprobs_list
 from hotset.server.rules import Choice, one_rule, schema_of
 from hotset.server.streams import streamed
 
@@ -110,7 +112,8 @@ async def _answer(server: "Server", call: Call, ask: Ask, body: _Body) -> Reply:
         return streamed(generation, form, None)
     (answer,) = await generation.whole()
     calls = [_call(block) for block in answer.calls]
-    return form.line(body(answer.content, answer.reasoning, calls)) | form.ending(generation)
+    line = form.line(body(answer.content, answer.reasoning, calls), answer.logprobs)
+    return line | form.ending(generation)
 
 
 async def _only_load(server: "Server", call: Call, fields: Fields, body: dict[str, Any]) -> Reply:
@@ -145,9 +148,10 @@ class _Lines:
         self._body = body
         self._loaded = loaded
 
-    def line(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A line's object."""
-        return {"model": self._held.known.name, "created_at": _now(), **body, "done": False}
+    def line(self, body: dict[str, Any], tokens: Sequence[Token] = ()) -> dict[str, Any]:
+        """A line's object; with its tokens' log-probabilities, where there are any."""
+        made = {"model": self._held.known.name, "created_at": _now(), **body, "done": False}
+        return made | ({"logprobs": logprobs_list(tokens, self._held.engine)} if tokens else {})
 
     def begin(self, generation: Generation) -> bytes:
         """Nothing: a line would say that there is text."""
@@ -158,12 +162,12 @@ class _Lines:
         lines = []
         for piece in pieces:
             if piece.block.kind == "content":
-                lines.append(self._body(piece.text, "", []))
+                lines.append(self.line(self._body(piece.text, "", []), piece.tokens))
             elif piece.block.kind == "reasoning":
-                lines.append(self._body("", piece.text, []))
+                lines.append(self.line(self._body("", piece.text, [])))
         if answer.finish_reason and answer.calls:
-            lines.append(self._body("", "", [_call(block) for block in answer.calls]))
-        return b"".join([dump(self.line(line)) + b"\n" for line in lines])
+            lines.append(self.line(self._body("", "", [_call(block) for block in answer.calls])))
+        return b"".join([dump(line) + b"\n" for line in lines])
 
     def end(self, generation: Generation) -> bytes:
         """The last line, with counts."""

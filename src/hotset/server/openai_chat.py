@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hotset.core.version import __version__
@@ -164,13 +165,18 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def logprobs_body(tokens: list[Token], engine: "Engine") -> dict[str, Any]:
+    """Log-probabilities of the content's tokens."""
+    return {"content": logprobs_list(tokens, engine), "refusal": None}
+
+
+def logprobs_list(tokens: Sequence[Token], engine: "Engine") -> list[dict[str, Any]]:
     """Log-probabilities of tokens, and of the most likely in their places."""
     content = []
     for token in tokens:
         assert token.logprobs is not None
         top = [_logprob(engine, id, value) for id, value in token.logprobs.top]
         content.append({**_logprob(engine, token.id, token.logprobs.chosen), "top_logprobs": top})
-    return {"content": content, "refusal": None}
+    return content
 
 
 def _logprob(engine: "Engine", id: int, value: float) -> dict[str, Any]:
