@@ -141,6 +141,7 @@ def test_expressions_and_grammars(name):
         (lambda: Constraint.json_schema({"$ref": "https://example.org/schema"}), "example.org"),
         (lambda: Constraint.json_schema([]), "expected an object"),
         (lambda: Constraint.regex("(a"), "unclosed"),
+        (lambda: Constraint.regex("\ud800"), "the expression cannot be read"),
         (lambda: Constraint.written("start: nothing"), "nothing"),
         (lambda: Constraint.written("root ::= ("), "grammar"),
         (lambda: Constraint.call(()), "no tools"),

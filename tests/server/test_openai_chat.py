@@ -189,6 +189,37 @@ def test_a_body_that_is_no_object(server, body):
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("depth", [50, 500, 900, 2000])
+def test_a_body_that_is_nested_deeply(server, depth):
+    """It is served, or refused as the client's fault; how deep is too deep is Python's to say."""
+    nest = "[" * depth + "]" * depth
+    for field in (f'"messages": [{{"role": "user", "content": "Hi", "x": {nest}}}]', f'"metadata": {nest}'):
+        text = '{"messages": [{"role": "user", "content": "Hi"}], "input": "Hi", "max_tokens": 1, '
+        body = f'{text} "max_output_tokens": 1, "chat_template_kwargs": {{"x": {nest}}}, {field}}}'
+        for path in ("chat/completions", "responses"):
+            answer = server.http.post(f"/v1/{path}", content=body)
+            assert answer.status_code == (200 if depth == 50 else answer.status_code)
+            assert answer.status_code in (200, 400)
+            assert answer.status_code == 200 or "nested too deeply" in answer.json()["error"]["message"]
+
+
+def test_a_number_that_is_too_large_for_json(server):
+    answer = server.http.post("/v1/responses", content=b'{"input": "Hi", "metadata": {"x": 1e999}}')
+    assert answer.status_code == 400
+    assert "1e999" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("content", [None, "", " \n", []])
+def test_a_last_message_of_the_assistant_that_is_empty(server, content):
+    """There is nothing to continue: it is answered as if it were not there."""
+    empty = [*EIFFEL, {"role": "assistant", "content": content}]
+    prompts = [
+        server.http.post("/apply-template", json={"messages": messages}).json()["prompt"]
+        for messages in (EIFFEL, empty)
+    ]
+    assert prompts[0] == prompts[1]
+
+
 def test_unknown_fields_and_nulls_are_ignored(server, client):
     extra = {
         "prompt_cache_key": "x",

@@ -57,6 +57,8 @@ def test_logprobs_have_the_older_shape(server, client, stream):
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": ["a"] * 65}, "prompt"),
+        ({"prompt": [False, 1]}, "prompt"),
+        ({"prompt": ["a"] * 5, "n": 13}, "n"),
         ({"prompt": "a", "best_of": 3}, "best_of"),
         ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs"),
     ],

@@ -65,7 +65,10 @@ class Constraint:
     @classmethod
     def regex(cls, pattern: str, *, reasoning: bool = True) -> "Constraint":
         """A text that an expression (of Rust's crate `regex`, no look-around) matches as a whole."""
-        return cls(_library().LLMatcher.grammar_from_regex(pattern), reasoning)
+        try:
+            return cls(_library().LLMatcher.grammar_from_regex(pattern), reasoning)
+        except ValueError as error:  # no Unicode
+            raise ConstraintError(f"the expression cannot be read: {_line(error)}") from None
 
     @classmethod
     def written(cls, grammar: str, *, reasoning: bool = True) -> "Constraint":

@@ -139,8 +139,12 @@ def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
     """
     messages = _one_system(conversation.messages)
     options = {**conversation.variables, "tools": list(conversation.tools) or None}
-    if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
-        options |= {"add_generation_prompt": False, "continue_last": True}
+    last = messages[-1]
+    if last["role"] == "assistant" and not last.get("tool_calls"):
+        if (last.get("content") or "").strip():
+            options |= {"add_generation_prompt": False, "continue_last": True}
+        elif len(messages) > 1:  # nothing is there that could be continued
+            messages.pop()
     try:
         return write(messages, **options)
     except RequestError:

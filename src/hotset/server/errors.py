@@ -68,6 +68,8 @@ def as_api_error(error: Exception) -> ApiError:
     for kind, status in ((UnsupportedError, 501), (ModelError, 500), (HotsetError, 400)):
         if isinstance(error, kind):
             return ApiError(status, str(error))
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the body is nested too deeply")
     if isinstance(error, MemoryError):
         return ApiError(503, f"no memory left: {error}", retry=10)
     return ApiError(500, f"the server failed: {type(error).__name__}")

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def parse(body: bytes) -> "Fields":
     """The object in a request's body."""
     try:
-        value = json.loads(body, parse_constant=_no_number)
+        value = json.loads(body, parse_constant=_no_number, parse_float=_number)
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
     except ValueError as error:
@@ -24,6 +24,13 @@ def parse(body: bytes) -> "Fields":
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # as part of an answer it would be no JSON
+        raise ValueError(f"{shown(text)} is larger than numbers may be")
+    return number
 
 
 class Fields:

@@ -4,6 +4,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from hotset.serve.engine import QUEUE, Engine
 from hotset.serve.request import Token
 from hotset.server.answers import Answer, Piece
 from hotset.server.ask import MOST_CHOICES, Ask, most_tokens, sampling
@@ -16,10 +17,10 @@ from hotset.server.rules import response_format
 from hotset.server.streams import event, streamed
 
 if TYPE_CHECKING:
-    from hotset.serve.engine import Engine
     from hotset.server.app import Server
 
-_MOST_PROMPTS = 64
+_MOST_ANSWERS = QUEUE
+"""To all prompts of a request: more would never find room in the queue."""
 
 
 def read_ask(fields: Fields) -> Ask:
@@ -27,7 +28,9 @@ def read_ask(fields: Fields) -> Ask:
     choices = fields.integer("n", 1, MOST_CHOICES) or 1
     if (fields.integer("best_of", 1) or choices) != choices:
         raise fields.wrong("best_of", "the same as n")
-    texts, suffix = read_prompts(fields, "prompt", _MOST_PROMPTS), fields.text("suffix")
+    texts, suffix = read_prompts(fields, "prompt", _MOST_ANSWERS), fields.text("suffix")
+    if len(texts) * choices > _MOST_ANSWERS:
+        raise fields.wrong("n", f"at most {_MOST_ANSWERS} answers to all {len(texts)} prompts together")
     logprobs = fields.integer("logprobs", 0, 20)
     if suffix and fields.flag("echo"):
         raise fields.wrong("echo", "false, as suffix is given")
@@ -83,7 +86,7 @@ async def complete(server: "Server", call: Call) -> Reply:
 class _Chunks(ChunkForm):
     """Chunks of texts that are continued."""
 
-    def __init__(self, head: dict[str, Any], engine: "Engine", echoes: list[str], with_usage: bool) -> None:
+    def __init__(self, head: dict[str, Any], engine: Engine, echoes: list[str], with_usage: bool) -> None:
         super().__init__(head, engine, with_usage)
         self._echoes = echoes
         self._offsets = [len(text) for text in echoes]
@@ -108,7 +111,7 @@ class _Chunks(ChunkForm):
         return event({**self._head, "choices": [choice]})
 
 
-def _logprobs(tokens: list[Token], engine: "Engine", offset: int = 0) -> dict[str, Any]:
+def _logprobs(tokens: list[Token], engine: Engine, offset: int = 0) -> dict[str, Any]:
     """The older shape; `offset`: characters before."""
     body: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:
@@ -123,7 +126,7 @@ def _logprobs(tokens: list[Token], engine: "Engine", offset: int = 0) -> dict[st
     return body
 
 
-def _text(engine: "Engine", id: int) -> str:
+def _text(engine: Engine, id: int) -> str:
     return engine.tokenizer.token_bytes(id).decode(errors="replace")
 
 

@@ -24,9 +24,14 @@ def around(fields: Fields, prompts: Sequence[Text], suffix: str) -> list[Prompt]
     return [Gap(str(prompt), suffix) for prompt in prompts]
 
 
+def is_id(value: Any) -> bool:
+    """Whether a value may be a token's id."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _prompt(fields: Fields, name: str, prompt: Any) -> Text:
     if isinstance(prompt, str):
         return prompt
-    if isinstance(prompt, list) and prompt and all(isinstance(id, int) and id is not True for id in prompt):
+    if isinstance(prompt, list) and prompt and all(map(is_id, prompt)):
         return tuple(prompt)
     raise fields.wrong(name, "a text, token ids, or a list of these")

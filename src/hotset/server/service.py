@@ -9,6 +9,7 @@ from hotset.server.call import Call, Handler, Raw, Reply, fields_of
 from hotset.server.conversation import check_messages, check_tools, template_variables, written
 from hotset.server.errors import ApiError
 from hotset.server.models import Known
+from hotset.server.prompts import is_id
 
 if TYPE_CHECKING:
     from hotset.server.app import Server
@@ -115,7 +116,7 @@ async def detokenize(server: "Server", call: Call) -> Reply:
     """The text of token ids."""
     fields = fields_of(call)
     ids = fields.list("tokens")
-    if ids is None or not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+    if ids is None or not all(map(is_id, ids)):
         raise fields.wrong("tokens", "a list of token ids")
     tokenizer = (await server.hold(call, fields.text("model"))).engine.tokenizer
     return {"content": await asyncio.to_thread(tokenizer.decode, ids, skip_special=False)}
