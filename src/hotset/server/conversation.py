@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from hotset.core.errors import RequestError
@@ -10,6 +11,7 @@ from hotset.serve.engine import Engine
 from hotset.server.ask import Conversation, Gap, Prompt
 from hotset.server.errors import ApiError, wrong
 from hotset.server.fields import Fields
+from hotset.server.forms import plainer_forms
 
 T = TypeVar("T")
 
@@ -133,12 +135,9 @@ def written(engine: Engine, conversation: Conversation) -> str:
 
 
 def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
-    """Write a conversation by a template.
-
-    Some templates know no message without a text, and system messages at the beginning alone.
-    """
+    """Write a conversation by a template, in a plainer form where that refuses it."""
     messages = _one_system(conversation.messages)
-    options = {**conversation.variables, "tools": list(conversation.tools) or None}
+    options = dict(conversation.variables)
     last = messages[-1]
     if last["role"] == "assistant" and not last.get("tool_calls"):
         if (last.get("content") or "").strip():
@@ -146,16 +145,11 @@ def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
         elif len(messages) > 1:  # nothing is there that could be continued
             messages.pop()
     try:
-        return write(messages, **options)
+        return write(messages, **options, tools=list(conversation.tools) or None)
     except RequestError:
-        plainer = [{**message, "content": message.get("content") or ""} for message in messages]
-        plainer[1:] = [_said_by_user(message) for message in plainer[1:]]
-        if plainer == messages:
-            raise
-        try:
-            return write(plainer, **options)
-        except RequestError:
-            pass
+        for form, tools in plainer_forms(messages, conversation.tools):
+            with suppress(RequestError):
+                return write(form, **options, tools=list(tools) or None)
         raise
 
 
@@ -172,10 +166,6 @@ def _one_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     system = _VOLATILE.sub("", "\n\n".join(opening), count=1) if _VOLATILE.match(opening[0]) else None
     text = "\n\n".join(opening) if system is None else system.lstrip("\n")
     return [*([{"role": "system", "content": text}] if text or not rest else []), *rest]
-
-
-def _said_by_user(message: dict[str, Any]) -> dict[str, Any]:
-    return {**message, "role": "user"} if message["role"] == "system" else message
 
 
 def check_fits(engine: Engine, ids: Sequence[int]) -> None:
