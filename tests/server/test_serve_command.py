@@ -109,6 +109,30 @@ def test_a_gpu_that_is_not_there_is_said_before_the_address(monkeypatch, capsys,
     assert capsys.readouterr().err == "error: no GPU; without --vram the CPU does all\n"
 
 
+def test_a_model_that_does_not_fit_is_said_before_the_address(monkeypatch, capsys, model):
+    from hotset.cli import main
+    from hotset.core.limits import Memory
+
+    monkeypatch.setattr("hotset.serve.memory.available_memory", lambda: Memory(1000, "on this machine"))
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--port", "0"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "of memory" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", ["\u00e4 b=m.gguf", "=m.gguf", "name="])
+def test_a_name_that_is_none(capsys, given):
+    from hotset.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", given])
+    assert ended.value.code == 2
+    assert f"{given} is no file and no NAME=MODEL: names have letters" in capsys.readouterr().err
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     from hotset.cli import main, serve
 

@@ -104,7 +104,7 @@ def serve(
     import asyncio
 
     from hotset.serve.engine import Engine
-    from hotset.serve.load import check_gpu
+    from hotset.serve.load import check_fits, check_gpu, open_model
     from hotset.server.app import Limits, Server
     from hotset.server.models import Models
     from hotset.server.run import bind, serve
@@ -135,6 +135,7 @@ def serve(
             f"{large[0].name} takes {large[0].bytes / 1e6:.0f} MB with keys and values, but all models may "
             f"take {budget / 1e6:.0f} MB: give more (--ram) or a smaller --cache-ram or --context"
         )
+    check_fits(open_model(known[0].source), context, kv_type, vram=gpu)
     for origin in cors_origin or ():
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise RequestError(f"--cors-origin {origin}: expected a site such as http://localhost:3000, or *")
@@ -177,6 +178,11 @@ def known_model(
     from hotset.server.models import Known
 
     named = _NAMED.fullmatch(model) if model and not Path(model).exists() else None
+    if model and "=" in model and not named and not Path(model).exists():
+        raise RequestError(
+            f"{model} is no file and no NAME=MODEL: names have letters, digits, dots, colons, slashes, "
+            "dashes and underscores"
+        )
     name, source = (named[1], named[2]) if named else (None, model)
     checkpoint = open_model(source, overrides)
     config = checkpoint.config

@@ -63,11 +63,9 @@ def load_model(
     rounding = rounding_notes(checkpoint)
     notes = [*checkpoint.notes, *rounding]
     kv_type = check_kv_type(kv_type, checkpoint.config)
-    longest = checkpoint.config.context_length
-    room = min(DEFAULT_CONTEXT if context is None else context or longest, longest)
     if ram is not None and not checkpoint.config.mixture:
         raise RequestError(f"--ram keeps experts in the file: {checkpoint.path} is no mixture of experts")
-    check_memory(checkpoint, room, kv_type, vram=vram or 0, ram=ram)
+    check_fits(checkpoint, context, kv_type, vram=vram, ram=ram)
     pooling = read_pooling(checkpoint)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
@@ -96,6 +94,20 @@ def load_model(
     return Model(
         checkpoint.path, transformer, tokenizer, backend, traffic(checkpoint), plan, pooling, tuple(notes)
     )
+
+
+def check_fits(
+    checkpoint: Checkpoint,
+    context: int | None,
+    kv_type: str,
+    *,
+    vram: int | None = None,
+    ram: int | None = None,
+) -> None:
+    """Raise `HotsetError` where main memory has too little room for a model, as `load_model` will load it."""
+    longest = checkpoint.config.context_length
+    tokens = min(DEFAULT_CONTEXT if context is None else context or longest, longest)
+    check_memory(checkpoint, tokens, check_kv_type(kv_type, checkpoint.config), vram=vram or 0, ram=ram)
 
 
 def _place(
