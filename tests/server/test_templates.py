@@ -35,7 +35,9 @@ def write(name, *messages, tools=()):
     return written(template(name), Conversation(given, tools))
 
 
-@pytest.mark.parametrize("name", ["gemma_2", "gemma_3", "llama_2", "mistral_v1", "mistral_v3_with_tools", "mixtral"])
+@pytest.mark.parametrize(
+    "name", ["gemma_2", "gemma_3", "llama_2", "mistral_v1", "mistral_v3_with_tools", "mixtral"]
+)
 def test_both_sides_take_turns(name):
     """A client repeats what had no answer, or begins with two texts."""
     twice = write(name, SYSTEM, user("One."), user("Two."), assistant("Yes."), user("Three."))
@@ -78,6 +80,16 @@ def test_ids_of_calls_that_a_template_refuses(ids):
     prompt = write(IDS, user("Hi."), assistant("", tool_calls=calls), *results, *again)
     assert prompt.startswith("[f call00000][f call00001][0 call00000][1 call00001]")
     assert prompt.endswith("[f call00002][0 call00002]")
+
+
+@pytest.mark.parametrize("told", [{"tool_call_id": "abc"}, {"tool_name": "f"}, {"name": "f"}])
+def test_a_tools_result_has_its_name(told):
+    """Clients of OpenAI's API tell it by the call's id, Ollama's in a field of another name."""
+    call = CALL | {"id": "abc"}
+    prompt = write(
+        "gemma_4", user("Hi."), assistant("", tool_calls=[call]), {"role": "tool", "content": "x", **told}
+    )
+    assert "<|tool_response>response:f{" in prompt
 
 
 def test_what_no_form_helps_is_refused_with_the_templates_own_words():

@@ -136,7 +136,7 @@ def written(engine: Engine, conversation: Conversation) -> str:
 
 def _as_it_can(write: Callable[..., T], conversation: Conversation) -> T:
     """Write a conversation by a template, in a plainer form where that refuses it."""
-    messages = _one_system(conversation.messages)
+    messages = _with_names(_one_system(conversation.messages))
     options = dict(conversation.variables)
     last = messages[-1]
     if last["role"] == "assistant" and not last.get("tool_calls"):
@@ -166,6 +166,21 @@ def _one_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     system = _VOLATILE.sub("", "\n\n".join(opening), count=1) if _VOLATILE.match(opening[0]) else None
     text = "\n\n".join(opening) if system is None else system.lstrip("\n")
     return [*([{"role": "system", "content": text}] if text or not rest else []), *rest]
+
+
+def _with_names(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, tools' results with the tools' names: clients tell them by ids, or in Ollama's field."""
+    names: dict[str, str] = {}
+    for message in messages:
+        if message["role"] == "assistant":
+            names |= {
+                str(call.get("id")): call["function"]["name"] for call in message.get("tool_calls") or ()
+            }
+        elif message["role"] == "tool" and not message.get("name"):
+            name = message.get("tool_name") or names.get(str(message.get("tool_call_id")))
+            if name:
+                message["name"] = name
+    return messages
 
 
 def check_fits(engine: Engine, ids: Sequence[int]) -> None:
