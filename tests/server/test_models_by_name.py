@@ -156,6 +156,17 @@ def test_a_server_of_two_models(run_server):
     assert "b" not in [m["model"] for m in server.http.get("/api/ps").json()["models"]]
 
 
+def test_a_model_that_is_shown_is_not_loaded_for_that(run_server):
+    """Clients ask so of every model in the list; it would drop the one that is used."""
+    server = run_server("a", "b", room=1)
+    for name in ("a", "b"):
+        shown = server.http.post("/api/show", json={"model": name}).json()
+        assert shown["capabilities"] == ["completion"]
+        assert "<|im_start|>" in shown["template"]
+    assert [model["model"] for model in server.http.get("/api/ps").json()["models"]] == ["a"]
+    assert shown["model_info"][".context_length"] == 8192
+
+
 def test_health_answers_while_a_model_is_loaded(make_engine):
     gate = threading.Event()
     running = None

@@ -1,11 +1,15 @@
 """Ollama's API: a JSON object a line, and durations in nanoseconds."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from hotset.core.errors import HotsetError
+from hotset.formats.pooling import Pooling, read_pooling
+from hotset.serve.load import open_model
 from hotset.serve.request import Token
 from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, Gap, Prompt, sampling
@@ -18,6 +22,8 @@ from hotset.server.models import Held, Known
 from hotset.server.openai_chat import logprobs_list
 from hotset.server.rules import Choice, one_rule, schema_of
 from hotset.server.streams import streamed
+from hotset.tokenizer import Tokenizer
+from hotset.tokenizer.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from hotset.server.app import Server
@@ -250,13 +256,26 @@ async def ps(server: "Server", call: Call) -> Reply:
     }
 
 
+def _by_headers(known: Known) -> tuple[ChatTemplate | None, Pooling | None]:
+    """What a model's file says of its template, and of how it makes embeddings."""
+    try:
+        checkpoint = open_model(known.source)
+        return Tokenizer.from_checkpoint(checkpoint).chat_template, read_pooling(checkpoint)
+    except HotsetError as error:
+        raise ApiError(500, f"{known.name} cannot be read: {error}") from None
+
+
 async def show(server: "Server", call: Call) -> Reply:
-    """What a model can do."""
+    """What a model can do. It is not loaded for that: clients ask so of all that there are."""
     fields = fields_of(call)
-    held = await server.hold(call, fields.text("model") or fields.text("name"))
-    known, template = held.known, held.engine.tokenizer.chat_template
+    known = server.models.find(fields.text("model") or fields.text("name"))
+    held = server.models.held.get(known.name)
+    if held:
+        template, pooling = held.engine.tokenizer.chat_template, held.engine.model.pooling
+    else:
+        template, pooling = await asyncio.to_thread(_by_headers, known)
     source = "" if template is None else template.source
-    capabilities = ["completion", *(["embedding"] if held.engine.model.pooling else [])]
+    capabilities = ["completion", *(["embedding"] if pooling else [])]
     if template is not None and template.shows_tools:
         capabilities.append("tools")
     if "think" in source:
@@ -269,7 +288,7 @@ async def show(server: "Server", call: Call) -> Reply:
         "details": _details(known),
         "model_info": {
             "general.architecture": known.architecture,
-            f"{known.architecture}.context_length": held.engine.context,
+            f"{known.architecture}.context_length": held.engine.context if held else known.trained_context,
         },
         "capabilities": capabilities,
     }
