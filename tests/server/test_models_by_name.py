@@ -94,6 +94,60 @@ def test_busy_models_stay_and_others_wait():
     asyncio.run(run())
 
 
+def test_requests_for_several_models_at_once_are_all_served():
+    """With room for one: it is not dropped before the request that it was loaded for has it."""
+
+    async def run():
+        some, loaded = models("a", "b", "c", room=10, seconds=0.01)
+        engines = await asyncio.wait_for(asyncio.gather(*(use(some, name) for name in "abcab")), 10)
+        assert [engine.name for engine in engines] == [*"abcab"]
+        assert loaded == ["a", "b", "c"]
+
+    asyncio.run(run())
+
+
+def test_requests_that_come_later_wait_for_those_that_wait():
+    """However many go on to ask for the model that is there, another one's turn comes."""
+
+    async def run():
+        some, loaded = models("a", "b", room=10)
+        order = []
+
+        async def ask(name):
+            held = await some.take(name)
+            order.append(name)
+            await asyncio.sleep(0.02)
+            some.give_back(held)
+
+        tasks = []
+        for name in "aabaaaaa":
+            tasks.append(asyncio.create_task(ask(name)))
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.gather(*tasks), 10)
+        assert "".join(order) == "aabaaaaa"
+        assert loaded == ["a", "b", "a"]
+
+    asyncio.run(run())
+
+
+def test_nothing_is_dropped_for_a_client_that_has_left():
+    async def run():
+        some, loaded = models("a", "b", "c", room=10)
+        held = await some.take("a")
+        gone = asyncio.create_task(some.take("b"))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        again = await asyncio.wait_for(some.take("a"), 1)  # at once
+        for one in (held, again):
+            some.give_back(one)
+        await asyncio.sleep(0.01)
+        assert (list(some.held), loaded) == (["a"], ["a"])
+        assert (await use(some, "c")).name == "c"
+
+    asyncio.run(run())
+
+
 def test_requests_for_one_model_load_it_once():
     async def run():
         some, loaded = models("a", "b", seconds=0.05)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -52,7 +53,10 @@ class Models:
         self._room = room
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._one = asyncio.Lock()  # that is being loaded
-        self._idle = asyncio.Event()
+        self._wanted: Counter[str] = Counter()  # requests that wait until a model is loaded
+        self._idle = asyncio.Event()  # a model has become idle, or nobody wants one any more
+        self._roomy = asyncio.Event()  # no model waits for another to become idle
+        self._roomy.set()
 
     def find(self, name: str | None) -> Known:
         """The model that a request names. A server with one model answers for any name."""
@@ -70,18 +74,32 @@ class Models:
         return self.known[name]
 
     async def take(self, name: str | None) -> Held:
-        """A model, in memory and not to be dropped until it is given back; loads it where need be."""
+        """A model, in memory and not to be dropped until it is given back; loads it where need be.
+
+        Requests are served as they come: where models have to become idle for another, none begins on them.
+        """
         known = self.find(name)
-        while (held := self.held.get(known.name)) is None:
-            task = self._loading.get(known.name)
-            if task is None:
-                task = asyncio.create_task(self._bring(known))
-                task.add_done_callback(lambda task: task.cancelled() or task.exception())
-                self._loading[known.name] = task
-            await asyncio.shield(task)  # others may wait for it too
+        await self._roomy.wait()
+        self._wanted[known.name] += 1
+        try:
+            while (held := self.held.get(known.name)) is None:
+                await self._loaded(known)
+        finally:
+            self._wanted[known.name] -= 1
+            if not self._wanted[known.name]:
+                self._idle.set()
         held.busy += 1
         held.used = time.monotonic()
         return held
+
+    async def _loaded(self, known: Known) -> None:
+        """Wait until a model is loaded."""
+        task = self._loading.get(known.name)
+        if task is None:
+            task = asyncio.create_task(self._bring(known))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._loading[known.name] = task
+        await asyncio.shield(task)  # others may wait for it too
 
     def give_back(self, held: Held) -> None:
         """Say that a request no longer needs its model."""
@@ -117,18 +135,27 @@ class Models:
             del self._loading[known.name]
 
     async def _make_room(self, known: Known) -> None:
-        """Drop models, the longest unused first, until one more fits; wait while all are busy."""
-        while self.held and self._lacks(known):
-            self._idle.clear()
-            if not await self._drop_one():
-                await self._idle.wait()
+        """Drop models, the longest unused first, until one more fits; wait while all are busy.
+
+        Raises `ApiError` where nobody wants that one any more.
+        """
+        try:
+            while self.held and self._lacks(known):
+                if not self._wanted[known.name]:
+                    raise ApiError(503, f"nobody waits for {known.name}")
+                self._idle.clear()
+                if not await self._drop_one():
+                    self._roomy.clear()
+                    await self._idle.wait()
+        finally:
+            self._roomy.set()
 
     async def _drop_one(self) -> bool:
-        """Drop the longest unused model that is idle; False where all are busy.
+        """Drop the longest unused model that is idle; False where all are busy, or about to be.
 
         A method of its own: nothing may refer to the model when memory is looked at next.
         """
-        idle = [held for held in self.held.values() if not held.busy]
+        idle = [held for name, held in self.held.items() if not held.busy and not self._wanted[name]]
         if idle:
             await self.drop(min(idle, key=lambda held: held.used))
         return bool(idle)
