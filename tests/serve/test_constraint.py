@@ -153,6 +153,12 @@ def test_what_cannot_be_kept_is_refused(make, what):
     assert "\n" not in str(error.value)
 
 
+def test_what_no_answer_fits_is_refused_before_anything_is_computed():
+    constraint = Constraint.json_schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}})
+    with pytest.raises(ConstraintError, match="^the constraint cannot be kept: no answer fits it$"):
+        Enforcer(constraint, small_byte_level(), (1,))
+
+
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     _library.cache_clear()

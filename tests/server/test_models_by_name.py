@@ -206,8 +206,11 @@ def test_a_server_of_two_models(run_server):
     )
     assert unknown.status_code == 404
     assert unknown.json()["error"]["type"] == "not_found_error"
-    assert server.http.post("/api/generate", json={"model": "b", "keep_alive": 0}).status_code == 200
-    assert "b" not in [m["model"] for m in server.http.get("/api/ps").json()["models"]]
+    for zero in (0, "0", "0m"):
+        server.http.post("/api/generate", json={"model": "b"})
+        assert [m["model"] for m in server.http.get("/api/ps").json()["models"]] == ["b"]
+        assert server.http.post("/api/generate", json={"model": "b", "keep_alive": zero}).status_code == 200
+        assert not server.http.get("/api/ps").json()["models"]
 
 
 def test_a_model_that_is_shown_is_not_loaded_for_that(run_server):

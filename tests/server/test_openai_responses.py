@@ -129,3 +129,15 @@ def test_a_wrong_field_is_named(server, body, param):
     answer = server.http.post("/v1/responses", json={"input": "hi"} | body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+def test_parts_of_a_message_without_the_message(server):
+    """They are the user's; what is no text is refused, and never left out."""
+    counts = []
+    for item in ({"type": "input_text", "text": "Hello there"}, {"role": "user", "content": "Hello there"}):
+        answer = server.http.post("/v1/responses", json={"input": [item], "max_output_tokens": 1})
+        counts.append(answer.json()["usage"]["input_tokens"])
+    assert counts[0] == counts[1]
+    picture = [{"type": "input_image", "image_url": "x"}]
+    answer = server.http.post("/v1/responses", json={"input": picture, "max_output_tokens": 1})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input[0].type")

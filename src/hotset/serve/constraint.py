@@ -134,6 +134,8 @@ class Enforcer:
         self._vocabulary = _vocabulary(tokenizer)
         self._matcher = _library().LLMatcher(self._vocabulary, constraint.grammar, log_level=0)
         self._fail_closed(ConstraintError)
+        if not self._compute(ConstraintError).any():
+            raise ConstraintError("the constraint cannot be kept: no answer fits it")
         self._tokenizer = tokenizer
         self._ends = sorted(tokenizer.end_ids)
         self._parser: Parser | None = None
@@ -213,15 +215,17 @@ class Enforcer:
     def _allowed(self) -> Allowed:
         return self._compute() if self._next is None else self._next.result()
 
-    def _compute(self) -> Allowed:
+    def _compute(self, failure: type[ConstraintError] | type[ModelError] = ModelError) -> Allowed:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._fail_closed(ModelError)
+        self._fail_closed(failure)
         allowed: Allowed = np.unpackbits(bits, bitorder="little").view(np.bool_)
         return allowed
 
     def _fail_closed(self, kind: type[ConstraintError] | type[ModelError]) -> None:
         if self._matcher.is_error():
-            raise kind(f"the constraint cannot be kept: {_line(self._matcher.get_error())}")
+            error = _line(self._matcher.get_error().partition("<state>")[0])
+            reason = "no answer fits it" if error.startswith("NoExtension") else error
+            raise kind(f"the constraint cannot be kept: {reason}")
 
 
 class _Tokens:

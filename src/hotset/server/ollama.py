@@ -125,7 +125,7 @@ async def _answer(server: "Server", call: Call, ask: Ask, body: _Body) -> Reply:
 async def _only_load(server: "Server", call: Call, fields: Fields, body: dict[str, Any]) -> Reply:
     """A request without a prompt loads the model, or with ``keep_alive`` 0 drops it."""
     name = fields.text("model") or fields.text("name")
-    unload = fields.get("keep_alive") in (0, "0", "0s")
+    unload = str(fields.get("keep_alive")) in ("0", "0.0", "0s", "0m", "0h")
     known = server.models.find(name)
     if not unload:
         await server.hold(call, name)

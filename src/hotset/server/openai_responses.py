@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hotset.server.answers import Answer, Block, Piece
 from hotset.server.ask import Ask, Conversation, most_tokens, sampling
 from hotset.server.call import Call, Handler, Reply, fields_of
-from hotset.server.conversation import check_function, effort_variables, text_of
+from hotset.server.conversation import check_function, effort_variables, part_text, text_of
 from hotset.server.errors import ApiError, wrong
 from hotset.server.fields import Fields
 from hotset.server.generation import Generation, Usage
@@ -98,6 +98,8 @@ def _add_item(item: Fields, messages: list[dict[str, Any]]) -> None:
             parts = [Fields(part, item.place).text("text") or "" for part in texts]
             if any(parts):
                 _assistant(messages)["reasoning_content"] = "\n".join(parts)
+        case str(kind) if kind.startswith("input_"):  # a part of a message without the message
+            messages.append({"role": "user", "content": part_text(item)})
         case "item_reference":
             raise wrong(item.name("type"), f"{item.name('type')}: this server keeps no items to refer to")
 
