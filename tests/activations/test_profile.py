@@ -12,6 +12,7 @@ from hotset.activations.collect import collect
 from hotset.activations.profile import fingerprint
 from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
+from hotset.backends.reference.ffn import ReferenceFFN
 from hotset.core.batch import Batch
 from hotset.core.config import Activation, FFNPlan, Way
 from hotset.core.errors import HotsetError
@@ -144,6 +145,29 @@ def test_runs_are_equal_to_the_bit_also_when_interrupted(tmp_path, activation, b
     whole = (tmp_path / "whole").read_bytes()
     assert (tmp_path / "again").read_bytes() == whole
     assert (tmp_path / "resumed").read_bytes() == whole
+
+
+def test_an_interruption_within_a_window_keeps_the_windows_before(tmp_path, monkeypatch):
+    """However seldom sums are saved: they are at the interruption."""
+    checkpoint, partial = random_checkpoint(activation=Activation.RELU), tmp_path / "out.partial"
+    profile(checkpoint).save(tmp_path / "whole")
+    neurons, calls = ReferenceFFN.neurons, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2 * 3 + 2:  # in the second of two layers, in the fourth window
+            raise KeyboardInterrupt
+        neurons(*arguments)
+
+    monkeypatch.setattr(ReferenceFFN, "neurons", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        profile(checkpoint, partial=partial)
+    monkeypatch.undo()
+    told = []
+    resumed = profile(checkpoint, partial=partial, progress=lambda *done: told.append(done))
+    assert told == [(4 * 40, 5 * 40), (5 * 40, 5 * 40)]
+    resumed.save(tmp_path / "resumed")
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_a_partial_file_of_something_else_is_not_continued(tmp_path):

@@ -5,6 +5,8 @@ interrupted and continued. Nothing is kept of pairs of neurons (co-activation): 
 each neuron's own frequency.
 """
 
+import contextlib
+import copy
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -43,12 +45,12 @@ def collect(
 ) -> ActivationProfile:
     """Profile the neurons of a transformer over windows of tokens, of equal length.
 
-    `model`, `corpus` and `fingerprint` go into the profile (`ActivationProfile`). Every `save_seconds` the
-    sums are written to `partial`; if that file is there, of the same model and text, its windows are not
-    read again. Whoever saves the profile removes it. `count_fired` also counts which share of an expert's
-    neurons fires, in mixtures whose activation produces zeros; their neurons are computed once more for that.
-    `progress(done, total)` counts tokens. Raises `HotsetError` for fewer than two windows and for what the
-    model or the system refuses.
+    `model`, `corpus` and `fingerprint` go into the profile (`ActivationProfile`). Every `save_seconds`, and
+    at an interruption, the sums of whole windows are written to `partial`; if that file is there, of the same
+    model and text, its windows are not read again. Whoever saves the profile removes it.
+    `count_fired` also counts which share of an expert's neurons fires, in mixtures whose activation produces
+    zeros; their neurons are computed once more for that. `progress(done, total)` counts tokens. Raises
+    `HotsetError` for fewer than two windows and for what the model or the system refuses.
     """
     if len(windows) < 2 or len(windows[0]) <= skip:
         raise HotsetError(
@@ -63,6 +65,7 @@ def collect(
         sums = _Sums(transformer, firing_levels(transformer, windows, skip))
     already, half = sums.windows, len(windows) // 2
     saved = time.monotonic()
+    unsaved = None if already else copy.deepcopy(sums)
 
     counts = count_fired and counts_inside(transformer)
 
@@ -74,15 +77,23 @@ def collect(
         sums.magnitude[layer] += h.sum(axis=0, dtype=np.float64)
 
     def done(count: int) -> None:
-        nonlocal saved
+        nonlocal saved, unsaved
         sums.windows = already + count
         if partial and time.monotonic() - saved >= save_seconds:
             sums.save(partial, identity, fingerprint)
-            saved = time.monotonic()
+            saved, unsaved = time.monotonic(), None
+        elif partial:
+            unsaved = copy.deepcopy(sums)
         if progress:
             progress(sums.windows * length, len(windows) * length)
 
-    capture(transformer, windows[already:], observe, skip=skip, count_fired=counts, done=done)
+    try:
+        capture(transformer, windows[already:], observe, skip=skip, count_fired=counts, done=done)
+    except (KeyboardInterrupt, SystemExit):
+        if partial and unsaved:
+            with contextlib.suppress(HotsetError):
+                unsaved.save(partial, identity, fingerprint)
+        raise
     tokens = len(windows) * (length - skip)
     halves = half * (length - skip), (len(windows) - half) * (length - skip)
     return ActivationProfile(
