@@ -47,6 +47,8 @@ def test_what_goes_wrong_leaves_nothing(hotset, demo, text, tmp_path):
         (("--text", text, "-o", tmp_path / "missing" / "p.npz"), "there is no directory"),
         (("--text", text, "-o", tmp_path), "expected a file, found a directory"),
         (("--import", tmp_path), "has no activation_0.pt"),
+        (("--import", tmp_path, "-t", "2", "-c", "64"), "no text to profile for --context, --threads"),
+        (("-t", "2"), "no text to profile for --output, --threads: name a file with --text FILE"),
     ):
         given = options if "-o" in options else (*options, "-o", tmp_path / "p.npz")
         code, out, err = hotset("profile", demo, *given)

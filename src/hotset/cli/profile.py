@@ -82,14 +82,13 @@ def profile(
     if text:
         made, path = _from_text(model, override, text, output, tokens, context, threads)
     elif import_from:
+        _refuse_without_text({"--context": context, "--threads": threads})
         made, path = _from_powerinfer(model, override, import_from, output, tokens)
     else:
-        given = {"--output": output, "--tokens": tokens, "--context": context, "--override": override or None}
-        unused = ", ".join(name for name, value in given.items() if value is not None)
-        if model is None or unused:
-            raise RequestError(
-                f"no text to profile{unused and f' for {unused}'}: name a file with --text FILE"
-            )
+        unused = {"--output": output, "--tokens": tokens, "--override": override or None}
+        _refuse_without_text(unused | {"--context": context, "--threads": threads})
+        if model is None:
+            raise RequestError("no text to profile: name a file with --text FILE")
         path = Path(model)
         made = _existing(path)
     page = None
@@ -98,6 +97,12 @@ def profile(
 
         page = write_report(made, report)
     _show(made, path, page, as_json)
+
+
+def _refuse_without_text(values: dict[str, Any]) -> None:
+    """Raise `RequestError` for options, by name, that were given though only reading a text needs them."""
+    if given := ", ".join(name for name, value in values.items() if value is not None):
+        raise RequestError(f"no text to profile for {given}: name a file with --text FILE")
 
 
 def _from_text(
