@@ -136,6 +136,7 @@ def test_bench_zones(hotset, demo):
     [
         (["--parallel", "1,x"], "--parallel is '1,x': expected numbers of 1 to 64, such as 1,2,4,8"),
         (["--parallel", "0"], "--parallel is '0': expected numbers of 1 to 64"),
+        (["--zones", "--tokens", "0", "--prompt-tokens", "0"], "or --tokens of 1 or more, found 0 for both"),
         (["--parallel", "2", "--tokens", "0"], "expected --tokens of 1 or more"),
         (["--tokens", "8200"], "--tokens is 8200: expected at most 81"),
         (["--prompt-tokens", "8193", "--zones"], "--prompt-tokens is 8193: expected at most 8192"),

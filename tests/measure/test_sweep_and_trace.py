@@ -1,5 +1,6 @@
 """Sweeps and traces of a small random model on the CPU backend."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_a_sweep_computes_the_shares_asked_for(tmp_path: Path) -> None:
     assert [point.density for point in found] == pytest.approx([0.1, 0.3, 0.5], abs=0.06)
     assert all(point.decode_tokens_per_second > 0 for point in found)
     assert found[0].gb_per_token < found[1].gb_per_token < found[2].gb_per_token
-    plot_sweep(found, "m", tmp_path / "sweep.png")
+    plot_sweep(found, r"$\no$", tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -75,16 +76,17 @@ def test_a_sweep_needs_neurons() -> None:
 
 
 def test_a_trace_follows_the_subjects(tmp_path: Path) -> None:
-    texts = {"one": "abc" * 20, "two": "xyz" * 10}
+    texts = [("one", "abc" * 20), ("two", "xyz" * 10), ("one", "abc" * 6)]
     found = trace(model(FFNPlan(Way.PREDICTOR, Score.GATE_Q4, 0.1)), texts)
     assert [(point.subject, point.tokens) for point in found] == [
         ("one", EVERY),
         ("one", 2 * EVERY),
         ("one", 3 * EVERY),
         ("two", 4 * EVERY),
+        ("one", 5 * EVERY),
     ]
     assert all(0 < point.density < 1 and point.cutoffs == pytest.approx((0.1, 0.1)) for point in found)
-    plot_trace(found, "m", tmp_path / "trace.png")
+    plot_trace([replace(point, subject=r"$\no$") for point in found], "m", tmp_path / "trace.png")
     assert (tmp_path / "trace.png").stat().st_size > 1000
 
 
@@ -93,7 +95,7 @@ def test_a_trace_reads_long_texts_to_their_ends() -> None:
     plan = FFNPlan(Way.PREDICTOR, Score.GATE_Q4, 1.0, kept=0.9)
     traced = model(plan)
     room = traced.config.context_length
-    found = trace(traced, {"one": "abc" * 800, "two": "xyz" * 100})
+    found = trace(traced, [("one", "abc" * 800), ("two", "xyz" * 100)])
     every = found[0].tokens
     assert every % EVERY == 0
     assert every > EVERY
@@ -106,14 +108,14 @@ def test_a_trace_reads_long_texts_to_their_ends() -> None:
 
 def test_density_counts_gates_read_in_vain() -> None:
     """A predictor that chooses all neurons reads all gates, however few fire."""
-    everything = trace(model(FFNPlan(Way.PREDICTOR, Score.GATE_Q4, -1e9)), {"a": "abc" * 20})
+    everything = trace(model(FFNPlan(Way.PREDICTOR, Score.GATE_Q4, -1e9)), [("a", "abc" * 20)])
     assert everything[1].density == 1
-    exact = trace(model(FFNPlan(Way.EXACT)), {"a": "abc" * 20})
+    exact = trace(model(FFNPlan(Way.EXACT)), [("a", "abc" * 20)])
     assert 0.3 < exact[1].density < 0.7
 
 
 def test_what_cannot_be_traced_is_refused() -> None:
     with pytest.raises(RequestError, match="computes all its neurons"):
-        trace(model(FFNPlan(Way.DENSE)), {"a": "b" * 99})
+        trace(model(FFNPlan(Way.DENSE)), [("a", "b" * 99)])
     with pytest.raises(RequestError, match="short: 3 tokens of text: expected at least 16"):
-        trace(model(FFNPlan(Way.EXACT)), {"short": "abc"})
+        trace(model(FFNPlan(Way.EXACT)), [("short", "abc")])

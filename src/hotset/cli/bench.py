@@ -273,11 +273,14 @@ def _zones(
     from hotset.measure.zones import measure_zones
     from hotset.serve.load import load_model
 
+    sizes = Sizes(**sizes_given)
+    if not (sizes.prompt_tokens or sizes.tokens):
+        raise RequestError("--zones: expected --prompt-tokens or --tokens of 1 or more, found 0 for both")
     with progress("Loading") as loading:
         loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
     notes(loaded)
     with progress("Measuring") as measuring:
-        zones = measure_zones(loaded, Sizes(**sizes_given), progress=measuring)
+        zones = measure_zones(loaded, sizes, progress=measuring)
     if as_json:
         print(json.dumps([dataclasses.asdict(zone) for zone in zones], indent=2))
         return
@@ -340,7 +343,7 @@ def _trace(
     from hotset.measure.trace import trace
     from hotset.serve.load import load_model
 
-    texts = {path.name: read_text(path) for path in files} or SUBJECTS
+    texts = [(path.name, read_text(path)) for path in files] or list(SUBJECTS.items())
     with progress("Loading") as loading:
         loaded = load_model(model, threads=threads, ffn=ffn, progress=loading)
     with progress("Decoding") as decoding:
@@ -350,7 +353,11 @@ def _trace(
 
         plot_trace(points, loaded.path.name, plot)
     if as_json:
-        print(json.dumps([dataclasses.asdict(point) for point in points], indent=2).replace("NaN", "null"))
+        found = [
+            dataclasses.asdict(point) | {"kept": None if math.isnan(point.kept) else point.kept}
+            for point in points
+        ]
+        print(json.dumps(found, indent=2))
         return
     table(
         [

@@ -40,4 +40,4 @@ def save(figure: Any, path: Path) -> None:
 
 def headline(axes: Any, text: str) -> None:
     """Write what a picture shows above its axes."""
-    axes.set_title(text, loc="left", fontweight="bold", pad=10)
+    axes.set_title(text, loc="left", fontweight="bold", pad=10, parse_math=False)

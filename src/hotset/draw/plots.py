@@ -60,7 +60,7 @@ def plot_trace(points: Sequence[TracePoint], title: str, path: Path) -> None:
             axis.axvline(tokens[i], color=_LIMIT, linewidth=0.8)
         axes[0].annotate(
             points[i].subject, (tokens[i], 1), (3, -3), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", fontsize=8,
+            textcoords="offset points", va="top", fontsize=8, parse_math=False,
         )  # fmt: skip
     save(figure, path)
 

@@ -1,6 +1,6 @@
 """What a model's predictors do over time, on text that changes its subject."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,28 +32,29 @@ class TracePoint:
 
 def trace(
     model: Model,
-    texts: Mapping[str, str],
+    texts: Iterable[tuple[str, str]],
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[TracePoint]:
-    """Decode texts, by subject, one after the other, as one conversation.
+    """Decode texts, each behind its subject's name, one after the other, as one conversation.
 
     Where the model's context ends another conversation begins. Raises `RequestError` for a model that
     computes all its neurons, or texts of less than a stretch.
     """
     if not model.chooses_neurons:
         raise RequestError(f"{model.path} computes all its neurons: there is nothing to trace")
-    tokens = {name: model.tokenizer.encode(text, parse_special=False) for name, text in texts.items()}
-    for name, ids in tokens.items():
+    tokens = [(name, model.tokenizer.encode(text, parse_special=False)) for name, text in texts]
+    for name, ids in tokens:
         if len(ids) < EVERY:
             raise RequestError(f"{name}: {len(ids)} tokens of text: expected at least {EVERY}")
-    total = sum(map(len, tokens.values()))
+    lengths = [len(ids) for _, ids in tokens]
+    total = sum(lengths)
     sequence = model.sequence(min(total, model.config.context_length))
     choosers = [chooser for chooser in sequence.choosers if chooser]
-    every = min(EVERY * -(-total // (EVERY * _POINTS)), *map(len, tokens.values()), sequence.capacity)
+    every = min(EVERY * -(-total // (EVERY * _POINTS)), *lengths, sequence.capacity)
     points: list[TracePoint] = []
     done = 0
-    for name, ids in tokens.items():
+    for name, ids in tokens:
         for start in range(0, len(ids) - every + 1, every):
             if sequence.capacity - sequence.length < every:
                 sequence.rewind(0)
