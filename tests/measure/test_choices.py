@@ -71,7 +71,7 @@ def test_progress_counts_questions(demo_model, facts):
 
 
 def test_a_question_must_fit_the_context(demo_model):
-    with pytest.raises(RequestError, match=r"expected at most 9 \(--context\)"):
+    with pytest.raises(RequestError, match=r"^'word word .* expected at most 9 \(--context\)"):
         score(demo_model, [Question("word " * 20, ("one", "two"), 0)], context=8)
 
 
@@ -83,7 +83,9 @@ def test_a_question_must_fit_the_context(demo_model):
         ("[" * 100_000, "line 1 is no JSON"),
         ("[1]", "expected a JSON object of query, choices and gold, found"),
         ('{"query": "a", "choices": ["b", "c"]}', "expected a JSON object"),
-        ('{"query": " ", "choices": ["b", "c"], "gold": 0}', "query is ' ': expected text"),
+        ('{"query": " ", "choices": ["b", "c"], "gold": 0}', "query is ' ': expected Unicode text"),
+        (r'{"query": "\ud800", "choices": ["b", "c"], "gold": 0}', "query is .* expected Unicode text"),
+        (r'{"query": "a", "choices": ["b", "c \udfff"], "gold": 0}', "expected a list of two texts or more"),
         ('{"query": "a", "choices": ["b"], "gold": 0}', "expected a list of two texts or more"),
         ('{"query": "a", "choices": ["b", ""], "gold": 0}', "expected a list of two texts or more"),
         ('{"query": "a", "choices": ["b", "c"], "gold": 2}', "gold is 2: expected the right choice, 0 to 1"),

@@ -8,6 +8,7 @@ characters, `acc_bytes` by its bytes in UTF-8.
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from hotset.serve.loaded import Model
 from hotset.tokenizer import Tokenizer
 
 _FIELDS = "query, choices and gold"
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""A surrogate alone, which JSON can write and Unicode text cannot have."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def _question(line: str, where: str) -> Question:
         raise RequestError(f"{where}: expected a JSON object of {_FIELDS}, found {line.strip()[:60]}")
     query, choices, gold = item["query"], item["choices"], item["gold"]
     if not _is_text(query):
-        raise RequestError(f"{where}: query is {query!r}: expected text")
+        raise RequestError(f"{where}: query is {query!r}: expected Unicode text")
     if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_text, choices)):
         raise RequestError(f"{where}: choices is {choices!r}: expected a list of two texts or more")
     if type(gold) is not int or not 0 <= gold < len(choices):
@@ -85,7 +88,7 @@ def _question(line: str, where: str) -> Question:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and not _HALF_A_PAIR.search(value)
 
 
 def tokenize(tokenizer: Tokenizer, query: str, choice: str) -> tuple[list[int], list[int]]:
@@ -143,7 +146,8 @@ def _check(question: Question, encoded: list[tuple[list[int], list[int]]], room:
             )
         if len(before) + len(after) - 1 > room:  # the last token is only predicted
             raise RequestError(
-                f"a question has {len(before) + len(after)} tokens: expected at most {room + 1} (--context)"
+                f"{question.query[:40]!r} and {choice[:40]!r} have {len(before) + len(after)} tokens: "
+                f"expected at most {room + 1} (--context)"
             )
 
 
