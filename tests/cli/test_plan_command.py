@@ -138,8 +138,8 @@ def test_doctor(hotset: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(doctor, "no_gpu", lambda: "the GPU's part needs torch: pip install 'hotset[gpu]'")
     asked: list[Any] = []
 
-    def measured(progress: Any) -> Any:
-        asked.append(progress)
+    def measured(progress: Any, threads: int | None) -> Any:
+        asked.append(threads)
         return machine(gpu=False)
 
     monkeypatch.setattr(doctor, "measure_machine", measured)
@@ -147,9 +147,9 @@ def test_doctor(hotset: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert (code, err) == (0, "")
     assert "60 GB/s" in out and "pip install 'hotset[gpu]'" in out
     assert json.loads(hotset("doctor", "--json")[1])["gpu"] is None
-    assert len(asked) == 1
     assert hotset("doctor", "--again")[0] == 0
-    assert len(asked) == 2
+    assert hotset("doctor", "-t", "3")[0] == hotset("doctor", "--threads", "3")[0] == 0
+    assert asked == [None, None, 3]
 
 
 def test_a_models_parts_are_timed_once(
@@ -162,7 +162,7 @@ def test_a_models_parts_are_timed_once(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(doctor, "no_gpu", lambda: None)
-    monkeypatch.setattr(doctor, "measure_machine", lambda progress: machine())
+    monkeypatch.setattr(doctor, "measure_machine", lambda *_: machine())
     monkeypatch.setattr(load, "gpu_device", StandInDevice)
     for name, few in (("_STEPS", 1), ("_COPIES", (2, 2)), ("_HOT", (0.5,)), ("_FILLED", (16, 64))):
         monkeypatch.setattr(timing, name, few)
@@ -195,7 +195,7 @@ def test_without_a_gpu_no_part_is_timed(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(doctor, "no_gpu", lambda: "this machine has no GPU")
-    monkeypatch.setattr(doctor, "measure_machine", lambda progress: machine(gpu=False))
+    monkeypatch.setattr(doctor, "measure_machine", lambda *_: machine(gpu=False))
     code, out, err = hotset("doctor", demo)
     assert (code, err) == (0, "note: this machine has no GPU: no parts were timed\n")
     assert "processor" in out

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hotset.cli import main
-from hotset.core.limits import physical_cores
+from hotset.core.limits import available_cores, physical_cores
 from hotset.placing import doctor, doctor_cpu, doctor_gpu
 from hotset.placing.machine import load_machine
 
@@ -34,13 +34,22 @@ def test_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.cpu.stream_contended == first.cpu.stream
     assert "no GPU" in first.sources["cpu.stream_contended"]
     assert load_machine(doctor.cache_path()) == first
-    monkeypatch.setattr(doctor, "measure_machine", lambda progress: pytest.fail("measured twice"))
+    monkeypatch.setattr(doctor, "measure_machine", lambda *_: pytest.fail("measured twice"))
     assert doctor.this_machine() == first
     with pytest.raises(pytest.fail.Exception):
         doctor.this_machine(again=True)
     monkeypatch.setattr(doctor, "__version__", "another")
     with pytest.raises(pytest.fail.Exception):
         doctor.this_machine()
+
+
+def test_each_number_of_threads_is_measured_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "no_gpu", lambda: "none here")
+    for threads in (1, 3):
+        source = doctor.this_machine(threads=threads).sources["cpu.stream"]
+        assert source.startswith(f"measured with {threads} threads"), source
+        assert load_machine(doctor.cache_path(threads)).sources["cpu.stream"] == source
+    assert doctor.cache_path() == doctor.cache_path(available_cores())
 
 
 def test_caches_are_where_the_user_wants_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,7 +73,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     (tmp_path / ".cache").write_text("a file, where a directory should be")
     machine = doctor.this_machine()
     assert machine.cpu.stream > 0
-    monkeypatch.setattr(doctor, "measure_machine", lambda progress: machine)
+    monkeypatch.setattr(doctor, "measure_machine", lambda *_: machine)
     with pytest.raises(SystemExit) as exit:
         main(["doctor"])
     assert exit.value.code == 0

@@ -45,12 +45,14 @@ def doctor(
     again: Annotated[
         bool, typer.Option("--again", help="Measure again, even if that was done before.")
     ] = False,
+    threads: options.Threads = None,
     override: options.Override = None,
     as_json: options.AsJSON = False,
 ) -> None:
     """Measure this machine's memories and the bus between them, once; `hotset plan` uses it.
 
-    Parts of models that are run with --vram are timed at their first use, or here.
+    Parts of models that are run with --vram are timed at their first use, or here. Runs with --threads have
+    measurements of their own.
     """
     from hotset.cli.console import progress, table
     from hotset.placing.doctor import cache_path, no_gpu, this_machine
@@ -58,16 +60,16 @@ def doctor(
 
     checkpoint = None if model is None else open_model(model, options.overrides(override))
     with progress("Measuring") as measuring:
-        machine = this_machine(again=again, progress=measuring)
+        machine = this_machine(threads=threads, again=again, progress=measuring)
     if checkpoint and (reason := no_gpu()):
         print(f"note: {reason}: no parts were timed", file=sys.stderr)
     elif checkpoint:
-        machine, _ = timed_here(checkpoint)
+        machine, _ = timed_here(checkpoint, threads)
     document = machine.as_json()
     if as_json:
         print(json.dumps(document, indent=2))
         return
-    path = cache_path()
+    path = cache_path(threads)
     kept = str(path) if path.is_file() else f"not kept: {path} cannot be written (set XDG_CACHE_HOME)"
     table([("machine", machine.name), ("profile", kept)])
     for side, title in (("cpu", "processor"), ("gpu", "GPU")):
@@ -87,7 +89,7 @@ def doctor(
         table(_part_rows(times), header=(sides, "on the GPU", "read or computed", "us"))
 
 
-def timed_here(checkpoint: "Checkpoint") -> "tuple[MachineProfile, str]":
+def timed_here(checkpoint: "Checkpoint", threads: int | None = None) -> "tuple[MachineProfile, str]":
     """This machine's profile with the times of the model's parts, and the sides that they are of."""
     from hotset.backends.cpu import CpuBackend
     from hotset.cli.console import progress
@@ -95,7 +97,7 @@ def timed_here(checkpoint: "Checkpoint") -> "tuple[MachineProfile, str]":
     from hotset.placing.timing import sides
     from hotset.serve.load import gpu_device
 
-    device, host = gpu_device(), CpuBackend()
+    device, host = gpu_device(), CpuBackend(threads=threads)
     with progress("Timing the model's parts") as timing:
         return machine_for(checkpoint, device, host, progress=timing), sides(host, device)
 

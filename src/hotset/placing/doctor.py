@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.errors import HotsetError
-from hotset.core.limits import physical_cores
+from hotset.core.limits import available_cores, physical_cores
 from hotset.core.version import __version__
 from hotset.formats.checkpoint import Checkpoint
 from hotset.placing.doctor_cpu import CpuBench
@@ -30,16 +30,18 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 
 
-def this_machine(*, again: bool = False, progress: Progress | None = None) -> MachineProfile:
-    """This machine's profile, measured if there is none yet or it is wanted again.
+def this_machine(
+    *, threads: int | None = None, again: bool = False, progress: Progress | None = None
+) -> MachineProfile:
+    """This machine's profile, with so many threads, measured if there is none yet or it is wanted again.
 
-    It is kept at `cache_path` where that can be written.
+    It is kept at `cache_path` where that can be written. Raises `HotsetError` for too many threads.
     """
-    path = cache_path()
+    path = cache_path(threads)
     if not again and path.is_file():
         with contextlib.suppress(HotsetError):  # of another version, or damaged: measured again
             return load_machine(path)
-    profile = measure_machine(progress)
+    profile = measure_machine(progress, threads)
     with contextlib.suppress(HotsetError, OSError):  # it is measured again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
         profile.save(path)
@@ -54,14 +56,17 @@ def machine_for(
     kv_type: str = "f16",
     progress: Progress | None = None,
 ) -> MachineProfile:
-    """This machine's profile with the times of a model's parts; those that it lacks are measured and kept."""
+    """This machine's profile with the times of a model's parts; those that it lacks are measured and kept.
+
+    All are of as many threads as `host` has.
+    """
     from hotset.placing.timing import timed
 
-    machine = this_machine(progress=progress)
+    machine = this_machine(threads=host.threads, progress=progress)
     found = timed(checkpoint, device, host, machine, kv_type=kv_type, progress=progress)
     if found is not machine:
         with contextlib.suppress(HotsetError, OSError):  # they are measured again the next time
-            found.save(cache_path())
+            found.save(cache_path(host.threads))
     return found
 
 
@@ -74,9 +79,13 @@ def no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "this machine has no GPU that torch can use"
 
 
-def cache_path() -> Path:
-    """Where this machine's profile is kept; another processor, GPU, torch or Hotset gives another path."""
+def cache_path(threads: int | None = None) -> Path:
+    """Where this machine's profile is kept; another processor, GPU, torch or Hotset gives another path.
+
+    So does another number of threads; None: as many as there are cores to use.
+    """
     facts = [
+        str(threads or available_cores()),
         __version__,
         cpu_name(),
         str(os.cpu_count()),
@@ -98,8 +107,8 @@ def _cache_directory() -> Path:
         return Path(tempfile.gettempdir()) / "hotset"
 
 
-def measure_machine(progress: Progress | None = None) -> MachineProfile:
-    """Measure everything. `progress(done, total)` counts measurements."""
+def measure_machine(progress: Progress | None = None, threads: int | None = None) -> MachineProfile:
+    """Measure everything, with so many threads. `progress(done, total)` counts measurements."""
     steps = 0
     has_gpu = no_gpu() is None
     total = 8 if has_gpu else 5
@@ -110,7 +119,7 @@ def measure_machine(progress: Progress | None = None) -> MachineProfile:
         if progress:
             progress(steps, total)
 
-    bench = CpuBench(done)
+    bench = CpuBench(done, threads)
     quiet = bench.rates()
     done()
     cpu = CpuRates(
@@ -127,8 +136,8 @@ def measure_machine(progress: Progress | None = None) -> MachineProfile:
         parts=bench.backend.parts,
     )
     done()
-    threads = f"measured with {bench.backend.threads} threads, {bench.backend.level}"
-    sources = {f"cpu.{field.name}": threads for field in fields(CpuRates)}
+    measured = f"measured with {bench.backend.threads} threads, {bench.backend.level}"
+    sources = {f"cpu.{field.name}": measured for field in fields(CpuRates)}
     sources["cpu.ram_bytes"] = "measured"
     sources["cpu.parts"] = f"measured: of {physical_cores()} cores"
     gpu: GpuRates | None = None

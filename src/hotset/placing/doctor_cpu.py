@@ -49,8 +49,8 @@ class Gathered:
 class CpuBench:
     """Layers with random weights, and what is measured with them."""
 
-    def __init__(self, done: Callable[[], None] = lambda: None) -> None:
-        self.backend = CpuBackend()
+    def __init__(self, done: Callable[[], None] = lambda: None, threads: int | None = None) -> None:
+        self.backend = CpuBackend(threads=threads)
         rng = np.random.default_rng(0)
         self._inputs = [rng.standard_normal((1, _HIDDEN), dtype=np.float32) for _ in range(13)]
         self._norm = Norm(NormKind.RMS, 1e-5, np.ones(_HIDDEN, np.float32))
