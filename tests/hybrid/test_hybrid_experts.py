@@ -309,6 +309,26 @@ def test_swaps_keep_to_their_rate() -> None:
     assert all(slot.resident != [0, 1] for slot in slots[:2])
 
 
+def test_a_copy_that_fails_is_reported_once_and_is_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(_Slots):
+        def write(self, expert: int) -> None:
+            super().write(expert)
+            raise OSError("the bus is gone")
+
+    slots = [Failing() for _ in range(3)]
+    watched = Swaps(slots, 4, 1000, 1e9, StandInDevice())  # type: ignore[arg-type]
+    selected = np.zeros((3, 1, 4), np.float32)
+    selected[:, :, 2:] = 0.5
+    for _ in range(4 * swaps.EVERY_TOKENS):
+        watched.after_step(selected)
+        watched._copier.submit(int).result()  # those begun are over
+    watched.close()
+    assert [slot.written for slot in slots] == [[2], [2], [2]]
+    assert all(slot.resident == [0, 1] for slot in slots)
+    (record,) = caplog.records
+    assert "could not be copied to the stand-in (the bus is gone)" in record.getMessage()
+
+
 def test_counts_forget() -> None:
     counts = Counts(1, 3)
     for _ in range(1000):

@@ -5,6 +5,7 @@ cold expert takes the place of a resident one that is selected clearly less ofte
 moved stay within a rate. What is selected never depends on where an expert lies.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,8 @@ LEAST = 2.0
 """And by so many selections more often."""
 BUS_SHARE = 0.05
 """Of what the bus can carry, swaps take at most this share."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Swaps:
 
     An expert that comes is copied to its mixture's spare slot, by a thread and the device's second stream,
     while steps go on. When it is there, the first step that begins after that finds it in place of the one
-    that leaves.
+    that leaves. A copy that fails for another reason than want of memory is reported, and is the last one.
     """
 
     def __init__(
@@ -96,12 +99,14 @@ class Swaps:
         self._copier = ThreadPoolExecutor(1, "hotset-experts")
         self._coming: dict[int, tuple[Swap, Future[Event]]] = {}
         """By mixture: those whose copy is under way."""
+        self._failed = False
+        """Whether a copy has failed: none begins after that."""
 
     def after_step(self, selections: F32) -> None:
         """Count a step's selections (mixtures, rows, experts); end swaps and, if it is time, begin some."""
         self._land()
         self.counts.add(selections)
-        if self.counts.tokens - self._looked < EVERY_TOKENS:
+        if self._failed or self.counts.tokens - self._looked < EVERY_TOKENS:
             return
         self._looked = self.counts.tokens
         now = self._clock()
@@ -127,13 +132,23 @@ class Swaps:
             self._mixtures[swap.mixture].write(swap.coming)
             return self._device.mark()
 
+    def _report(self, swap: Swap, error: BaseException) -> None:
+        if not self._failed:
+            _log.warning(
+                "expert %d of mixture %d could not be copied to the %s (%s): experts stay where they are",
+                *(swap.coming, swap.mixture, self._device.name, error),
+            )
+        self._failed = True
+
     def _land(self) -> None:
         """Have the experts that have come take their places."""
         for mixture, (swap, copied) in list(self._coming.items()):
             if not copied.done():
                 continue
-            if isinstance(copied.exception(), DeviceMemoryError):  # others have taken it; another time
+            if error := copied.exception():
                 del self._coming[mixture]
+                if not isinstance(error, DeviceMemoryError):  # else others have taken it; another time
+                    self._report(swap, error)
             elif copied.result().passed():
                 del self._coming[mixture]
                 self._device.follow(copied.result())
