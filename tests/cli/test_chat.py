@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.small_disk import small_disk
 
 from hotset.cli.answer import Speaker
 from hotset.cli.chat import converse
@@ -154,6 +155,18 @@ def test_save_writes_a_new_file(
     assert len(list(tmp_path.glob("chat-*.json"))) == 1
 
 
+def test_what_cannot_be_saved_ends_no_chat_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["one", "/save a\0b.json", "/save ~no-such-user/a.json", "/save surrogate.json", "/save full.md"]
+    with small_disk(100):
+        talk(monkeypatch, [*lines, "two"], engine := Engine(["long " * 100, "2"]), "\udcff")
+    assert len(engine.asked) == 2
+    assert capsys.readouterr().err.count("cannot be written: ") == 4
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_words_with_a_slash_are_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +255,11 @@ def test_the_speed_line_has_the_share_of_neurons_computed(
     monkeypatch.setattr(Answering, "work", lambda stream: counts.pop(0))
     talk(monkeypatch, ["one"], engine)
     assert capsys.readouterr().err.endswith("; computed: 15.0% of the neurons\n")
+    engine.answers = ["1 2 3"]  # at first positions, which are not counted
+    monkeypatch.setattr(Answering, "work", lambda stream: [Work(), Work()])
+    talk(monkeypatch, ["one"], engine)
+    err = capsys.readouterr().err
+    assert err.startswith("prompt: ") and "computed" not in err
 
 
 def test_quiet_and_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,8 @@ class Speed:
     answer_seconds: float
     """From the first token to the last."""
     density: float | None
-    """Share of neurons computed while answering; None where a model computes all, or decoded nothing."""
+    """Share of neurons computed while answering: 1 where a model computes all; None where none of its tokens
+    was counted, as a text's first positions are not."""
     drafted: int = 0
     """Tokens computed at once with others, as the text may repeat itself."""
     accepted: int = 0
@@ -50,8 +51,10 @@ class Speed:
         )
         if self.drafted:
             parts.append(f"drafts: {self.accepted} of {_tokens(self.drafted)} accepted")
-        computed = "all neurons" if self.density is None else f"{self.density:.1%} of the neurons"
-        return "; ".join([*parts, f"computed: {computed}"])
+        if self.density is not None:
+            computed = "all neurons" if self.density == 1 else f"{self.density:.1%} of the neurons"
+            parts.append(f"computed: {computed}")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -204,21 +207,25 @@ class _Watch:
     def speed(self, stream: "Stream") -> Speed | None:
         if not self.tokens:
             return None
-        from hotset.measure.speed import density, neurons_per_token
-
-        share = None
-        if self.tokens > 1:
-            share = density(self._model, neurons_per_token(self._before, stream.work()))
         return Speed(
             self._prompt_tokens,
             self.read,
             self._first - self._start,
             self.tokens,
             self._last - self._first,
-            share,
+            self._density(stream.work()),
             stream.drafted_tokens,
             stream.accepted_tokens,
         )
+
+    def _density(self, after: "list[Work | None]") -> float | None:
+        from hotset.measure.speed import density, neurons_per_token
+
+        if not self._model.chooses_neurons:
+            return 1.0
+        if not any(a and b and b.rows > a.rows for a, b in zip(self._before, after, strict=True)):
+            return None
+        return density(self._model, neurons_per_token(self._before, after))
 
 
 def note(text: str) -> None:

@@ -174,15 +174,22 @@ class Conversation:
 
 
 def _write(messages: list[Message], name: str) -> Path:
-    """Write a conversation to a new file; `RequestError` if there is one of that name."""
-    path = Path(name or f"chat-{datetime.now():%Y-%m-%d-%H%M%S}.json").expanduser()
+    """Write a conversation to a new file, whole or not at all; `RequestError` where that cannot be."""
+    path = Path(name or f"chat-{datetime.now():%Y-%m-%d-%H%M%S}.json")
     if path.suffix == ".json":
         text = json.dumps(messages, ensure_ascii=False, indent=1) + "\n"
     else:
         text = "\n".join(f"{message['role']}:\n{message['content']}\n" for message in messages)
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be written: {error.strerror or error}") from None
+        path = path.expanduser()
+        file = path.open("x", encoding="utf-8")
+        try:
+            with file:
+                file.write(text)
+        except BaseException:
+            path.unlink()
+            raise
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: nobody has that home
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{path}: cannot be written: {reason}") from None
     return path
