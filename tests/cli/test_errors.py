@@ -73,6 +73,11 @@ from hotset.core.version import __version__, commit
         (["profile", "--text", __file__, "--report", "no/such/place"], "no/such"),
         (["profile", "--text", __file__, "--report", __file__], "no directory"),
         (["inspect", "--context", "-1"], "--context"),
+        (["bench", "--tokens", "x"], "(see hotset bench --help)"),
+        (
+            ["run", "Why is the sky blue?"],
+            "there is no model 'Why is the sky blue?': ask the demo model with",
+        ),
     ],
 )
 def test_wrong_arguments(hotset, arguments, named):
@@ -101,6 +106,21 @@ def test_an_empty_name_is_no_model(hotset, command, empty):
     named = "NAME" if command[0] in ("pull", "rm") else "MODEL"
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith(f"error: {named} is empty: expected ")
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["eval", "--text", __file__, "--against", ""], "MODEL is empty"),
+        (["serve", "--api-key", "secret", "--api-key", ""], "--api-key is empty"),
+        (["batch", "in.jsonl", "-o", "out.jsonl", "--ray", ""], "--ray is empty"),
+    ],
+    ids=lambda given: given[0],
+)
+def test_an_empty_option_is_not_left_out(hotset, demo, command, named):
+    code, out, err = hotset(*command)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert named in err
 
 
 @pytest.mark.parametrize("command", [["run", "-p", "x"], ["chat"], ["bench"], ["inspect"]])
@@ -172,6 +192,15 @@ def test_help_shows_brackets(hotset, monkeypatch):
         code, out, err = hotset(name, "--help")
         assert (code, err, [word for word in words if word not in out]) == (0, "", [])
     assert "(needs hotset[serve])" in hotset("run", "--help")[1]
+
+
+def test_help_is_wrapped_as_the_terminal_is_wide(hotset, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    code, out, err = hotset("convert", "--help")
+    assert (code, err) == (0, "")
+    paragraph = out.partition("Only then ")[2].partition(" \n   ")[0].splitlines()
+    assert len(paragraph) > 3
+    assert all(len(line.strip()) > 50 for line in paragraph[1:-1])
 
 
 def test_the_version_names_the_commit_of_the_build(tmp_path):

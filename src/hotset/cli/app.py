@@ -1,6 +1,7 @@
 """The `hotset` command and its subcommands."""
 
 from collections.abc import Callable
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
@@ -51,11 +52,17 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan.plan,
     "doctor": doctor.doctor,
 }
+
+
+def _help(command: Callable[..., None]) -> str:
+    """A command's docstring, each paragraph one line, which the terminal wraps."""
+    return "\n\n".join(" ".join(part.split()) for part in (getdoc(command) or "").split("\n\n"))
+
+
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(options.with_model_option(options.with_options_apart(_command)))
-app.command("models")(models.models)
-app.command("serve")(serve.serve)  # of any number of models
-app.command("batch")(batch.batch)
+    app.command(_name, help=_help(_command))(options.with_model_option(options.with_options_apart(_command)))
+for _command in (models.models, serve.serve, batch.batch):  # serve: of any number of models
+    app.command(help=_help(_command))(_command)
 
 # What typer raises for wrong arguments: its base class is click's in some versions, typer's own in others.
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -68,7 +75,8 @@ def run_command(arguments: list[str]) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except _UsageError as error:
-        raise HotsetError(f"{error.format_message().rstrip('.')} (see hotset --help)") from None
+        command = error.ctx.command_path if error.ctx else "hotset"
+        raise HotsetError(f"{error.format_message().rstrip('.')} (see {command} --help)") from None
 
 
 def _show_version(wanted: bool) -> None:

@@ -48,6 +48,8 @@ def batch(
 ) -> None:
     """Answer the lines of a file; after an interruption, run it again to continue."""
     check_extra("batch")
+    if ray == "":
+        raise RequestError("--ray is empty: expected an address, auto or local")
     if ray and find_spec("ray") is None:
         raise HotsetError("hotset batch --ray needs ray: pip install 'hotset[ray]'")
     if replicas and not ray:

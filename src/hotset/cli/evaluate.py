@@ -68,7 +68,7 @@ def evaluate(
     The text is read in windows, and the second half of each counts: the figures compare with llama.cpp's.
     Choices count by their log-likelihood after the query, as lm-evaluation-harness defines it.
     """
-    if against and against_dense:
+    if against is not None and against_dense:
         raise RequestError("--against and --against-dense: expected one of them")
     if choices and (text or tokens):
         raise RequestError("--choices goes with neither --text nor --tokens")
@@ -102,7 +102,7 @@ def evaluate(
             reference = load_model(
                 checkpoint, threads=threads, ffn=Way.DENSE, context=room, kv_type=kv_type, progress=loading
             )
-        elif against:
+        elif against is not None:
             reference = load_model(against, threads=threads, context=room, kv_type=kv_type, progress=loading)
     notes(loaded)
     if choices:

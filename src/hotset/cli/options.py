@@ -67,6 +67,7 @@ Neurons = Annotated[
     Way | None,
     typer.Option(
         "--ffn",
+        metavar="dense|exact",
         case_sensitive=False,
         help="In layers stored by neuron compute all neurons (dense) or those that are not zero (exact), "
         "instead of what the file's plan says.",

@@ -45,6 +45,8 @@ def run(
     asked: options.Answering,
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one; without a prompt, hold a conversation."""
+    if model and " " in model and (words, prompt, file) == (None, None, None) and not Path(model).exists():
+        raise RequestError(f"there is no model {model[:60]!r}: ask the demo model with hotset run -p PROMPT")
     text = _prompt(words, prompt, file)
     own = (asked.system, asked.tools, asked.think, asked.template_var or None)
     templated = any(option is not None for option in own)

@@ -109,6 +109,8 @@ def serve(
     from hotset.server.models import Models
     from hotset.server.run import bind, serve
 
+    if not all(api_key or ()):
+        raise RequestError("--api-key is empty: expected a key, without which nobody is answered")
     room = None if cache_ram is None else options.parse_size(cache_ram)
     budget = None if ram is None else options.parse_size(ram)
     gpu = options.vram_bytes(vram)
@@ -151,7 +153,7 @@ def serve(
         serve(
             server,
             bound,
-            keys=tuple(filter(None, api_key or ())),
+            keys=tuple(api_key or ()),
             host=host,
             origins=tuple(cors_origin or ()),
         )

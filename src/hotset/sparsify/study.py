@@ -68,7 +68,7 @@ def split(
     if not parts.tune or not parts.held_out:
         needed, given = (5 * window, texts) if not parts.tune else (window, judging)
         raise RequestError(
-            f"the text is too short: expected a file of {needed} tokens or more, found "
+            f"too little text: expected {needed} tokens or more of a file, found "
             f"{max(map(len, given))}, of which --tokens allows {limit // len(given)}"
         )
     return parts
