@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.parity import LENGTH, TOKENS, assert_close, run_peer
+from helpers.tiny_families import ernie4_5_moe, gemma4_shared
 from helpers.tiny_models import falcon_7b, gemma3, llama, opt, qwen2, save
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
@@ -58,6 +59,25 @@ def gemma3_with_images() -> Any:
     )
 
 
+def gemma4_with_images_and_sound() -> Any:
+    """As E2B, its layers for text two of which share keys and values."""
+    from transformers import Gemma4Config, Gemma4ForConditionalGeneration
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"intermediate_size": 20, "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16}
+    text = gemma4_shared().config.to_dict()
+    return Gemma4ForConditionalGeneration(
+        Gemma4Config(
+            text_config=text,
+            vision_config=sizes | vision | {"patch_size": 2},
+            audio_config=sizes | {"output_proj_dims": 12},
+            image_token_id=203,
+            video_token_id=202,
+            audio_token_id=201,
+        )
+    )
+
+
 def published(name: str) -> str:
     """The names of Google's own directories, as older versions of transformers write them too."""
     name = name.replace("model.language_model.", "language_model.model.")
@@ -80,6 +100,58 @@ def test_a_multimodal_directory_is_opened_by_its_text_part(names: Any, tmp_path:
     assert_close(logits(checkpoint), run_peer(model), 1e-4)
     quantise_model(checkpoint, tmp_path / "q.gguf", TensorType.Q8_0)  # as a model of text alone
     assert open_checkpoint(tmp_path / "q.gguf").notes == ()
+
+
+def test_what_joins_images_and_sound_to_text_is_left_out(tmp_path: Path) -> None:
+    """Gemma 4's directories have ``embed_vision`` and ``embed_audio`` beside the towers."""
+    model = gemma4_with_images_and_sound()
+    save(model, tmp_path / "m")
+    names = set(load_file(tmp_path / "m" / "model.safetensors"))
+    assert {"model.embed_vision", "model.embed_audio"} <= {".".join(name.split(".")[:2]) for name in names}
+    checkpoint = open_checkpoint(tmp_path / "m")
+    left_out = sum("language_model" not in name for name in names)
+    assert checkpoint.notes[0].startswith(f"{left_out} tensors for images and sound are left out")
+    assert_close(logits(checkpoint), run_peer(model), 1e-4)
+
+
+def test_shared_keys_that_a_file_has_all_the_same(tmp_path: Path) -> None:
+    """Google's directories have keys and values of layers that read another's; nobody computes them."""
+    model = gemma4_shared()
+    save(model, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(path)
+    for part in ("k_proj", "v_proj", "k_norm"):
+        own = tensors[f"model.layers.2.self_attn.{part}.weight"]
+        tensors[f"model.layers.4.self_attn.{part}.weight"] = own * 0.5
+    save_file(tensors, path)
+    assert_close(logits(open_checkpoint(tmp_path / "m")), run_peer(model), 1e-4)
+
+
+def test_what_predicts_further_tokens_has_many_names(tmp_path: Path) -> None:
+    """Baidu's directories have ``mtp_block`` and others beside the layers."""
+    model = ernie4_5_moe()
+    save(model, tmp_path / "m")
+    path = tmp_path / "m" / "model.safetensors"
+    further = ("mtp_block.0.mlp.up_proj", "mtp_emb_norm.0", "mtp_hidden_norm.0", "mtp_linear_proj.0")
+    tensors = {f"model.{name}.weight": np.ones(3, np.float32) for name in further}
+    save_file(load_file(path) | tensors, path)
+    checkpoint = open_checkpoint(tmp_path / "m")
+    assert checkpoint.notes[0].startswith("4 tensors that predict several tokens at once are left out")
+    assert_close(logits(checkpoint), run_peer(model), 1e-4)
+
+
+def test_a_tied_flag_beside_text_config(tmp_path: Path) -> None:
+    """transformers 5 heeds the one beside it, older versions the one within."""
+    model = gemma3_with_images()
+    save(model, tmp_path / "m")
+    expected = logits(open_checkpoint(tmp_path / "m"))
+    rename(tmp_path / "m", lambda name: name if not name.startswith("lm_head") else "")
+    for whole, text in ((True, False), (False, True)):
+        path = tmp_path / "m" / "config.json"
+        config = json.loads(path.read_text())
+        config["text_config"]["tie_word_embeddings"] = text
+        path.write_text(json.dumps(config | {"tie_word_embeddings": whole}))
+        assert_close(logits(open_checkpoint(tmp_path / "m")), expected, 0.0)
 
 
 def test_a_published_text_config_leaves_defaults_out(tmp_path: Path) -> None:

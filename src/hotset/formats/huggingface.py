@@ -49,7 +49,9 @@ _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None
 _ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
 _OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
-_PREDICTING = ("mtp.", "model.mtp.")
+_PREDICTING = ("mtp.", "mtp_")
+_TIED = "tie_word_embeddings"
+_TEXT = ("language_model.", "lm_head.")
 _NO_TEXT = ("vision_tower.", "visual.", "vision_model.", "multi_modal_projector.", "audio_tower.")
 
 
@@ -66,14 +68,14 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     sizes = _sizes(str(directory / "config.json"), keys, architecture, len(files))
     notes = []
     if multimodal:
-        text = {name: tensor for name, tensor in files.items() if not _is_for_images(name)}
+        text = _text_part(files)
         if left_out := len(files) - len(text):
             notes.append(without_images(left_out))
         files = text
     if predicting := {name for name in files if _predicts(name, sizes.layers, keys)}:
         files = {name: tensor for name, tensor in files.items() if name not in predicting}
         notes.append(without_predictions(len(predicting)))
-    table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag("tie_word_embeddings"))
+    table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag(_TIED))
     if packed:
         add_mxfp4(table, packed, sizes)
     if untied:
@@ -138,7 +140,9 @@ def _read_config(directory: Path, overrides: Overrides | None) -> tuple[dict[str
     raw = parse_json(read_bytes(path), str(path))
     multimodal = isinstance(raw.get("text_config"), dict)
     if multimodal:
-        raw = {**raw, **raw.pop("text_config")}
+        text = raw.pop("text_config")
+        tied = any(part.get(_TIED) is True for part in (raw, text))  # either may say so
+        raw = {**raw, **text} | ({_TIED: True} if tied else {})
     override_config(raw, overrides or {})
     return raw, multimodal
 
@@ -277,17 +281,26 @@ def _predicts(name: str, layers: int, keys: Keys) -> bool:
     """Whether a tensor is of what predicts further tokens, such as layers after the last."""
     further = keys.integer("num_nextn_predict_layers", 0, low=0)
     found = _OF_LAYER.match(name)
-    return name.startswith(_PREDICTING) or (found is not None and layers <= int(found[1]) < layers + further)
+    beyond = found is not None and layers <= int(found[1]) < layers + further
+    return beyond or name.removeprefix("model.").startswith(_PREDICTING)
 
 
-def _is_for_images(name: str) -> bool:
-    return name.removeprefix("model.").startswith(_NO_TEXT)
+def _text_part(files: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A multimodal model's tensors without those for images and sound.
+
+    Where the text part has a module of its own, nothing beside it is the text's but the head, and what
+    predicts further tokens.
+    """
+    bare = {name: name.removeprefix("model.") for name in files}
+    if any(own.startswith(_TEXT[0]) for own in bare.values()):
+        return {name: files[name] for name, own in bare.items() if own.startswith(_TEXT + _PREDICTING)}
+    return {name: files[name] for name, own in bare.items() if not own.startswith(_NO_TEXT)}
 
 
 def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> None:
     """Hold the tensors that may be absent against what config.json says of them."""
-    if not keys.flag("tie_word_embeddings") and "output.weight" not in table:
-        raise keys.refuse("tie_word_embeddings", "true, as there is no lm_head.weight", False)
+    if not keys.flag(_TIED) and "output.weight" not in table:
+        raise keys.refuse(_TIED, "true, as there is no lm_head.weight", False)
     there = {split_name(name)[1] for name in table}
     flags = {flag: [f"{part}.bias" for part in parts] for flag, parts in architecture.biases.items()}
     flags |= {flag: [tensor] for flag, tensor in architecture.hf_flags.items()}

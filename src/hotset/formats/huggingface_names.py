@@ -35,6 +35,8 @@ def final_names(
         target = next((targets[known] for known in _spellings(pattern) if known in targets), None)
         if target is None:
             table.add(name, tensor)  # the check will name it
+        elif sizes.own and target.part in sizes.own[target.layer].lacking:
+            continue  # a layer that reads another's keys and values has no use for its own
         elif expert:
             if not stacks.take(target.name, pattern, int(expert[2]), tensor):
                 table.add(name, tensor)
