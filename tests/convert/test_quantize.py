@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
 from helpers.llama_cpp import llama_cpp_logits
-from helpers.random_gguf import TOKENS, random_model, read_by_library, write_plain
+from helpers.random_gguf import TOKENS, random_model, read_by_library, write_plain, write_readable
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -287,6 +287,16 @@ def hotset(*arguments):
     with pytest.raises(SystemExit) as exit:
         main([str(argument) for argument in arguments])
     return exit.value.code
+
+
+def test_no_more_of_the_text_is_read_than_was_asked_for(tmp_path, capsys):
+    model = write_readable(tmp_path / "m.gguf", random_model("llama"))
+    text = tmp_path / "text.txt"
+    text.write_text("What is read of it weighs the errors. " * 40)
+    for tokens, read in ((10, 10), (64, 64), (100, 64), (128, 128)):  # its context is 64 tokens
+        command = ("quantize", model, "--type", "q8_0", "-o", tmp_path / "q.gguf", "--text", text)
+        assert hotset(*command, "--tokens", tokens, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["text_tokens"] == read
 
 
 def test_command_and_its_mistakes(model, tmp_path, capsys):

@@ -65,8 +65,8 @@ def quantize(
     notes(checkpoint)
     windows = []
     if texts:
-        length = min(_WINDOW, checkpoint.config.context_length)
-        windows = corpus_windows(Tokenizer.from_checkpoint(checkpoint), texts, length, max(tokens, length))
+        length = min(_WINDOW, checkpoint.config.context_length, tokens)
+        windows = corpus_windows(Tokenizer.from_checkpoint(checkpoint), texts, length, tokens)
         if not windows:
             raise RequestError(f"the text is too short: expected {length} tokens or more (--text)")
     with progress("Quantising") as quantising:
