@@ -71,6 +71,17 @@ def test_a_gpu_spares_what_it_holds(available):
         check_memory(checkpoint, CONTEXT, "f16", vram=1 << 20)
 
 
+def test_beside_a_gpu_every_sequence_has_its_cache(checkpoint, available):
+    """Main memory has that of the layers whose attention is its own, once for each sequence."""
+    weights, cache = traffic(checkpoint).weights, kv_cache_bytes(checkpoint.config, CONTEXT, "f16")
+    available(weights + 3 * cache)
+    check_memory(checkpoint, CONTEXT, "f16", vram=1, parallel=3)
+    with pytest.raises(HotsetError, match=rf", 4 KV caches of {CONTEXT} tokens .* a smaller --parallel"):
+        check_memory(checkpoint, CONTEXT, "f16", vram=1, parallel=4)
+    available(weights + cache)  # what is left then bounds how many there are
+    check_memory(checkpoint, CONTEXT, "f16", parallel=4)
+
+
 def test_nothing_is_loaded_that_does_not_fit(checkpoint, available, monkeypatch):
     available(1000)
     monkeypatch.setattr("hotset.backends.cpu.CpuBackend", None)

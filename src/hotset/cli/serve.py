@@ -137,7 +137,7 @@ def serve(
             f"{large[0].name} takes {large[0].bytes / 1e6:.0f} MB with keys and values, but all models may "
             f"take {budget / 1e6:.0f} MB: give more (--ram) or a smaller --cache-ram or --context"
         )
-    check_fits(open_model(known[0].source), context, kv_type, vram=gpu)
+    check_fits(open_model(known[0].source), context, kv_type, vram=gpu, parallel=parallel or 1)
     for origin in cors_origin or ():
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise RequestError(f"--cors-origin {origin}: expected a site such as http://localhost:3000, or *")

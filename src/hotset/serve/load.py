@@ -65,7 +65,7 @@ def load_model(
     kv_type = check_kv_type(kv_type, checkpoint.config)
     if ram is not None and not checkpoint.config.mixture:
         raise RequestError(f"--ram keeps experts in the file: {checkpoint.path} is no mixture of experts")
-    check_fits(checkpoint, context, kv_type, vram=vram, ram=ram)
+    check_fits(checkpoint, context, kv_type, vram=vram, ram=ram, parallel=parallel)
     pooling = read_pooling(checkpoint)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     if vram and device is None:
@@ -103,11 +103,13 @@ def check_fits(
     *,
     vram: int | None = None,
     ram: int | None = None,
+    parallel: int = 1,
 ) -> None:
     """Raise `HotsetError` where main memory has too little room for a model, as `load_model` will load it."""
     longest = checkpoint.config.context_length
     tokens = min(DEFAULT_CONTEXT if context is None else context or longest, longest)
-    check_memory(checkpoint, tokens, check_kv_type(kv_type, checkpoint.config), vram=vram or 0, ram=ram)
+    kv_type = check_kv_type(kv_type, checkpoint.config)
+    check_memory(checkpoint, tokens, kv_type, vram=vram or 0, ram=ram, parallel=parallel)
 
 
 def _place(

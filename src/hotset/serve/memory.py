@@ -9,28 +9,39 @@ from hotset.state.kv_types import kv_cache_bytes, kv_types
 
 
 def check_memory(
-    checkpoint: Checkpoint, context: int, kv_type: str, *, vram: int = 0, ram: int | None = None
+    checkpoint: Checkpoint,
+    context: int,
+    kv_type: str,
+    *,
+    vram: int = 0,
+    ram: int | None = None,
+    parallel: int = 1,
 ) -> None:
     """Raise `HotsetError` if the weights and the KV cache of `context` tokens do not fit into main memory.
 
     `vram` bytes lie on a GPU, which lays some types out in more, and experts of a mixture take at most `ram`
-    bytes. What is needed besides, some tens of megabytes, is not counted.
+    bytes. Beside a GPU there is room for `parallel` KV caches; without one for what memory is left. What is
+    needed besides, some tens of megabytes, is not counted.
     """
     available = available_memory()
-    read, cache = traffic(checkpoint), kv_cache_bytes(checkpoint.config, context, kv_type)
+    caches = parallel if vram else 1
+    read, cache = traffic(checkpoint), caches * kv_cache_bytes(checkpoint.config, context, kv_type)
     weights = read.weights if ram is None else read.weights - max(0, read.experts - ram)
     spared = _spared(checkpoint, vram)
     needed = weights + cache - spared
     if available is None or needed <= available.free:
         return
     remedies = ["a smaller quantisation (hotset quantize)", "a smaller --context"]
+    if caches > 1:
+        remedies.append("a smaller --parallel")
     if kv_type != "q8_0" and "q8_0" in kv_types(checkpoint.config):
         remedies.append("--kv-type q8_0")
     if read.experts and not vram:
         remedies.append(f"a {'smaller ' if ram else ''}--ram, which leaves experts in the file")
     raise HotsetError(
-        f"{checkpoint.path} needs {_size(needed)} of memory (weights {_size(weights)}, KV cache of {context} "
-        f"tokens {_size(cache)}{f', {_size(spared)} of them on the GPU' if vram else ''}), but "
+        f"{checkpoint.path} needs {_size(needed)} of memory (weights {_size(weights)}, "
+        f"{f'{caches} KV caches' if caches > 1 else 'KV cache'} of {context} tokens {_size(cache)}"
+        f"{f', {_size(spared)} of them on the GPU' if vram else ''}), but "
         f"{_size(available.free)} are free {available.bound}: try {' or '.join(remedies)}"
     )
 
