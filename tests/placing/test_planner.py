@@ -157,32 +157,35 @@ def test_nothing_and_everything() -> None:
     assert everything.placement.head
     assert {(layer.attention, layer.hot) for layer in everything.placement.layers} == {(True, 1024)}
     assert everything.device_bytes == planner.everything
-    assert sum(use.host_bytes for use in everything.layers) == 0
+    assert everything.host_bytes == 0
     assert planner.plan(10 * planner.everything).placement == everything.placement
     assert planner.plan(planner.everything - 1).placement != everything.placement
     assert planner.plan(planner.working_bytes).device_bytes == 0
 
 
 @pytest.mark.parametrize(
-    ("kind", "laid_out"),
-    [(TensorType.MXFP4, 36 / 17), (TensorType.Q5_K, 276 / 176), (TensorType.IQ2_XXS, 512 / 66)],
+    ("kind", "laid_out", "here"),
+    [
+        (TensorType.MXFP4, 36 / 17, 1.0),
+        (TensorType.Q5_K, 276 / 176, 1.0),
+        (TensorType.IQ2_XXS, 512 / 66, 106 / 66),
+    ],
 )
-def test_bytes_are_those_of_the_gpus_layouts(kind: TensorType, laid_out: float) -> None:
+def test_bytes_are_those_of_either_sides_layouts(kind: TensorType, laid_out: float, here: float) -> None:
     checkpoint = shape_only(n_layers=3, hidden=1024, ffn=2048, kind=kind, plan=FFNPlan(Way.DENSE))
     planner = Planner(checkpoint, machine(), context=256, prompt=64)
     weights = round(laid_out * sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
     kept = 3 * 256 * 2 * 2 * 256 * 2
     plan = planner.plan(planner.everything)
     assert plan.device_bytes - plan.working_bytes == weights + kept
-    assert sum(use.host_bytes for use in plan.layers) == 0
+    assert plan.host_bytes == 0
     half = planner.plan(planner.working_bytes + weights // 2)
     assert any(layer.hot > 0 for layer in half.placement.layers) and half.device_bytes <= half.budget
-    rest = sum(use.attention_bytes + use.neuron_bytes for use in half.layers) / laid_out
+    rest = sum(use.attention_bytes + use.neuron_bytes for use in half.layers) / laid_out * here
     kept_here = sum(256 * 2 * 2 * 256 * 2 for layer in half.placement.layers if not layer.attention)
-    on_host = sum(use.host_bytes for use in half.layers)
-    assert rest + on_host == pytest.approx(
-        sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if "blk" in name) + kept_here
-    )
+    rest += half.head_bytes / laid_out * here
+    in_file = sum(tensor.nbytes for tensor in checkpoint.tensors.values())  # the embedding is the head
+    assert rest + half.host_bytes == pytest.approx(here * in_file + kept_here)
 
 
 def test_keys_are_padded_as_on_the_gpu() -> None:

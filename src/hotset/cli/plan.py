@@ -158,7 +158,7 @@ def _facts(
             "working_buffers": plan.working_bytes,
             "total": plan.device_bytes,
         },
-        "host_bytes": sum(use.host_bytes for use in plan.layers),
+        "host_bytes": plan.host_bytes,
         "main_memory_bytes": machine.cpu.ram_bytes,
         "budget_for_everything_bytes": planner.everything,
         "predicted": {

@@ -78,6 +78,8 @@ class Plan:
     layers: tuple[LayerUse, ...]
     head_bytes: int
     """On the GPU."""
+    host_head_bytes: int
+    """In main memory."""
     working_bytes: int
     """Buffers on the GPU; 0 where nothing lies there."""
     times: PartTimes
@@ -97,6 +99,11 @@ class Plan:
         """On the GPU, all in all: at most the budget."""
         layers = sum(u.attention_bytes + u.kv_bytes + u.neuron_bytes + u.predictor_bytes for u in self.layers)
         return layers + self.head_bytes + self.working_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """In main memory: weights and KV cache, but for the token embedding, which stays in the file."""
+        return sum(use.host_bytes for use in self.layers) + self.host_head_bytes
 
     @property
     def tokens_per_second(self) -> float:
@@ -233,6 +240,7 @@ class Planner:
             prompt=self.prompt,
             layers=tuple(uses),
             head_bytes=self.parts.device_head_bytes * placement.head,
+            host_head_bytes=self.parts.head_bytes * (not placement.head),
             working_bytes=self.working_bytes if uses_gpu else 0,
             times=times,
             ms=solution.ms,
@@ -309,7 +317,8 @@ def working_bytes(parts: ModelParts) -> int:
     mixture = hidden + 2 * max(mixtures) if mixtures else 0
     numbers = SLICE * 2 * hidden + config.vocab_size
     numbers += max(BLOCK_ROWS * (hidden + max(attention, ffn, *recurrent)), SLICE * mixture)
-    largest = max(math.ceil(layer.ffn.size * layer.ffn.unit_bytes) for layer in parts.layers)
-    units = [(layer.ffn.device_unit_bytes, layer.ffn.unit_bytes) for layer in parts.layers if layer.ffn.size]
+    ffns = [layer.ffn for layer in parts.layers]
+    largest = max(math.ceil(ffn.size * ffn.file_unit_bytes) for ffn in ffns)
+    units = [(ffn.device_unit_bytes, ffn.file_unit_bytes) for ffn in ffns if ffn.size]
     laid_out = max([1.0, *(there / here for there, here in units)])
     return 4 * numbers + int((2 * 3 * laid_out + 5) * min(largest, PIECE_BYTES)) // 3

@@ -64,7 +64,7 @@ def _layer_ms(
         return compute(gpu, units * each * tokens, units * share * ffn.device_unit_bytes) if units else 0.0
 
     if cold is ColdPrefill.STREAM:
-        bus = passes * n_cold * ffn.unit_bytes / (gpu.to_device * 1e6)
+        bus = passes * n_cold * ffn.file_unit_bytes / (gpu.to_device * 1e6)
         return attention + max(on_gpu(ffn.size), bus) + crossing * (not on_device)
     on_cpu = compute(cpu, n_cold * each * tokens, n_cold * share * ffn.unit_bytes) if n_cold else 0.0
     crosses = on_device if n_cold else not on_device

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotset.backends.blocks import gpu_bytes
+from hotset.backends.blocks import gpu_bytes, memory_bytes
 from hotset.backends.cutoff import MOST_GAP
 from hotset.core.config import ModelConfig, Way
 from hotset.core.errors import HotsetError
@@ -30,8 +30,8 @@ _OWN_INPUT = ("inp_gate.", "proj.", "post_norm.")
 class FFNPart:
     """One layer's FFN: units that are placed, neurons or, in a mixture, experts.
 
-    Bytes of a neuron are those of its rows (columns) of all matrices, in the file's types but where they are
-    said to be on the device, which lays out some types in more.
+    Bytes of a neuron are those of its rows (columns) of all matrices, as main memory lays them out unless
+    they are said to be the file's, or on the device: either lays out some types in more.
     """
 
     size: int
@@ -64,6 +64,8 @@ class FFNPart:
     """Share of a long conversation's tokens for which all cold neurons are computed, to move the cut-off."""
     first: float = 1.0
     """Of what is read of a chosen neuron, the share that is read before it is known to be zero."""
+    file_unit_bytes: float = 0.0
+    """Of a unit in the file, as it goes to the device for a prompt."""
     device_unit_bytes: float = 0.0
     """Of a unit on the device."""
     device_scanned: float = 0.0
@@ -153,7 +155,7 @@ def model_parts(
         facts = recurrent or config.latent or config.heads(i), layer.window, f"{kv_number_bytes:g} bytes kept"
         layers.append(
             LayerPart(
-                attention_bytes=sum(tensor.nbytes for tensor in attention.values()),
+                attention_bytes=_in_memory(attention.values()),
                 attention_parameters=sum(math.prod(tensor.shape) for tensor in attention.values()),
                 kv_position_bytes=kept,
                 window=layer.window,
@@ -167,8 +169,11 @@ def model_parts(
     beside = [t for name, t in tensors.items() if name.startswith("output_norm") or name == "output.bias"]
     head = [output, *beside]
     name = described("head", {"output": output})
-    nbytes = sum(tensor.nbytes for tensor in head)
-    return ModelParts(config, tuple(layers), nbytes, _on_device(head), name)
+    return ModelParts(config, tuple(layers), _in_memory(head), _on_device(head), name)
+
+
+def _in_memory(tensors: Iterable[Tensor]) -> int:
+    return sum(map(memory_bytes, tensors))
 
 
 def _on_device(tensors: Iterable[Tensor]) -> int:
@@ -204,9 +209,9 @@ def _ffn_part(
     names = [name for name in ("ffn_gate", "ffn_up", "ffn_down_t", "ffn_down") if f"{name}.weight" in own]
     matrices = {name: own[f"{name}.weight"] for name in names}
     biases = [own[f"{name}.bias"] for name in ("ffn_gate", "ffn_up") if f"{name}.bias" in own]
-    row = {name: tensor.nbytes / size for name, tensor in matrices.items()}
+    row = {name: memory_bytes(tensor) / size for name, tensor in matrices.items()}
     skipped = skipped_matrices(plan, config.gated) if plan else ()
-    unit_bytes = sum(row.values()) + sum(tensor.nbytes for tensor in biases) / size
+    unit_bytes = sum(row.values()) + _in_memory(biases) / size
     chosen = sum(row[name] for name in skipped)
     frequency = np.ones(size)
     if skipped:
@@ -238,13 +243,14 @@ def _ffn_part(
         chosen=chosen,
         f16_rows=bool(skipped) and matrices[skipped[-1]].type is TensorType.F16,
         frequency=frequency,
-        fixed_bytes=sum(tensor.nbytes for tensor in fixed),
+        fixed_bytes=_in_memory(fixed),
         predictor_bytes=predictor,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices.values()) / size,
         exact=plan is not None and plan.way is Way.EXACT,
         name=described("FFN", _feeding(own), config.activation.value, plan and (plan.way.value, plan.score)),
         audited=1 / MOST_GAP if plan and plan.way is Way.PREDICTOR and plan.kept else 0.0,
         first=row[skipped[0]] / chosen if skipped and config.activation.zero_producing else 1.0,
+        file_unit_bytes=sum(tensor.nbytes for tensor in (*matrices.values(), *biases)) / size,
         device_unit_bytes=device_unit,
         device_scanned=device_unit - _on_device(matrices[name] for name in skipped) / size,
         device_fixed_bytes=_on_device(fixed),
@@ -275,7 +281,7 @@ def _experts_part(
         frequency = np.asarray(measured, np.float64)
     elif profile is not None:
         frequency = profile.to_float32()[0].astype(np.float64)
-    each = sum(tensor.nbytes for tensor in stacked) / experts.count
+    each = _in_memory(stacked) / experts.count
     order = np.argsort(-frequency, kind="stable")
     # An FFN beside the experts goes where they go.
     beside = ("ffn_gate.", "ffn_up.", "ffn_down.", "pre_ffw")
@@ -289,12 +295,13 @@ def _experts_part(
         chosen=each,
         f16_rows=False,
         frequency=frequency[order],
-        fixed_bytes=sum(tensor.nbytes for tensor in fixed),
+        fixed_bytes=_in_memory(fixed),
         predictor_bytes=0,
         parameters=sum(math.prod(tensor.shape) for tensor in matrices) / experts.count,
         experts=tuple(order.tolist()),
         used=experts.used / experts.count,
         name=described("experts", _feeding(own), checkpoint.config.activation.value, experts),
+        file_unit_bytes=sum(tensor.nbytes for tensor in stacked) / experts.count,
         device_unit_bytes=_on_device(stacked) / experts.count,
         device_fixed_bytes=_on_device(fixed),
     )
