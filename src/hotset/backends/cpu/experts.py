@@ -189,13 +189,14 @@ def _expert_matrix(
     check_shape(weight.name, weight.shape, (shape.count, rows, cols))
     if bias is not None:
         check_shape(f"{weight.name}: bias", bias.shape, (shape.count, cols if use == 1 else rows))
+    data = weight.data  # of stacks a copy
     return _native.ExpertMatrix(
         native_type(weight.type),
         shape.count,
         rows,
         cols,
-        weight.data,
-        is_file_mapping(weight.data),
+        data,
+        is_file_mapping(data),
         None if bias is None else np.ascontiguousarray(bias).reshape(-1),
         use,
         weight.scale,
