@@ -180,6 +180,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     | {"moe_ffn_hidden_size": 5, "moe_layer_layout": [1], "rope_layout": [1], "sliding_window_layout": [0]},
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT | {"n_group": 1, "topk_group": 1},
+    "glm4": {"attention_bias": False},
     "glm4_moe_lite": LATENT,
     "glm4_moe": {
         "use_qk_norm": True,

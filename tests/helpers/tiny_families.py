@@ -31,6 +31,7 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "exaone4-no-window": lambda: exaone4(sliding_window=None, layer_types=["full_attention"] * 5),
         "seed-oss": seed_oss,
         "glm4": glm4,
+        "glm4-no-biases": lambda: glm4(attention_bias=False),
         "ernie4_5": ernie4_5,
         "mellum": mellum,
         "granitemoe": granitemoe,

@@ -156,6 +156,7 @@ LLAMA_VARIANTS: tuple[Architecture, ...] = (
             "post_ffw_norm": f"{_LAYER}.post_mlp_layernorm",
         },
         biases={"attention_bias": QKV},
+        maybe_biased=True,
         fused_gate_up=True,
         gguf_rope_interleaved=True,
         hf_rope_interleaved=True,

@@ -174,6 +174,8 @@ class Architecture:
     parallel: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """config.json's flag -> linear layers that then have a bias."""
+    maybe_biased: bool = False
+    """GGUF files may lack these biases, though `hf_defaults` has the flag (GLM-4 32B)."""
     hf_flags: Mapping[str, str] = field(default_factory=dict)
     """config.json's flag -> tensor of layers that is then there, and only then."""
     optional: frozenset[str] = frozenset({"output"})
@@ -304,5 +306,5 @@ class Architecture:
         """Tensors that have a bias in every model of the family: LayerNorms, and what is so by default."""
         layer_norms = self.norm is NormKind.LAYER and self.norm_biases
         norms = [name for name in self.tensors if layer_norms and SHAPES.get(name) == "D"]
-        flags = [flag for flag in self.biases if self.hf_defaults.get(flag)]
+        flags = [flag for flag in self.biases if self.hf_defaults.get(flag) and not self.maybe_biased]
         return frozenset([*norms, *(name for flag in flags for name in self.biases[flag])])

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
             "config.json says tie_word_embeddings, but lm_head.weight is another matrix: that one is used"
         )
     add_even_switches(table, architecture, sizes)
-    table.check(architecture, sizes)
+    table.check(replace(architecture, maybe_biased=True), sizes)  # config.json says it, and is held to it
     _check_flags(keys, architecture, table)
     by_layer.check_factors(str(directory), table, sizes.layers)
     layers = by_layer.with_scales(_layers(keys, architecture, sizes), table)
@@ -288,8 +289,7 @@ def _predicts(name: str, layers: int, keys: Keys) -> bool:
 def _text_part(files: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A multimodal model's tensors without those for images and sound.
 
-    Where the text part has a module of its own, nothing beside it is the text's but the head, and what
-    predicts further tokens.
+    Where the text has a module of its own, only the head and what predicts further tokens lie beside it.
     """
     bare = {name: name.removeprefix("model.") for name in files}
     if any(own.startswith(_TEXT[0]) for own in bare.values()):
