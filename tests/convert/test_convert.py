@@ -13,6 +13,7 @@ from helpers.random_gguf import (
     F32,
     FFN,
     TOKENS,
+    RandomModel,
     random_model,
     read_by_library,
     write_plain,
@@ -273,6 +274,23 @@ def test_bad_input_is_refused_before_anything_is_written(relu: Checkpoint, tmp_p
         assert "\n" not in str(caught.value)
     assert not out.exists()
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_gate_and_up_as_one_are_taken_apart(tmp_path: Path) -> None:
+    """As Phi-3's and GLM-4's files have them, here with a factor besides."""
+    llama = random_model("llama")
+    weights = dict(llama.weights)
+    for layer in range(2):
+        gate = weights.pop(f"blk.{layer}.ffn_gate.weight")
+        weights[f"blk.{layer}.ffn_up.weight"] = np.concatenate([gate, weights[f"blk.{layer}.ffn_up.weight"]])
+    weights["blk.1.ffn_up.scale"] = np.array([1.5], np.float32)
+    keys = {key.replace("llama.", "phi3."): value for key, value in llama.keys.items()}
+    fused = RandomModel("phi3", keys, weights)
+    source = open_checkpoint(write_plain(tmp_path / "m.gguf", fused, Q.F16))
+    assert source.config.gated
+    assert source.tensors["blk.1.ffn_gate.weight"].shape == (FFN, 64)
+    convert(source, tmp_path / "o.gguf", random_profile(source))
+    assert_close(logits(open_checkpoint(tmp_path / "o.gguf")), logits(source), 1e-5)
 
 
 def test_a_number_beyond_half_precision_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ blocks run along the other axis; by how much that changes it is measured and wri
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ def convert(
     if len(plans) != checkpoint.config.n_layers:
         raise ValueError(f"expected {checkpoint.config.n_layers} plans, found {len(plans)}")
     source_metadata, source = as_gguf(checkpoint)
+    if not checkpoint.path.is_dir():
+        source = _gate_apart(source)
     order = profile.order
     config = checkpoint.config
     layers: list[_Layer | ExpertsLayer] = []
@@ -165,6 +167,25 @@ def _check_mixture(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: inside its experts nothing is exactly zero ({config.activation.value}): run "
             "the file as it is, of which each token reads its own experts only"
         )
+
+
+def _gate_apart(source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A GGUF file's tensors, gate and up apart where they are one, gate's rows first (Phi-3, GLM-4)."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in source.items():
+        layer, _, suffix = name.partition(".ffn_up.")
+        down = source.get(f"{layer}.ffn_down.weight")
+        size = down.shape[-1] if down else 0
+        fused = suffix and size and source[f"{layer}.ffn_up.weight"].shape[0] == 2 * size
+        if not fused:
+            tensors[name] = tensor
+            continue
+        both = tensor, tensor  # a factor on either
+        if suffix in ("weight", "bias"):
+            both = tensor.rows(0, size), tensor.rows(size, 2 * size)
+        gate = f"{layer}.ffn_gate.{suffix}"
+        tensors |= {gate: replace(both[0], name=gate), name: both[1]}
+    return tensors
 
 
 class _Layer:
