@@ -17,6 +17,7 @@ from hotset.backends.cpu import CpuBackend
 from hotset.backends.reference import ReferenceBackend
 from hotset.convert.by_neuron import convert
 from hotset.core.batch import Batch
+from hotset.core.errors import CheckpointError
 from hotset.formats import open_checkpoint
 from hotset.model.build import build_transformer
 
@@ -65,12 +66,22 @@ def test_cpu(name: str, level: str, families: Callable[[str], Peer]) -> None:
     assert_close(np.concatenate(rows), peer.logits[25:])
 
 
-@pytest.mark.parametrize(
-    "name", ["smollm3", "granite", "arcee", "exaone4", "glm4", "glm4-no-biases", "ministral3"]
-)
+WRITTEN = ["smollm3", "granite", "arcee", "exaone4", "glm4", "glm4-no-biases", "ministral3", "phi3-longrope"]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
 def test_written_as_gguf(name: str, families: Callable[[str], Peer], tmp_path: Path) -> None:
     """What `hotset convert` makes of the directory says and computes the same, in half precision."""
     source = open_checkpoint(families(name).path)
     convert(source, tmp_path / "model.gguf", random_profile(source))
     assert open_checkpoint(tmp_path / "model.gguf").config.layers[0].ffn
     assert_close(forward(tmp_path / "model.gguf", ReferenceBackend()), families(name).logits, 5e-3)
+
+
+def test_layers_that_differ_are_not_written_from_a_directory(
+    families: Callable[[str], Peer], tmp_path: Path
+) -> None:
+    source = open_checkpoint(families("gemma4").path)
+    with pytest.raises(CheckpointError, match="differ in their heads are written from GGUF files only"):
+        convert(source, tmp_path / "model.gguf", random_profile(source))
+    assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ from hotset.formats.gguf_writer import same_metadata
 from hotset.formats.mapped import read_bytes
 from hotset.formats.pooling import KEY as POOLING
 from hotset.formats.pooling import Pooling, read_pooling
-from hotset.formats.rope import F32, plain_frequencies
+from hotset.formats.rope import F32, LONG_FACTORS, ROPE_FACTORS, plain_frequencies
 from hotset.formats.tensor import Tensor, tensor_from_array
 
 TOKENIZER = "tokenizer.huggingface.json"
@@ -46,7 +46,6 @@ _NUMBERS = (
     "attention_soft_cap",
 )
 """A configuration's numbers that GGUF has in float32."""
-_FACTORS = "rope_freqs.weight"
 
 
 def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
@@ -56,12 +55,7 @@ def as_gguf(checkpoint: Checkpoint) -> tuple[dict[str, Any], Mapping[str, Tensor
     """
     architecture = next(a for a in ARCHITECTURES if a.name == checkpoint.config.architecture)
     if checkpoint.path.is_dir():
-        if checkpoint.config.recurrent or checkpoint.config.mixture:
-            what = "mixtures of experts" if checkpoint.config.mixture else "models with recurrent layers"
-            raise CheckpointError(
-                f"{checkpoint.path}: {what} are written from GGUF files only: convert it with llama.cpp's "
-                "convert_hf_to_gguf.py first"
-            )
+        _check_writable(checkpoint)
         metadata = _metadata(checkpoint, architecture)
         tensors: Mapping[str, Tensor] = _Tensors(checkpoint, architecture)
     else:
@@ -121,6 +115,21 @@ def check_config(expected: ModelConfig, found: ModelConfig) -> None:
     raise CheckpointError(f"GGUF has no key for this model's options: {problem} would be lost")
 
 
+def _check_writable(checkpoint: Checkpoint) -> None:
+    """Refuse directories of which not all is written."""
+    config = checkpoint.config
+    kinds = {
+        "mixtures of experts": config.mixture,
+        "models with recurrent layers": config.recurrent,
+        "models whose layers differ in their heads": not config.uniform,
+    }
+    for kind in (kind for kind, found in kinds.items() if found):
+        raise CheckpointError(
+            f"{checkpoint.path}: {kind} are written from GGUF files only: convert it with llama.cpp's "
+            "convert_hf_to_gguf.py first"
+        )
+
+
 def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
     c, name = checkpoint.config, architecture.name
     keys: dict[str, Any] = {
@@ -147,6 +156,8 @@ def _metadata(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, A
         keys["rope.freq_base"] = _theta(full) or 1e4
         if full.magnitude != 1:
             keys["rope.scaling.attn_factor"] = full.magnitude
+        if full.long_frequencies:
+            keys["rope.scaling.original_context_length"] = full.long_from
     if local and (architecture.local_rope_theta is not None or architecture.local_rope_plain):
         keys["rope.freq_base_swa"] = _theta(local) or 1e4
     metadata: dict[str, Any] = {"general.architecture": name, "general.name": checkpoint.path.resolve().name}
@@ -216,15 +227,11 @@ class _Tensors(Mapping[str, Tensor]):
         self._config = checkpoint.config
         self._interleaved = architecture.gguf_rope_interleaved
         full, _ = _ropes(checkpoint.config)
-        self._factors: Tensor | None = None
-        if full and _theta(full) is None:
-            inverse = np.array(full.inverse_frequencies, np.float32)
-            factors: F32 = plain_frequencies(1e4, full.dim) / inverse
-            self._factors = tensor_from_array(_FACTORS, factors)
+        self._factors = _divisors(full) if full else {}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name == _FACTORS and self._factors:
-            return self._factors
+        if name in self._factors:
+            return self._factors[name]
         tensor = self._tensors[name]
         if not (self._interleaved and name.startswith("blk.")):
             return tensor
@@ -237,12 +244,22 @@ class _Tensors(Mapping[str, Tensor]):
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._tensors
-        if self._factors:
-            yield _FACTORS
+        yield from (*self._tensors, *self._factors)
 
     def __len__(self) -> int:
-        return len(self._tensors) + (self._factors is not None)
+        return len(self._tensors) + len(self._factors)
+
+
+def _divisors(rope: RopeConfig) -> dict[str, Tensor]:
+    """Tensors of what the frequencies of the base that is written are divided by, where it is not theirs."""
+    found: dict[str, tuple[float, ...]] = {}
+    if rope.long_frequencies:
+        found = dict(zip(LONG_FACTORS, (rope.inverse_frequencies, rope.long_frequencies), strict=True))
+    elif _theta(rope) is None:
+        found = {ROPE_FACTORS: rope.inverse_frequencies}
+    plain = plain_frequencies(_theta(rope) or 1e4, rope.dim)
+    own: dict[str, F32] = {name: np.array(frequencies, np.float32) for name, frequencies in found.items()}
+    return {name: tensor_from_array(name, plain / frequencies) for name, frequencies in own.items()}
 
 
 def _interleaved(rows: int, head_dim: int, rotated: int) -> NDArray[np.int64]:

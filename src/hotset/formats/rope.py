@@ -20,7 +20,8 @@ F32 = NDArray[np.float32]
 _LEAST_FACTOR = 1e-3
 ROPE_FACTORS = "rope_freqs.weight"
 """GGUF's tensor of Llama 3's divisors of frequencies."""
-_LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
+LONG_FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
+"""LongRoPE's: for sequences within the original context, and for longer ones."""
 
 
 def rope(dim: int, interleaved: bool, frequencies: F32, magnitude: float = 1.0) -> RopeConfig:
@@ -226,9 +227,9 @@ def read_factors(path: Path, tensors: dict[str, Tensor]) -> tuple[F32, ...]:
     Llama 3's scaling is one tensor; LongRoPE has two, for short contexts and for long ones. Raises
     `CheckpointError` for one alone of these, and for others than positive numbers.
     """
-    short, long = (tensors.pop(name, None) for name in _LONG_FACTORS)
+    short, long = (tensors.pop(name, None) for name in LONG_FACTORS)
     if (short is None) != (long is None):
-        missing = _LONG_FACTORS[0] if short is None else _LONG_FACTORS[1]
+        missing = LONG_FACTORS[0] if short is None else LONG_FACTORS[1]
         raise CheckpointError(f"{path}: tensor {missing} is missing: the file is incomplete")
     found = (tensors.pop(ROPE_FACTORS, None), short, long)
     return tuple(_factors(path, tensor) for tensor in found if tensor)
