@@ -173,6 +173,8 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any, split: bool) -> None:
         gguf_delta_net.write_keys(writer, config)
     if config.model_type in ("gemma3_text", "gpt_oss"):
         writer.add_sliding_window(config.sliding_window)
+    if cap := _first(config, "final_logit_softcapping"):
+        writer.add_final_logit_softcapping(cap)
 
 
 def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:

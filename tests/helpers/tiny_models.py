@@ -54,6 +54,7 @@ def tiny_models() -> dict[str, Callable[[], Model]]:
         "nemotron-h": nemotron_h,
         "gemma3": gemma3,
         "gemma3-own-pattern": gemma3_own_pattern,
+        "gemma3-capped": lambda: gemma3(final_logit_softcapping=3.0),
         "falcon-7b": falcon_7b,
         "falcon-40b": falcon_40b,
         "falcon-11b": lambda: falcon_40b(num_ln_in_parallel_attn=1),

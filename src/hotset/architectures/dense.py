@@ -92,6 +92,7 @@ GEMMA3 = Architecture(
     biases={"attention_bias": ATTENTION},
     norm_weight_plus_one=True,
     embedding_scaled=True,
+    soft_caps=("final_logit_softcapping",),
     windows=Windows.PATTERN,
     local_rope_theta=1e4,
     gguf_hidden_scaled_depth=62,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hotset.architectures.dense import GEMMA3, LLAMA_TENSORS, QK_NORMS
-from hotset.architectures.row import Architecture, Mixture, Windows
+from hotset.architectures.row import SOFT_CAPS, Architecture, Mixture, Windows
 from hotset.core.config import Activation
 
 _LAYER = "model.layers.{}"
@@ -53,7 +53,7 @@ _GEMMA4 = Architecture(
     tensors=_GEMMA4_TENSORS,
     optional=frozenset({"output", "layer_output_scale"}),
     embedding_scaled=True,
-    soft_caps=True,
+    soft_caps=SOFT_CAPS,
     attention_scale=1.0,
     value_norm=True,
     by_layer=True,
@@ -97,7 +97,7 @@ GEMMAS: tuple[Architecture, ...] = (
         name="gemma2",
         model_types=("gemma2",),
         tensors=_GEMMA2_TENSORS,
-        soft_caps=True,
+        soft_caps=SOFT_CAPS,
         window_period=2,
         local_rope_theta=None,
         gguf_hidden_scaled_depth=46,

@@ -114,6 +114,10 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 """Activations by Hugging Face's names (``ACT2FN``); ``drelu`` and ``gelu_tanh`` are our own."""
 
 
+SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+"""Of attention's scores and of logits, by GGUF's keys and config.json's."""
+
+
 class Windows(Enum):
     """Which layers attend only to a window of the last tokens."""
 
@@ -196,8 +200,8 @@ class Architecture:
     """Files may state a `QueryGrowth` (Ministral 3)."""
     logit_factor: bool = False
     """Files state a factor on logits (Cohere)."""
-    soft_caps: bool = False
-    """Files may state soft caps of attention's scores and of logits (Gemma 2)."""
+    soft_caps: tuple[str, ...] = ()
+    """Keys of soft caps that files may state: some of `SOFT_CAPS`."""
     positions: bool = True
     """False: attention is told none (Nemotron-H)."""
     attention_scale: float = 0.0

@@ -51,7 +51,6 @@ _NEUTRAL: Mapping[str, Any] = {
     "residual_scale": 0,
     "embedding_scale": 0,
 }
-_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _MULTIPLIERS = ("logit_scale", "residual_scale", "embedding_scale")
 _PERIODIC = (Windows.PATTERN, Windows.FIRST_FULL)
 _NO_TEXT = ("v.", "mm.", "a.")  # tensors that Ollama puts into a model's one file
@@ -66,7 +65,7 @@ def open_gguf(path: Path, overrides: Overrides | None = None) -> Checkpoint:
     override_metadata(file.metadata, overrides or {})
     architecture, keys = _architecture(file, path)
     check_overrides(overrides or {}, keys.name("").removesuffix("."))  # which may be an alias
-    able = (_SOFT_CAPS if architecture.soft_caps else ()) + (_MULTIPLIERS if architecture.multipliers else ())
+    able = architecture.soft_caps + (_MULTIPLIERS if architecture.multipliers else ())
     able += ("logit_scale",) if architecture.logit_factor else ()
     keys.require({key: neutral for key, neutral in _NEUTRAL.items() if key not in able})
     tensors = {name: tensor for name, tensor in file.tensors.items() if not name.startswith(_NO_TEXT)}
@@ -371,7 +370,7 @@ def _embedding_scale(keys: Keys, architecture: Architecture, sizes: Sizes) -> fl
 
 
 def _soft_cap(keys: Keys, architecture: Architecture, key: str) -> float:
-    return keys.number(key, 0.0, high=1e6) if architecture.soft_caps else 0.0
+    return keys.number(key, 0.0, high=1e6) if key in architecture.soft_caps else 0.0
 
 
 def _query_growth(keys: Keys, architecture: Architecture, context: int) -> QueryGrowth | None:
