@@ -246,6 +246,8 @@ def tiny_directory(architecture: Architecture) -> tuple[dict[str, Any], bytes]:
     config = CONFIG | {"model_type": architecture.model_types[0], "num_key_value_heads": 1, "head_dim": 4}
     if architecture.experts and architecture.experts.beside:
         config |= {"enable_moe_block": True}
+    if architecture.name == "granite":  # which Granite 4's small models are
+        config |= {"position_embedding_type": "rope", "shared_intermediate_size": 12}
     return config | {"intermediate_size": 12} | FAMILY.get(architecture.model_types[0], {}), save(tensors)
 
 

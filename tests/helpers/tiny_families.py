@@ -39,6 +39,9 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "granitemoe-shared-none": lambda: granitemoe("GraniteMoeShared", shared_intermediate_size=0),
         "granite-hybrid": granite_hybrid,
         "granite-hybrid-moe": lambda: granite_hybrid(num_local_experts=6, num_experts_per_tok=3),
+        "granite-hybrid-attention": lambda: granite_hybrid(
+            layer_types=["attention"] * 3, num_hidden_layers=3, position_embedding_type="rope"
+        ),
         "glm4moe": glm4moe,
         "ernie4_5-moe": ernie4_5_moe,
         "gemma2": gemma2,

@@ -23,7 +23,7 @@ _TITLES = {
     "ministral3": "Ministral 3, Devstral 2",
     "granite": "Granite 3",
     "granitemoe": "Granite 3 and 4 mixtures",
-    "granitemoehybrid": "Granite 4 hybrids",
+    "granitemoehybrid": "Granite 4",
     "arcee": "AFM (Arcee)",
     "olmo2": "OLMo 2",
     "olmo3": "OLMo 3",

@@ -1,7 +1,7 @@
 """The rows of families of which most layers are Mamba-2.
 
 Nemotron-H's layers are of one part each: Mamba-2, attention, an FFN or a mixture. Granite 4's have Mamba-2 or
-attention without positions, and then an FFN or a mixture.
+attention without positions, and then an FFN or a mixture; its smallest models have attention with RoPE alone.
 """
 
 from collections.abc import Mapping
@@ -111,16 +111,19 @@ _GRANITE_MAMBA = {
 }
 
 
+def _without_experts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What says that there are no experts is left out."""
+    return {key: value for key, value in config.items() if (key, value) != ("num_local_experts", 0)}
+
+
 def _as_nemotron(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Mamba-2's numbers by Nemotron-H's names."""
     heads, head = config.get("mamba_n_heads", 128), config.get("mamba_d_head", "auto")
     hidden, expand = config.get("hidden_size", 4096), config.get("mamba_expand", 2)
     if head == "auto" and isinstance(heads, int) and isinstance(hidden, int) and isinstance(expand, int):
         head = expand * hidden // max(heads, 1)
-    if config.get("num_local_experts") == 0:
-        config = {key: value for key, value in config.items() if key != "num_local_experts"}
     return {
-        **config,
+        **_without_experts(config),
         "conv_kernel": config.get("mamba_d_conv", 4),
         "layers_block_type": layer_kinds({"layers_block_type": config.get("layer_types")}),
         "mamba_head_dim": head,
@@ -150,6 +153,22 @@ _GRANITE = replace(
     hf_defaults={"use_conv_bias": True},
     hf_required={"hidden_act": "silu", "mamba_proj_bias": False, "position_embedding_type": "nope"},
     hf_adapt=_as_nemotron,
+)
+# The small ones have attention alone, and RoPE: Granite 3's models but for the FFN's names.
+_GRANITE_PLAIN = replace(
+    LLAMA,
+    name="granite",
+    model_types=("granitemoehybrid",),
+    tensors={
+        **LLAMA_TENSORS,
+        "ffn_gate_up": _LAYER + "shared_mlp.input_linear",
+        "ffn_down": _LAYER + "shared_mlp.output_linear",
+    },
+    multipliers=True,
+    default_pre={"": "refact"},
+    hf_keys={"intermediate_size": "shared_intermediate_size"},
+    hf_required={"hidden_act": "silu", "position_embedding_type": "rope"},
+    hf_adapt=_without_experts,
 )
 
 MAMBA: tuple[Architecture, ...] = (
@@ -185,4 +204,5 @@ MAMBA: tuple[Architecture, ...] = (
         },
         hf_defaults={**_GRANITE.hf_defaults, "num_experts": 8, "num_experts_per_tok": 2},
     ),
+    _GRANITE_PLAIN,
 )

@@ -1,6 +1,5 @@
 """Hugging Face directories: config.json and safetensors, whole or in shards."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotset.architectures.mamba import layer_kinds
-from hotset.architectures.row import Architecture, Windows
+from hotset.architectures.row import SOFT_CAPS, Architecture, Windows
 from hotset.architectures.table import ARCHITECTURES
 from hotset.core.config import Activation, LayerConfig, ModelConfig, NormKind, RopeConfig
 from hotset.core.errors import CheckpointError
@@ -19,7 +18,7 @@ from hotset.formats import by_layer, recurrent
 from hotset.formats import latent as latent_attention
 from hotset.formats.checkpoint import Checkpoint, without_images, without_predictions
 from hotset.formats.experts import add_even_switches, dense_layers, experts_from_config
-from hotset.formats.huggingface_names import final_names
+from hotset.formats.huggingface_names import final_names, predicts, text_part
 from hotset.formats.keys import Keys, shown
 from hotset.formats.layers import layer_configs
 from hotset.formats.mapped import read_bytes
@@ -44,16 +43,11 @@ _OF_SOME = frozenset(
         *("n_group", "topk_group", "first_k_dense_replace"),
     }
 )
-_SOFT_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _WHOLE_HEADS: Mapping[str, Any] = {"partial_rotary_factor": 1.0}
 _NO_MIXTURE: Mapping[str, Any] = {"num_local_experts": None, "num_experts": None}
 _ALSO = {"num_experts": "num_local_experts"}
 _IGNORED_TENSORS = ("rotary_emb.inv_freq",)  # a buffer that old versions saved
-_OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
-_PREDICTING = ("mtp.", "mtp_")
 _TIED = "tie_word_embeddings"
-_TEXT = ("language_model.", "lm_head.")
-_NO_TEXT = ("vision_tower.", "visual.", "vision_model.", "multi_modal_projector.", "audio_tower.")
 
 
 def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Checkpoint:
@@ -69,11 +63,12 @@ def open_huggingface(directory: Path, overrides: Overrides | None = None) -> Che
     sizes = _sizes(str(directory / "config.json"), keys, architecture, len(files))
     notes = []
     if multimodal:
-        text = _text_part(files)
+        text = text_part(files)
         if left_out := len(files) - len(text):
             notes.append(without_images(left_out))
         files = text
-    if predicting := {name for name in files if _predicts(name, sizes.layers, keys)}:
+    further = keys.integer("num_nextn_predict_layers", 0, low=0)
+    if predicting := {name for name in files if predicts(name, sizes.layers, further)}:
         files = {name: tensor for name, tensor in files.items() if name not in predicting}
         notes.append(without_predictions(len(predicting)))
     table, untied = final_names(directory, files, architecture, sizes, tied=keys.flag(_TIED))
@@ -96,7 +91,7 @@ def _config(
     keys: Keys, architecture: Architecture, sizes: Sizes, layers: tuple[LayerConfig, ...]
 ) -> ModelConfig:
     multipliers = _multipliers(keys, architecture)
-    caps = [keys.number(key, 0.0, high=1e6) if architecture.soft_caps else 0.0 for key in _SOFT_CAPS]
+    caps = [keys.number(key, 0.0, high=1e6) if key in architecture.soft_caps else 0.0 for key in SOFT_CAPS]
     return ModelConfig(
         architecture=architecture.name,
         vocab_size=sizes.vocab,
@@ -159,8 +154,7 @@ def _keys(raw: Mapping[str, Any], path: Path) -> tuple[Architecture, Keys]:
     adapted = {key: value for key, value in adapted.items() if key not in foreign}
     names = {"norm_eps": "rms_norm_eps", **architecture.hf_keys}
     keys = Keys(adapted, str(path), names=names, also=_ALSO, defaults=architecture.hf_defaults)
-    able = _SOFT_CAPS if architecture.soft_caps else ()
-    neutral = {key: value for key, value in _NEUTRAL.items() if key not in able}
+    neutral = {key: value for key, value in _NEUTRAL.items() if key not in architecture.soft_caps}
     free = architecture.experts or architecture.by_layer
     keys.require(neutral if free else {**neutral, **_NO_MIXTURE})
     keys.require(architecture.hf_required)
@@ -178,6 +172,8 @@ def _architecture(raw: Mapping[str, Any], path: Path) -> Architecture:
     model_type = raw.get("model_type")
     named = [row for row in ARCHITECTURES if model_type in row.model_types]
     mixture = "moe" in layer_kinds(raw) or bool(raw.get("enable_moe_block") or raw.get("num_local_experts"))
+    if raw.get("position_embedding_type") == "rope":  # of Granite 4, attention alone
+        named = [row for row in named if row.positions] or named
     for architecture in named:
         if len(named) == 1 or mixture == bool(architecture.experts):
             return architecture
@@ -276,25 +272,6 @@ def _is_shard_name(name: object) -> bool:
     if not isinstance(name, str) or not name.isprintable():
         return False
     return Path(name).name == name and name.endswith(".safetensors")
-
-
-def _predicts(name: str, layers: int, keys: Keys) -> bool:
-    """Whether a tensor is of what predicts further tokens, such as layers after the last."""
-    further = keys.integer("num_nextn_predict_layers", 0, low=0)
-    found = _OF_LAYER.match(name)
-    beyond = found is not None and layers <= int(found[1]) < layers + further
-    return beyond or name.removeprefix("model.").startswith(_PREDICTING)
-
-
-def _text_part(files: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A multimodal model's tensors without those for images and sound.
-
-    Where the text has a module of its own, only the head and what predicts further tokens lie beside it.
-    """
-    bare = {name: name.removeprefix("model.") for name in files}
-    if any(own.startswith(_TEXT[0]) for own in bare.values()):
-        return {name: files[name] for name, own in bare.items() if own.startswith(_TEXT + _PREDICTING)}
-    return {name: files[name] for name, own in bare.items() if not own.startswith(_NO_TEXT)}
 
 
 def _check_flags(keys: Keys, architecture: Architecture, table: TensorTable) -> None:

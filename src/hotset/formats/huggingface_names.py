@@ -19,6 +19,10 @@ _STACKS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 _COMPARED = 1 << 24
 """Bytes compared at a time."""
 _ENDS = ("token_embd.weight", "output.weight")
+_OF_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
+_PREDICTING = ("mtp.", "mtp_")
+_TEXT = ("language_model.", "lm_head.")
+_NO_TEXT = ("vision_tower.", "visual.", "vision_model.", "multi_modal_projector.", "audio_tower.")
 
 
 def final_names(
@@ -125,3 +129,21 @@ def _same(one: Tensor, other: Tensor) -> bool:
         np.array_equal(one.data[start : start + _COMPARED], other.data[start : start + _COMPARED])
         for start in starts
     )
+
+
+def text_part(files: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A multimodal model's tensors without those for images and sound.
+
+    Where the text has a module of its own, only the head and what predicts further tokens lie beside it.
+    """
+    bare = {name: name.removeprefix("model.") for name in files}
+    if any(own.startswith(_TEXT[0]) for own in bare.values()):
+        return {name: files[name] for name, own in bare.items() if own.startswith(_TEXT + _PREDICTING)}
+    return {name: files[name] for name, own in bare.items() if not own.startswith(_NO_TEXT)}
+
+
+def predicts(name: str, layers: int, further: int) -> bool:
+    """Whether a tensor is of what predicts further tokens, such as so many layers after the last."""
+    found = _OF_LAYER.match(name)
+    beyond = found is not None and layers <= int(found[1]) < layers + further
+    return beyond or name.removeprefix("model.").startswith(_PREDICTING)
