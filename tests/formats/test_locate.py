@@ -26,6 +26,7 @@ def test_paths_and_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert locate("some/where.gguf") == Path("some/where.gguf")
     assert locate("~/x.gguf") == Path.home() / "x.gguf"
     assert locate("~nobody-here/x.gguf") == Path("~nobody-here/x.gguf")
+    assert [locate(name) for name in (".", "..")] == [Path.cwd(), Path.cwd().parent]
     with pytest.raises(CheckpointError, match=r"to download it from the hub, write hf:org/model"):
         locate("org/model")
     assert open_checkpoint(locate(None)).config.hidden_size == 576

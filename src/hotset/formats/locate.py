@@ -15,7 +15,8 @@ def locate(name: str | None) -> Path:
     """Find a model: a path, a name on the hub (downloaded when need be), or None for the demo model.
 
     Names are ``hf:org/repo[@revision][:type or file]``, or the hub's addresses. Raises `CheckpointError`. A
-    path is returned as it is; opening it says whether it can be read.
+    path is returned as it is, but ``.`` and ``..`` as the directory that they are, for a model is called by
+    its name; opening it says whether it can be read.
     """
     if name is None:
         return _demo_model()
@@ -36,7 +37,7 @@ def locate(name: str | None) -> Path:
         raise CheckpointError(
             f"{name}: no such file or directory; to download it from the hub, write hf:{name}"
         )
-    return path
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def _demo_model() -> Path:
