@@ -1,11 +1,14 @@
 """Whatever a user gets wrong is one line on stderr that names it, and exit code 2."""
 
+import io
 import re
 import subprocess
 import sys
 
 import pytest
 
+from hotset.cli import run
+from hotset.cli.text import read_text
 from hotset.core.errors import HotsetError
 from hotset.core.version import __version__, commit
 
@@ -73,6 +76,7 @@ from hotset.core.version import __version__, commit
         (["profile", "--text", __file__, "--report", "no/such/place"], "no/such"),
         (["profile", "--text", __file__, "--report", __file__], "no directory"),
         (["inspect", "--context", "-1"], "--context"),
+        (["doctor", "--override", "a=b"], "--override is of a model"),
         (["bench", "--tokens", "x"], "(see hotset bench --help)"),
         (
             ["run", "Why is the sky blue?"],
@@ -138,6 +142,14 @@ def test_text_that_is_not_utf8(hotset, tmp_path):
     path.write_bytes("café".encode("latin-1"))
     code, _, err = hotset("eval", "--text", path)
     assert (code, err) == (2, f"error: {path} is not UTF-8 text: byte 3 cannot be read\n")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path, monkeypatch):
+    path = tmp_path / "notepad.txt"
+    path.write_text("Hi", encoding="utf-8-sig")
+    assert read_text(path) == "Hi"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert run._prompt(None, None, None) == "Hi"
 
 
 def test_no_prompt_at_all(start):

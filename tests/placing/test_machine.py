@@ -19,7 +19,10 @@ def test_a_profile_survives_its_file(tmp_path: Path, gpu: bool) -> None:
     profile.save(tmp_path / "machine.json")
     assert load_machine(tmp_path / "machine.json") == profile
     assert [path.name for path in tmp_path.iterdir()] == ["machine.json"]
-    stream = json.loads((tmp_path / "machine.json").read_text())["cpu"]["stream"]
+    text = (tmp_path / "machine.json").read_text()
+    (tmp_path / "marked.json").write_text(text, encoding="utf-8-sig")  # as some editors and shells do
+    assert load_machine(tmp_path / "marked.json") == profile
+    stream = json.loads(text)["cpu"]["stream"]
     assert stream == {"value": 61.25, "unit": "GB/s", "source": "assumed"}
 
 

@@ -204,6 +204,7 @@ def _speed(
             )
             for point in parallel
         ]
+        print()
         table(rows, header=("sequences", "tokens/s", "gap, median ms", "gap, longest ms"))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotset.cli import options
+from hotset.core.errors import RequestError
 
 if TYPE_CHECKING:
     from hotset.formats.checkpoint import Checkpoint
@@ -54,6 +55,8 @@ def doctor(
     Parts of models that are run with --vram are timed at their first use, or here. Runs with --threads have
     measurements of their own.
     """
+    if override and model is None:
+        raise RequestError("--override is of a model: name one")
     from hotset.cli.console import progress, table
     from hotset.placing.doctor import cache_path, no_gpu, this_machine
     from hotset.serve.load import open_model

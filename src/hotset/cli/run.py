@@ -105,6 +105,6 @@ def _read_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise RequestError("no prompt: give one as hotset run MODEL PROMPT, or on standard input")
     try:
-        return sys.stdin.buffer.read().decode()
+        return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"standard input is not UTF-8 text: byte {error.start} cannot be read") from None

@@ -6,9 +6,9 @@ from hotset.core.errors import RequestError
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file's text, or `RequestError`."""
+    """A UTF-8 file's text, without the mark that some programs begin it with, or `RequestError`."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     except OSError as error:

@@ -148,7 +148,7 @@ def smallest_machine(vram: int) -> str:
 def load_machine(path: Path) -> MachineProfile:
     """Read a profile; `HotsetError`, which names the file and the key, for anything else."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise HotsetError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
