@@ -49,6 +49,14 @@ def test_a_batch_and_its_rest(server, tmp_path, capsys):
     assert sorted(ids) == ["a", "b", "c", "d"]
 
 
+def test_an_output_that_cannot_be_opened_is_named(tmp_path, capsys, monkeypatch):
+    """Where only opening it shows that, as on some network drives."""
+    monkeypatch.setattr("hotset.formats.output.check_output", lambda *_: None)
+    source, out = write(tmp_path / "in.jsonl", [line("a")]), tmp_path / "gone" / "out.jsonl"
+    assert run(source, "-o", out, "--threads", 2) == 2
+    assert capsys.readouterr().err == f"error: {out}: cannot be written: No such file or directory\n"
+
+
 def test_no_line_is_refused_as_others_wait(tmp_path, capsys):
     """Together they ask for more answers than a server would let wait."""
     asked = [line(str(i), n=16, max_tokens=1) for i in range(7)]

@@ -80,7 +80,11 @@ def batch(
     }
     # Loaded first: else each line would be answered by what is wrong with the model.
     engine = Engine.load(model, **load) if left and not ray else None
-    with output.open("ab", buffering=0) as out, progress("Answering") as bar:
+    try:
+        out = output.open("ab", buffering=0)
+    except OSError as error:
+        raise HotsetError(f"{output}: cannot be written: {error.strerror}") from None
+    with out, progress("Answering") as bar:
         told = None if quiet else bar
         failed = 0
         if engine:
