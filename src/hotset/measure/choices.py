@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hotset.core.batch import Sequence as State
 from hotset.core.errors import RequestError
 from hotset.measure.perplexity import neurons_read, predictions, tokens_at_once
+from hotset.serve.arguments import shown
 from hotset.serve.loaded import Model
 from hotset.tokenizer import Tokenizer
 
@@ -79,11 +80,13 @@ def _question(line: str, where: str) -> Question:
         raise RequestError(f"{where}: expected a JSON object of {_FIELDS}, found {line.strip()[:60]}")
     query, choices, gold = item["query"], item["choices"], item["gold"]
     if not _is_text(query):
-        raise RequestError(f"{where}: query is {query!r}: expected Unicode text")
+        raise RequestError(f"{where}: query is {shown(query)}: expected Unicode text")
     if not isinstance(choices, list) or len(choices) < 2 or not all(map(_is_text, choices)):
-        raise RequestError(f"{where}: choices is {choices!r}: expected a list of two texts or more")
+        raise RequestError(f"{where}: choices is {shown(choices)}: expected a list of two texts or more")
     if type(gold) is not int or not 0 <= gold < len(choices):
-        raise RequestError(f"{where}: gold is {gold!r}: expected the right choice, 0 to {len(choices) - 1}")
+        raise RequestError(
+            f"{where}: gold is {shown(gold)}: expected the right choice, 0 to {len(choices) - 1}"
+        )
     return Question(query, tuple(choices), gold)
 
 
