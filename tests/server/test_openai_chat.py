@@ -90,6 +90,13 @@ def test_logprobs_add_up_to_the_content(server, client, stream):
         assert token.logprob <= 0
 
 
+def test_logprobs_have_no_token_of_the_answers_end(server, client):
+    """A text that might have been a stop string's beginning comes with the token that ends the answer."""
+    choice = ask(client, logprobs=True, stop="France, France. And").choices[0]
+    assert choice.message.content.endswith("France, France.")
+    assert "".join(token.token for token in choice.logprobs.content) == choice.message.content
+
+
 def test_stop_strings_end_the_answer_and_are_not_in_it(server, client):
     whole = ask(client).choices[0].message.content
     stopped = ask(client, stop=["Paris"])

@@ -1,7 +1,7 @@
 """One answer as it is made of tokens: blocks of reasoning, content and calls of tools."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +47,18 @@ class Piece:
 class Answer:
     """What a model has answered so far."""
 
-    def __init__(self, index: int, parser: Parser | PlainText, *, one_call: bool = False) -> None:
-        """`one_call`: it ends after its first call of a tool."""
+    def __init__(
+        self,
+        index: int,
+        parser: Parser | PlainText,
+        *,
+        ends: Collection[int] = (),
+        one_call: bool = False,
+    ) -> None:
+        """`ends` are tokens that end an answer and are no part of it.
+
+        `one_call`: it ends after its first call of a tool.
+        """
         self.index = index
         self.blocks: list[Block] = []
         """All that have begun, as they are streamed."""
@@ -61,6 +71,7 @@ class Answer:
         self.stop: str | None = None
         """The stop string that ended it."""
         self._parser = parser
+        self._ends = ends
         self._one_call = one_call
         self._pending: list[Token] = []  # tokens whose text has not come out of the parser
 
@@ -89,7 +100,7 @@ class Answer:
         pieces: list[Piece] = []
         for token in tokens:
             self.tokens += 1
-            if token.logprobs:
+            if token.logprobs and token.id not in self._ends:
                 self._pending.append(token)
             events = self._parser.feed(token.text)
             if token.finish_reason:

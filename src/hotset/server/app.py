@@ -89,7 +89,7 @@ class Server:
             i = index // ask.choices
             forced = rule is not None and rule.call
             parser = parser_of(engine, ask.prompts[i], requests[i].prompt, forced=forced)
-            return Answer(index, parser, one_call=ask.one_call)
+            return Answer(index, parser, ends=engine.tokenizer.end_ids, one_call=ask.one_call)
 
         begin = partial(Generation, engine, requests, ask.choices, answer, asyncio.get_running_loop())
         # The first constraint that a model has takes long.
