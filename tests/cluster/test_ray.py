@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -140,6 +141,26 @@ def test_what_the_app_may_be_given():
         app({"modle": "m.gguf"})
     with pytest.raises(RequestError, match="integer"):
         app({"replicas": "two"})
+
+
+def test_a_model_of_a_short_context_needs_no_word_of_that(monkeypatch):
+    """Unless told, a replica takes the context that the model was trained for, and at most 4096 tokens."""
+    from hotset.cluster import serving
+
+    loaded, builders = [], []
+
+    def load(source, **options):
+        loaded.append(options)
+        raise RequestError("that is enough")
+
+    monkeypatch.setattr(Engine, "load", load)
+    monkeypatch.setattr(serving.serve, "ingress", lambda build: builders.append(build) or (lambda: object))
+    monkeypatch.setattr(serving.serve, "deployment", lambda **_: lambda _: SimpleNamespace(bind=lambda: None))
+    for given in ({}, {"context": "512"}):
+        serving.app(given)
+        with pytest.raises(RequestError, match="enough"):
+            builders[-1]()
+    assert [options["context"] for options in loaded] == [None, 512]
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path, capsys):

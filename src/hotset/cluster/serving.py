@@ -16,17 +16,19 @@ from hotset.serve.room import PARALLEL
 from hotset.server.app import Server, make_app
 from hotset.server.models import Known, Models
 
-_NUMBERS = {"replicas": 1, "threads": 0, "context": 4096, "parallel": PARALLEL}
+_NUMBERS = {"replicas": 1, "threads": 0, "parallel": PARALLEL}
 _TEXTS = {"model": "", "name": "", "api_key": ""}
 
 
 def app(given: Mapping[str, str]) -> serve.Application:
     """The app; see `docs/guide/cluster.md` for what may be given. Raises `RequestError` for anything else."""
-    if unknown := set(given) - {*_NUMBERS, *_TEXTS}:
-        raise RequestError(f"{min(unknown)}: expected {', '.join((*_TEXTS, *_NUMBERS))}")
+    names = (*_TEXTS, *_NUMBERS, "context")
+    if unknown := set(given) - {*names}:
+        raise RequestError(f"{min(unknown)}: expected {', '.join(names)}")
     texts = {**_TEXTS, **{key: str(given[key]) for key in _TEXTS if key in given}}
     try:
         numbers = {key: int(given.get(key, default)) for key, default in _NUMBERS.items()}
+        context = int(given["context"]) if "context" in given else None
     except ValueError as error:
         raise RequestError(f"expected an integer: {error}") from None
     source = texts["model"] or None
@@ -36,7 +38,7 @@ def app(given: Mapping[str, str]) -> serve.Application:
         engine = Engine.load(
             source,
             threads=numbers["threads"] or None,
-            context=numbers["context"],
+            context=context,
             parallel=numbers["parallel"],
         )
         known = Known(name, source, trained_context=engine.model.config.context_length)
