@@ -363,6 +363,13 @@ def test_log_probabilities_beside_reasoning_are_the_answers_alone(qwen):
     assert "".join(streamed) == "It is warm."
 
 
+@pytest.mark.parametrize("text", ["<tool_call></tool_call>", "\n\n <tool_call>{} Well <", "<th> <think"])
+def test_log_probabilities_of_text_that_might_have_been_a_mark(hermes, text):
+    say(hermes, text)
+    choice = chat(hermes, logprobs=True).choices[0]
+    assert "".join(token.token for token in choice.logprobs.content) == choice.message.content == text
+
+
 def test_a_rule_for_what_is_no_conversation_holds_from_the_first_token(qwen):
     """Where a prompt ends within reasoning, nobody takes that out of the text."""
     say(qwen, "abcdefgh")

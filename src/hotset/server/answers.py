@@ -121,10 +121,11 @@ class Answer:
         tokens, self._pending = self._pending, []
         match event:
             case Content(text):
-                tokens = _of_text(tokens, text)
+                tokens, self._pending = _of_text(tokens, text)
                 self.logprobs += tokens
                 self._write("content", text, pieces, tokens)
             case Reasoning(text):
+                _, self._pending = _of_text(tokens, text)
                 self._write("reasoning", text, pieces, [])
             case CallBegin(index, id, name):
                 self.blocks.append(Block("call", id=id, name=name, index=index))
@@ -153,10 +154,21 @@ class Answer:
         return "".join(block.text for block in self.blocks if block.kind == kind)
 
 
-def _of_text(tokens: list[Token], text: str) -> list[Token]:
-    """The last of these tokens, as far as this text is theirs: before them may be marks, and spaces."""
-    start, left = len(tokens), len(text)
-    while start and (left > 0 or not tokens[start - 1].text):
-        start -= 1
-        left -= len(tokens[start].text)
-    return tokens[start:]
+def _of_text(tokens: list[Token], text: str) -> tuple[list[Token], list[Token]]:
+    """Those of these tokens that a text is made of, and those behind it, whose text is still to come.
+
+    Before it there may be marks, and spaces around them, which are no part of any text.
+    """
+    start = "".join(token.text for token in tokens).rfind(text)
+    if start < 0:
+        return tokens, []
+    own: list[Token] = []
+    rest: list[Token] = []
+    at = 0
+    for token in tokens:
+        place, at = at, at + len(token.text)
+        if place >= start + len(text):
+            rest.append(token)
+        elif at > start or place == at == start:
+            own.append(token)
+    return own, rest
