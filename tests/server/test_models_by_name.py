@@ -177,7 +177,7 @@ def test_a_model_that_cannot_be_loaded():
 
 def test_names():
     some, _ = models("a", "b")
-    assert some.find(None).name == "a"
+    assert some.find(None).name == some.find("").name == "a"
     assert some.find("b:latest").name == "b"
     with pytest.raises(ApiError, match="this server has a, b") as caught:
         some.find("c")

@@ -61,7 +61,7 @@ class Models:
     def find(self, name: str | None) -> Known:
         """The model that a request names. A server with one model answers for any name."""
         name = name and name.removesuffix(":latest")  # as Ollama's clients say
-        if len(self.known) == 1 or name is None:
+        if len(self.known) == 1 or not name:
             return next(iter(self.known.values()))
         if name not in self.known:
             names = ", ".join(self.known)
