@@ -93,6 +93,15 @@ def test_infill_of_editors(coder, asked):
     assert (events[-1]["stop"], events[-1]["stopping_word"]) == (True, "*")
 
 
+def test_editors_have_a_prompt_read_before_they_need_its_answer(coder, asked):
+    body = {"input_prefix": BEFORE + "# read\n", "input_suffix": AFTER}
+    answer = coder.http.post("/infill", json=body | {"n_predict": 0}).json()
+    assert (answer["content"], answer["tokens_predicted"]) == ("", 0)
+    answer = coder.http.post("/infill", json=body).json()
+    assert answer["content"] == MIDDLE
+    assert answer["tokens_cached"] == answer["tokens_evaluated"] - 1
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

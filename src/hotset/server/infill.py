@@ -27,22 +27,31 @@ def read_ask(fields: Fields) -> Ask:
         model=fields.text("model"),
         prompts=[Gap(before, fields.text("input_suffix") or "", files)],
         sampling=sampling(fields),
-        max_tokens=most_tokens(fields, "n_predict", "max_tokens"),
+        max_tokens=1 if _only_read(fields) else most_tokens(fields, "n_predict", "max_tokens"),
         stop=fields.stops("stop"),
         stream=fields.flag("stream"),
     )
 
 
+def _only_read(fields: Fields) -> bool:
+    """Whether nothing is asked for: editors have a prompt read so before they need its answer."""
+    return fields.integer("n_predict") == 0
+
+
 async def infill(server: "Server", call: Call) -> Reply:
     """Fill in what stands between two texts."""
-    ask = read_ask(fields_of(call))
+    fields = fields_of(call)
+    ask = read_ask(fields)
     held = await server.hold(call, ask.model)
     generation = await server.generate(call, held, ask)
     form = _Form(held.known.name)
-    if ask.stream:
+    if ask.stream and not _only_read(fields):
         return streamed(generation, form, server.limits.keep_alive)
     (answer,) = await generation.whole()
-    return form.last(generation) | {"content": answer.content}
+    last = form.last(generation)
+    if _only_read(fields):
+        return last | {"tokens_predicted": 0, "stop_type": "limit"}
+    return last | {"content": answer.content}
 
 
 class _Form:
