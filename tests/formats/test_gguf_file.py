@@ -118,7 +118,7 @@ DAMAGE = {
     "out of range": (GGUFBytes({}, [line("t", offset=4096)]), r"ends at byte .* truncated"),
     "unaligned": (GGUFBytes({}, [line("t", offset=8)]), r"not aligned to 32"),
     "overlap": (GGUFBytes({}, [line("s"), line("t", offset=0)]), r"overlaps"),
-    "tensor twice": (GGUFBytes({}, [line("t"), line("t")]), r"name is there twice"),
+    "tensor twice": (GGUFBytes({}, [line("t"), line("t")]), r"tensor 't' is there twice"),
     "named type": (
         GGUFBytes({}, [bad_type(9)]),
         r"'blk.0.ffn_up.weight' has type Q8_1, which Hotset does not run; take a file of another type",

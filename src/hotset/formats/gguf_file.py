@@ -212,9 +212,9 @@ def _map_tensors(
             raise cursor.error(
                 f"tensor {name} ends at byte {start + end} of {data.size}: the file is truncated"
             )
+        if entry.name in tensors:
+            raise cursor.error(f"tensor {name} is there twice")
         tensors[entry.name] = Tensor(entry.name, entry.type, entry.shape, data[start + begin : start + end])
-    if len(tensors) < len(entries):
-        raise cursor.error("a tensor's name is there twice")
     return {entry.name: tensors[entry.name] for entry in entries}  # in the file's order
 
 

@@ -188,7 +188,12 @@ def _in_mxfp4(keys: Keys, architecture: Architecture) -> bool:
         return False
     method = stated.get("quant_method") if isinstance(stated, dict) else None
     if method != "mxfp4" or not (architecture.experts and architecture.experts.hf_transposed):
-        raise keys.refuse("quantization_config", "None", stated)
+        raise keys.refuse(
+            "quantization_config",
+            "none, as of quantised directories only gpt-oss's (mxfp4) are read: take the model before it was "
+            "quantised, or a GGUF file",
+            stated,
+        )
     return True
 
 

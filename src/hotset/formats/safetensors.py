@@ -24,9 +24,11 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object; doubled keys are refused."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) < len(pairs):
-            raise ValueError("a key is there twice")
+        table: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in table:
+                raise ValueError(f"the key {key} is there twice")
+            table[key] = value
         return table
 
     try:
