@@ -46,6 +46,9 @@ def tiny_families() -> dict[str, Callable[[], Model]]:
         "ernie4_5-moe": ernie4_5_moe,
         "gemma2": gemma2,
         "gemma4": gemma4,
+        "gemma4-one-size": lambda: gemma4(
+            num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"], global_head_dim=10
+        ),
         "gemma4-shared": gemma4_shared,
         "gemma4-beside": gemma4_beside,
         "laguna": laguna,

@@ -131,6 +131,8 @@ def test_some_values(name: str, saved: Callable[[str], Saved]) -> None:
     [
         ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 2}),
         ("gemma4-beside", {"use_bidirectional_attention": "vision"}),
+        ("gemma4-one-size", {"layer_types": ["sliding_attention"] * 2}),
+        ("gemma4-one-size", {"layer_types": None}),
     ],
 )
 def test_what_is_accepted(

@@ -41,9 +41,17 @@ _BESIDE = {
 
 
 def _of_text(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leaves out what is said of images alone, whose parts see each other both ways."""
-    key = "use_bidirectional_attention"
-    return {name: value for name, value in raw.items() if (name, value) != (key, "vision")}
+    """Leaves out what is said of images alone, whose parts see each other both ways.
+
+    The last layer attends to everything, whatever the file says of it, as in transformers.
+    """
+    key, kinds, layers = "use_bidirectional_attention", raw.get("layer_types"), raw.get("num_hidden_layers")
+    own = {name: value for name, value in raw.items() if (name, value) != (key, "vision")}
+    if kinds is None and isinstance(layers, int) and 0 < layers < 1 << 16:
+        kinds = [f"{'sliding' if (layer + 1) % 6 else 'full'}_attention" for layer in range(layers)]
+    if isinstance(kinds, list) and kinds and kinds[-1] == "sliding_attention":
+        kinds = [*kinds[:-1], "full_attention"]
+    return own if kinds is None else {**own, "layer_types": kinds}
 
 
 _GEMMA4 = Architecture(

@@ -95,7 +95,8 @@ def from_config(keys: Keys, sliding: list[bool]) -> tuple[LayerSizes, ...]:
     sources = _sources(keys, "num_kv_shared_layers", sliding)
     found = []
     for i in range(layers):
-        own = HeadsConfig(heads, kv_heads, size) if sliding[i] or stated else of_full
+        alike = sliding[i] or keys.stated("per_layer_config")  # but for those of the table, be it empty
+        own = HeadsConfig(heads, kv_heads, size) if alike else of_full
         if str(i) in stated:
             layer = table.section(str(i), stated[str(i)])
             own = HeadsConfig(
