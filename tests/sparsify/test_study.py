@@ -108,6 +108,26 @@ def test_the_fastest_predictors_are_written_and_read(factors, name, opened, monk
     assert again.perplexity == pytest.approx(training.qualities[CHOSEN].perplexity, rel=1e-4)
 
 
+def test_predictors_are_timed_as_they_decode(opened, monkeypatch):
+    """Not as prompts are read, in which nothing that fires is left out."""
+    _, _, _, windows, studied, _ = opened("relu")
+    errors = []
+
+    def measure(ffns, others, inputs, done=None):
+        outs = np.zeros((2, 8, len(ffns), inputs[0].shape[1]), np.float32)
+        for model, parts in enumerate((ffns, others)):
+            for row in range(8):
+                for i, ffn in enumerate(parts):
+                    ffn.forward(inputs[i][row : row + 1], outs[model, row, i, None], None)
+        errors.append(np.abs(outs[1] - outs[0]).max() / np.abs(outs[0]).max())
+        return np.ones((2, len(ffns)))
+
+    monkeypatch.setattr(train_module, "measure_ms", measure)
+    train_predictors(studied, windows, target=0.9, budget=0.5, stage=stage)
+    exact, *guessed = errors
+    assert exact < 0.01 < min(guessed) and len(guessed) == 4
+
+
 def test_a_predictor_that_harms_the_model_is_not_taken(opened, monkeypatch, capsys):
     _, _, _, windows, studied, _ = opened("relu")
     monkeypatch.setattr(train_module, "measure_ms", times((0.5, 0.45, 0.9, 0.4, 0.6)))

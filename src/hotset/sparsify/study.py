@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hotset.activations.capture import capture, windows_of
 from hotset.activations.profile import ActivationProfile
 from hotset.backends.alone import view_alone
-from hotset.backends.contract import F32, FFN, BatchView, NeuronFFNSpec
+from hotset.backends.contract import F32, FFN, BatchView, Linear, NeuronFFNSpec
 from hotset.convert.by_neuron import convert
 from hotset.core.config import FFNPlan, Way
 from hotset.core.errors import HotsetError, RequestError
@@ -68,7 +68,7 @@ def split(
     if not parts.tune or not parts.held_out:
         needed, given = (5 * window, texts) if not parts.tune else (window, judging)
         raise RequestError(
-            f"too little text: expected {needed} tokens or more of a file, found "
+            f"too little text: expected a file of {needed} tokens or more, found "
             f"{max(map(len, given))}, of which --tokens allows {limit // len(given)}"
         )
     return parts
@@ -102,10 +102,10 @@ class Study:
         """The model's own FFNs."""
         return [layer.ffn for layer in self.transformer.layers]
 
-    def build(self, layer: int, plan: FFNPlan | None = None) -> FFN:
-        """A layer's FFN under a plan, for single rows and without a sequence; None: dense."""
+    def build(self, layer: int, plan: FFNPlan | None = None, predictor: tuple[Linear, ...] = ()) -> FFN:
+        """A layer's FFN under a plan, for single rows and without a sequence, as in decoding; None: dense."""
         spec = self.specs[layer]
-        spec = replace(spec, plan=plan) if plan else spec
+        spec = replace(spec, plan=plan, predictor=predictor) if plan else spec
         backend = self.transformer.backend
         return _AloneFFN(backend.neuron_ffn(spec), view_alone(backend, 1, [spec.plan.cutoff]))
 

@@ -135,9 +135,7 @@ def _timed(
             ffns: list[FFN] = []
             for i, choices in enumerate(found):
                 choice = _of_kind(choices, kind)
-                spec = replace(study.specs[i], plan=choice.plan, predictor=choice.fc) if choice else None
-                backend = study.transformer.backend
-                ffns.append(backend.neuron_ffn(spec) if spec else study.dense_ffns()[i])
+                ffns.append(study.build(i, choice.plan, choice.fc) if choice else study.dense_ffns()[i])
             dense[k], others = measure_ms(study.dense_ffns(), ffns, x)
             ratios[k] = others / dense[k]
             if bar:
