@@ -8,7 +8,6 @@ worker that waits for a request sleeps in `read`; it holds no spinning threads.
 import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -234,6 +233,8 @@ def density(engine: TokenEngine) -> float:
 
 def peak_bytes(engine: TokenEngine) -> int:
     """The largest resident set of the engine's process so far, mapped files included."""
+    import resource  # not on Windows, where the other figures can be taken
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

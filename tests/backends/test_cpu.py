@@ -1,7 +1,7 @@
 """The CPU backend's parts against the reference backend's, on every instruction set that this machine has."""
 
 import gc
-import resource
+import mmap
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -268,7 +268,7 @@ def test_rewind() -> None:
 
 
 def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")

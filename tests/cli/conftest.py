@@ -29,9 +29,13 @@ def hotset(capsys):
 @pytest.fixture
 def start():
     """Start a command in a process of its own, with pipes."""
-    # A signal that is ignored, as Ctrl-C is in a shell's background job, stays ignored in children; one that
-    # is handled gets its default there.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A signal that is ignored, as Ctrl-C is in a shell's background job and SIGHUP under nohup, stays ignored
+    # in children; one that is handled gets its default there.
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for name in ("SIGINT", "SIGHUP")
+        if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) == signal.SIG_IGN
+    }
     started = []
 
     def start(*arguments, **options):
@@ -46,7 +50,8 @@ def start():
     for process in started:
         process.kill()
         process.communicate()
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import gguf
 import pytest
 from helpers.profiles import random_profile
 from helpers.random_gguf import random_model, write_plain
+from helpers.systems import on_posix
 
 from hotset.core.errors import HotsetError
 from hotset.draw.picture import check_picture
@@ -48,6 +49,7 @@ def filled(name, files, **changes):
     return [word.format(**files | changes) for word in COMMANDS[name]]
 
 
+@on_posix
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "profile --report"])
 def test_refused_before_the_model_is_opened(hotset, files, tmp_path, name):
     os.mkfifo(tmp_path / "pipe")
@@ -136,8 +138,10 @@ def test_names_that_are_not_utf8(hotset, files, tmp_path):
     assert gguf.GGUFReader(out).fields["hotset.convert.source"].contents() == "caf?.gguf"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_command_ended_from_outside_leaves_nothing_behind(start, demo, tmp_path, number):
+@on_posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_command_ended_from_outside_leaves_nothing_behind(start, demo, tmp_path, name):
+    number = getattr(signal, name)
     process = start("quantize", str(demo), "--type", "q8_0", "-o", str(tmp_path / "out.gguf"))
     while not any(tmp_path.iterdir()):
         assert process.poll() is None
@@ -147,7 +151,7 @@ def test_a_command_ended_from_outside_leaves_nothing_behind(start, demo, tmp_pat
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="fakes Windows's signal")
+@on_posix  # fakes Windows's signal
 def test_a_closed_console_of_windows_ends_a_command_in_order():
     script = (
         "import os, signal\n"
@@ -161,6 +165,7 @@ def test_a_closed_console_of_windows_ends_a_command_in_order():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 128 + signal.SIGUSR1
 
 
+@on_posix
 def test_nohup_is_respected():
     script = (
         "import os, signal\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.small_disk import small_disk
+from helpers.systems import on_posix
 
 from hotset.core.errors import HotsetError
 from hotset.formats import output
@@ -32,6 +33,10 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
 def device(path: Path) -> None:
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -46,9 +51,10 @@ def unix_socket(path: Path) -> None:
     os.chdir(here)
 
 
+@on_posix
 @pytest.mark.parametrize(
     ("make", "found"),
-    [(os.mkfifo, "a pipe"), (device, "a device"), (unix_socket, "a socket"), (os.mkdir, "a directory")],
+    [(pipe, "a pipe"), (device, "a device"), (unix_socket, "a socket"), (os.mkdir, "a directory")],
 )
 @pytest.mark.parametrize("linked", [False, True])
 def test_what_is_no_regular_file_is_never_replaced(tmp_path, make, found, linked):

@@ -20,8 +20,8 @@ from hotset.tokenizer.chat_template import ChatTemplate
 from hotset.tokenizer.huggingface import directory_files, read_files
 
 PLACE = Path(__file__).parent / "templates"
-TEMPLATES = {path.stem: path.read_text() for path in PLACE.glob("*.jinja")}
-CONTROL = (PLACE / "control_tokens.txt").read_text().split()
+TEMPLATES = {path.stem: path.read_text("utf-8") for path in PLACE.glob("*.jinja")}
+CONTROL = (PLACE / "control_tokens.txt").read_text("utf-8").split()
 """Control tokens of all families together."""
 TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
 TOOLS = [
