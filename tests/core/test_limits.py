@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from hotset.core import limits
@@ -51,6 +53,7 @@ def test_physical_cores_are_the_machines(system, monkeypatch):
     root = system()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert limits.physical_cores(root) == 8
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: None)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     assert limits.physical_cores(root / "elsewhere") == 6
 
@@ -61,9 +64,15 @@ def test_without_control_groups(system):
     assert limits.available_memory(root) == limits.Memory(12 * GB, "of this machine")
 
 
-def test_a_system_that_says_nothing(tmp_path):
-    assert limits.available_memory(tmp_path) is None
-    assert limits.available_cores(tmp_path) >= 1
+def test_windows_and_macos(tmp_path, monkeypatch):
+    """Neither has /proc, /sys, an affinity in `os` or, on Windows, `os.sysconf`."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delattr(os, "sysconf", raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 16 if logical else 8)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * GB, available=9 * GB))
+    assert limits.available_cores(tmp_path) == limits.physical_cores(tmp_path) == 8
+    assert limits.available_memory(tmp_path) == limits.Memory(9 * GB, "of this machine")
+    assert limits.physical_memory() == 16 * GB
 
 
 @pytest.mark.parametrize("depth", ["", "outer/", "outer/inner/", "outer/inner/own/"])

@@ -24,8 +24,7 @@ def available(monkeypatch):
     """Set the memory that is said to be free."""
 
     def set_free(free, bound="of this machine"):
-        found = None if free is None else Memory(free, bound)
-        monkeypatch.setattr(memory, "available_memory", lambda: found)
+        monkeypatch.setattr(memory, "available_memory", lambda: Memory(free, bound))
 
     return set_free
 
@@ -55,7 +54,7 @@ def test_needed_against_available(checkpoint, available):
     available(1)
     with pytest.raises(HotsetError, match="a smaller --context$"):
         check_memory(checkpoint, CONTEXT, "q8_0")
-    available(None)
+    available(1 << 40)
     check_memory(checkpoint, CONTEXT, "f32")
 
 
@@ -96,7 +95,7 @@ def test_heads_that_q8_0_does_not_take(tmp_path, available, monkeypatch, capsys)
     available(1)
     with pytest.raises(HotsetError, match="a smaller --context$"):  # q8_0 is no remedy
         check_memory(open_checkpoint(path), CONTEXT, "f16")
-    available(None)
+    available(1 << 40)
     with monkeypatch.context() as patch:
         patch.setattr("hotset.backends.cpu.CpuBackend", None)  # nothing is loaded
         message = "kv_type q8_0 needs heads of a multiple of 32 numbers, and this model's have 16: use f16"

@@ -83,8 +83,8 @@ def _experts(checkpoint: "Checkpoint", weights: int, cache: int) -> dict[str, An
     if not mixtures:
         return None
     read = expert_bytes(checkpoint)
-    memory = available_memory()
-    left = memory.free - cache - (weights - read.all) if memory else None
+    free = available_memory().free
+    left = free - cache - (weights - read.all)
     return {
         "layers": len(mixtures),
         "count": mixtures[0].count,
@@ -95,8 +95,8 @@ def _experts(checkpoint: "Checkpoint", weights: int, cache: int) -> dict[str, An
         "expert_bytes": read.all // sum(mixture.count for mixture in mixtures),
         "all_bytes": read.all,
         "token_bytes": read.chosen,
-        "free_memory_bytes": memory.free if memory else None,
-        "share_that_fits": None if left is None else min(max(left / read.all, 0.0), 1.0),
+        "free_memory_bytes": free,
+        "share_that_fits": min(max(left / read.all, 0.0), 1.0),
     }
 
 
@@ -115,11 +115,10 @@ def _expert_rows(experts: dict[str, Any]) -> list[tuple[str, str]]:
         ("experts of a token", size(experts["token_bytes"])),
     ]
     share = experts["share_that_fits"]
-    if share is not None:
-        what = "the model" if share == 1 else f"what all tokens use and {share:.0%} of the experts"
-        if share == 0:
-            what = "not even what all tokens use"
-        rows.append(("free memory", f"{size(experts['free_memory_bytes'])}: holds {what}, with an f16 cache"))
+    what = "the model" if share == 1 else f"what all tokens use and {share:.0%} of the experts"
+    if share == 0:
+        what = "not even what all tokens use"
+    rows.append(("free memory", f"{size(experts['free_memory_bytes'])}: holds {what}, with an f16 cache"))
     return rows
 
 

@@ -1,6 +1,6 @@
 """What this process may use of the machine: cores and memory, by the system and by its control groups.
 
-Control groups nest, and every one of them counts: the process's own, and all those around it.
+On Linux control groups nest, and every one of them counts: the process's own, and all those around it.
 https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/
 """
 
@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
@@ -21,7 +23,7 @@ class Memory:
     """Memory that can still be had."""
 
     free: int
-    """Bytes, swap included."""
+    """Bytes; on Linux with swap."""
     bound: str
     """What sets the bound, for people."""
 
@@ -29,9 +31,11 @@ class Memory:
 def available_cores(root: Path = _ROOT) -> int:
     """Physical cores that this process may use, by its affinity and its control groups' quotas.
 
-    `root` is where ``/proc`` and ``/sys`` are.
+    `root` is where ``/proc`` and ``/sys`` are. Windows and macOS have neither, and let every core be used.
     """
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    if not hasattr(os, "sched_getaffinity"):
+        return physical_cores(root)
+    cpus = os.sched_getaffinity(0)
     siblings = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     cores = len({_read(root / siblings.format(cpu)) or str(cpu) for cpu in cpus})
     quotas = [float(cores)]
@@ -51,17 +55,22 @@ def available_cores(root: Path = _ROOT) -> int:
 def physical_cores(root: Path = _ROOT) -> int:
     """Physical cores of the machine, whoever may use them; processors, where the system does not say."""
     lists = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-    return len({_read(path) for path in lists}) or os.cpu_count() or 1
+    return len({_read(path) for path in lists}) or psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
-def available_memory(root: Path = _ROOT) -> Memory | None:
-    """Memory that this process can still get without being killed for it; None where the system does not say.
+def physical_memory() -> int:
+    """Bytes of the machine's main memory, whoever may use them."""
+    return int(psutil.virtual_memory().total)
+
+
+def available_memory(root: Path = _ROOT) -> Memory:
+    """Memory that this process can still get without being killed for it.
 
     What lies in files' caches is given up for it, and counts as free.
     """
     system = _table(root / "proc/meminfo", unit=1024)
     if "MemAvailable:" not in system:
-        return None
+        return Memory(int(psutil.virtual_memory().available), "of this machine")
     swap = system.get("SwapFree:", 0)
     found = Memory(system["MemAvailable:"] + swap, "of this machine")
     for group in _groups(root, "memory"):

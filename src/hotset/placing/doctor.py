@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hotset.backends.cpu import CpuBackend
 from hotset.core.errors import HotsetError
-from hotset.core.limits import available_cores, physical_cores
+from hotset.core.limits import available_cores, physical_cores, physical_memory
 from hotset.core.version import __version__
 from hotset.formats.checkpoint import Checkpoint
 from hotset.placing.doctor_cpu import CpuBench
@@ -89,7 +89,7 @@ def cache_path(threads: int | None = None) -> Path:
         __version__,
         cpu_name(),
         str(os.cpu_count()),
-        str(_ram_bytes()),
+        str(physical_memory()),
         str(importlib.util.find_spec("torch") is None),
     ]
     gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
@@ -132,7 +132,7 @@ def measure_machine(progress: Progress | None = None, threads: int | None = None
         kernel_share=min(1.0, bench.dense() / quiet.stream),
         part_us=bench.part_us(),
         tflops=bench.tflops(),
-        ram_bytes=_ram_bytes(),
+        ram_bytes=float(physical_memory()),
         parts=bench.backend.parts,
     )
     done()
@@ -161,13 +161,6 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _ram_bytes() -> float:
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
-        raise HotsetError("this system does not say how much memory it has")
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _text(path: Path) -> str:

@@ -29,7 +29,7 @@ def check_memory(
     weights = read.weights if ram is None else read.weights - max(0, read.experts - ram)
     spared = _spared(checkpoint, vram)
     needed = weights + cache - spared
-    if available is None or needed <= available.free:
+    if needed <= available.free:
         return
     remedies = ["a smaller quantisation (hotset quantize)", "a smaller --context"]
     if caches > 1:

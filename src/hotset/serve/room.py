@@ -52,8 +52,7 @@ def make_pool(model: Model, context: int | None, kv_type: str, parallel: int, kv
     if model.plan:  # which has room for these on the GPU
         kv_room = usual if kv_room is None else min(usual, kv_room)
     elif kv_room is None:
-        memory = available_memory()
-        kv_room = min(usual, int(_SHARE_OF_MEMORY * memory.free)) if memory else usual
+        kv_room = min(usual, int(_SHARE_OF_MEMORY * available_memory().free))
 
     def bytes_at(positions: int) -> int:
         """On the CPU memory is taken as it is written, on a GPU all at once."""

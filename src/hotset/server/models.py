@@ -163,5 +163,4 @@ class Models:
     def _lacks(self, known: Known) -> bool:
         if self._room is not None:
             return sum(held.known.bytes for held in self.held.values()) + known.bytes > self._room
-        memory = available_memory()
-        return memory is not None and known.bytes > memory.free
+        return known.bytes > available_memory().free
