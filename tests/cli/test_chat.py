@@ -138,7 +138,14 @@ def test_save_writes_a_new_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = ["one", "/save talk.json", "/save talk.md", "/save talk.md", "/save no/such.json", "/save"]
+    lines = [
+        "one",
+        "/save talk.json",
+        "/save talk.md",
+        "/save talk.md",
+        f"/save {Path('no/such.json')}",
+        "/save",
+    ]
     talk(monkeypatch, lines, Engine(["é"]), "be")
     messages = [
         {"role": "system", "content": "be"},
@@ -151,7 +158,7 @@ def test_save_writes_a_new_file(
     ) == "system:\nbe\n\nuser:\none\n\nassistant:\né \n"
     err = capsys.readouterr().err
     assert "error: talk.md: cannot be written: File exists" in err
-    assert "error: no/such.json: cannot be written" in err
+    assert f"error: {Path('no/such.json')}: cannot be written" in err
     assert len(list(tmp_path.glob("chat-*.json"))) == 1
 
 

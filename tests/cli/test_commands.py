@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType
 from helpers.random_gguf import random_model, write_plain
+from helpers.systems import on_posix
 
 from hotset import Engine, Sampling
 
@@ -215,6 +216,7 @@ def test_inspect_tells_what_takes_more_in_memory(hotset, tmp_path):
     )
 
 
+@on_posix
 def test_ctrl_c_is_130_without_a_traceback(start, demo):
     process = start("run", "-p", "Write a very long story about the sea.", "-n", "2000")
     assert process.stdout.read(1)
@@ -223,7 +225,7 @@ def test_ctrl_c_is_130_without_a_traceback(start, demo):
     assert (process.returncode, err) == (130, b"")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
+@on_posix
 def test_a_command_ended_from_outside_leaves_nothing_behind(start, demo, tmp_path):
     process = start("quantize", str(demo), "--type", "q8_0", "-o", str(tmp_path / "out.gguf"))
     while not any(tmp_path.iterdir()):

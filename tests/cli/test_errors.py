@@ -73,7 +73,7 @@ from hotset.core.version import __version__, commit
         (["profile", "--text", "no-such.txt"], "no-such.txt"),
         (["profile", "--text", ".", "--import", "."], "--import"),
         (["profile", "--text", __file__, "--context", "4"], "--context"),
-        (["profile", "--text", __file__, "--report", "no/such/place"], "no/such"),
+        (["profile", "--text", __file__, "--report", "no/such/place"], "there is no directory"),
         (["profile", "--text", __file__, "--report", __file__], "no directory"),
         (["inspect", "--context", "-1"], "--context"),
         (["doctor", "--override", "a=b"], "--override is of a model"),

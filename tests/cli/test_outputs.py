@@ -120,6 +120,7 @@ def test_pictures_have_names_that_say_how(tmp_path):
             check_picture(tmp_path / name)
 
 
+@on_posix
 def test_names_that_are_not_utf8(hotset, files, tmp_path):
     model, out = (
         Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/caf\xe9.gguf", b"/\xe9.gguf")

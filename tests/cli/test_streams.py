@@ -19,6 +19,8 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /d
 
 
 def shell(line):
+    if sys.platform == "win32":
+        pytest.skip("needs a POSIX shell")
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=120)
     return done.returncode, done.stdout, done.stderr
 

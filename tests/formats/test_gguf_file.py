@@ -1,5 +1,6 @@
 """The GGUF container against the `gguf` library's reader and writer, and all that can be wrong with it."""
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from helpers.gguf_bytes import GGUFBytes, TensorLine, pack_string, split, tiny_llama
+from helpers.systems import on_posix
 
 from hotset.core.errors import CheckpointError
 from hotset.formats import TensorType, locate, open_checkpoint
@@ -200,9 +202,8 @@ def test_splits_are_checked(tmp_path: Path) -> None:
     refused(r"split.count: found 3", zero)
 
 
+@on_posix
 def test_what_is_no_file(tmp_path: Path) -> None:
-    import os
-
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
     (tmp_path / "empty.gguf").write_bytes(b"")
