@@ -24,7 +24,7 @@ CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_call_as_the_template_writes_it(name):
-    source = (TEMPLATES / f"{name}.jinja").read_text()
+    source = (TEMPLATES / f"{name}.jinja").read_text("utf-8")
     template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
     user = {"role": "user", "content": "hi"}
     said = {"role": "assistant", "content": "", "reasoning_content": "I think.", "tool_calls": [CALL]}

@@ -142,7 +142,7 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [line("a")])
     for asked, out, words in (
         (tmp_path / "none", tmp_path / "out.jsonl", "none cannot be read: No such file"),
-        (tmp_path, tmp_path / "out.jsonl", "cannot be read: Is a directory"),
+        (tmp_path, tmp_path / "out.jsonl", f"{tmp_path} cannot be read: "),
         (source, source, "one of the files to be read: name another file"),
         (source, tmp_path / "none" / "x", f"x: cannot be written: there is no directory {tmp_path / 'none'}"),
         (source, tmp_path, "cannot be written: expected a file, found a directory"),

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from helpers.systems import on_posix
 
 from hotset.core.errors import HotsetError
 from hotset.server.run import bind
@@ -39,6 +40,7 @@ def port_of(process):
     return int(line.split("127.0.0.1:")[1].split()[0])
 
 
+@on_posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_answers_come_to_their_ends(start, model, number):
     process = start("--port", "0", "--threads", "2")
@@ -60,6 +62,7 @@ def test_a_signal_lets_answers_come_to_their_ends(start, model, number):
     assert "answer=150" in line
 
 
+@on_posix
 def test_a_second_signal_ends_it_at_once(start, model):
     process = start("--port", "0", "--threads", "2", "--quiet")
     line = process.stderr.readline()
@@ -81,7 +84,7 @@ def test_what_cannot_be_served_is_one_line(start, model, tmp_path):
         taken.listen()
         port = str(taken.getsockname()[1])
         for arguments, words in (
-            (("--port", port), ("in use", "--port")),
+            (("--port", port), ("cannot listen", "another program uses it", "--port")),
             ((str(tmp_path / "none.gguf"),), ("none.gguf",)),
             (("--port", "0", "--context", "999999"), ("999999",)),
             (("--ram", "much"), ("much",)),
