@@ -134,26 +134,6 @@ def _as_nemotron(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-_GRANITE = replace(
-    LLAMA,
-    name="granitehybrid",
-    model_types=("granitemoehybrid",),
-    tensors={
-        **LLAMA_TENSORS,
-        **_GRANITE_MAMBA,
-        "ffn_gate_up": _LAYER + "shared_mlp.input_linear",
-        "ffn_down": _LAYER + "shared_mlp.output_linear",
-    },
-    shapes=_SHAPES,
-    biases={"attention_bias": ATTENTION, "use_conv_bias": ("ssm_conv1d",)},
-    positions=False,
-    multipliers=True,
-    default_pre={"": "refact"},
-    hf_keys={"intermediate_size": "shared_intermediate_size"},
-    hf_defaults={"use_conv_bias": True},
-    hf_required={"hidden_act": "silu", "mamba_proj_bias": False, "position_embedding_type": "nope"},
-    hf_adapt=_as_nemotron,
-)
 # The small ones have attention alone, and RoPE: Granite 3's models but for the FFN's names.
 _GRANITE_PLAIN = replace(
     LLAMA,
@@ -169,6 +149,17 @@ _GRANITE_PLAIN = replace(
     hf_keys={"intermediate_size": "shared_intermediate_size"},
     hf_required={"hidden_act": "silu", "position_embedding_type": "rope"},
     hf_adapt=_without_experts,
+)
+_GRANITE = replace(
+    _GRANITE_PLAIN,
+    name="granitehybrid",
+    tensors={**_GRANITE_PLAIN.tensors, **_GRANITE_MAMBA},
+    shapes=_SHAPES,
+    biases={"attention_bias": ATTENTION, "use_conv_bias": ("ssm_conv1d",)},
+    positions=False,
+    hf_defaults={"use_conv_bias": True},
+    hf_required={"hidden_act": "silu", "mamba_proj_bias": False, "position_embedding_type": "nope"},
+    hf_adapt=_as_nemotron,
 )
 
 MAMBA: tuple[Architecture, ...] = (
