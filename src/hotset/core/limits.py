@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 _ROOT = Path("/")
 _UNLIMITED = 1 << 60
 """Limits of so many bytes are none: version 1 writes the largest number that it has."""
@@ -55,11 +53,17 @@ def available_cores(root: Path = _ROOT) -> int:
 def physical_cores(root: Path = _ROOT) -> int:
     """Physical cores of the machine, whoever may use them; processors, where the system does not say."""
     lists = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
-    return len({_read(path) for path in lists}) or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if cores := len({_read(path) for path in lists}):
+        return cores
+    import psutil  # which takes 10 ms, and Linux seldom needs it
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 
 
 def physical_memory() -> int:
     """Bytes of the machine's main memory, whoever may use them."""
+    import psutil
+
     return int(psutil.virtual_memory().total)
 
 
@@ -70,6 +74,8 @@ def available_memory(root: Path = _ROOT) -> Memory:
     """
     system = _table(root / "proc/meminfo", unit=1024)
     if "MemAvailable:" not in system:
+        import psutil
+
         return Memory(int(psutil.virtual_memory().available), "of this machine")
     swap = system.get("SwapFree:", 0)
     found = Memory(system["MemAvailable:"] + swap, "of this machine")
